@@ -1,0 +1,453 @@
+"""The OASIS PNG slices: found, checked, read, and fed to the networks.
+
+The way of the data is PNG -> uint8 array -> ``tf.data`` batches of float32 in [-1, 1]. Where no OASIS slices are to be
+had, a demo cohort is simulated and written as the same PNG folders, so that everything after it is the one real path.
+
+    python dataset.py [--data-dir DIR]      # a table of the splits, and runs/contact_sheet.png
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+import re
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
+from skimage import util
+import tensorflow as tf
+from tqdm import tqdm
+
+SPLITS = ("train", "validate", "test")
+NUM_POSITIONS = 32  # axial slices per person
+LARGEST_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
+FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png")
+DEMO_VERSION = 1  # part of the cache folder's name: raise it whenever the simulation changes
+DEMO_FIRST_CASE = {"train": 1, "validate": 402, "test": 441}  # the case numbers that OASIS gives the splits
+DEMO_PEOPLE = {"train": 32, "validate": 6, "test": 6}
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Reports a bad argument as the scripts report all bad input: in one sentence."""
+
+    def error(self, message):
+        """Raises `InputError` in place of printing the usage."""
+        raise InputError(f"{message}; see --help.")
+
+
+def number(kind, minimum):
+    """An argparse type: an int or a finite float of at least `minimum`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not minimum <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected {'an integer' if kind is int else 'a number'} "
+                                             f"of at least {minimum}, got {text}")
+        return value
+
+    return parse
+
+
+def exit_on_input_error(main):
+    """Wraps a script's main function: an `InputError` becomes one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def wrapper(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return wrapper
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The slices of one split, ordered by case, then by slice.
+
+    Attributes:
+        name: "train", "validate" or "test".
+        images: uint8 (N, height, width).
+        cases: int32 (N,), the person of each image.
+        positions: int32 (N,), the slice number of each image: its place in the head, 0 the lowest.
+    """
+
+    name: str
+    images: np.ndarray
+    cases: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def num_people(self):
+        """The number of different people."""
+        return len(np.unique(self.cases))
+
+
+def find_data(data_dir=None):
+    """Finds the folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data, else the demo cohort.
+
+    Returns:
+        (its path, whether it is the demo cohort).
+
+    Raises:
+        InputError: if a folder that was asked for does not exist.
+    """
+    for folder, origin in ((data_dir, "--data-dir"), (os.environ.get("OASIS_DIR"), "the environment variable OASIS_DIR")):
+        if folder:
+            if not Path(folder).is_dir():
+                raise InputError(f"{origin} names {folder}, which is not a folder; "
+                                 "give the one that holds keras_png_slices_train, _validate and _test.")
+            return Path(folder), False
+    default = Path("keras_png_slices_data")
+    if default.is_dir():
+        return default, False
+    folder = make_demo_cohort()
+    print(f"No OASIS data found (--data-dir, OASIS_DIR, ./{default}): using the demo cohort in {folder}, which is simulated "
+          "from one averaged template and is no evidence about patients.")
+    return folder, True
+
+
+def load_splits(data_dir, names=SPLITS, limit=None):
+    """Reads splits from the PNG folders.
+
+    Args:
+        data_dir: folder that holds ``keras_png_slices_{train,validate,test}``.
+        names: the splits to read.
+        limit: keep only the first `limit` people of each split.
+
+    Returns:
+        A dict of `Split` by name. All images have one size, and no person is in two splits.
+
+    Raises:
+        InputError: if a folder is missing or empty, or a file is not a slice: see `list_slices` and `read_slice`.
+    """
+    listed = {name: list_slices(data_dir, name, limit) for name in names}
+    owner = {}
+    for name, files in listed.items():
+        for case, _, path in files:
+            if owner.setdefault(case, name) != name:
+                raise InputError(f"Person case_{case:03d} is in both the {owner[case]} and the {name} split ({path}); "
+                                 "keep each person in one split, or results on held-out people mean nothing.")
+    first_path = listed[names[0]][0][2]
+    size = read_slice(first_path).shape
+    read = functools.partial(read_slice, size=size, like=first_path)
+    splits = {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, files in listed.items():
+            images = np.empty((len(files), *size), np.uint8)
+            progress = tqdm(pool.map(read, (path for *_, path in files)), f"Reading {name}", len(files), unit=" images",
+                            leave=False, disable=None)
+            for index, image in enumerate(progress):
+                images[index] = image
+            cases, positions = np.array([file[:2] for file in files], np.int32).T
+            splits[name] = Split(name, images, cases, positions)
+    return splits
+
+
+def list_slices(data_dir, name, limit=None):
+    """Lists one split's files as (case, position, path), ordered by case, then position.
+
+    Raises:
+        InputError: if the folder is missing or empty, a PNG's name has no case and slice, or two files are one slice.
+    """
+    folder = Path(data_dir) / f"keras_png_slices_{name}"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing; the data folder must hold keras_png_slices_train, _validate and _test.")
+    files = {}
+    for path in folder.glob("*.png"):
+        match = FILE_NAME.fullmatch(path.name)
+        if not match:
+            raise InputError(f"{path} has no case and slice in its name; expected case_NNN_slice_K.nii.png.")
+        key = int(match[1]), int(match[2])
+        if key[1] >= NUM_POSITIONS:
+            raise InputError(f"{path} is slice {key[1]}; slices are numbered 0 to {NUM_POSITIONS - 1}.")
+        if key in files:
+            raise InputError(f"{path} and {files[key]} are the same case and slice; remove one of them.")
+        files[key] = path
+    if not files:
+        raise InputError(f"{folder} holds no PNG files; put the slices case_NNN_slice_K.nii.png of the {name} split there.")
+    people = sorted({case for case, _ in files})[:limit]
+    return [(case, position, files[case, position]) for case, position in sorted(files) if case in set(people)]
+
+
+def read_slice(path, size=None, like=None):
+    """Reads one 8-bit grayscale PNG as uint8 (height, width).
+
+    Args:
+        path: the file.
+        size: the (height, width) that it must have.
+        like: the file whose size that is, for the message.
+
+    Raises:
+        InputError: if it is no PNG, is damaged, has colour, alpha or another depth, or has another size.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode != "L":
+                raise InputError(f"{path} is a PNG of mode {image.mode}; convert it to 8-bit grayscale (mode L).")
+            found = image.height, image.width
+            if size is not None and found != tuple(size):
+                raise InputError(f"{path} is {found[1]}x{found[0]} pixels but {like} is {size[1]}x{size[0]}; "
+                                 "all slices must have one size.")
+            if max(found) > LARGEST_SIDE:
+                raise InputError(f"{path} is {found[1]}x{found[0]} pixels; the largest side allowed is {LARGEST_SIDE}.")
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        what = "is not a PNG image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+        raise InputError(f"{path} {what}; replace the file or remove it.") from error
+
+
+def normalise(images):
+    """uint8 in [0, 255] -> float32 in [-1, 1], as ``x / 127.5 - 1``."""
+    return tf.cast(images, tf.float32) / 127.5 - 1.0
+
+
+def to_uint8(images):
+    """The inverse of `normalise`, for NumPy: floats in [-1, 1] (clipped) -> uint8 in [0, 255]."""
+    return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def image_batches(split, batch_size):
+    """A split in its order, as batches of (float32 (B, height, width, 1) in [-1, 1], int32 (B,) positions)."""
+    pairs = tf.data.Dataset.from_tensor_slices(np.arange(len(split.images))).batch(batch_size)
+    return _with_options(pairs.map(_gather_images(split), num_parallel_calls=2).prefetch(2))
+
+
+def training_batches(split, batch_size, seed, first_epoch=0):
+    """An endless run of shuffled training epochs, each without its last short batch.
+
+    The order depends on (`seed`, epoch) alone, so a resumed run that starts at `first_epoch` sees what an uninterrupted
+    one would have seen.
+
+    Returns:
+        A dataset of (float32 (B, height, width, 1) in [-1, 1], int32 (B,) positions).
+    """
+    return _with_options(_shuffled_indices(len(split.images), batch_size, seed, first_epoch)
+                         .map(_gather_images(split), num_parallel_calls=2).prefetch(2))
+
+
+def code_batches(codes, positions, batch_size, seed=None, first_epoch=0):
+    """Codes for the prior: shuffled without end like `training_batches`, or once in order if `seed` is None.
+
+    Args:
+        codes: int32 (N, h, w).
+        positions: int32 (N,).
+
+    Returns:
+        A dataset of dicts ``{"codes": (B, h, w), "positions": (B,)}`` of int32.
+    """
+    with tf.device("CPU"):
+        codes, positions = tf.constant(codes, tf.int32), tf.constant(positions, tf.int32)
+    if seed is None:
+        indices = tf.data.Dataset.range(len(codes)).batch(batch_size)
+    else:
+        indices = _shuffled_indices(len(codes), batch_size, seed, first_epoch)
+    return _with_options(indices.map(lambda i: {"codes": tf.gather(codes, i), "positions": tf.gather(positions, i)},
+                                     num_parallel_calls=2).prefetch(2))
+
+
+def _shuffled_indices(num_items, batch_size, seed, first_epoch):
+    def one_epoch(epoch):
+        order = tf.random.experimental.index_shuffle(
+            tf.range(num_items), [tf.constant(seed, tf.int64), epoch, 0], num_items - 1)
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
+
+    return tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
+
+
+def _gather_images(split):
+    # Captured on the host as uint8: a quarter of the memory of floats, and no copy to a GPU.
+    with tf.device("CPU"):
+        images, positions = tf.constant(split.images), tf.constant(split.positions)
+    return lambda i: (normalise(tf.gather(images, i))[..., tf.newaxis], tf.gather(positions, i))
+
+
+def _with_options(dataset):
+    # TensorFlow 2.21: tearing down an autotuned iterator waits for the autotuner's next wake-up, up to tens of seconds.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+def fingerprint(splits):
+    """A SHA-256 hex digest of the splits' pixels, cases and positions: equal data, equal digest."""
+    digest = hashlib.sha256()
+    for name in sorted(splits):
+        for array in (splits[name].images, splits[name].cases, splits[name].positions):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def empty_margin(images, multiple):
+    """The width in pixels, rounded down to `multiple`, of the border that is black in every image uint8 (N, H, W)."""
+    drawn = images.max(axis=0) > 0
+    widths = []
+    for axis in (0, 1):
+        inked = np.flatnonzero(drawn.any(axis=1 - axis))
+        widths += [inked[0], drawn.shape[axis] - 1 - inked[-1]] if inked.size else [0]
+    return int(min(widths)) // multiple * multiple
+
+
+# The demo cohort ------------------------------------------------------------------------------------------------------
+
+
+def make_demo_cohort(cache_dir=None, people=None):
+    """Simulates a cohort from the MNI152 T1 template that nilearn ships, once, and returns its folder.
+
+    The template is one brain, averaged over 152 people (Fonov et al. 2009). Each virtual person is that brain under a
+    small affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a bias
+    field and Rician noise. Seeded: the same bytes each time.
+
+    Args:
+        cache_dir: where to keep it; by default ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        people: the number of people by split; by default `DEMO_PEOPLE`.
+
+    Returns:
+        The path of a folder laid out as the OASIS PNG set.
+
+    Raises:
+        InputError: if the cache cannot be written.
+    """
+    people = people or DEMO_PEOPLE
+    cache_dir = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache_dir / f"brain-vqvae-demo-v{DEMO_VERSION}-{'-'.join(str(people[name]) for name in SPLITS)}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".brain-vqvae-demo-", dir=cache_dir))
+    except OSError as error:
+        raise InputError(f"The demo cohort cannot be written to {cache_dir} ({error.strerror}); "
+                         "set XDG_CACHE_HOME to a folder that can be.") from error
+    try:
+        _write_demo_cohort(unfinished, people)
+        unfinished.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process finished first, with the same bytes
+            raise InputError(f"The demo cohort cannot be written to {folder} ({error.strerror}); "
+                             "set XDG_CACHE_HOME to a folder with space.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _write_demo_cohort(folder, people):
+    template = _load_template()
+
+    def write_person(name, case):
+        slices = simulate_person(template, np.random.default_rng([DEMO_VERSION, case]))
+        for position, image in enumerate(slices):
+            Image.fromarray(image).save(folder / f"keras_png_slices_{name}" / f"case_{case:03d}_slice_{position}.nii.png")
+
+    for name in SPLITS:
+        (folder / f"keras_png_slices_{name}").mkdir()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        writing = [pool.submit(write_person, name, DEMO_FIRST_CASE[name] + index)
+                   for name in SPLITS for index in range(people[name])]
+        progress = tqdm(concurrent.futures.as_completed(writing), "Simulating the demo cohort", len(writing),
+                        unit=" people", leave=False, disable=None)
+        for written in progress:
+            written.result()
+
+
+def _load_template():
+    # Slow to import, and needed here alone.
+    from nilearn.datasets import load_mni152_template
+
+    volume = load_mni152_template(resolution=1)
+    intensity = volume.get_fdata(dtype=np.float32)
+    # An average of 152 people is blurred: unsharp masking brings the folds back to the contrast of one person's scan.
+    sharp = intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))
+    brain = ndimage.binary_opening(intensity > 0.05, iterations=2).astype(np.float32)
+    return ndimage.spline_filter(sharp.clip(0, 1.2), order=3), brain, np.linalg.inv(volume.affine)
+
+
+def simulate_person(template, rng):
+    """Draws one virtual person.
+
+    Args:
+        template: spline coefficients and brain mask, float32 (x, y, z), and the map from millimetres to voxels.
+        rng: a NumPy Generator, the person's only source of chance.
+
+    Returns:
+        uint8 (32, 256, 256): axial slices 1.4 mm apart, upwards from 8 mm below the anterior commissure, pixels of 1 mm;
+        front up, the head's left side on the left, the outside of the brain 0.
+    """
+    coefficients, brain, to_voxels = template
+    rows, columns = 192, 160  # the part of the frame that a head can reach
+    shape = NUM_POSITIONS, rows, columns
+
+    def smooth_field(spacing, amplitude):  # one random value every `spacing` mm, splined to the grid axis by axis
+        coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in shape])
+        splines = [ndimage.zoom(np.eye(few), (many / few, 1), order=3, mode="nearest")
+                   for few, many in zip(coarse.shape, shape)]
+        return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)
+
+    z, y, x = np.meshgrid(np.arange(NUM_POSITIONS) * 1.4 - 8, (rows - 1) / 2 - np.arange(rows),
+                          np.arange(columns) - (columns - 1) / 2, indexing="ij")
+    tilt, yaw = np.deg2rad(rng.uniform(-3, 3, 2))
+    x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
+    y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
+    x, y, z = (axis * rng.uniform(0.98, 1.1) + smooth_field(18, 1.3) for axis in (x, y, z))
+    y -= 18  # the middle of the brain lies behind the anterior commissure
+    near_ventricles = np.exp(-((x / 22) ** 2 + ((y + 12) / 45) ** 2 + ((z - 14) / 22) ** 2))
+    x *= 1 - rng.uniform(-0.15, 0.5) * near_ventricles
+
+    voxels = np.einsum("ij,j...->i...", to_voxels[:3, :3], np.stack([x, y, z])) + to_voxels[:3, 3, None, None, None]
+    signal = ndimage.map_coordinates(coefficients, voxels, order=3, prefilter=False).clip(0, 1.2)
+    inside = ndimage.map_coordinates(brain, voxels, order=1) > 0.5
+    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(smooth_field(40, 0.06)) * rng.uniform(0.85, 1.0)
+    noise = rng.normal(0, rng.uniform(0.01, 0.03), (2, *shape))
+    magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: the length of a complex signal with Gaussian noise
+    pixels = np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8)
+    top, left = (256 - rows) // 2, (256 - columns) // 2
+    return np.pad(pixels, ((0, 0), (top, top), (left, left)))
+
+
+@exit_on_input_error
+def main(argv=None):
+    """Prints a table of the splits and writes a contact sheet."""
+    parser = ArgumentParser(description="Show what the data folder holds.")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
+    data_dir, _ = find_data(parser.parse_args(argv).data_dir)
+    splits = load_splits(data_dir)
+    print(f"{'split':10}{'images':>8}{'people':>8}{'size':>10}{'mean':>8}{'variance':>10}   (mean, variance in [-1, 1])")
+    for name, split in splits.items():
+        height, width = split.images.shape[1:]
+        values = np.bincount(split.images.ravel(), minlength=256) / split.images.size
+        levels = np.arange(256) / 127.5 - 1
+        mean = values @ levels
+        print(f"{name:10}{len(split.images):8,}{split.num_people:8}{f'{width}x{height}':>10}{mean:8.3f}"
+              f"{values @ (levels - mean) ** 2:10.4f}")
+    rows = [split.images[split.cases == case][np.linspace(0, (split.cases == case).sum() - 1, 8).astype(int)]
+            for split in splits.values() for case in np.unique(split.cases)[:2]]
+    sheet = util.montage(np.concatenate(rows), grid_shape=(len(rows), 8))
+    path = Path("runs/contact_sheet.png")
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(sheet).save(path)
+    print(f"{path}: a row per person, two of each split ({', '.join(splits)}), slices from the lowest to the highest.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,621 @@
+"""The networks: vector quantiser, encoder, decoder, VQ-VAE, and the PixelCNN prior over the codes.
+
+Images are float32 (B, height, width, 1) in [-1, 1]; codes are int32 (B, height / downsample, width / downsample) in
+[0, num_embeddings).
+
+References:
+    [1] van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, 2017. https://arxiv.org/abs/1711.00937
+    [2] Razavi, van den Oord, Vinyals: Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019.
+        https://arxiv.org/abs/1906.00446
+    [3] van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016. https://arxiv.org/abs/1606.05328
+    [4] Dhariwal et al.: Jukebox: A Generative Model for Music, 2020 (restart of dead codes, section 3.1 and appendix).
+        https://arxiv.org/abs/2005.00341
+"""
+
+import math
+
+import keras
+from keras import layers
+import numpy as np
+from sklearn.cluster import MiniBatchKMeans
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
+
+
+# Vector quantiser -----------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class VectorQuantizer(layers.Layer):
+    """Replaces each vector by the nearest row of a codebook, with a straight-through gradient.
+
+    The codebook follows its vectors as an exponential moving average (EMA; [1] appendix A.1, [2] equation 2):
+
+        N_k <- decay N_k + (1 - decay) n_k,   m_k <- decay m_k + (1 - decay) sum of the z assigned to k,   e_k = m_k / N_k
+
+    with n_k the number of vectors z assigned to code k in the batch. Codes whose N_k falls below `restart_below` times the
+    mean restart at a random vector of the batch [4]. With ``decay=None`` the codebook is trained by the gradient of
+    ``mean((sg[z] - e)^2)`` instead ([1] equation 3). All of it stays float32 under mixed precision.
+
+    Args:
+        num_embeddings: K, the number of codes.
+        embedding_dim: D, the length of a code's vector.
+        commitment_cost: beta, the weight of ``mean((z - sg[e])^2)`` in the loss.
+        decay: of the EMA, in (0, 1); None for the gradient codebook loss.
+        restart_below: share of the mean use below which a code counts as dead; 0 turns restarts off.
+        seed: of the restarts.
+    """
+
+    def __init__(self, num_embeddings=512, embedding_dim=16, commitment_cost=0.25, decay=0.99, restart_below=0.03, seed=0,
+                 **kwargs):
+        super().__init__(**{"dtype": "float32", **kwargs})
+        if num_embeddings < 1 or embedding_dim < 1:
+            raise ValueError(f"num_embeddings and embedding_dim must be at least 1, got {num_embeddings}, {embedding_dim}.")
+        if decay is not None and not 0 < decay < 1:
+            raise ValueError(f"decay must lie between 0 and 1, or be None for the gradient codebook loss, got {decay}.")
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.commitment_cost = commitment_cost
+        self.decay = decay
+        self.restart_below = restart_below
+        self.seed = seed
+        self.random = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape):
+        if input_shape[-1] != self.embedding_dim:
+            raise ValueError(f"Inputs must end in embedding_dim={self.embedding_dim} channels, got shape {tuple(input_shape)}.")
+        uniform = keras.initializers.RandomUniform(-1 / self.num_embeddings, 1 / self.num_embeddings, seed=self.seed)
+        shape = self.num_embeddings, self.embedding_dim
+        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=uniform, trainable=self.decay is None)
+        if self.decay is not None:
+            self.counts = self.add_weight(name="counts", shape=shape[:1], initializer="ones", trainable=False)
+            self.sums = self.add_weight(name="sums", shape=shape, initializer="zeros", trainable=False)
+            self.sums.assign(self.embeddings)
+
+    def call(self, inputs, training=False):
+        """Quantises a batch of vectors; with `training`, moves the codebook too.
+
+        Args:
+            inputs: float (..., D).
+            training: whether to update the codebook.
+
+        Returns:
+            A dict: `quantized`, float32 (..., D), with the straight-through gradient; `codes`, int32 (...); `loss`, the
+            scalar VQ loss; `perplexity`, 2 to the entropy of the codes' use in this batch, from 1 to K.
+        """
+        vectors = tf.reshape(inputs, (-1, self.embedding_dim))
+        codes = self.nearest(vectors)
+        quantized = tf.gather(self.embeddings, codes)
+        loss = self.commitment_cost * _mean_square(vectors - tf.stop_gradient(quantized))
+        if self.decay is None:
+            loss += _mean_square(tf.stop_gradient(vectors) - quantized)
+        elif training:
+            self._update(tf.stop_gradient(vectors), codes)
+        use = tf.math.bincount(codes, minlength=self.num_embeddings, dtype=tf.float32)
+        use = tf.math.divide_no_nan(use, tf.reduce_sum(use))
+        quantized = vectors + tf.stop_gradient(quantized - vectors)
+        return {
+            "quantized": tf.reshape(quantized, tf.shape(inputs)),
+            "codes": tf.reshape(codes, tf.shape(inputs)[:-1]),
+            "loss": loss,
+            "perplexity": tf.exp(-tf.reduce_sum(tf.math.xlogy(use, use))),
+        }
+
+    def nearest(self, vectors):
+        """The codes, int32 (N,), whose rows are nearest to `vectors`, float32 (N, D)."""
+        # |z - e|^2 without |z|^2, which is the same for all codes.
+        distances = tf.reduce_sum(self.embeddings ** 2, 1) - 2 * tf.matmul(vectors, self.embeddings, transpose_b=True)
+        return tf.argmin(distances, axis=1, output_type=tf.int32)
+
+    def _update(self, vectors, codes):
+        counts = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings)
+        sums = tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)
+        counts = self.decay * self.counts + (1 - self.decay) * counts
+        sums = self.decay * self.sums + (1 - self.decay) * sums
+        mean_count = tf.reduce_mean(counts)
+        dead = counts < self.restart_below * mean_count
+        drawn = keras.random.randint((self.num_embeddings,), 0, tf.shape(vectors)[0], seed=self.random)
+        counts = tf.where(dead, mean_count, counts)
+        sums = tf.where(dead[:, tf.newaxis], tf.gather(vectors, drawn) * mean_count, sums)
+        self.counts.assign(counts)
+        self.sums.assign(sums)
+        # The floor matters only without restarts, where an unused code's count decays towards 0 / 0.
+        self.embeddings.assign(sums / tf.maximum(counts, 1e-8)[:, tf.newaxis])
+
+    def fit_codebook(self, vectors):
+        """Starts the codebook at the k-means centres of `vectors`, float32 NumPy (N, D), N >= K.
+
+        Raises:
+            ValueError: if there are fewer vectors than codes.
+        """
+        if len(vectors) < self.num_embeddings:
+            raise ValueError(f"{len(vectors)} vectors cannot start {self.num_embeddings} codes; give more images or fewer codes.")
+        kmeans = MiniBatchKMeans(self.num_embeddings, batch_size=4096, max_iter=20, n_init=1, random_state=self.seed)
+        counts = np.bincount(kmeans.fit_predict(vectors), minlength=self.num_embeddings).clip(1)
+        self.embeddings.assign(kmeans.cluster_centers_)
+        if self.decay is not None:
+            self.counts.assign(counts / counts.mean())
+            self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
+
+    def get_config(self):
+        return {**super().get_config(), "num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim,
+                "commitment_cost": self.commitment_cost, "decay": self.decay, "restart_below": self.restart_below,
+                "seed": self.seed}
+
+
+def _mean_square(x):
+    return tf.reduce_mean(tf.square(x))
+
+
+# Encoder and decoder --------------------------------------------------------------------------------------------------
+
+
+def _residual_block(x, width):
+    y = layers.Activation("relu")(x)
+    y = layers.Conv2D(width, 3, padding="same")(y)
+    y = layers.Activation("relu")(y)
+    # Starts as the identity, so that depth costs no early training.
+    y = layers.Conv2D(width, 3, padding="same", kernel_initializer="zeros")(y)
+    return layers.Add()([x, y])
+
+
+def _stem_stride(image_size, margin):
+    stride, rest = divmod(4 * (image_size - 2 * margin), image_size)
+    if rest or stride < 1 or image_size % 8:
+        raise ValueError(f"image_size must be a multiple of 8 and margin 0, 1/8, 2/8 or 3/8 of it, got {image_size}, {margin}.")
+    return stride
+
+
+def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, width=64, num_residual_blocks=2):
+    """Images -> vectors: float (B, S, S, 1) -> (B, S / downsample, S / downsample, embedding_dim).
+
+    The first convolution takes the image, less `margin` black pixels on each side, to a grid of S / 4 at once: work at full
+    resolution is what costs. The grid of vectors is laid over what the margin leaves, so that none is spent on the empty
+    border that all pictures share.
+
+    Args:
+        image_size: S, in pixels; a multiple of 8.
+        embedding_dim: channels of the output.
+        downsample: 4 or 8.
+        margin: pixels left out on each side: 0, S / 8, S / 4 or 3 S / 8.
+        width: channels at the resolution of the vectors.
+        num_residual_blocks: of two 3x3 convolutions each.
+    """
+    if downsample not in (4, 8):
+        raise ValueError(f"downsample must be 4 or 8, got {downsample}.")
+    stride = _stem_stride(image_size, margin)
+    images = keras.Input((image_size, image_size, 1), name="images")
+    x = layers.Cropping2D(margin)(images)
+    x = layers.Conv2D(width // 2, 2 * stride, strides=stride, padding="same", activation="relu")(x)
+    if downsample == 8:
+        x = layers.Conv2D(width, 4, strides=2, padding="same")(x)
+    else:
+        x = layers.Conv2D(width, 3, padding="same")(x)
+    for _ in range(num_residual_blocks):
+        x = _residual_block(x, width)
+    x = layers.Activation("relu")(x)
+    return keras.Model(images, layers.Conv2D(embedding_dim, 1)(x), name="encoder")
+
+
+def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, width=64, num_residual_blocks=2):
+    """Vectors -> images, the mirror of `build_encoder`; the margin is painted black (-1), other values are not clipped."""
+    stride = _stem_stride(image_size, margin)
+    grid = image_size // downsample
+    vectors = keras.Input((grid, grid, embedding_dim), name="vectors")
+    x = layers.Conv2D(width, 3, padding="same")(vectors)
+    for _ in range(num_residual_blocks):
+        x = _residual_block(x, width)
+    x = layers.Activation("relu")(x)
+    if downsample == 8:
+        x = layers.Conv2DTranspose(width // 2, 4, strides=2, padding="same")(x)
+    else:
+        x = layers.Conv2D(width // 2, 3, padding="same")(x)
+    x = _residual_block(x, width // 2)
+    x = layers.Activation("relu")(x)
+    x = layers.Conv2DTranspose(1, 2 * stride, strides=stride, padding="same", dtype="float32")(x)
+    x = layers.Rescaling(1.0, 1.0, dtype="float32")(x)  # black to 0, so that padding with 0 is padding with black
+    x = layers.ZeroPadding2D(margin, dtype="float32")(x)
+    return keras.Model(vectors, layers.Rescaling(1.0, -1.0, dtype="float32")(x), name="decoder")
+
+
+# VQ-VAE ---------------------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class VQVAE(keras.Model):
+    """Compresses images to a grid of codes and back [1].
+
+    The total loss is ``reconstruction_loss + vq_loss``: the mean squared error over `data_variance` (1 is what painting
+    every pixel in the mean colour would cost), plus the quantiser's loss.
+
+    Args:
+        image_size: side of the square images in pixels.
+        num_embeddings: K, the number of codes.
+        embedding_dim: D, the length of a code's vector.
+        downsample: pixels of `image_size` per code along each axis, 4 or 8.
+        margin: see `build_encoder`.
+        width: see `build_encoder`.
+        num_residual_blocks: see `build_encoder`.
+        commitment_cost: see `VectorQuantizer`.
+        decay: see `VectorQuantizer`.
+        data_variance: variance of the training pixels in [-1, 1].
+        seed: of the codebook's start and restarts.
+
+    Example:
+        >>> vqvae = VQVAE()
+        >>> codes = vqvae.encode_to_codes(images)       # (B, 256, 256, 1) -> int32 (B, 32, 32)
+        >>> images = vqvae.decode_codes(codes)          # and back, in [-1, 1]
+    """
+
+    def __init__(self, image_size=256, num_embeddings=512, embedding_dim=16, downsample=8, margin=0, width=64,
+                 num_residual_blocks=2, commitment_cost=0.25, decay=0.99, data_variance=1.0, seed=0, **kwargs):
+        super().__init__(**kwargs)
+        shape = {"image_size": image_size, "embedding_dim": embedding_dim, "downsample": downsample, "margin": margin,
+                 "width": width, "num_residual_blocks": num_residual_blocks}
+        self.settings = {**shape, "num_embeddings": num_embeddings, "commitment_cost": commitment_cost, "decay": decay,
+                         "data_variance": data_variance, "seed": seed}
+        self.image_size = image_size
+        self.grid_size = image_size // downsample
+        self.data_variance = data_variance
+        self.encoder = build_encoder(**shape)
+        self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, commitment_cost, decay, seed=seed)
+        self.decoder = build_decoder(**shape)
+        self.trackers = [keras.metrics.Mean(name) for name in ("loss", "reconstruction_loss", "vq_loss", "perplexity")]
+        self.quantizer.build((None, self.grid_size, self.grid_size, embedding_dim))
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+    def encode(self, images):
+        """Images (B, S, S, 1) in [-1, 1] -> vectors (B, g, g, D), before quantisation."""
+        return self.encoder(images)
+
+    def quantize(self, vectors):
+        """Vectors (B, g, g, D) -> the dict of `VectorQuantizer.call`."""
+        return self.quantizer(vectors)
+
+    def decode(self, vectors):
+        """Quantised vectors (B, g, g, D) -> images (B, S, S, 1), clipped to [-1, 1]."""
+        return tf.clip_by_value(self.decoder(vectors), -1.0, 1.0)
+
+    def encode_to_codes(self, images):
+        """Images (B, S, S, 1) in [-1, 1] -> codes int32 (B, g, g)."""
+        return self.quantize(self.encode(images))["codes"]
+
+    def decode_codes(self, codes):
+        """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1]."""
+        return self.decode(tf.gather(self.quantizer.embeddings, codes))
+
+    def call(self, images, training=False):
+        """Reconstructs: (B, S, S, 1) -> (B, S, S, 1), in [-1, 1]."""
+        return tf.clip_by_value(self._forward(images, training)[0], -1.0, 1.0)
+
+    def _forward(self, images, training, quantise=True):
+        vectors = self.encoder(images, training=training)
+        quantized = self.quantizer(vectors, training=training) if quantise else {
+            "quantized": vectors, "loss": 0.0, "perplexity": 0.0}
+        return self.decoder(quantized["quantized"], training=training), quantized
+
+    def _losses(self, images, training, quantise=True):
+        outputs, quantized = self._forward(images, training, quantise)
+        # Blacker than black is black: outputs are clipped, so below -1 there is nothing to mend on a black pixel.
+        errors = tf.where((images <= -1) & (outputs < -1), 0.0, outputs - images)
+        reconstruction_loss = _mean_square(errors) / self.data_variance
+        return [reconstruction_loss + quantized["loss"], reconstruction_loss, quantized["loss"], quantized["perplexity"]]
+
+    def _step(self, images, quantise):
+        with tf.GradientTape() as tape:
+            losses = self._losses(images, training=True, quantise=quantise)
+            scaled_loss = self.optimizer.scale_loss(losses[0])
+        self.optimizer.apply(tape.gradient(scaled_loss, self.trainable_variables), self.trainable_variables)
+        return losses
+
+    def train_step(self, data):
+        """One step on a batch of (images, positions); the positions are the prior's affair."""
+        return self._track(self._step(data[0], quantise=True))
+
+    def test_step(self, data):
+        """The losses on a batch of (images, positions)."""
+        return self._track(self._losses(data[0], training=False))
+
+    def _track(self, values):
+        for tracker, value in zip(self.trackers, values):
+            tracker.update_state(value)
+        return {tracker.name: tracker.result() for tracker in self.trackers}
+
+    @property
+    def metrics(self):
+        return self.trackers
+
+    def start_codebook(self, batches, warmup_steps=60, fit_batches=8):
+        """Trains as a plain autoencoder for a few steps, then starts the codebook at k-means centres of real vectors.
+
+        A random codebook lets most codes die unused; one fitted to vectors that already mean something does not.
+
+        Args:
+            batches: iterable of (images, positions); `warmup_steps` of them train, then `fit_batches` (more, if the
+                codebook needs more vectors) are encoded.
+            warmup_steps: optimiser steps without quantisation.
+            fit_batches: batches for k-means.
+        """
+        batches = iter(batches)
+        if warmup_steps:
+            step = tf.function(lambda images: self._step(images, quantise=False))
+            for _ in range(warmup_steps):
+                step(next(batches)[0])
+        vectors = []
+        while len(vectors) < fit_batches or sum(map(len, vectors)) < self.quantizer.num_embeddings:
+            vectors.append(np.reshape(self.encode(next(batches)[0]), (-1, self.quantizer.embedding_dim)))
+        self.quantizer.fit_codebook(np.concatenate(vectors).astype(np.float32))
+
+
+# PixelCNN prior -------------------------------------------------------------------------------------------------------
+
+
+def _gate(x):
+    """Halves the channels: ``tanh(a) sigmoid(b)``, [3] equation 2."""
+    a, b = tf.split(x, 2, axis=-1)
+    return tf.tanh(a) * tf.sigmoid(b)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class GatedBlock(layers.Layer):
+    """One layer of the gated PixelCNN: a vertical and a horizontal stack ([3] figure 2).
+
+    At (row, column) the vertical features know all codes of the rows above, the horizontal ones these and the codes to the
+    left: together everything before, so there is no blind spot. The convolutions are unpadded and take windows that the
+    caller has padded: the whole grid while training, the newest row or code while sampling. So both run the same code.
+
+    Args:
+        num_filters: channels F of both stacks.
+        kernel_size: odd width k of the window; the vertical stack sees k // 2 rows up per layer.
+        dropout: rate on the horizontal branch.
+    """
+
+    def __init__(self, num_filters, kernel_size, dropout, **kwargs):
+        super().__init__(**kwargs)
+        self.settings = {"num_filters": num_filters, "kernel_size": kernel_size, "dropout": dropout}
+        self.reach = kernel_size // 2
+        self.vertical_conv = layers.Conv2D(2 * num_filters, (self.reach + 1, kernel_size))
+        self.horizontal_conv = layers.Conv2D(2 * num_filters, (1, self.reach + 1))
+        self.vertical_to_horizontal = layers.Dense(2 * num_filters)
+        self.condition = layers.Dense(4 * num_filters)
+        self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
+        self.horizontal_out = layers.Dense(num_filters, kernel_initializer="zeros")
+        self.dropout = layers.Dropout(dropout)
+
+    def build(self, input_shape=None):
+        filters = self.settings["num_filters"]
+        for layer in (self.vertical_conv, self.horizontal_conv, self.condition, self.vertical_out, self.horizontal_out):
+            layer.build((None, None, None, filters))
+        self.vertical_to_horizontal.build((None, None, None, 2 * filters))
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+    def vertical(self, window, condition):
+        """One vertical step.
+
+        Args:
+            window: (B, R + k // 2, W + 2 (k // 2), F), the rows before and the R rows in question, padded at the sides.
+            condition: (B, 1, 1, C), what the head is known by.
+
+        Returns:
+            The rows' new features (B, R, W, F), and what they tell the horizontal stack (B, R, W, 2F).
+        """
+        features = self.vertical_conv(window)
+        here = window[:, self.reach:, self.reach:-self.reach]
+        gated = _gate(features + tf.split(self.condition(condition), 2, axis=-1)[0])
+        return here + self.vertical_out(gated), self.vertical_to_horizontal(features)
+
+    def horizontal(self, window, from_vertical, condition, training=False):
+        """One horizontal step.
+
+        Args:
+            window: (B, R, k // 2 + W, F), the codes before and the W codes in question.
+            from_vertical: (B, R, W, 2F).
+            condition: as in `vertical`.
+            training: whether to drop out.
+
+        Returns:
+            The codes' new features (B, R, W, F).
+        """
+        features = self.horizontal_conv(window) + from_vertical + tf.split(self.condition(condition), 2, axis=-1)[1]
+        return window[:, :, self.reach:] + self.horizontal_out(self.dropout(_gate(features), training=training))
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class PixelCNN(keras.Model):
+    """The prior over codes: p(codes | position) as a product over the grid, row by row, left to right [3].
+
+    Conditioned on the slice's position in the head and on the place in the grid.
+
+    Args:
+        grid_size: side of the square grid of codes.
+        num_embeddings: K, the number of codes.
+        num_positions: slices per head.
+        num_filters: channels of each stack.
+        num_layers: gated blocks.
+        kernel_size: odd width of their windows.
+        dropout: rate.
+    """
+
+    def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=5,
+                 dropout=0.1, **kwargs):
+        super().__init__(**kwargs)
+        if kernel_size % 2 == 0 or kernel_size < 3:
+            raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
+        self.settings = {"grid_size": grid_size, "num_embeddings": num_embeddings, "num_positions": num_positions,
+                         "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size,
+                         "dropout": dropout}
+        self.grid_size = grid_size
+        self.num_embeddings = num_embeddings
+        self.num_positions = num_positions
+        self.num_filters = num_filters
+        self.code_embedding = layers.Embedding(num_embeddings, num_filters)
+        self.position_embedding = layers.Embedding(num_positions, num_filters)
+        self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
+        self.blocks = [GatedBlock(num_filters, kernel_size, dropout) for _ in range(num_layers)]
+        self.head = keras.Sequential([layers.Activation("relu"), layers.Dense(2 * num_filters, activation="relu"),
+                                      layers.Dense(num_embeddings, dtype="float32")])
+        self.bits_per_code = keras.metrics.Mean("bits_per_code")
+        self.build()
+
+    def build(self, input_shape=None):
+        for embedding in (self.code_embedding, self.position_embedding, self.place_embedding):
+            embedding.build()
+        for block in self.blocks:
+            block.build()
+        self.head.build((None, self.grid_size, self.grid_size, self.num_filters))
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+    def _places(self):
+        places = self.place_embedding(tf.range(self.grid_size * self.grid_size))
+        return tf.reshape(places, (1, self.grid_size, self.grid_size, self.num_filters))
+
+    def _condition(self, positions):
+        return self.position_embedding(positions)[:, tf.newaxis, tf.newaxis]
+
+    def call(self, inputs, training=False):
+        """The logits of every code, given those before it.
+
+        Args:
+            inputs: a dict of `codes`, int (B, g, g), and `positions`, int (B,).
+            training: whether to drop out.
+
+        Returns:
+            float32 (B, g, g, K).
+        """
+        condition, places = self._condition(inputs["positions"]), self._places()
+        embedded = self.code_embedding(inputs["codes"])
+        # Shifted by one, so that a row starts from the one above and a code from the one to its left.
+        vertical = places + tf.pad(embedded[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
+        horizontal = places + tf.pad(embedded[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
+        for block in self.blocks:
+            reach = block.reach
+            window = tf.pad(vertical, [[0, 0], [reach, 0], [reach, reach], [0, 0]])
+            vertical, from_vertical = block.vertical(window, condition)
+            window = tf.pad(horizontal, [[0, 0], [0, 0], [reach, 0], [0, 0]])
+            horizontal = block.horizontal(window, from_vertical, condition, training)
+        return self.head(horizontal)
+
+    def distribution(self, codes, positions, training=False):
+        """The codes' `tfp.distributions.Categorical`, batch shape (B, g, g), each given the codes before it."""
+        return tfp.distributions.Categorical(logits=self({"codes": codes, "positions": positions}, training=training))
+
+    def log_prob(self, codes, positions, training=False):
+        """log p(codes | position) in nats: int (B, g, g), int (B,) -> float32 (B,)."""
+        return tf.reduce_sum(self.distribution(codes, positions, training).log_prob(codes), axis=(1, 2))
+
+    def _bits_per_code(self, data, training):
+        nats = -tf.reduce_mean(self.log_prob(data["codes"], data["positions"], training))
+        return nats / (math.log(2) * self.grid_size ** 2)
+
+    def train_step(self, data):
+        """One step on a batch of {"codes", "positions"}; the loss is the code length in bits per code."""
+        with tf.GradientTape() as tape:
+            loss = self._bits_per_code(data, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        self.optimizer.apply(tape.gradient(scaled_loss, self.trainable_variables), self.trainable_variables)
+        self.bits_per_code.update_state(loss)
+        return {"bits_per_code": self.bits_per_code.result()}
+
+    def test_step(self, data):
+        """The code length of a batch of {"codes", "positions"}."""
+        self.bits_per_code.update_state(self._bits_per_code(data, training=False), tf.shape(data["codes"])[0])
+        return {"bits_per_code": self.bits_per_code.result()}
+
+    @property
+    def metrics(self):
+        return [self.bits_per_code]
+
+    def sample(self, positions, seed=0, temperature=1.0, batch_size=16):
+        """Draws codes, exactly as the full network would, computing at each code only what is new.
+
+        The vertical stack runs once per row, the horizontal stack once per code, on the last few features of each layer.
+        Sample i gets its noise from (`seed`, i), whatever the batch size.
+
+        Args:
+            positions: int (N,), the slice position of each sample.
+            seed: int; the same seed gives the same codes.
+            temperature: 1 draws from the model, 0 takes the likeliest code each time.
+            batch_size: samples drawn side by side.
+
+        Returns:
+            codes, int32 NumPy (N, g, g).
+        """
+        positions = np.asarray(positions, np.int32)
+        if positions.size and not 0 <= positions.min() <= positions.max() < self.num_positions:
+            raise ValueError(f"positions must lie in 0 to {self.num_positions - 1}, got {positions.min()} to {positions.max()}.")
+        draw = tf.function(self.sample_from_noise)
+        codes = np.zeros((len(positions), self.grid_size, self.grid_size), np.int32)
+        for first in range(0, len(positions), batch_size):
+            some = tf.constant(positions[first:first + batch_size])
+            noise = self.gumbel_noise(seed, tf.range(first, first + len(some)))
+            codes[first:first + len(some)] = draw(some, noise, tf.constant(temperature, tf.float32))
+        return codes
+
+    def gumbel_noise(self, seed, indices):
+        """Standard Gumbel noise float32 (N, g, g, K), each sample's from (`seed`, its index) alone."""
+        shape = self.grid_size, self.grid_size, self.num_embeddings
+        uniform = tf.map_fn(lambda i: tf.random.stateless_uniform(shape, [seed, i], minval=1e-20),
+                            indices, fn_output_signature=tf.float32)
+        return -tf.math.log(-tf.math.log(uniform))
+
+    def sample_from_noise(self, positions, noise, temperature):
+        """The codes, int32 (B, g, g), that Gumbel-max draws from given noise (B, g, g, K): argmax(logits + T noise)."""
+        size, batch, filters = self.grid_size, tf.shape(positions)[0], self.num_filters
+        condition, places = self._condition(positions), self._places()
+        dtype = places.dtype
+
+        def draw_row(row, previous, rows_before, codes):
+            vertical = tf.gather(places, [row], axis=1) + previous
+            told, rows_kept = [], []
+            for block, before in zip(self.blocks, rows_before):
+                window = tf.concat([before, vertical], axis=1)
+                rows_kept.append(window[:, 1:])
+                window = tf.pad(window, [[0, 0], [0, 0], [block.reach, block.reach], [0, 0]])
+                vertical, from_vertical = block.vertical(window, condition)
+                told.append(from_vertical)
+
+            def draw_code(column, previous, codes_before, row_codes):
+                horizontal = places[:, row, column][:, tf.newaxis, tf.newaxis] + previous
+                codes_kept = []
+                for block, before, from_vertical in zip(self.blocks, codes_before, told):
+                    window = tf.concat([before, horizontal], axis=2)
+                    codes_kept.append(window[:, :, 1:])
+                    horizontal = block.horizontal(window, tf.gather(from_vertical, [column], axis=2), condition)
+                logits = self.head(horizontal)[:, 0, 0]
+                code = tf.argmax(logits + temperature * noise[:, row, column], axis=-1, output_type=tf.int32)
+                previous = self.code_embedding(code)[:, tf.newaxis, tf.newaxis]
+                return column + 1, previous, codes_kept, row_codes.write(column, code)
+
+            start = (0, tf.zeros((batch, 1, 1, filters), dtype),
+                     [tf.zeros((batch, 1, block.reach, filters), dtype) for block in self.blocks],
+                     tf.TensorArray(tf.int32, size, element_shape=positions.shape))
+            row_codes = tf.while_loop(lambda column, *_: column < size, draw_code, start)[-1]
+            row_codes = tf.transpose(row_codes.stack())
+            previous = tf.reshape(self.code_embedding(row_codes), (batch, 1, size, filters))
+            return row + 1, previous, rows_kept, codes.write(row, row_codes)
+
+        start = (0, tf.zeros((batch, 1, size, filters), dtype),
+                 [tf.zeros((batch, block.reach, size, filters), dtype) for block in self.blocks],
+                 tf.TensorArray(tf.int32, size, element_shape=(positions.shape[0], size)))
+        codes = tf.while_loop(lambda row, *_: row < size, draw_row, start)[-1]
+        return tf.transpose(codes.stack(), (1, 0, 2))
+
+    def sample_by_full_forwards(self, positions, noise, temperature=1.0):
+        """What `sample_from_noise` must equal, the slow way: a full forward pass for each code. For tests and benchmarks."""
+        codes = np.zeros(noise.shape[:3], np.int32)
+        forward = tf.function(lambda codes: self({"codes": codes, "positions": positions}))
+        for row, column in np.ndindex(*codes.shape[1:]):
+            logits = forward(tf.constant(codes))[:, row, column]
+            codes[:, row, column] = tf.argmax(logits + temperature * noise[:, row, column], axis=-1)
+        return codes

@@ -1,0 +1,150 @@
+"""Reconstructs test images with a trained run, measures them, and samples new brains.
+
+    python predict.py                                        # the newest run
+    python predict.py --run-dir runs/oasis --data-dir DIR --slice all
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+import dataset
+from dataset import InputError
+import figures
+import metrics
+import modules  # noqa: F401  (Keras finds the classes of the .keras files here)
+
+
+def parse_arguments(argv):
+    """The command line."""
+    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: the newest in runs/)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: the run's own, else as in train.py)")
+    parser.add_argument("--num-examples", type=dataset.number(int, 1), default=10, metavar="N",
+                        help="test images to show (default: 10)")
+    parser.add_argument("--num-samples", type=dataset.number(int, 1), default=16, metavar="N",
+                        help="brains to sample (default: 16)")
+    parser.add_argument("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
+                        "or all for one sample of each (default: --num-samples spread over all)")
+    parser.add_argument("--temperature", type=dataset.number(float, 0), default=1.0, metavar="T",
+                        help="of sampling: 1 is the model, less is blander (default: 1)")
+    parser.add_argument("--seed", type=dataset.number(int, 0), default=0, metavar="S", help="of every draw (default: 0)")
+    parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions)")
+    return parser.parse_args(argv)
+
+
+def slice_argument(text):
+    """An argparse type: "all" or a slice position."""
+    if text == "all":
+        return text
+    position = dataset.number(int, 0)(text)
+    if position >= dataset.NUM_POSITIONS:
+        raise InputError(f"--slice {position} is past the last slice, {dataset.NUM_POSITIONS - 1}.")
+    return position
+
+
+def find_run(run_dir):
+    """The folder of the run: `run_dir`, or the newest in runs/ that has both models.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if run_dir:
+        if not is_run(Path(run_dir)):
+            raise InputError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
+                             "train one with train.py --run-dir.")
+        return Path(run_dir)
+    runs = [folder for folder in Path("runs").glob("*") if is_run(folder)]
+    if not runs:
+        raise InputError("There is no trained run in runs/; run train.py first, or name one with --run-dir.")
+    return max(runs, key=lambda folder: (folder / "config.json").stat().st_mtime)
+
+
+def is_run(folder):
+    """Whether a folder holds a run with both models."""
+    return all((folder / name).is_file() for name in ("config.json", "vqvae.keras", "pixelcnn.keras"))
+
+
+def load_run(run_dir):
+    """Loads a run's config, VQ-VAE and PixelCNN.
+
+    Raises:
+        InputError: if a file is damaged.
+    """
+    try:
+        config = json.loads((run_dir / "config.json").read_text())
+        vqvae, prior = (keras.models.load_model(run_dir / name, compile=False) for name in ("vqvae.keras", "pixelcnn.keras"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"The run in {run_dir} cannot be loaded ({str(error).splitlines()[0]}); train it again.") from error
+    return config, vqvae, prior
+
+
+def write_reconstructions(folder, split, codes, reconstructions, count, seed, num_embeddings):
+    """Writes reconstructions.png, and original beside reconstruction as one PNG per example."""
+    drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(count, len(codes)), replace=False))
+    originals = split.images[drawn] / 255
+    ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[drawn])]
+    for number, index in enumerate(drawn):
+        pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[index] * 2 - 1)])
+        Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{number:04d}.png")
+    figures.reconstruction_grid(originals, reconstructions[drawn], codes[drawn], ssims, num_embeddings,
+                                folder / "reconstructions.png")
+
+
+def write_samples(folder, vqvae, prior, positions, seed, temperature):
+    """Samples one brain per slice position and writes samples.png and a PNG of each."""
+    codes = prior.sample(positions, seed, temperature)
+    images = np.concatenate([vqvae.decode_codes(codes[i:i + 16]) for i in range(0, len(codes), 16)])
+    for number, image in enumerate(dataset.to_uint8(images[..., 0])):
+        Image.fromarray(image).save(folder / f"sample_{number:04d}.png")
+    figures.sample_grid(metrics.to_unit(images), positions, folder / "samples.png")
+
+
+def sample_positions(slice_, num_samples):
+    """The slice positions to sample: one for all, each once, or spread evenly."""
+    if slice_ == "all":
+        return np.arange(dataset.NUM_POSITIONS)
+    if slice_ is None:
+        return np.linspace(0, dataset.NUM_POSITIONS - 1, num_samples).round().astype(int)
+    return np.full(num_samples, slice_)
+
+
+@dataset.exit_on_input_error
+def main(argv=None):
+    """Writes reconstructions, samples and metrics.json to the output folder."""
+    arguments = parse_arguments(argv)
+    run_dir = find_run(arguments.run_dir)
+    config, vqvae, prior = load_run(run_dir)
+    data_dir = arguments.data_dir or config["data"]["folder"]
+    if not Path(data_dir).is_dir():  # the run was trained elsewhere
+        data_dir, _ = dataset.find_data(arguments.data_dir)
+    split = dataset.load_splits(data_dir, ["test"], config["settings"]["limit"])["test"]
+    if split.images.shape[1:] != (vqvae.image_size, vqvae.image_size):
+        height, width = split.images.shape[1:]
+        raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run_dir} was trained on "
+                         f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
+    folder = Path(arguments.output_dir or run_dir / "predictions")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}); give another --output-dir.") from error
+    print(f"Reconstructing {len(split.images)} test images with {run_dir} ...")
+    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(split, 32))
+    write_reconstructions(folder, split, codes, reconstructions, arguments.num_examples, arguments.seed, prior.num_embeddings)
+    positions = sample_positions(arguments.slice, arguments.num_samples)
+    print(f"Sampling {len(positions)} new brains ...")
+    write_samples(folder, vqvae, prior, positions, arguments.seed, arguments.temperature)
+    (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
+    print(json.dumps(measured, indent=2))
+    print(f"Done: see {folder}.")
+
+
+if __name__ == "__main__":
+    main()

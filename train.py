@@ -1,0 +1,387 @@
+"""Trains the VQ-VAE on brain slices, then the PixelCNN prior on its codes.
+
+    python train.py                                          # OASIS if it is found, else the demo cohort in 5 minutes
+    python train.py --data-dir DIR --run-dir runs/oasis
+    python train.py --run-dir runs/oasis --resume            # goes on after the last finished epoch
+
+Everything it makes lies in the run folder; README.md says what each file is.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import csv
+from importlib import metadata
+import json
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+from PIL import Image
+import tensorflow as tf
+
+import dataset
+from dataset import InputError
+import figures
+import metrics
+import modules
+
+# Without an option, a setting is what stands here; the demo cohort's fit five minutes on two CPU cores.
+DEFAULTS = {
+    # data
+    "limit": None,
+    # model
+    "num_embeddings": 512,
+    "embedding_dim": 16,
+    "downsample": 8,
+    # optimiser: many small steps beat few large ones at equal work
+    "epochs": 20,
+    "prior_epochs": 20,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    # system
+    "seed": 0,
+    "mixed_precision": False,
+}
+DEMO_DEFAULTS = {**DEFAULTS, "epochs": 7, "prior_epochs": 4}
+PRIOR_BATCH_SIZE = 16
+PRIOR_LEARNING_RATE = 2e-3
+WARMUP_STEPS = 60  # of plain autoencoding before the codebook starts
+RISING_STEPS = 100  # over which the learning rate rises to its peak
+PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
+
+
+def parse_arguments(argv):
+    """The command line; settings that were not given are None."""
+    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
+                        "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
+    parser.add_argument("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
+    for name, kind, minimum, text in (
+            ("epochs", int, 1, "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "epochs of the PixelCNN"),
+            ("batch-size", int, 1, "images per step of the VQ-VAE"),
+            ("learning-rate", float, 1e-9, "peak learning rate of the VQ-VAE"),
+            ("num-embeddings", int, 2, "codes in the codebook"), ("embedding-dim", int, 1, "length of a code's vector"),
+            ("seed", int, 0, "of every draw"), ("limit", int, 1, "use the first N people of each split only")):
+        key = name.replace("-", "_")
+        default = f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})" if key != "limit" else ""
+        parser.add_argument(f"--{name}", type=dataset.number(kind, minimum), metavar="N", help=text + default)
+    parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
+    parser.add_argument("--mixed-precision", action="store_true", default=None,
+                        help="compute in float16 on a GPU, bfloat16 elsewhere (slower on most CPUs)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, by its own settings")
+    return parser.parse_args(argv)
+
+
+def open_run(arguments):
+    """Settles the run's folder, settings and data, and writes config.json if the run is new.
+
+    Returns:
+        (run_dir, config, splits).
+
+    Raises:
+        InputError: if the folder holds another run or none to resume, or the data are unusable.
+    """
+    given = {key: value for key in DEFAULTS if (value := getattr(arguments, key)) is not None}
+    run_dir = Path(arguments.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"))
+    if arguments.resume:
+        config = resumed_config(run_dir, arguments.run_dir, given)
+        splits = dataset.load_splits(arguments.data_dir or config["data"]["folder"], limit=config["settings"]["limit"])
+        if dataset.fingerprint(splits) != config["data"]["fingerprint"]:
+            raise InputError(f"The data in {arguments.data_dir or config['data']['folder']} are not those that {run_dir} "
+                             "began with; resume with the same data or start a new run.")
+        return run_dir, config, splits
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise InputError(f"{run_dir} is not empty; give another --run-dir, or --resume to go on with the run in it.")
+    data_dir, is_demo = dataset.find_data(arguments.data_dir)
+    settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **given}
+    splits = dataset.load_splits(data_dir, limit=settings["limit"])
+    config = {"settings": settings, "model": model_settings(splits["train"], settings),
+              "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "fingerprint": dataset.fingerprint(splits),
+                       "images": {name: len(split.images) for name, split in splits.items()},
+                       "people": {name: split.num_people for name, split in splits.items()}},
+              "packages": {name: metadata.version(name) for name in PACKAGES},
+              "python": sys.version.split()[0], "git_commit": git_commit()}
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / "config.json", config)
+    except OSError as error:
+        raise InputError(f"{run_dir} cannot be written ({error.strerror}); give another --run-dir.") from error
+    return run_dir, config, splits
+
+
+def resumed_config(run_dir, named, given):
+    """Reads the config.json of the run to resume, whose settings the command line must not contradict."""
+    if not named:
+        raise InputError("--resume needs --run-dir: the folder of the run to go on with.")
+    if not (run_dir / "config.json").is_file():
+        raise InputError(f"{run_dir} holds no run to resume (no config.json); start it without --resume.")
+    config = json.loads((run_dir / "config.json").read_text())
+    for key, value in given.items():
+        if value != config["settings"][key]:
+            raise InputError(f"--{key.replace('_', '-')} {value} differs from the {config['settings'][key]} that {run_dir} "
+                             "began with; resume without it or start a new run.")
+    return config
+
+
+def model_settings(split, settings):
+    """The arguments of `modules.VQVAE` for the training split and the settings.
+
+    Raises:
+        InputError: if no model fits the images.
+    """
+    height, width = split.images.shape[1:]
+    if height != width or height % 32:
+        raise InputError(f"The images are {width}x{height} pixels; the networks need squares of a multiple of 32, "
+                         "so pad them with black.")
+    return {"image_size": height, "num_embeddings": settings["num_embeddings"], "embedding_dim": settings["embedding_dim"],
+            "downsample": settings["downsample"], "seed": settings["seed"],
+            # The border that is black in all training images gets no codes; a quarter of the side must remain.
+            "margin": min(dataset.empty_margin(split.images, height // 8), 3 * height // 8),
+            "data_variance": max(float(np.var(split.images / np.float32(127.5))), 1e-6)}
+
+
+def git_commit():
+    """The commit of this repository that is checked out, or None."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path, content):
+    """Writes JSON to a temporary name, then renames it, so that the file is whole or not there."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+class Reconstructions(keras.callbacks.Callback):
+    """After each epoch: SSIM and code use, into the logs; and the frame of the progress GIF.
+
+    Args:
+        splits: dict of `dataset.Split`.
+        frames_dir: folder for the frames.
+        epochs: of the whole stage, for the frames' title.
+        seed: of the random test images.
+    """
+
+    def __init__(self, splits, frames_dir, epochs, seed):
+        super().__init__()
+        self.validation = splits["validate"].images[_spread(len(splits["validate"].images), 128)]
+        self.test = splits["test"].images
+        self.shown = self.test[_spread(len(self.test), 6)]
+        self.frames_dir = frames_dir
+        self.epochs = epochs
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs):
+        """Adds to the logs: val_ssim, val_perplexity, val_codes_used, test_ssim and the epoch's seconds."""
+        logs["val_ssim"], codes, _ = self._reconstruct(self.validation)
+        use = metrics.code_metrics(codes, self.model.quantizer.num_embeddings)
+        logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
+        rng = np.random.default_rng([self.seed, epoch])
+        drawn = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
+        logs["test_ssim"], _, _ = self._reconstruct(self.test[drawn])
+        ssim, _, shown = self._reconstruct(self.shown)
+        title = f"epoch {epoch + 1} of {self.epochs}    SSIM {ssim:.3f}    above: original, below: reconstruction"
+        self.frames_dir.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(figures.progress_frame(self.shown, shown, title)).save(self.frames_dir / f"{epoch:04d}.png")
+        logs["seconds"] = time.perf_counter() - self.start
+
+    def _reconstruct(self, images):
+        """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
+        codes = np.concatenate([self.model.encode_to_codes(dataset.normalise(some)[..., tf.newaxis])
+                                for some in np.array_split(images, -(-len(images) // 32))])
+        decoded = np.concatenate([self.model.decode_codes(some) for some in np.array_split(codes, -(-len(codes) // 32))])
+        pairs = zip(images / 255, metrics.to_unit(decoded))
+        return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, dataset.to_uint8(decoded[..., 0])
+
+
+def _spread(count, wanted):
+    """Indices of up to `wanted` of `count` items, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, wanted).astype(int))
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """After each epoch: saves the model, to resume from; and, if it is the best on validation people, as the result.
+
+    Args:
+        backup_path: .keras file of the latest epoch.
+        best_path: .keras file of the best epoch.
+        monitor: the log that decides; larger is better if its name ends in "ssim", else smaller.
+        best: the best value of the epochs before.
+    """
+
+    def __init__(self, backup_path, best_path, monitor, best=None):
+        super().__init__()
+        self.backup_path = backup_path
+        self.best_path = best_path
+        self.monitor = monitor
+        self.sign = 1 if monitor.endswith("ssim") else -1
+        self.best = best
+
+    def on_epoch_end(self, epoch, logs):
+        """Saves under a temporary name, then renames."""
+        self.backup_path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.backup_path.with_name(f"unfinished-{self.backup_path.name}")
+        if self.best is None or self.sign * logs[self.monitor] > self.sign * self.best:
+            self.best = logs[self.monitor]
+            self.model.save(unfinished)
+            unfinished.replace(self.best_path)
+        self.model.save(unfinished)
+        unfinished.replace(self.backup_path)
+
+
+def fit(model, batches, validation, steps_per_epoch, epochs, first_epoch, run_dir, name, monitor, callbacks=()):
+    """Runs Keras' fit for one stage with the histories, logs and checkpoints that both stages have."""
+    history_path = run_dir / f"{name}_history.csv"
+    done = trim_history(history_path, first_epoch)
+    sign = max if monitor.endswith("ssim") else min
+    best = sign((float(row[monitor]) for row in done), default=None)
+    model.fit(batches, validation_data=validation, steps_per_epoch=steps_per_epoch, epochs=epochs, initial_epoch=first_epoch,
+              verbose=1 if sys.stdout.isatty() else 2,
+              callbacks=[*callbacks, keras.callbacks.CSVLogger(history_path, append=bool(done)),
+                         keras.callbacks.TensorBoard(run_dir / "logs" / name, write_graph=False),
+                         Checkpoints(run_dir / "backup" / f"{name}.keras", run_dir / f"{name}.keras", monitor, best),
+                         keras.callbacks.TerminateOnNaN()])
+
+
+def trim_history(path, epochs):
+    """Cuts a history back to its first `epochs` rows, as dicts of strings; an epoch that was not saved is run again."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))[:epochs]
+    if not rows:
+        path.unlink()
+        return []
+    unfinished = path.with_name(f".{path.name}")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
+    return rows
+
+
+def read_history(path):
+    """A history as an array with a field per column."""
+    return np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
+
+
+def adam(peak, total_steps):
+    """Adam whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
+    rising = min(RISING_STEPS, total_steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(peak / RISING_STEPS, max(total_steps - rising, 1), alpha=0.02,
+                                                      warmup_target=peak, warmup_steps=rising)
+    return keras.optimizers.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
+
+
+def train_vqvae(run_dir, config, splits):
+    """Stage 1; returns the VQ-VAE of the epoch with the best SSIM on validation people."""
+    settings = config["settings"]
+    backup = run_dir / "backup" / "vqvae.keras"
+    batch_size = min(settings["batch_size"], len(splits["train"].images))
+    steps_per_epoch = len(splits["train"].images) // batch_size
+    first_epoch = 0
+    if backup.exists():
+        vqvae = keras.models.load_model(backup)
+        first_epoch = (int(vqvae.optimizer.iterations) - WARMUP_STEPS) // steps_per_epoch
+    else:
+        vqvae = modules.VQVAE(**config["model"])
+        vqvae.compile(adam(settings["learning_rate"], WARMUP_STEPS + steps_per_epoch * settings["epochs"]))
+        print(f"{WARMUP_STEPS} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
+        # A seed that no epoch has: the first epoch then sees every image afresh.
+        vqvae.start_codebook(dataset.training_batches(splits["train"], batch_size, settings["seed"] + 1), WARMUP_STEPS)
+    frames = run_dir / "backup" / "frames"
+    if first_epoch < settings["epochs"]:
+        fit(vqvae, dataset.training_batches(splits["train"], batch_size, settings["seed"], first_epoch),
+            dataset.image_batches(splits["validate"], 32), steps_per_epoch, settings["epochs"], first_epoch, run_dir, "vqvae",
+            "val_ssim", [Reconstructions(splits, frames, settings["epochs"], settings["seed"])])
+    figures.write_gif(sorted(frames.glob("*.png")), run_dir / "progress.gif")
+    return keras.models.load_model(run_dir / "vqvae.keras")
+
+
+def train_pixelcnn(run_dir, config, vqvae, splits):
+    """Stage 2; returns the PixelCNN of the epoch with the fewest bits per code on validation people."""
+    settings = config["settings"]
+    codes = {name: encode(vqvae, splits[name]) for name in ("train", "validate")}
+    backup = run_dir / "backup" / "pixelcnn.keras"
+    batch_size = min(PRIOR_BATCH_SIZE, len(codes["train"]))
+    steps_per_epoch = len(codes["train"]) // batch_size
+    first_epoch = 0
+    if backup.exists():
+        prior = keras.models.load_model(backup)
+        first_epoch = int(prior.optimizer.iterations) // steps_per_epoch
+    else:
+        prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], dataset.NUM_POSITIONS)
+        prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
+    if first_epoch < settings["prior_epochs"]:
+        fit(prior, dataset.code_batches(codes["train"], splits["train"].positions, batch_size, settings["seed"], first_epoch),
+            dataset.code_batches(codes["validate"], splits["validate"].positions, 32), steps_per_epoch,
+            settings["prior_epochs"], first_epoch, run_dir, "pixelcnn", "val_bits_per_code")
+    return keras.models.load_model(run_dir / "pixelcnn.keras"), codes["validate"]
+
+
+def encode(vqvae, split):
+    """The codes, int32 (N, g, g), of a split in its order."""
+    return np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(split, 32)])
+
+
+def draw_figures(run_dir, validation_codes, num_embeddings, test_split, codes, reconstructions):
+    """Draws the run's figures/*.png from its histories and its test reconstructions."""
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    history = read_history(run_dir / "vqvae_history.csv")
+    for scale in ("linear", "log"):
+        figures.plot_losses(history, folder / f"losses_{scale}.png", scale)
+    figures.plot_ssim(history, folder / "ssim.png")
+    entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
+    figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
+    shown = _spread(len(codes), 8)
+    originals = test_split.images[shown] / 255
+    ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[shown])]
+    figures.reconstruction_grid(originals, reconstructions[shown], codes[shown], ssims, num_embeddings,
+                                folder / "reconstructions.png")
+
+
+@dataset.exit_on_input_error
+def main(argv=None):
+    """Runs both stages and measures the result on the test people."""
+    arguments = parse_arguments(argv)
+    run_dir, config, splits = open_run(arguments)
+    settings = config["settings"]
+    keras.utils.set_random_seed(settings["seed"])
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if settings["mixed_precision"]:
+        keras.mixed_precision.set_global_policy("mixed_float16" if gpus else "mixed_bfloat16")
+    people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
+    print(f"Run folder {run_dir}; {people} people; on {'GPU' if gpus else 'CPU'}.")
+    print(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
+    vqvae = train_vqvae(run_dir, config, splits)
+    print(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
+    prior, validation_codes = train_pixelcnn(run_dir, config, vqvae, splits)
+    print("Measuring on the test people ...")
+    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32))
+    draw_figures(run_dir, validation_codes, settings["num_embeddings"], splits["test"], codes, reconstructions)
+    write_json(run_dir / "metrics.json", measured)
+    shutil.rmtree(run_dir / "backup", ignore_errors=True)
+    print(json.dumps(measured, indent=2))
+    print(f"Done. Next: python predict.py --run-dir {run_dir}")
+
+
+if __name__ == "__main__":
+    main()
