@@ -8,7 +8,7 @@ had, a demo cohort is simulated and written as the same PNG folders, so that eve
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import concurrent.futures
@@ -268,8 +268,7 @@ def code_batches(codes, positions, batch_size, seed=None, first_epoch=0):
 
 def _shuffled_indices(num_items, batch_size, seed, first_epoch):
     def one_epoch(epoch):
-        order = tf.random.experimental.index_shuffle(
-            tf.range(num_items), [tf.constant(seed, tf.int64), epoch, 0], num_items - 1)
+        order = tf.random.experimental.stateless_shuffle(tf.range(num_items), [tf.constant(seed, tf.int64), epoch])
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
 
     return tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)

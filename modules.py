@@ -252,6 +252,7 @@ class VQVAE(keras.Model):
     def __init__(self, image_size=256, num_embeddings=512, embedding_dim=16, downsample=8, margin=0, width=64,
                  num_residual_blocks=2, commitment_cost=0.25, decay=0.99, data_variance=1.0, seed=0, **kwargs):
         super().__init__(**kwargs)
+        del self.quantize  # the wrapper by which Keras turns weights to int8; here the word means vectors to codes
         shape = {"image_size": image_size, "embedding_dim": embedding_dim, "downsample": downsample, "margin": margin,
                  "width": width, "num_residual_blocks": num_residual_blocks}
         self.settings = {**shape, "num_embeddings": num_embeddings, "commitment_cost": commitment_cost, "decay": decay,
@@ -299,7 +300,7 @@ class VQVAE(keras.Model):
             "quantized": vectors, "loss": 0.0, "perplexity": 0.0}
         return self.decoder(quantized["quantized"], training=training), quantized
 
-    def _losses(self, images, training, quantise=True):
+    def _batch_losses(self, images, training, quantise=True):
         outputs, quantized = self._forward(images, training, quantise)
         # Blacker than black is black: outputs are clipped, so below -1 there is nothing to mend on a black pixel.
         errors = tf.where((images <= -1) & (outputs < -1), 0.0, outputs - images)
@@ -308,7 +309,7 @@ class VQVAE(keras.Model):
 
     def _step(self, images, quantise):
         with tf.GradientTape() as tape:
-            losses = self._losses(images, training=True, quantise=quantise)
+            losses = self._batch_losses(images, training=True, quantise=quantise)
             scaled_loss = self.optimizer.scale_loss(losses[0])
         self.optimizer.apply(tape.gradient(scaled_loss, self.trainable_variables), self.trainable_variables)
         return losses
@@ -319,7 +320,7 @@ class VQVAE(keras.Model):
 
     def test_step(self, data):
         """The losses on a batch of (images, positions)."""
-        return self._track(self._losses(data[0], training=False))
+        return self._track(self._batch_losses(data[0], training=False))
 
     def _track(self, values):
         for tracker, value in zip(self.trackers, values):
@@ -343,6 +344,7 @@ class VQVAE(keras.Model):
         """
         batches = iter(batches)
         if warmup_steps:
+            self.optimizer.build(self.trainable_variables)
             step = tf.function(lambda images: self._step(images, quantise=False))
             for _ in range(warmup_steps):
                 step(next(batches)[0])

@@ -9,7 +9,7 @@ Everything it makes lies in the run folder; README.md says what each file is.
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import csv
 from importlib import metadata
@@ -250,7 +250,7 @@ def fit(model, batches, validation, steps_per_epoch, epochs, first_epoch, run_di
     sign = max if monitor.endswith("ssim") else min
     best = sign((float(row[monitor]) for row in done), default=None)
     model.fit(batches, validation_data=validation, steps_per_epoch=steps_per_epoch, epochs=epochs, initial_epoch=first_epoch,
-              verbose=1 if sys.stdout.isatty() else 2,
+              shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
               callbacks=[*callbacks, keras.callbacks.CSVLogger(history_path, append=bool(done)),
                          keras.callbacks.TensorBoard(run_dir / "logs" / name, write_graph=False),
                          Checkpoints(run_dir / "backup" / f"{name}.keras", run_dir / f"{name}.keras", monitor, best),
