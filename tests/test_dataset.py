@@ -1,0 +1,196 @@
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow as tf
+
+import dataset
+
+
+def test_normalise_reaches_both_ends_and_comes_back():
+    levels = np.arange(256, dtype=np.uint8)
+    normalised = dataset.normalise(levels).numpy()
+    np.testing.assert_allclose(normalised, np.linspace(-1, 1, 256), atol=1e-6)
+    np.testing.assert_array_equal(dataset.to_uint8(normalised), levels)
+
+
+def test_splits_hold_the_files_pixels_in_order_of_case_and_slice(cohort):
+    splits = dataset.load_splits(cohort)
+    train = splits["train"]
+    assert [splits[name].num_people for name in dataset.SPLITS] == [4, 2, 2]
+    assert list(zip(train.cases, train.positions)) == [(case, k) for case in (1, 2, 3, 4) for k in range(8)]
+    expected = np.asarray(Image.open(cohort / "keras_png_slices_train" / "case_002_slice_3.nii.png"))
+    np.testing.assert_array_equal(train.images[11], expected)
+    assert train.images.dtype == np.uint8
+
+
+def test_slice_10_comes_after_slice_9(tmp_path):
+    folder = tmp_path / "keras_png_slices_test"
+    folder.mkdir()
+    for position in (10, 9, 1):
+        Image.fromarray(np.full((32, 32), position, np.uint8)).save(folder / f"case_7_slice_{position}.nii.png")
+    split = dataset.load_splits(tmp_path, ["test"])["test"]
+    assert split.positions.tolist() == [1, 9, 10]
+    assert split.images[:, 0, 0].tolist() == [1, 9, 10]
+
+
+def test_limit_keeps_whole_people(cohort):
+    train = dataset.load_splits(cohort, limit=2)["train"]
+    assert np.unique(train.cases).tolist() == [1, 2] and len(train.images) == 16
+
+
+def _spoil(name, save):
+    def spoil(cohort):
+        path = cohort / "keras_png_slices_train" / name
+        save(path)
+        return path.name
+    return spoil
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _remove_folder(cohort):
+    for path in (cohort / "keras_png_slices_validate").iterdir():
+        path.unlink()
+    (cohort / "keras_png_slices_validate").rmdir()
+    return "keras_png_slices_validate is missing"
+
+
+def _empty_folder(cohort):
+    for path in (cohort / "keras_png_slices_test").iterdir():
+        path.unlink()
+    return "keras_png_slices_test holds no PNG"
+
+
+def _same_person_twice(cohort):
+    source = cohort / "keras_png_slices_train" / "case_001_slice_0.nii.png"
+    (cohort / "keras_png_slices_test" / source.name).write_bytes(source.read_bytes())
+    return "case_001 is in both the train and the test split"
+
+
+ODD = "case_001_slice_5.nii.png"
+SPOILERS = {
+    "missing split": _remove_folder,
+    "empty split": _empty_folder,
+    "person in two splits": _same_person_twice,
+    "truncated": _spoil(ODD, _truncate),
+    "empty file": _spoil(ODD, lambda path: path.write_bytes(b"")),
+    "text": _spoil(ODD, lambda path: path.write_text("no picture")),
+    "JPEG in disguise": _spoil(ODD, lambda path: Image.new("L", (64, 64)).save(path, "JPEG")),
+    "RGB": _spoil(ODD, lambda path: Image.new("RGB", (64, 64)).save(path)),
+    "alpha": _spoil(ODD, lambda path: Image.new("LA", (64, 64)).save(path)),
+    "palette": _spoil(ODD, lambda path: Image.new("P", (64, 64)).save(path)),
+    "16-bit": _spoil(ODD, lambda path: Image.fromarray(np.zeros((64, 64), np.uint16)).save(path)),
+    "other size": _spoil(ODD, lambda path: Image.new("L", (64, 32)).save(path)),
+    "huge": _spoil("case_001_slice_0.nii.png", lambda path: Image.new("L", (5000, 64)).save(path)),
+    "no case": _spoil("brain.png", lambda path: Image.new("L", (64, 64)).save(path)),
+    "slice out of range": _spoil("case_001_slice_32.nii.png", lambda path: Image.new("L", (64, 64)).save(path)),
+    "slice twice": _spoil("case_1_slice_5.nii.png", lambda path: Image.new("L", (64, 64)).save(path)),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
+def test_bad_files_are_named_in_one_sentence(cohort, spoil):
+    named = spoil(cohort)
+    with pytest.raises(dataset.InputError) as error:
+        dataset.load_splits(cohort)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_data_are_looked_for_in_the_stated_order(cohort, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    default = tmp_path / "keras_png_slices_data"
+    default.mkdir()
+    assert dataset.find_data() == (default.relative_to(tmp_path), False)
+    monkeypatch.setenv("OASIS_DIR", str(cohort))
+    assert dataset.find_data() == (cohort, False)
+    assert dataset.find_data(default) == (default, False)
+    with pytest.raises(dataset.InputError, match="--data-dir names .*nowhere"):
+        dataset.find_data(tmp_path / "nowhere")
+
+
+def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
+    train = dataset.load_splits(cohort)["train"]
+    codes = np.arange(32, dtype=np.int32).reshape(32, 1, 1)
+    first = dataset.code_batches(codes, train.positions, 8, seed=3).take(8)
+    orders = np.concatenate([batch["codes"] for batch in first]).ravel().reshape(2, 32)
+    np.testing.assert_array_equal(np.sort(orders), [np.arange(32)] * 2)
+    assert (orders[0] != orders[1]).any()
+    resumed = dataset.code_batches(codes, train.positions, 8, seed=3, first_epoch=1).take(4)
+    np.testing.assert_array_equal(np.concatenate([batch["codes"] for batch in resumed]).ravel(), orders[1])
+
+
+def test_image_batches_are_the_normalised_images_with_their_positions(cohort):
+    train = dataset.load_splits(cohort)["train"]
+    batches = list(dataset.image_batches(train, 5))
+    images = np.concatenate([images for images, _ in batches])
+    assert images.shape == (32, 64, 64, 1) and images.dtype == np.float32
+    np.testing.assert_allclose(images[..., 0], train.images / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(np.concatenate([positions for _, positions in batches]), train.positions)
+    shuffled, positions = next(iter(dataset.training_batches(train, 4, seed=0)))
+    for image, position in zip(dataset.to_uint8(shuffled[..., 0].numpy()), positions):
+        match = (train.images == image).all(axis=(1, 2))
+        assert train.positions[match].tolist() == [int(position)]
+
+
+def test_empty_margin_is_the_narrowest_black_border_rounded_down():
+    images = np.zeros((2, 64, 64), np.uint8)
+    images[0, 17:40, 20:30] = 9
+    images[1, 30, 50] = 1  # 13 pixels from the right
+    assert dataset.empty_margin(images, 1) == 13
+    assert dataset.empty_margin(images, 8) == 8
+    images[1, 0, 0] = 1
+    assert dataset.empty_margin(images, 8) == 0
+    assert dataset.empty_margin(np.zeros((1, 8, 8), np.uint8), 1) == 0
+
+
+def test_fingerprint_changes_with_a_pixel(cohort):
+    splits = dataset.load_splits(cohort)
+    before = dataset.fingerprint(splits)
+    assert before == dataset.fingerprint(dataset.load_splits(cohort))
+    splits["test"].images[0, 30, 30] ^= 1
+    assert before != dataset.fingerprint(splits)
+
+
+def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path):
+    people = {"train": 1, "validate": 1, "test": 1}
+    folder = dataset.make_demo_cohort(tmp_path / "a", people)
+    again = dataset.make_demo_cohort(tmp_path / "b", people)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    assert len(files) == 96
+    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
+    splits = dataset.load_splits(folder)
+    images = splits["train"].images
+    assert images.shape == (32, 256, 256)
+    assert dataset.empty_margin(images, 32) == 32
+    assert 0.6 < (images == 0).mean() < 0.8  # as OASIS: about 70 % black
+    assert (images != splits["validate"].images).any()
+    # The two hemispheres mirror each other far better than the front mirrors the back.
+    centre = images[16].astype(float)
+    across, along = np.corrcoef(centre.ravel(), centre[:, ::-1].ravel()), np.corrcoef(centre.ravel(), centre[::-1].ravel())
+    assert across[0, 1] > max(0.8, along[0, 1])
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [folder.name]  # nothing half-made is left
+
+
+def test_unwritable_cache_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(dataset.InputError, match="XDG_CACHE_HOME"):
+        dataset.make_demo_cohort(tmp_path / "file" / "cache")
+
+
+def test_main_prints_the_table_and_writes_a_contact_sheet(cohort, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dataset.main(["--data-dir", str(cohort)])
+    images = dataset.load_splits(cohort)["train"].images / 127.5 - 1
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("train"))
+    assert row.split() == ["train", "32", "4", "64x64", f"{images.mean():.3f}", f"{images.var():.4f}"]
+    with Image.open("runs/contact_sheet.png") as sheet:
+        assert sheet.size == (8 * 64, 6 * 64)
+
+
+def test_pipelines_do_not_autotune(cohort):
+    train = dataset.load_splits(cohort)["train"]
+    for batches in (dataset.image_batches(train, 4), dataset.training_batches(train, 4, 0)):
+        assert isinstance(batches, tf.data.Dataset) and batches.options().autotune.enabled is False

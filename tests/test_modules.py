@@ -1,0 +1,323 @@
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import modules
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+def make_quantizer(num_embeddings=6, embedding_dim=3, **kwargs):
+    quantizer = modules.VectorQuantizer(num_embeddings, embedding_dim, **kwargs)
+    quantizer.build((None, embedding_dim))
+    quantizer.embeddings.assign(np.random.default_rng(0).normal(size=(num_embeddings, embedding_dim)))
+    return quantizer
+
+
+def vectors_like(shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def small_vqvae(**kwargs):
+    return modules.VQVAE(**{"image_size": 64, "num_embeddings": 16, "embedding_dim": 4, "width": 8,
+                            "num_residual_blocks": 1, **kwargs})
+
+
+def small_prior(**kwargs):
+    """A prior with random weights throughout: those that start at zero would hide mistakes."""
+    prior = modules.PixelCNN(**{"grid_size": 6, "num_embeddings": 11, "num_positions": 4, "num_filters": 8,
+                                "num_layers": 3, "kernel_size": 3, **kwargs})
+    rng = np.random.default_rng(2)
+    for weight in prior.trainable_variables:
+        weight.assign(weight + rng.normal(0, 0.4, weight.shape))
+    return prior
+
+
+# Vector quantiser
+
+
+def test_codes_are_the_nearest_rows():
+    quantizer, vectors = make_quantizer(), vectors_like((2, 5, 4, 3))
+    result = quantizer(vectors)
+    codebook = quantizer.embeddings.numpy()
+    expected = np.linalg.norm(vectors[..., np.newaxis, :] - codebook, axis=-1).argmin(axis=-1)
+    np.testing.assert_array_equal(result["codes"], expected)
+    assert result["codes"].dtype == tf.int32
+    np.testing.assert_allclose(result["quantized"], codebook[expected], atol=1e-6)
+    share = np.bincount(expected.ravel(), minlength=6) / expected.size
+    share = share[share > 0]
+    assert float(result["perplexity"]) == pytest.approx(np.prod(share ** -share), rel=1e-5)
+    assert float(result["loss"]) == pytest.approx(0.25 * np.mean((vectors - codebook[expected]) ** 2), rel=1e-5)
+
+
+def test_gradient_passes_straight_through_and_commits():
+    quantizer, vectors = make_quantizer(commitment_cost=0.0), tf.constant(vectors_like((7, 3)))
+    weights = vectors_like((7, 3), seed=5)
+    with tf.GradientTape() as tape:
+        tape.watch(vectors)
+        loss = tf.reduce_sum(quantizer(vectors)["quantized"] * weights)
+    np.testing.assert_allclose(tape.gradient(loss, vectors), weights, rtol=1e-6)
+    quantizer = make_quantizer(commitment_cost=0.25)
+    with tf.GradientTape() as tape:
+        tape.watch(vectors)
+        result = quantizer(vectors)
+    nearest = quantizer.embeddings.numpy()[result["codes"]]
+    np.testing.assert_allclose(tape.gradient(result["loss"], vectors), 0.25 * 2 * (vectors - nearest) / 21, rtol=1e-4, atol=1e-6)
+
+
+def test_codebook_follows_its_vectors_as_a_moving_average():
+    quantizer = make_quantizer(decay=0.9, restart_below=0)
+    counts, sums = np.ones(6), quantizer.embeddings.numpy().astype(float)
+    quantizer.sums.assign(sums)
+    for step in range(4):
+        vectors = vectors_like((50, 3), seed=step)
+        codes = quantizer(vectors, training=True)["codes"].numpy()
+        one_hot = np.eye(6)[codes]
+        counts = 0.9 * counts + 0.1 * one_hot.sum(axis=0)
+        sums = 0.9 * sums + 0.1 * one_hot.T @ vectors
+        np.testing.assert_allclose(quantizer.embeddings, sums / counts[:, np.newaxis], rtol=1e-4)
+    before = quantizer.embeddings.numpy()
+    quantizer(vectors, training=False)
+    np.testing.assert_array_equal(quantizer.embeddings, before)
+
+
+def test_dead_codes_restart_at_vectors_of_the_batch():
+    quantizer = make_quantizer(decay=0.5, restart_below=0.5)
+    codebook = quantizer.embeddings.numpy()
+    codebook[[2, 4]] = 1e3  # never the nearest
+    quantizer.embeddings.assign(codebook)
+    quantizer.sums.assign(codebook)
+    vectors = vectors_like((60, 3))
+    for _ in range(3):
+        quantizer(vectors, training=True)
+    codebook = quantizer.embeddings.numpy()
+    assert np.abs(codebook).max() < 10
+    revived = np.linalg.norm(vectors - codebook[[2, 4]][:, np.newaxis], axis=-1).min(axis=1)
+    assert (revived < 1.5).all()
+
+
+def test_gradient_codebook_loss_is_that_of_2017():
+    quantizer, vectors = make_quantizer(decay=None), vectors_like((20, 3))
+    with tf.GradientTape() as tape:
+        result = quantizer(vectors, training=True)
+    codes = result["codes"].numpy()
+    difference = quantizer.embeddings.numpy()[codes] - vectors
+    assert float(result["loss"]) == pytest.approx(1.25 * np.mean(difference ** 2), rel=1e-5)
+    expected = np.eye(6)[codes].T @ (2 * difference / difference.size)
+    gradient = tf.convert_to_tensor(tape.gradient(result["loss"], quantizer.trainable_variables[0]))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_k_means_start_finds_the_clusters():
+    centres = np.array([[0, 0, 9], [0, 9, 0], [9, 0, 0], [0, 0, -9], [0, -9, 0], [-9, 0, 0]], np.float32)
+    vectors = (centres[:, np.newaxis] + 0.01 * vectors_like((6, 40, 3))).reshape(-1, 3)
+    quantizer = make_quantizer()
+    quantizer.fit_codebook(vectors)
+    found = np.linalg.norm(quantizer.embeddings.numpy() - centres[:, np.newaxis], axis=-1).min(axis=1)
+    assert (found < 0.1).all()
+    np.testing.assert_allclose(quantizer.sums / quantizer.counts[:, np.newaxis], quantizer.embeddings, rtol=1e-5)
+    with pytest.raises(ValueError, match="5 vectors cannot start 6 codes"):
+        quantizer.fit_codebook(vectors[:5])
+
+
+def test_quantizer_refuses_what_does_not_fit_and_takes_an_empty_batch():
+    with pytest.raises(ValueError, match="embedding_dim=3"):
+        modules.VectorQuantizer(6, 3)(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="decay"):
+        modules.VectorQuantizer(decay=1.5)
+    with pytest.raises(ValueError, match="num_embeddings"):
+        modules.VectorQuantizer(0)
+    empty = make_quantizer()(np.zeros((0, 2, 2, 3), np.float32))
+    assert empty["quantized"].shape == (0, 2, 2, 3) and empty["codes"].shape == (0, 2, 2)
+
+
+# Encoder, decoder, VQ-VAE
+
+
+@pytest.mark.parametrize("downsample", (4, 8))
+@pytest.mark.parametrize("margin", (0, 8, 16, 24))
+def test_encoder_and_decoder_mirror_each_other(downsample, margin):
+    shape = {"image_size": 64, "embedding_dim": 4, "downsample": downsample, "margin": margin, "width": 8}
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
+    vectors = modules.build_encoder(**shape)(images)
+    assert vectors.shape == (2, 64 // downsample, 64 // downsample, 4)
+    decoded = modules.build_decoder(**shape)(vectors).numpy()
+    assert decoded.shape == images.shape
+    inside = np.zeros((64, 64), bool)
+    inside[margin:64 - margin, margin:64 - margin] = True
+    assert (decoded[:, ~inside] == -1).all()
+    assert (decoded[:, inside] != -1).mean() > 0.99
+
+
+def test_impossible_shapes_are_refused():
+    with pytest.raises(ValueError, match="downsample must be 4 or 8, got 16"):
+        modules.build_encoder(downsample=16)
+    with pytest.raises(ValueError, match="got 64, 5"):
+        modules.build_encoder(image_size=64, margin=5)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        modules.build_decoder(image_size=60)
+
+
+def test_vqvae_is_encoder_quantizer_decoder():
+    vqvae = small_vqvae(margin=8)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
+    codes = vqvae.encode_to_codes(images)
+    assert codes.shape == (2, 8, 8) and codes.dtype == tf.int32
+    np.testing.assert_allclose(vqvae.decode_codes(codes), vqvae(images), atol=1e-5)
+    np.testing.assert_array_equal(codes, vqvae.quantize(vqvae.encode(images))["codes"])
+    assert np.abs(vqvae(images)).max() <= 1
+
+
+def test_losses_are_error_over_variance_and_black_is_black_enough():
+    vqvae = small_vqvae(data_variance=0.5)
+    vqvae.compile()
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64, 1)).astype(np.float32)
+    images[:, :32] = -1
+    outputs = vqvae.decoder(vqvae.quantize(vqvae.encode(images))["quantized"]).numpy()
+    assert (outputs[:, :32] < -1).any() and (outputs[:, :32] > -1).any()
+    errors = outputs - images
+    errors[(images == -1) & (outputs < -1)] = 0
+    losses = vqvae.test_on_batch(images, np.zeros(3, np.int32), return_dict=True)
+    assert losses["reconstruction_loss"] == pytest.approx(np.mean(errors ** 2) / 0.5, rel=1e-4)
+    assert losses["loss"] == pytest.approx(losses["reconstruction_loss"] + losses["vq_loss"], rel=1e-5)
+
+
+def test_training_lowers_the_loss_and_the_start_uses_the_codebook():
+    rng = np.random.default_rng(0)
+    images = np.clip(rng.normal(size=(16, 8, 8, 1)).repeat(8, 1).repeat(8, 2), -1, 1).astype(np.float32)
+    batches = tf.data.Dataset.from_tensor_slices((images, np.zeros(16, np.int32))).batch(8).repeat()
+    vqvae = small_vqvae()
+    vqvae.compile(keras.optimizers.Adam(3e-3))
+    vqvae.start_codebook(batches, warmup_steps=20)
+    assert len(np.unique(vqvae.encode_to_codes(images))) >= 8
+    history = vqvae.fit(batches, steps_per_epoch=20, epochs=3, verbose=0, shuffle=False).history
+    assert history["loss"][-1] < 0.8 * history["loss"][0]
+    assert int(vqvae.optimizer.iterations) == 80
+
+
+def test_codebook_stays_float32_under_mixed_precision():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        vqvae, prior = small_vqvae(), small_prior()
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    images = np.zeros((1, 64, 64, 1), np.float32)
+    assert vqvae.encode(images).dtype == tf.bfloat16
+    result = vqvae.quantize(vqvae.encode(images))
+    assert {weight.dtype for weight in vqvae.quantizer.weights if "seed" not in weight.path} == {"float32"}
+    assert result["quantized"].dtype == result["loss"].dtype == vqvae(images).dtype == tf.float32
+    inputs = {"codes": np.zeros((1, 6, 6), np.int32), "positions": np.zeros(1, np.int32)}
+    assert prior(inputs).dtype == tf.float32
+
+
+# PixelCNN
+
+
+def test_each_code_depends_on_all_codes_before_it_and_on_none_after():
+    prior, size = small_prior(num_layers=6), 6
+    rng = np.random.default_rng(0)
+    codes, positions = rng.integers(0, 11, (1, size, size), np.int32), np.array([1], np.int32)
+    logits = prior({"codes": codes, "positions": positions}).numpy().reshape(size * size, -1)
+    for changed in range(size * size):
+        other = codes.copy().reshape(-1)
+        other[changed] = (other[changed] + 5) % 11
+        moved = prior({"codes": other.reshape(codes.shape), "positions": positions}).numpy().reshape(size * size, -1)
+        difference = np.abs(moved - logits).max(axis=1)
+        assert (difference[:changed + 1] == 0).all(), "a code sees itself or its future"
+        assert (difference[changed + 1:] > 0).all(), "a blind spot"
+
+
+def test_prior_is_conditioned_on_the_slice_position():
+    prior, codes = small_prior(), np.zeros((2, 6, 6), np.int32)
+    logits = prior({"codes": codes, "positions": np.array([0, 3], np.int32)}).numpy()
+    assert np.abs(logits[0] - logits[1]).min(axis=-1).max() > 0
+
+
+def test_log_prob_is_the_sum_of_log_softmax():
+    prior = small_prior()
+    codes, positions = np.random.default_rng(0).integers(0, 11, (3, 6, 6), np.int32), np.array([0, 1, 2], np.int32)
+    logits = prior({"codes": codes, "positions": positions}).numpy().astype(float)
+    log_softmax = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = np.take_along_axis(log_softmax, codes[..., np.newaxis], axis=-1).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(prior.log_prob(codes, positions), expected, rtol=1e-4)
+    prior.compile()
+    bits = prior.test_step({"codes": tf.constant(codes), "positions": tf.constant(positions)})["bits_per_code"]
+    assert float(bits) == pytest.approx(-expected.mean() / 36 / np.log(2), rel=1e-4)
+    assert prior.distribution(codes, positions).batch_shape == (3, 6, 6)
+
+
+def test_the_whole_distribution_sums_to_one():
+    prior = small_prior(grid_size=2, num_embeddings=3, num_layers=2)
+    all_codes = np.array(list(np.ndindex(3, 3, 3, 3)), np.int32).reshape(-1, 2, 2)
+    total = np.exp(prior.log_prob(all_codes, np.zeros(81, np.int32)).numpy().astype(float)).sum()
+    assert total == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kernel_size", (3, 5))
+@pytest.mark.parametrize("temperature", (1.0, 0.5))
+def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperature):
+    prior = small_prior(kernel_size=kernel_size)
+    positions = tf.constant([0, 1, 3])
+    noise = prior.gumbel_noise(7, tf.range(3))
+    slow = prior.sample_by_full_forwards(positions, noise, temperature)
+    assert len(np.unique(slow)) > 5
+    np.testing.assert_array_equal(tf.function(prior.sample_from_noise)(positions, noise, temperature), slow)
+    np.testing.assert_array_equal(prior.sample(positions, seed=7, temperature=temperature), slow)
+
+
+def test_samples_depend_on_the_seed_but_not_on_the_batch_size():
+    prior, positions = small_prior(), [0, 1, 2, 3, 0]
+    codes = prior.sample(positions, seed=1)
+    np.testing.assert_array_equal(prior.sample(positions, seed=1, batch_size=2), codes)
+    assert (prior.sample(positions, seed=2) != codes).any()
+    assert (codes[0] != codes[4]).any()  # one position, other noise
+    with pytest.raises(ValueError, match="positions must lie in 0 to 3"):
+        prior.sample([4])
+
+
+def test_samples_follow_the_distribution():
+    prior = small_prior(grid_size=1, num_embeddings=4)
+    codes = prior.sample(np.zeros(4000, np.int32), batch_size=4000).ravel()
+    share = np.bincount(codes, minlength=4) / 4000
+    expected = prior.distribution(np.zeros((1, 1, 1), np.int32), np.zeros(1, np.int32)).probs_parameter().numpy().ravel()
+    np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / 4000))
+    coldest = prior.sample([0], temperature=0.0).item()
+    assert coldest == expected.argmax()
+
+
+def test_gumbel_noise_has_its_distribution():
+    noise = small_prior(num_embeddings=500).gumbel_noise(0, tf.range(4)).numpy().ravel()
+    quantiles = np.quantile(noise, (0.1, 0.5, 0.9))
+    np.testing.assert_allclose(quantiles, -np.log(-np.log([0.1, 0.5, 0.9])), atol=0.02)
+
+
+# Files
+
+
+def test_saved_models_load_in_a_new_process_and_say_the_same(tmp_path):
+    vqvae, prior = small_vqvae(margin=8), small_prior()
+    vqvae.compile(keras.optimizers.Adam())
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
+    codes, positions = np.random.default_rng(0).integers(0, 11, (2, 6, 6), np.int32), np.array([1, 2], np.int32)
+    vqvae.save(tmp_path / "vqvae.keras")
+    prior.save(tmp_path / "prior.keras")
+    np.savez(tmp_path / "expected.npz", images=images, reconstructions=vqvae(images), codes=codes, positions=positions,
+             log_prob=prior.log_prob(codes, positions), counts=vqvae.quantizer.counts)
+    script = """
+import sys, keras, numpy as np, modules
+folder = sys.argv[1]
+vqvae, prior = (keras.models.load_model(f"{folder}/{name}.keras", safe_mode=True) for name in ("vqvae", "prior"))
+expected = np.load(f"{folder}/expected.npz")
+np.testing.assert_allclose(vqvae(expected["images"]), expected["reconstructions"], atol=1e-5)
+np.testing.assert_allclose(prior.log_prob(expected["codes"], expected["positions"]), expected["log_prob"], rtol=1e-5)
+np.testing.assert_array_equal(vqvae.quantizer.counts, expected["counts"])
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path], check=True, env={**os.environ, "PYTHONPATH": "."})

@@ -1,0 +1,168 @@
+"""train.py and predict.py as a user runs them, at a tiny size."""
+
+import csv
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import imageio.v3 as imageio
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.conftest import write_cohort
+import predict
+import train
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--epochs", "2", "--prior-epochs", "2", "--num-embeddings", "16", "--embedding-dim", "4"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a tiny cohort and a run trained on it by `python train.py`."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_cohort(folder / "cohort")
+    command = [sys.executable, ROOT / "train.py", "--data-dir", "cohort", "--run-dir", "runs/tiny", *TINY]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env={**os.environ, "OASIS_DIR": ""})
+    return folder
+
+
+def test_train_leaves_a_whole_run_folder(trained):
+    run = trained / "runs" / "tiny"
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "vqvae.keras", "pixelcnn.keras", "vqvae_history.csv", "pixelcnn_history.csv", "metrics.json",
+        "figures", "progress.gif", "logs"}
+    assert {path.name for path in (run / "figures").iterdir()} == {
+        "losses_linear.png", "losses_log.png", "ssim.png", "prior.png", "reconstructions.png"}
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["num_embeddings"] == 16 and config["settings"]["batch_size"] == 8
+    assert config["data"]["people"] == {"train": 4, "validate": 2, "test": 2}
+    assert config["packages"]["tensorflow"].startswith("2.21")
+    with open(run / "vqvae_history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(float(row["reconstruction_loss"]) + float(row["vq_loss"]), rel=1e-4)
+        assert {"val_ssim", "test_ssim", "perplexity", "val_codes_used"} <= row.keys()
+    assert float(rows[1]["val_ssim"]) > float(rows[0]["val_ssim"])
+    assert len(imageio.imread(run / "progress.gif")) == 2
+    assert list((run / "logs").glob("*/train/*tfevents*"))
+
+
+def test_predict_writes_pictures_and_the_same_metrics(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    predict.main(["--num-examples", "3", "--num-samples", "5"])
+    folder = trained / "runs" / "tiny" / "predictions"
+    assert {path.name for path in folder.iterdir()} == {
+        "reconstructions.png", "samples.png", "metrics.json", *(f"sample_{i:04d}.png" for i in range(5)),
+        *(f"original_vs_reconstructed_{i:04d}.png" for i in range(3))}
+    measured, by_train = (json.loads((path / "metrics.json").read_text()) for path in (folder, folder.parent))
+    assert measured.keys() == {"ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse", "num_images", "code_entropy",
+                               "perplexity", "codes_used", "bits_per_code", "bytes_per_image"}
+    assert measured == pytest.approx(by_train, rel=1e-4)
+    assert measured["num_images"] == 16
+    assert measured["bytes_per_image"] == pytest.approx(measured["bits_per_code"] * 64 / 8)
+    assert 0 < measured["bits_per_code"] < 4.5
+    pair = np.asarray(Image.open(folder / "original_vs_reconstructed_0000.png"))
+    files = (trained / "cohort" / "keras_png_slices_test").iterdir()
+    assert pair.shape == (64, 128)
+    assert any((np.asarray(Image.open(path)) == pair[:, :64]).all() for path in files)
+
+
+def test_sampling_options(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    for name, options in (("a", []), ("b", []), ("c", ["--seed", "1"])):
+        predict.main(["--slice", "3", "--num-samples", "2", "--output-dir", str(tmp_path / name), *options])
+    samples = {name: [(tmp_path / name / f"sample_{i:04d}.png").read_bytes() for i in range(2)] for name in "abc"}
+    assert samples["a"] == samples["b"] != samples["c"]
+    predict.main(["--slice", "all", "--output-dir", str(tmp_path / "all")])
+    assert len(list((tmp_path / "all").glob("sample_*.png"))) == 32
+    assert predict.sample_positions(None, 3).tolist() == [0, 16, 31]
+
+
+def test_a_stopped_run_resumes_to_the_same_end(trained, tmp_path, monkeypatch):
+    """Stops in each stage after its first epoch; then only the weights decide."""
+    monkeypatch.chdir(trained)
+    save = train.Checkpoints.on_epoch_end
+
+    def stop_after_saving(self, epoch, logs):
+        save(self, epoch, logs)
+        if epoch == 0:
+            raise KeyboardInterrupt
+
+    command = ["--data-dir", "cohort", "--run-dir", str(tmp_path / "run"), *TINY]
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train.Checkpoints, "on_epoch_end", stop_after_saving)
+            train.main(command)
+        command = ["--run-dir", str(tmp_path / "run"), "--resume"]
+    train.main(command)
+    ends = [json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "run", trained / "runs" / "tiny")]
+    assert ends[0] == pytest.approx(ends[1], rel=0.05)
+    with open(tmp_path / "run" / "vqvae_history.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+
+
+def check_refused(main, arguments, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert expected in said and "\n" not in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--data-dir", "nowhere"], "--data-dir names nowhere"),
+    (["--data-dir", "cohort", "--limit", "0"], "--limit: expected an integer of at least 1, got 0"),
+    (["--data-dir", "cohort", "--epochs", "many"], "--epochs: expected an integer"),
+    (["--data-dir", "cohort", "--learning-rate", "nan"], "--learning-rate: expected a number"),
+    (["--data-dir", "cohort", "--downsample", "5"], "--downsample"),
+    (["--data-dir", "cohort", "--run-dir", "runs/tiny"], "runs/tiny is not empty"),
+    (["--data-dir", "runs"], "keras_png_slices_train is missing"),
+    (["--data-dir", "cohort", "--run-dir", "none", "--resume"], "none holds no run to resume"),
+    (["--resume"], "--resume needs --run-dir"),
+    (["--run-dir", "runs/tiny", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from the 16"),
+    (["--run-dir", "runs/tiny", "--resume", "--data-dir", "other"], "are not those"),
+])
+def test_train_refuses_bad_input_and_writes_nothing(trained, arguments, expected, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    if not Path("other").exists():
+        write_cohort(Path("other"), people=(2, 1, 1))
+    before = sorted(path for path in trained.rglob("*"))
+    check_refused(train.main, arguments, expected, capsys)
+    assert sorted(path for path in trained.rglob("*")) == before
+
+
+def test_train_refuses_images_that_no_model_fits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_cohort(tmp_path / "odd", size=50)
+    check_refused(train.main, ["--data-dir", "odd"], "50x50 pixels", capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd"]
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--run-dir", "nowhere"], "nowhere holds no trained run"),
+    (["--data-dir", "larger"], "64x64; give --data-dir or --run-dir to match"),
+    (["--slice", "32"], "--slice 32 is past the last slice"),
+    (["--slice", "some"], "--slice: expected an integer"),
+    (["--temperature", "-1"], "--temperature"),
+    (["--run-dir", "damaged"], "The run in damaged cannot be loaded"),
+])
+def test_predict_refuses_bad_input_and_writes_nothing(trained, arguments, expected, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    if not Path("larger").exists():
+        write_cohort(Path("larger"), people=(1, 1, 1), size=96)
+        Path("damaged").mkdir()
+        for name in ("config.json", "vqvae.keras", "pixelcnn.keras"):
+            (Path("damaged") / name).write_bytes((Path("runs/tiny") / name).read_bytes()[:5000])
+    before = sorted(path for path in trained.rglob("*"))
+    check_refused(predict.main, arguments, expected, capsys)
+    assert sorted(path for path in trained.rglob("*")) == before
+
+
+def test_predict_without_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    check_refused(predict.main, [], "run train.py first", capsys)
