@@ -126,3 +126,24 @@ def write_gif(frame_paths, path, seconds=0.4):
     frames = [imageio.imread(frame) for frame in frame_paths]
     durations = [1000 * seconds] * (len(frames) - 1) + [2000]
     imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
+
+
+def plot_rate_distortion(curves, model, path):
+    """Draws SSIM over bytes per image, containers not counted.
+
+    Args:
+        curves: dict of codec -> list of (bytes, SSIM).
+        model: dict of "prior" and "fixed" -> (bytes, SSIM) of the model.
+        path: PNG to write.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for codec, points in curves.items():
+        axes.plot(*zip(*points), "o-", markersize=3, label=codec)
+    for name, label, marker in (("prior", "VQ-VAE, codes as the prior codes them", "*"),
+                                ("fixed", "VQ-VAE, codes of fixed length", "D")):
+        axes.plot(*model[name], marker, color="black", markersize=9, label=label)
+    axes.set(xlabel="bytes per image, without container (log axis)", ylabel="mean SSIM (7x7 window)", xscale="log",
+             title="Rate and distortion on test people")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    _save(figure, path)
