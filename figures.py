@@ -128,20 +128,20 @@ def write_gif(frame_paths, path, seconds=0.4):
     imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
 
 
-def plot_rate_distortion(curves, model, path):
+def plot_rate_distortion(curves, model, fixed, path):
     """Draws SSIM over bytes per image, containers not counted.
 
     Args:
         curves: dict of codec -> list of (bytes, SSIM).
-        model: dict of "prior" and "fixed" -> (bytes, SSIM) of the model.
+        model: the same list for the model with its prior as entropy coder.
+        fixed: (bytes, SSIM) of the model with codes of fixed length.
         path: PNG to write.
     """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for codec, points in curves.items():
         axes.plot(*zip(*points), "o-", markersize=3, label=codec)
-    for name, label, marker in (("prior", "VQ-VAE, codes as the prior codes them", "*"),
-                                ("fixed", "VQ-VAE, codes of fixed length", "D")):
-        axes.plot(*model[name], marker, color="black", markersize=9, label=label)
+    axes.plot(*zip(*model), "*-", color="black", markersize=8, label="VQ-VAE, codes coded by the prior")
+    axes.plot(*fixed, "D", color="black", label="VQ-VAE, codes of fixed length")
     axes.set(xlabel="bytes per image, without container (log axis)", ylabel="mean SSIM (7x7 window)", xscale="log",
              title="Rate and distortion on test people")
     axes.grid(alpha=0.3)

@@ -103,11 +103,13 @@ class VectorQuantizer(layers.Layer):
             "perplexity": tf.exp(-tf.reduce_sum(tf.math.xlogy(use, use))),
         }
 
+    def distances(self, vectors):
+        """|z - e|^2 - |z|^2 of vectors float32 (..., D) to all codes, (..., K); |z|^2 is the same for all."""
+        return tf.reduce_sum(self.embeddings ** 2, 1) - 2 * tf.matmul(vectors, self.embeddings, transpose_b=True)
+
     def nearest(self, vectors):
-        """The codes, int32 (N,), whose rows are nearest to `vectors`, float32 (N, D)."""
-        # |z - e|^2 without |z|^2, which is the same for all codes.
-        distances = tf.reduce_sum(self.embeddings ** 2, 1) - 2 * tf.matmul(vectors, self.embeddings, transpose_b=True)
-        return tf.argmin(distances, axis=1, output_type=tf.int32)
+        """The codes, int32 (...), whose rows are nearest to vectors float32 (..., D)."""
+        return tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
 
     def _update(self, vectors, codes):
         counts = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings)
@@ -477,6 +479,20 @@ class PixelCNN(keras.Model):
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
+
+    def start_embeddings(self, codebook, seed=0):
+        """Starts the codes' input and output weights from a codebook, (K, D), so that like codes begin alike.
+
+        Both are random projections of the standardised codebook: what is learned of one code holds for its neighbours in
+        the codebook from the first step on.
+        """
+        rng = np.random.default_rng(seed)
+        codebook = np.asarray(codebook)
+        codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
+        length = codebook.shape[1]
+        kernel = self.head.layers[-1].kernel
+        self.code_embedding.embeddings.assign(codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters)))
+        kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
 
     def _places(self):
         places = self.place_embedding(tf.range(self.grid_size * self.grid_size))

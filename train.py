@@ -95,6 +95,8 @@ def open_run(arguments):
         if dataset.fingerprint(splits) != config["data"]["fingerprint"]:
             raise InputError(f"The data in {arguments.data_dir or config['data']['folder']} are not those that {run_dir} "
                              "began with; resume with the same data or start a new run.")
+        if (run_dir / "metrics.json").exists():
+            raise InputError(f"{run_dir} is finished; there is nothing to resume.")
         return run_dir, config, splits
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise InputError(f"{run_dir} is not empty; give another --run-dir, or --resume to go on with the run in it.")
@@ -326,6 +328,7 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
         first_epoch = int(prior.optimizer.iterations) // steps_per_epoch
     else:
         prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], dataset.NUM_POSITIONS)
+        prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
         prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
     if first_epoch < settings["prior_epochs"]:
         fit(prior, dataset.code_batches(codes["train"], splits["train"].positions, batch_size, settings["seed"], first_epoch),

@@ -276,6 +276,15 @@ def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperat
     np.testing.assert_array_equal(prior.sample(positions, seed=7, temperature=temperature), slow)
 
 
+def test_embeddings_start_as_like_as_the_codebook():
+    prior, codebook = modules.PixelCNN(4, 30, 2, num_filters=200, num_layers=1), vectors_like((30, 4))
+    prior.start_embeddings(codebook)
+    expected = np.linalg.norm(codebook[:, np.newaxis] - codebook, axis=-1)
+    for started in (prior.code_embedding.embeddings.numpy(), prior.head.layers[-1].kernel.numpy().T):
+        between = np.linalg.norm(started[:, np.newaxis] - started, axis=-1)
+        assert np.corrcoef(between.ravel(), expected.ravel())[0, 1] > 0.95
+
+
 def test_samples_depend_on_the_seed_but_not_on_the_batch_size():
     prior, positions = small_prior(), [0, 1, 2, 3, 0]
     codes = prior.sample(positions, seed=1)

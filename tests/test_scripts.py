@@ -126,6 +126,7 @@ def check_refused(main, arguments, expected, capsys):
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "runs/tiny", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from the 16"),
     (["--run-dir", "runs/tiny", "--resume", "--data-dir", "other"], "are not those"),
+    (["--run-dir", "runs/tiny", "--resume"], "runs/tiny is finished"),
 ])
 def test_train_refuses_bad_input_and_writes_nothing(trained, arguments, expected, monkeypatch, capsys):
     monkeypatch.chdir(trained)
