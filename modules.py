@@ -448,7 +448,7 @@ class PixelCNN(keras.Model):
         dropout: rate.
     """
 
-    def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=5,
+    def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=3,
                  dropout=0.1, **kwargs):
         super().__init__(**kwargs)
         if kernel_size % 2 == 0 or kernel_size < 3:
@@ -522,7 +522,7 @@ class PixelCNN(keras.Model):
             vertical, from_vertical = block.vertical(window, condition)
             window = tf.pad(horizontal, [[0, 0], [0, 0], [reach, 0], [0, 0]])
             horizontal = block.horizontal(window, from_vertical, condition, training)
-        return self.head(horizontal)
+        return self.head(horizontal + vertical)
 
     def distribution(self, codes, positions, training=False):
         """The codes' `tfp.distributions.Categorical`, batch shape (B, g, g), each given the codes before it."""
@@ -610,7 +610,7 @@ class PixelCNN(keras.Model):
                     window = tf.concat([before, horizontal], axis=2)
                     codes_kept.append(window[:, :, 1:])
                     horizontal = block.horizontal(window, tf.gather(from_vertical, [column], axis=2), condition)
-                logits = self.head(horizontal)[:, 0, 0]
+                logits = self.head(horizontal + tf.gather(vertical, [column], axis=2))[:, 0, 0]
                 code = tf.argmax(logits + temperature * noise[:, row, column], axis=-1, output_type=tf.int32)
                 previous = self.code_embedding(code)[:, tf.newaxis, tf.newaxis]
                 return column + 1, previous, codes_kept, row_codes.write(column, code)

@@ -48,8 +48,8 @@ DEFAULTS = {
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "epochs": 7, "prior_epochs": 4}
-PRIOR_BATCH_SIZE = 16
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 3}
+PRIOR_BATCH_SIZE = 8
 PRIOR_LEARNING_RATE = 2e-3
 WARMUP_STEPS = 60  # of plain autoencoding before the codebook starts
 RISING_STEPS = 100  # over which the learning rate rises to its peak
@@ -69,7 +69,8 @@ def parse_arguments(argv):
             ("num-embeddings", int, 2, "codes in the codebook"), ("embedding-dim", int, 1, "length of a code's vector"),
             ("seed", int, 0, "of every draw"), ("limit", int, 1, "use the first N people of each split only")):
         key = name.replace("-", "_")
-        default = f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})" if key != "limit" else ""
+        default = f" (default: {DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
+            f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
         parser.add_argument(f"--{name}", type=dataset.number(kind, minimum), metavar="N", help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
