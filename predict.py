@@ -8,6 +8,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import argparse
 import json
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def slice_argument(text):
         return text
     position = dataset.number(int, 0)(text)
     if position >= dataset.NUM_POSITIONS:
-        raise InputError(f"--slice {position} is past the last slice, {dataset.NUM_POSITIONS - 1}.")
+        raise argparse.ArgumentTypeError(f"{position} is past the last slice, {dataset.NUM_POSITIONS - 1}")
     return position
 
 
