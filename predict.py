@@ -88,14 +88,14 @@ def load_run(run_dir):
 
 
 def write_reconstructions(folder, split, codes, reconstructions, count, seed, num_embeddings):
-    """Writes reconstructions.png, and original beside reconstruction as one PNG per example."""
+    """Writes original beside reconstruction as one PNG per example, and reconstructions.png of the first ten."""
     drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(count, len(codes)), replace=False))
     originals = split.images[drawn] / 255
     ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[drawn])]
     for number, index in enumerate(drawn):
         pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[index] * 2 - 1)])
         Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{number:04d}.png")
-    figures.reconstruction_grid(originals, reconstructions[drawn], codes[drawn], ssims, num_embeddings,
+    figures.reconstruction_grid(originals[:10], reconstructions[drawn[:10]], codes[drawn[:10]], ssims[:10], num_embeddings,
                                 folder / "reconstructions.png")
 
 
