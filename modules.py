@@ -10,6 +10,8 @@ References:
     [3] van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016. https://arxiv.org/abs/1606.05328
     [4] Dhariwal et al.: Jukebox: A Generative Model for Music, 2020 (restart of dead codes, section 3.1 and appendix).
         https://arxiv.org/abs/2005.00341
+    [5] Ho, Kalchbrenner, Weissenborn, Salimans: Axial Attention in Multidimensional Transformers, 2019.
+        https://arxiv.org/abs/1912.12180
 """
 
 import math
@@ -433,10 +435,59 @@ class GatedBlock(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
+class AxialAttention(layers.Layer):
+    """Lets the vertical stack look along its own row, then up its column: in two steps, at all the rows above.
+
+    The vertical features of a row know the rows above it alone, so along the row nothing need be hidden; up the column each
+    row sees itself and those before ([5], the encoder of the upper context). It spans the grid where convolutions do not, so
+    that the shape of the whole head is known while its texture is drawn.
+
+    Args:
+        num_filters: channels F.
+        num_heads: a divisor of F.
+    """
+
+    def __init__(self, num_filters, num_heads=4, **kwargs):
+        super().__init__(**kwargs)
+        self.settings = {"num_filters": num_filters, "num_heads": num_heads}
+        self.norms = [layers.LayerNormalization(), layers.LayerNormalization()]
+        self.along_row = layers.MultiHeadAttention(num_heads, num_filters // num_heads, attention_axes=(2,))
+        self.up_column = layers.MultiHeadAttention(num_heads, num_filters // num_heads, attention_axes=(1,))
+
+    def build(self, input_shape=None):
+        shape = None, None, None, self.settings["num_filters"]
+        for norm in self.norms:
+            norm.build(shape)
+        self.along_row.build(shape, shape)
+        self.up_column.build(shape, shape)
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+    def call(self, rows, before, seen):
+        """Attends from rows to themselves and to those before.
+
+        Args:
+            rows: (B, R, W, F), the rows in question.
+            before: (B, S, W, F), what was returned second for the rows before.
+            seen: bool (1, R, S + R), which rows of `before` and `rows` each row may look up.
+
+        Returns:
+            The rows' new features (B, R, W, F), and what later rows look up, of the same shape.
+        """
+        normed = self.norms[0](rows)
+        rows = rows + self.along_row(normed, normed)
+        normed = self.norms[1](rows)
+        keys = tf.concat([before, normed], axis=1)
+        return rows + self.up_column(normed, keys, attention_mask=seen), normed
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
 class PixelCNN(keras.Model):
     """The prior over codes: p(codes | position) as a product over the grid, row by row, left to right [3].
 
-    Conditioned on the slice's position in the head and on the place in the grid.
+    Conditioned on the slice's position in the head and on the place in the grid. Every third block follows an `AxialAttention`.
 
     Args:
         grid_size: side of the square grid of codes.
@@ -464,6 +515,7 @@ class PixelCNN(keras.Model):
         self.position_embedding = layers.Embedding(num_positions, num_filters)
         self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
         self.blocks = [GatedBlock(num_filters, kernel_size, dropout) for _ in range(num_layers)]
+        self.attentions = [AxialAttention(num_filters) for _ in range(num_layers // 3)]
         self.head = keras.Sequential([layers.Activation("relu"), layers.Dense(2 * num_filters, activation="relu"),
                                       layers.Dense(num_embeddings, dtype="float32")])
         self.bits_per_code = keras.metrics.Mean("bits_per_code")
@@ -472,8 +524,8 @@ class PixelCNN(keras.Model):
     def build(self, input_shape=None):
         for embedding in (self.code_embedding, self.position_embedding, self.place_embedding):
             embedding.build()
-        for block in self.blocks:
-            block.build()
+        for layer in (*self.blocks, *self.attentions):
+            layer.build()
         self.head.build((None, self.grid_size, self.grid_size, self.num_filters))
         self.built = True
 
@@ -516,7 +568,10 @@ class PixelCNN(keras.Model):
         # Shifted by one, so that a row starts from the one above and a code from the one to its left.
         vertical = places + tf.pad(embedded[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
         horizontal = places + tf.pad(embedded[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
-        for block in self.blocks:
+        seen = tf.linalg.band_part(tf.ones((1, self.grid_size, self.grid_size), tf.bool), -1, 0)
+        for index, block in enumerate(self.blocks):
+            if index % 3 == 2:
+                vertical, _ = self.attentions[index // 3](vertical, vertical[:, :0], seen)
             reach = block.reach
             window = tf.pad(vertical, [[0, 0], [reach, 0], [reach, reach], [0, 0]])
             vertical, from_vertical = block.vertical(window, condition)
@@ -572,7 +627,7 @@ class PixelCNN(keras.Model):
         positions = np.asarray(positions, np.int32)
         if positions.size and not 0 <= positions.min() <= positions.max() < self.num_positions:
             raise ValueError(f"positions must lie in 0 to {self.num_positions - 1}, got {positions.min()} to {positions.max()}.")
-        draw = tf.function(self.sample_from_noise)
+        draw = tf.function(self.sample_from_noise, jit_compile=True)
         codes = np.zeros((len(positions), self.grid_size, self.grid_size), np.int32)
         for first in range(0, len(positions), batch_size):
             some = tf.constant(positions[first:first + batch_size])
@@ -593,10 +648,15 @@ class PixelCNN(keras.Model):
         condition, places = self._condition(positions), self._places()
         dtype = places.dtype
 
-        def draw_row(row, previous, rows_before, codes):
+        def draw_row(row, previous, rows_before, looked_up_before, codes):
             vertical = tf.gather(places, [row], axis=1) + previous
-            told, rows_kept = [], []
-            for block, before in zip(self.blocks, rows_before):
+            told, rows_kept, looked_up = [], [], []
+            for index, (block, before) in enumerate(zip(self.blocks, rows_before)):
+                if index % 3 == 2:
+                    above = looked_up_before[index // 3]
+                    seen = tf.range(size + 1) >= size - row  # the last `row` of those kept, and itself
+                    vertical, newest = self.attentions[index // 3](vertical, above, seen[tf.newaxis, tf.newaxis])
+                    looked_up.append(tf.concat([above[:, 1:], newest], axis=1))
                 window = tf.concat([before, vertical], axis=1)
                 rows_kept.append(window[:, 1:])
                 window = tf.pad(window, [[0, 0], [0, 0], [block.reach, block.reach], [0, 0]])
@@ -621,10 +681,11 @@ class PixelCNN(keras.Model):
             row_codes = tf.while_loop(lambda column, *_: column < size, draw_code, start)[-1]
             row_codes = tf.transpose(row_codes.stack())
             previous = tf.reshape(self.code_embedding(row_codes), (batch, 1, size, filters))
-            return row + 1, previous, rows_kept, codes.write(row, row_codes)
+            return row + 1, previous, rows_kept, looked_up, codes.write(row, row_codes)
 
         start = (0, tf.zeros((batch, 1, size, filters), dtype),
                  [tf.zeros((batch, block.reach, size, filters), dtype) for block in self.blocks],
+                 [tf.zeros((batch, size, size, filters), dtype) for _ in self.attentions],
                  tf.TensorArray(tf.int32, size, element_shape=(positions.shape[0], size)))
         codes = tf.while_loop(lambda row, *_: row < size, draw_row, start)[-1]
         return tf.transpose(codes.stack(), (1, 0, 2))
