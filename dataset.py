@@ -119,10 +119,9 @@ def find_data(data_dir=None):
     default = Path("keras_png_slices_data")
     if default.is_dir():
         return default, False
-    folder = make_demo_cohort()
-    print(f"No OASIS data found (--data-dir, OASIS_DIR, ./{default}): using the demo cohort in {folder}, which is simulated "
-          "from one averaged template and is no evidence about patients.")
-    return folder, True
+    print(f"No OASIS data found (--data-dir, OASIS_DIR, ./{default}): using the demo cohort, which is simulated from one "
+          "averaged template and is no evidence about patients.", flush=True)
+    return make_demo_cohort(), True
 
 
 def load_splits(data_dir, names=SPLITS, limit=None):

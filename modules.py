@@ -345,6 +345,9 @@ class VQVAE(keras.Model):
                 codebook needs more vectors) are encoded.
             warmup_steps: optimiser steps without quantisation.
             fit_batches: batches for k-means.
+
+        Raises:
+            FloatingPointError: if the encoder's outputs are no numbers after the warm-up.
         """
         batches = iter(batches)
         if warmup_steps:
@@ -355,7 +358,10 @@ class VQVAE(keras.Model):
         vectors = []
         while len(vectors) < fit_batches or sum(map(len, vectors)) < self.quantizer.num_embeddings:
             vectors.append(np.reshape(self.encode(next(batches)[0]), (-1, self.quantizer.embedding_dim)))
-        self.quantizer.fit_codebook(np.concatenate(vectors).astype(np.float32))
+        vectors = np.concatenate(vectors).astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise FloatingPointError("the encoder's outputs are no numbers after the warm-up")
+        self.quantizer.fit_codebook(vectors)
 
 
 # PixelCNN prior -------------------------------------------------------------------------------------------------------

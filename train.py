@@ -235,7 +235,14 @@ class Checkpoints(keras.callbacks.Callback):
         self.best = best
 
     def on_epoch_end(self, epoch, logs):
-        """Saves under a temporary name, then renames."""
+        """Saves under a temporary name, then renames.
+
+        Raises:
+            InputError: if the model no longer gives numbers; what was saved before stays.
+        """
+        if not np.isfinite(list(logs.values())).all():
+            raise InputError(f"Training {self.best_path.stem} went astray in epoch {epoch + 1}: its loss is not a number any "
+                             "more. Start again with a lower --learning-rate.")
         self.backup_path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.backup_path.with_name(f"unfinished-{self.backup_path.name}")
         if self.best is None or self.sign * logs[self.monitor] > self.sign * self.best:
@@ -256,8 +263,7 @@ def fit(model, batches, validation, steps_per_epoch, epochs, first_epoch, run_di
               shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
               callbacks=[*callbacks, keras.callbacks.CSVLogger(history_path, append=bool(done)),
                          keras.callbacks.TensorBoard(run_dir / "logs" / name, write_graph=False),
-                         Checkpoints(run_dir / "backup" / f"{name}.keras", run_dir / f"{name}.keras", monitor, best),
-                         keras.callbacks.TerminateOnNaN()])
+                         Checkpoints(run_dir / "backup" / f"{name}.keras", run_dir / f"{name}.keras", monitor, best)])
 
 
 def trim_history(path, epochs):
@@ -305,8 +311,13 @@ def train_vqvae(run_dir, config, splits):
         vqvae = modules.VQVAE(**config["model"])
         vqvae.compile(adam(settings["learning_rate"], WARMUP_STEPS + steps_per_epoch * settings["epochs"]))
         print(f"{WARMUP_STEPS} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
-        # A seed that no epoch has: the first epoch then sees every image afresh.
-        vqvae.start_codebook(dataset.training_batches(splits["train"], batch_size, settings["seed"] + 1), WARMUP_STEPS)
+        # Another seed than the epochs': the first of them then sees every image afresh.
+        batches = dataset.training_batches(splits["train"], batch_size, settings["seed"] + 1)
+        try:
+            vqvae.start_codebook(batches, WARMUP_STEPS)
+        except FloatingPointError as error:
+            raise InputError(f"Training vqvae went astray at its start: {error}. "
+                             "Start again with a lower --learning-rate.") from error
     frames = run_dir / "backup" / "frames"
     if first_epoch < settings["epochs"]:
         fit(vqvae, dataset.training_batches(splits["train"], batch_size, settings["seed"], first_epoch),

@@ -164,6 +164,13 @@ def test_predict_refuses_bad_input_and_writes_nothing(trained, arguments, expect
     assert sorted(path for path in trained.rglob("*")) == before
 
 
+def test_a_loss_that_is_no_number_stops_with_advice(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    check_refused(train.main, ["--data-dir", "cohort", "--run-dir", str(tmp_path / "run"), *TINY, "--learning-rate", "1e30"],
+                  "lower --learning-rate", capsys)
+    assert not (tmp_path / "run" / "vqvae.keras").exists()
+
+
 def test_predict_without_any_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     check_refused(predict.main, [], "run train.py first", capsys)
