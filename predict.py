@@ -136,7 +136,7 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}); give another --output-dir.") from error
-    print(f"Reconstructing {len(split.images)} test images with {run_dir} ...")
+    print(f"Reconstructing the {len(split.images)} test images of {data_dir} with {run_dir} ...")
     measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(split, 32))
     write_reconstructions(folder, split, codes, reconstructions, arguments.num_examples, arguments.seed, prior.num_embeddings)
     positions = sample_positions(arguments.slice, arguments.num_samples)

@@ -48,7 +48,7 @@ DEFAULTS = {
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 3, "prior_epochs": 3}
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 3}
 PRIOR_BATCH_SIZE = 8
 PRIOR_LEARNING_RATE = 2e-3
 WARMUP_STEPS = 60  # of plain autoencoding before the codebook starts
@@ -384,7 +384,7 @@ def main(argv=None):
     if settings["mixed_precision"]:
         keras.mixed_precision.set_global_policy("mixed_float16" if gpus else "mixed_bfloat16")
     people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
-    print(f"Run folder {run_dir}; {people} people; on {'GPU' if gpus else 'CPU'}.")
+    print(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {'GPU' if gpus else 'CPU'}.")
     print(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
     vqvae = train_vqvae(run_dir, config, splits)
     print(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
