@@ -320,15 +320,15 @@ class VQVAE(keras.Model):
 
     def train_step(self, data):
         """One step on a batch of (images, positions); the positions are the prior's affair."""
-        return self._track(self._step(data[0], quantise=True))
+        return self._track(self._step(data[0], quantise=True), data[0])
 
     def test_step(self, data):
         """The losses on a batch of (images, positions)."""
-        return self._track(self._batch_losses(data[0], training=False))
+        return self._track(self._batch_losses(data[0], training=False), data[0])
 
-    def _track(self, values):
+    def _track(self, values, images):
         for tracker, value in zip(self.trackers, values):
-            tracker.update_state(value)
+            tracker.update_state(value, tf.shape(images)[0])  # the last batch of a split may be short
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
     @property
