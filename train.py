@@ -48,7 +48,7 @@ DEFAULTS = {
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 3}
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 4}
 PRIOR_BATCH_SIZE = 8
 PRIOR_LEARNING_RATE = 2e-3
 WARMUP_STEPS = 60  # of plain autoencoding before the codebook starts
