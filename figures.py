@@ -26,8 +26,8 @@ def plot_losses(history, path, scale):
     epochs = history["epoch"] + 1
     for name, label, colour in (("loss", "total", "C0"), ("reconstruction_loss", "reconstruction (MSE / variance)", "C1"),
                                 ("vq_loss", "vector quantisation", "C2")):
-        axes.plot(epochs, history[name], "o-", color=colour, markersize=3, label=f"{label}, training")
-        axes.plot(epochs, history[f"val_{name}"], "s--", color=colour, markersize=3, label=f"{label}, validation")
+        axes.plot(epochs, history[name], "o-", color=colour, markersize=3, label=f"{label}: training")
+        axes.plot(epochs, history[f"val_{name}"], "s--", color=colour, markersize=3, label="validation")
     axes.set(xlabel="epoch", ylabel=f"loss ({scale} axis)", yscale=scale, title="VQ-VAE losses")
     if scale == "linear":
         axes.set_ylim(bottom=0)
@@ -63,7 +63,7 @@ def plot_prior(history, code_entropy, path):
 def _finish(axes):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.figure.legend(loc="outside lower center", ncols=3, fontsize="small")  # beside the curves, not over them
 
 
 def reconstruction_grid(originals, reconstructions, codes, ssims, num_embeddings, path):
