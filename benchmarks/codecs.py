@@ -39,12 +39,13 @@ import predict
 CODECS = {
     "JPEG": (lambda quality: {"format": "JPEG", "quality": quality, "optimize": True}, range(1, 96)),
     "JPEG 2000": (lambda decibel: {"format": "JPEG2000", "quality_mode": "dB", "quality_layers": [decibel],
-                                   "irreversible": True, "no_jp2": True}, range(15, 56)),
+                                   "irreversible": True, "no_jp2": True}, range(22, 56)),
     "WebP": (lambda quality: {"format": "WEBP", "quality": quality, "method": 6}, range(0, 101)),
     "AVIF": (lambda quality: {"format": "AVIF", "quality": quality, "subsampling": "4:0:0", "speed": 4}, range(0, 101)),
 }
 CURVE_POINTS = 8
-RATE_WEIGHTS = 0.05, 0.1, 0.2, 0.4
+RATE_WEIGHTS = 0.5, 1, 2, 4, 8
+COMPARED_WEIGHTS = 0, 4  # those whose bytes the codecs get, besides the bytes of codes of fixed length
 
 
 def encode(image, codec, quality):
@@ -142,7 +143,7 @@ def main():
     split = dataset.Split("test", split.images[chosen], split.cases[chosen], split.positions[chosen])
     images = split.images
     model = model_curve(vqvae, prior, dataset.image_batches(split, 32))
-    budgets = {f"rate weight {weight}": (row["bytes"], row) for weight, row in model.items()}
+    budgets = {f"rate weight {weight}": (model[weight]["bytes"], model[weight]) for weight in COMPARED_WEIGHTS}
     budgets["fixed length"] = vqvae.grid_size ** 2 * math.log2(prior.num_embeddings) / 8, model[0]
 
     black = np.zeros_like(images[0])
@@ -160,15 +161,15 @@ def main():
         for codec, rows in table[name].items():
             for key, row in rows.items():
                 print(line(codec, key, row["bytes"], row["ssim"], row["ssim_foreground"], row["psnr"], row["fitted"]))
-    for name, row in sanity.items():
-        print(line(name[:9], name[9:], 0, row["ssim"], row["ssim_foreground"], row["psnr"], 1))
+    for name, row in {**{f"model, rate weight {weight}": row for weight, row in model.items()}, **sanity}.items():
+        print(f"{name:32}{row.get('bytes', math.nan):>8.0f}{row['ssim']:>9.3f}{row['ssim_foreground']:>17.3f}{row['psnr']:>9.1f}")
     figure = Path(arguments.figure or run_dir / "figures" / "rate_distortion.png")
     curves = {codec: curve(images, codec, overheads[codec]) for codec in CODECS}
     figures.plot_rate_distortion(curves, sorted((row["bytes"], row["ssim"]) for row in model.values()),
                                  (budgets["fixed length"][0], model[0]["ssim"]), figure)
     print(f"Drawn: {figure}")
     print(json.dumps({"settings": {"run_dir": str(run_dir), "num_images": len(images)},
-                      "model": {name: {**row, "bytes": limit} for name, (limit, row) in budgets.items()},
+                      "model": {"by_rate_weight": model, "bytes_fixed_length": budgets["fixed length"][0]},
                       "container_bytes": overheads, "codecs": table, "curves": curves, **sanity,
                       "ratio": {name: {codec: row["ssim"] / rows["without_container"]["ssim"]
                                        for codec, rows in table[name].items()} for name, (_, row) in budgets.items()}}))
