@@ -297,6 +297,14 @@ def fingerprint(splits):
     return digest.hexdigest()
 
 
+def pixel_statistics(images):
+    """(mean, variance) of uint8 images (N, H, W), as normalised to [-1, 1]; exact, without a float copy."""
+    counts = sum(np.bincount(image.ravel(), minlength=256) for image in images)
+    levels = np.arange(256) / 127.5 - 1
+    mean = float(counts @ levels / counts.sum())
+    return mean, float(counts @ (levels - mean) ** 2 / counts.sum())
+
+
 def empty_margin(images, multiple):
     """The width in pixels, rounded down to `multiple`, of the border that is black in every image uint8 (N, H, W)."""
     drawn = images.max(axis=0) > 0
@@ -433,11 +441,8 @@ def main(argv=None):
     print(f"{'split':10}{'images':>8}{'people':>8}{'size':>10}{'mean':>8}{'variance':>10}   (mean, variance in [-1, 1])")
     for name, split in splits.items():
         height, width = split.images.shape[1:]
-        values = np.bincount(split.images.ravel(), minlength=256) / split.images.size
-        levels = np.arange(256) / 127.5 - 1
-        mean = values @ levels
-        print(f"{name:10}{len(split.images):8,}{split.num_people:8}{f'{width}x{height}':>10}{mean:8.3f}"
-              f"{values @ (levels - mean) ** 2:10.4f}")
+        mean, variance = pixel_statistics(split.images)
+        print(f"{name:10}{len(split.images):8,}{split.num_people:8}{f'{width}x{height}':>10}{mean:8.3f}{variance:10.4f}")
     rows = [split.images[split.cases == case][np.linspace(0, (split.cases == case).sum() - 1, 8).astype(int)]
             for split in splits.values() for case in np.unique(split.cases)[:2]]
     sheet = util.montage(np.concatenate(rows), grid_shape=(len(rows), 8))

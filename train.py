@@ -146,7 +146,7 @@ def model_settings(split, settings):
             "downsample": settings["downsample"], "seed": settings["seed"],
             # The border that is black in all training images gets no codes; a quarter of the side must remain.
             "margin": min(dataset.empty_margin(split.images, height // 8), 3 * height // 8),
-            "data_variance": max(float(np.var(split.images / np.float32(127.5))), 1e-6)}
+            "data_variance": max(dataset.pixel_statistics(split.images)[1], 1e-6)}
 
 
 def git_commit():

@@ -146,6 +146,12 @@ def test_empty_margin_is_the_narrowest_black_border_rounded_down():
     assert dataset.empty_margin(np.zeros((1, 8, 8), np.uint8), 1) == 0
 
 
+def test_pixel_statistics_are_numpys():
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 30), np.uint8)
+    normalised = images / 127.5 - 1
+    assert dataset.pixel_statistics(images) == pytest.approx((normalised.mean(), normalised.var()))
+
+
 def test_fingerprint_changes_with_a_pixel(cohort):
     splits = dataset.load_splits(cohort)
     before = dataset.fingerprint(splits)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import imageio.v3 as imageio
+import keras
 import numpy as np
 from PIL import Image
 import pytest
@@ -104,6 +105,20 @@ def test_a_stopped_run_resumes_to_the_same_end(trained, tmp_path, monkeypatch):
     assert ends[0] == pytest.approx(ends[1], rel=0.05)
     with open(tmp_path / "run" / "vqvae_history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+
+
+def test_finer_grid_and_mixed_precision(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    run = str(tmp_path / "run")
+    try:
+        train.main(["--data-dir", "cohort", "--run-dir", run, *TINY, "--downsample", "4", "--mixed-precision", "--limit", "1"])
+        predict.main(["--run-dir", run, "--num-samples", "2"])
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    measured = json.loads((tmp_path / "run" / "predictions" / "metrics.json").read_text())
+    assert measured["num_images"] == 8
+    assert measured["bytes_per_image"] == pytest.approx(measured["bits_per_code"] * 16 * 16 / 8)
+    assert measured["ssim"] > 0.3
 
 
 def check_refused(main, arguments, expected, capsys):
