@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
+SEEDS = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
 LARGEST_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png")
 DEMO_VERSION = 1  # part of the cache folder's name: raise it whenever the simulation changes
@@ -49,17 +50,18 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help.")
 
 
-def number(kind, minimum):
-    """An argparse type: an int or a finite float of at least `minimum`."""
+def number(kind, minimum, maximum=float("inf")):
+    """An argparse type: an int or a finite float of at least `minimum` and less than `maximum`."""
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not minimum <= value < float("inf"):
+        if value is None or not minimum <= value < maximum:
+            below = f" and less than {maximum}" if maximum < float("inf") else ""
             raise argparse.ArgumentTypeError(f"expected {'an integer' if kind is int else 'a number'} "
-                                             f"of at least {minimum}, got {text}")
+                                             f"of at least {minimum}{below}, got {text}")
         return value
 
     return parse
@@ -313,6 +315,13 @@ def empty_margin(images, multiple):
         inked = np.flatnonzero(drawn.any(axis=1 - axis))
         widths += [inked[0], drawn.shape[axis] - 1 - inked[-1]] if inked.size else [0]
     return int(min(widths)) // multiple * multiple
+
+
+def warn_of_lost_border(split, margin):
+    """Prints a line if an image reaches into the border of `margin` pixels that the model paints black."""
+    if empty_margin(split.images, 1) < margin:
+        print(f"Note: some {split.name} images reach into the border of {margin} pixels that is black in all training images; "
+              "what lies there cannot be reconstructed.")
 
 
 # The demo cohort ------------------------------------------------------------------------------------------------------

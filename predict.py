@@ -36,7 +36,7 @@ def parse_arguments(argv):
                         "or all for one sample of each (default: --num-samples spread over all)")
     parser.add_argument("--temperature", type=dataset.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
-    parser.add_argument("--seed", type=dataset.number(int, 0), default=0, metavar="S", help="of every draw (default: 0)")
+    parser.add_argument("--seed", type=dataset.number(int, 0, dataset.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions)")
     return parser.parse_args(argv)
 
@@ -136,6 +136,7 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}); give another --output-dir.") from error
+    dataset.warn_of_lost_border(split, vqvae.settings["margin"])
     print(f"Reconstructing the {len(split.images)} test images of {data_dir} with {run_dir} ...")
     measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(split, 32))
     write_reconstructions(folder, split, codes, reconstructions, arguments.num_examples, arguments.seed, prior.num_embeddings)

@@ -71,7 +71,8 @@ def parse_arguments(argv):
         key = name.replace("-", "_")
         default = f" (default: {DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
-        parser.add_argument(f"--{name}", type=dataset.number(kind, minimum), metavar="N", help=text + default)
+        maximum = dataset.SEEDS if key == "seed" else float("inf")
+        parser.add_argument(f"--{name}", type=dataset.number(kind, minimum, maximum), metavar="N", help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
                         help="compute in float16 on a GPU, bfloat16 elsewhere (slower on most CPUs)")
@@ -385,6 +386,8 @@ def main(argv=None):
         keras.mixed_precision.set_global_policy("mixed_float16" if gpus else "mixed_bfloat16")
     people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
     print(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {'GPU' if gpus else 'CPU'}.")
+    for name in ("validate", "test"):
+        dataset.warn_of_lost_border(splits[name], config["model"]["margin"])
     print(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
     vqvae = train_vqvae(run_dir, config, splits)
     print(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")

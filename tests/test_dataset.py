@@ -152,6 +152,16 @@ def test_pixel_statistics_are_numpys():
     assert dataset.pixel_statistics(images) == pytest.approx((normalised.mean(), normalised.var()))
 
 
+def test_what_lies_in_the_painted_border_is_announced(capsys):
+    images = np.zeros((2, 64, 64), np.uint8)
+    images[1, 30, 10] = 5  # 10 pixels from the left
+    split = dataset.Split("test", images, np.arange(2), np.arange(2))
+    dataset.warn_of_lost_border(split, 8)
+    assert capsys.readouterr().out == ""
+    dataset.warn_of_lost_border(split, 16)
+    assert "some test images reach into the border of 16 pixels" in capsys.readouterr().out
+
+
 def test_fingerprint_changes_with_a_pixel(cohort):
     splits = dataset.load_splits(cohort)
     before = dataset.fingerprint(splits)

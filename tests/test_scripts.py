@@ -165,6 +165,7 @@ def test_train_refuses_images_that_no_model_fits(tmp_path, monkeypatch, capsys):
     (["--slice", "32"], "--slice: 32 is past the last slice, 31"),
     (["--slice", "some"], "--slice: expected an integer"),
     (["--temperature", "-1"], "--temperature"),
+    (["--seed", "2147483648"], "less than 2147483648"),
     (["--run-dir", "damaged"], "The run in damaged cannot be loaded"),
 ])
 def test_predict_refuses_bad_input_and_writes_nothing(trained, arguments, expected, monkeypatch, capsys):
