@@ -8,7 +8,7 @@ References:
     [2] Razavi, van den Oord, Vinyals: Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019.
         https://arxiv.org/abs/1906.00446
     [3] van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016. https://arxiv.org/abs/1606.05328
-    [4] Dhariwal et al.: Jukebox: A Generative Model for Music, 2020 (restart of dead codes, section 3.1 and appendix).
+    [4] Dhariwal et al.: Jukebox: A Generative Model for Music, 2020 (restart of dead codes, section 3.1).
         https://arxiv.org/abs/2005.00341
     [5] Ho, Kalchbrenner, Weissenborn, Salimans: Axial Attention in Multidimensional Transformers, 2019.
         https://arxiv.org/abs/1912.12180
@@ -33,7 +33,7 @@ PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 class VectorQuantizer(layers.Layer):
     """Replaces each vector by the nearest row of a codebook, with a straight-through gradient.
 
-    The codebook follows its vectors as an exponential moving average (EMA; [1] appendix A.1, [2] equation 2):
+    The codebook follows its vectors as an exponential moving average (EMA; [1] appendix A.1, [2] section 2.1):
 
         N_k <- decay N_k + (1 - decay) n_k,   m_k <- decay m_k + (1 - decay) sum of the z assigned to k,   e_k = m_k / N_k
 
