@@ -50,7 +50,7 @@ class VectorQuantizer(layers.Layer):
         seed: of the restarts.
     """
 
-    def __init__(self, num_embeddings=512, embedding_dim=16, commitment_cost=0.25, decay=0.99, restart_below=0.03, seed=0,
+    def __init__(self, num_embeddings=512, embedding_dim=16, commitment_cost=0.25, decay=0.99, restart_below=0.3, seed=0,
                  **kwargs):
         super().__init__(**{"dtype": "float32", **kwargs})
         if num_embeddings < 1 or embedding_dim < 1:
@@ -384,15 +384,17 @@ class GatedBlock(layers.Layer):
     Args:
         num_filters: channels F of both stacks.
         kernel_size: odd width k of the window; the vertical stack sees k // 2 rows up per layer.
+        dilation: d; the horizontal stack sees every d-th of the d (k // 2) codes to the left.
         dropout: rate on the horizontal branch.
     """
 
-    def __init__(self, num_filters, kernel_size, dropout, **kwargs):
+    def __init__(self, num_filters, kernel_size, dilation, dropout, **kwargs):
         super().__init__(**kwargs)
-        self.settings = {"num_filters": num_filters, "kernel_size": kernel_size, "dropout": dropout}
-        self.reach = kernel_size // 2
-        self.vertical_conv = layers.Conv2D(2 * num_filters, (self.reach + 1, kernel_size))
-        self.horizontal_conv = layers.Conv2D(2 * num_filters, (1, self.reach + 1))
+        self.settings = {"num_filters": num_filters, "kernel_size": kernel_size, "dilation": dilation, "dropout": dropout}
+        self.rows_up = kernel_size // 2
+        self.codes_left = dilation * self.rows_up
+        self.vertical_conv = layers.Conv2D(2 * num_filters, (self.rows_up + 1, kernel_size))
+        self.horizontal_conv = layers.Conv2D(2 * num_filters, (1, self.rows_up + 1), dilation_rate=(1, dilation))
         self.vertical_to_horizontal = layers.Dense(2 * num_filters)
         self.condition = layers.Dense(4 * num_filters)
         self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
@@ -420,7 +422,7 @@ class GatedBlock(layers.Layer):
             The rows' new features (B, R, W, F), and what they tell the horizontal stack (B, R, W, 2F).
         """
         features = self.vertical_conv(window)
-        here = window[:, self.reach:, self.reach:-self.reach]
+        here = window[:, self.rows_up:, self.rows_up:-self.rows_up]
         gated = _gate(features + tf.split(self.condition(condition), 2, axis=-1)[0])
         return here + self.vertical_out(gated), self.vertical_to_horizontal(features)
 
@@ -428,7 +430,7 @@ class GatedBlock(layers.Layer):
         """One horizontal step.
 
         Args:
-            window: (B, R, k // 2 + W, F), the codes before and the W codes in question.
+            window: (B, R, d (k // 2) + W, F), the codes before and the W codes in question.
             from_vertical: (B, R, W, 2F).
             condition: as in `vertical`.
             training: whether to drop out.
@@ -437,7 +439,7 @@ class GatedBlock(layers.Layer):
             The codes' new features (B, R, W, F).
         """
         features = self.horizontal_conv(window) + from_vertical + tf.split(self.condition(condition), 2, axis=-1)[1]
-        return window[:, :, self.reach:] + self.horizontal_out(self.dropout(_gate(features), training=training))
+        return window[:, :, self.codes_left:] + self.horizontal_out(self.dropout(_gate(features), training=training))
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -493,7 +495,9 @@ class AxialAttention(layers.Layer):
 class PixelCNN(keras.Model):
     """The prior over codes: p(codes | position) as a product over the grid, row by row, left to right [3].
 
-    Conditioned on the slice's position in the head and on the place in the grid. Every third block follows an `AxialAttention`.
+    Conditioned on the slice's position in the head and on the place in the grid. Every code sees all codes before it: those of
+    the rows above through an `AxialAttention` before every third block, those of its own row because the windows of the
+    horizontal stack widen, 1, 2, 4 ... codes from block to block (needs at least log2 of the grid's side of them).
 
     Args:
         grid_size: side of the square grid of codes.
@@ -520,7 +524,8 @@ class PixelCNN(keras.Model):
         self.code_embedding = layers.Embedding(num_embeddings, num_filters)
         self.position_embedding = layers.Embedding(num_positions, num_filters)
         self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
-        self.blocks = [GatedBlock(num_filters, kernel_size, dropout) for _ in range(num_layers)]
+        cycle = max(1, (grid_size - 1).bit_length())
+        self.blocks = [GatedBlock(num_filters, kernel_size, 2 ** (index % cycle), dropout) for index in range(num_layers)]
         self.attentions = [AxialAttention(num_filters) for _ in range(num_layers // 3)]
         self.head = keras.Sequential([layers.Activation("relu"), layers.Dense(2 * num_filters, activation="relu"),
                                       layers.Dense(num_embeddings, dtype="float32")])
@@ -578,10 +583,10 @@ class PixelCNN(keras.Model):
         for index, block in enumerate(self.blocks):
             if index % 3 == 2:
                 vertical, _ = self.attentions[index // 3](vertical, vertical[:, :0], seen)
-            reach = block.reach
-            window = tf.pad(vertical, [[0, 0], [reach, 0], [reach, reach], [0, 0]])
+            up, left = block.rows_up, block.codes_left
+            window = tf.pad(vertical, [[0, 0], [up, 0], [up, up], [0, 0]])
             vertical, from_vertical = block.vertical(window, condition)
-            window = tf.pad(horizontal, [[0, 0], [0, 0], [reach, 0], [0, 0]])
+            window = tf.pad(horizontal, [[0, 0], [0, 0], [left, 0], [0, 0]])
             horizontal = block.horizontal(window, from_vertical, condition, training)
         return self.head(horizontal + vertical)
 
@@ -665,7 +670,7 @@ class PixelCNN(keras.Model):
                     looked_up.append(tf.concat([above[:, 1:], newest], axis=1))
                 window = tf.concat([before, vertical], axis=1)
                 rows_kept.append(window[:, 1:])
-                window = tf.pad(window, [[0, 0], [0, 0], [block.reach, block.reach], [0, 0]])
+                window = tf.pad(window, [[0, 0], [0, 0], [block.rows_up, block.rows_up], [0, 0]])
                 vertical, from_vertical = block.vertical(window, condition)
                 told.append(from_vertical)
 
@@ -682,7 +687,7 @@ class PixelCNN(keras.Model):
                 return column + 1, previous, codes_kept, row_codes.write(column, code)
 
             start = (0, tf.zeros((batch, 1, 1, filters), dtype),
-                     [tf.zeros((batch, 1, block.reach, filters), dtype) for block in self.blocks],
+                     [tf.zeros((batch, 1, block.codes_left, filters), dtype) for block in self.blocks],
                      tf.TensorArray(tf.int32, size, element_shape=positions.shape))
             row_codes = tf.while_loop(lambda column, *_: column < size, draw_code, start)[-1]
             row_codes = tf.transpose(row_codes.stack())
@@ -690,7 +695,7 @@ class PixelCNN(keras.Model):
             return row + 1, previous, rows_kept, looked_up, codes.write(row, row_codes)
 
         start = (0, tf.zeros((batch, 1, size, filters), dtype),
-                 [tf.zeros((batch, block.reach, size, filters), dtype) for block in self.blocks],
+                 [tf.zeros((batch, block.rows_up, size, filters), dtype) for block in self.blocks],
                  [tf.zeros((batch, size, size, filters), dtype) for _ in self.attentions],
                  tf.TensorArray(tf.int32, size, element_shape=(positions.shape[0], size)))
         codes = tf.while_loop(lambda row, *_: row < size, draw_row, start)[-1]
