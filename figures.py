@@ -104,6 +104,66 @@ def sample_grid(images, positions, path):
     _save(figure, path)
 
 
+def neighbour_grid(samples, neighbours, captions, path):
+    """Draws each sample, (N, H, W) in [0, 1], over its nearest training image, uint8 (N, H, W), with a caption below."""
+    columns = min(8, len(samples))
+    bands = -(-len(samples) // columns)
+    figure, axes = plt.subplots(2 * bands, columns, figsize=(1.7 * columns + 0.3, 3.9 * bands), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.set_frame_on(False)
+    for index, caption in enumerate(captions):
+        band, column = divmod(index, columns)
+        axes[2 * band, column].imshow(samples[index], cmap="gray", vmin=0, vmax=1)
+        axes[2 * band + 1, column].imshow(neighbours[index], cmap="gray", vmin=0, vmax=255)
+        axes[2 * band + 1, column].set_xlabel(caption, fontsize="small")
+    for band in range(bands):
+        axes[2 * band, 0].set_ylabel("sample")
+        axes[2 * band + 1, 0].set_ylabel("nearest training")
+    _save(figure, path)
+
+
+def plot_distances(sample_distances, test_distances, path):
+    """Draws the distributions of the distances to the nearest training image: of samples and of test people."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    bins = np.histogram_bin_edges(np.concatenate([sample_distances, test_distances]), 40)
+    axes.hist(test_distances, bins, density=True, color="0.7", label="test people")
+    axes.hist(sample_distances, bins, density=True, histtype="step", color="C3", linewidth=1.5, label="samples")
+    axes.set(xlabel="distance to the nearest training image (whitened principal components)", ylabel="density", xlim=(0, None),
+             title="Copies would pile up at 0")
+    axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def plot_tissue(samples, sample_positions, people, positions, path):
+    """Draws the tissue statistics over the slice position: median and the middle 80 %, of samples and of test people.
+
+    Args:
+        samples: a dict of `metrics.tissue_statistics`.
+        sample_positions: int (N,).
+        people: the same dict for the test people.
+        positions: int (M,).
+        path: PNG to write.
+    """
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
+    titles = {"brain_area": "brain area (share of the frame)", "dark_fraction": "dark share of the deep brain",
+              "symmetry": "left-right symmetry (correlation)"}
+    for axes, (name, title) in zip(panels, titles.items()):
+        for values, places, colour, label in ((people[name], positions, "0.4", "test people"),
+                                              (samples[name], sample_positions, "C3", "samples")):
+            shown = np.unique(places)
+            low, middle, high = np.array([np.quantile(values[places == place], (0.1, 0.5, 0.9)) for place in shown]).T
+            axes.fill_between(shown, low, high, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(shown, middle, color=colour, label=f"{label}: median, middle 80 %")
+        axes.set(xlabel="slice position, 0 the lowest", title=title)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylim(bottom=0)
+    panels[1].set_ylim(bottom=0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    _save(figure, path)
+
+
 def progress_frame(originals, reconstructions, title):
     """Draws one frame of the progress GIF: originals over reconstructions under a title.
 

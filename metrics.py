@@ -4,10 +4,21 @@ Images here are NumPy float (height, width) in [0, 1]; codes are int arrays.
 """
 
 import numpy as np
+from scipy import linalg, ndimage, stats
+from skimage.measure import block_reduce
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.decomposition import PCA
+from sklearn.metrics.pairwise import euclidean_distances, polynomial_kernel
+from sklearn.neighbors import NearestNeighbors
+import tensorflow as tf
 from tqdm import tqdm
 
 FOREGROUND = 0.03  # intensity above which a pixel of the original counts as brain
+FEATURE_SIDE = 64  # pixels of the pictures whose principal components are compared
+NUM_FEATURES = 64
+NUM_NEIGHBOURS = 5  # k of density and coverage, as in the paper
+PAIRS_PER_POSITION = 10  # of the mean pairwise MS-SSIM
+MS_SSIM_WEIGHTS = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333  # Wang et al. 2003, finest scale first
 
 
 def ssim(original, reconstruction):
@@ -112,3 +123,253 @@ def evaluate(vqvae, prior, batches):
     measured = {**reconstruction_metrics(originals, reconstructions), **code_metrics(codes, prior.num_embeddings),
                 "bits_per_code": bits_per_code, "bytes_per_image": bits_per_code * codes_per_image / 8}
     return measured, codes, reconstructions
+
+
+# Samples --------------------------------------------------------------------------------------------------------------
+
+
+def fit_features(images):
+    """The space in which sampled and real images are compared: whitened principal components of training images.
+
+    Images are averaged over blocks to about 64 pixels a side, then projected on the 64 largest principal components, each
+    scaled to unit variance over the training images. It needs no download and knows nothing of the networks; it sees the
+    shape of head, ventricles and larger folds, not the finest texture.
+
+    Args:
+        images: uint8 (N, H, W), of training people.
+
+    Returns:
+        A function from images, uint8 or float in [0, 1], (M, H, W) to features, float64 (M, F), F = 64 (or N, if less).
+    """
+    side = max(1, images.shape[1] // FEATURE_SIDE)
+
+    def shrink(images):
+        scale = 255 if images.dtype == np.uint8 else 1
+        return np.stack([block_reduce(image, side, np.mean).ravel() / scale for image in images])
+
+    pca = PCA(min(NUM_FEATURES, len(images)), whiten=True, svd_solver="randomized", random_state=0).fit(shrink(images))
+    return lambda images: pca.transform(shrink(images))
+
+
+def frechet_distance(a, b):
+    """The squared Fréchet distance of the Gaussians with the features' means and covariances.
+
+    Args:
+        a: float (N, F).
+        b: float (M, F).
+
+    Returns:
+        ``|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``, at least 0.
+
+    References:
+        Heusel et al.: GANs Trained by a Two Time-Scale Update Rule, 2017, equation 6. https://arxiv.org/abs/1706.08500
+    """
+    covariance_a, covariance_b = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (a, b))
+    # The eigenvalues of C_a C_b are those of a positive semi-definite matrix: their roots sum to the trace of its root.
+    roots = np.sqrt(linalg.eigvals(covariance_a @ covariance_b).real.clip(0))
+    shift = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
+    return float(max(0.0, shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * roots.sum()))
+
+
+def kernel_distance(a, b):
+    """The kernel distance (KID): unbiased squared maximum mean discrepancy under ``(x y / F + 1)^3``.
+
+    Args:
+        a: float (N, F).
+        b: float (M, F).
+
+    Returns:
+        A float whose expectation is 0 for equal distributions; it may be negative.
+
+    References:
+        Binkowski, Sutherland, Arbel, Gretton: Demystifying MMD GANs, 2018, section 4. https://arxiv.org/abs/1801.01401
+    """
+    def mean_of_others(features):
+        kernel = polynomial_kernel(features, degree=3, coef0=1)
+        return (kernel.sum() - np.trace(kernel)) / (len(features) * (len(features) - 1))
+
+    return float(mean_of_others(a) + mean_of_others(b) - 2 * polynomial_kernel(a, b, degree=3, coef0=1).mean())
+
+
+def density_and_coverage(real, fake, k=NUM_NEIGHBOURS):
+    """How many real neighbourhoods a fake lies in, and how many of these hold a fake.
+
+    A real point's neighbourhood is the ball that reaches its k-th nearest real neighbour.
+
+    Args:
+        real: float (N, F), N > k.
+        fake: float (M, F).
+        k: neighbours.
+
+    Returns:
+        (density, near 1 if fakes are where reals are and above if they keep to the middle; coverage, from 0 to 1).
+
+    References:
+        Naeem, Oh, Uh, Choi, Yoo: Reliable Fidelity and Diversity Metrics for Generative Models, 2020, equations 5 and 6.
+        https://arxiv.org/abs/2002.09797
+    """
+    radii = NearestNeighbors(n_neighbors=k).fit(real).kneighbors()[0][:, -1]
+    inside = euclidean_distances(real, fake) < radii[:, np.newaxis]
+    return float(inside.sum() / (k * len(fake))), float(inside.any(axis=1).mean())
+
+
+def ms_ssim(first, second):
+    """Multi-scale structural similarity of pairs of images (Wang, Simoncelli, Bovik 2003), by TensorFlow.
+
+    Args:
+        first: float (N, H, W) in [0, 1].
+        second: float (N, H, W).
+
+    Returns:
+        float32 (N,). Images too small for all five scales get the finest that fit, their weights scaled to sum to 1.
+    """
+    scales = min(5, int(np.log2(min(first.shape[1:]) / 11)) + 1)
+    weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
+    compare = tf.function(lambda a, b: tf.image.ssim_multiscale(a, b, 1.0, power_factors=weights.tolist()))
+    pairs = [np.float32(images)[..., np.newaxis] for images in (first, second)]
+    return np.concatenate([compare(*(images[i:i + 16] for images in pairs)).numpy() for i in range(0, len(first), 16)])
+
+
+def mean_pairwise_ms_ssim(images, positions, cases, seed=0):
+    """The mean MS-SSIM of images at one slice position, from different people: the less, the more they differ.
+
+    Args:
+        images: float (N, H, W) in [0, 1].
+        positions: int (N,).
+        cases: int (N,), the person (or sample) of each.
+        seed: of the draw of up to `PAIRS_PER_POSITION` pairs per position.
+
+    Returns:
+        A float; NaN if no position has images of two people.
+    """
+    rng, pairs = np.random.default_rng(seed), []
+    for position in np.unique(positions):
+        here = np.flatnonzero(positions == position)
+        first, second = here[np.array(np.triu_indices(len(here), 1))]
+        different = np.flatnonzero(cases[first] != cases[second])
+        drawn = rng.choice(different, min(PAIRS_PER_POSITION, len(different)), replace=False)
+        pairs += zip(first[drawn], second[drawn])
+    if not pairs:
+        return float("nan")
+    first, second = np.array(pairs).T
+    return float(ms_ssim(images[first], images[second]).mean())
+
+
+def tissue_statistics(images):
+    """What one would look at first, of each image.
+
+    Args:
+        images: float (N, H, W) in [0, 1].
+
+    Returns:
+        A dict of float64 (N,): `brain_area`, the share of the frame inside the brain's outline (the largest region brighter
+        than 0.03, holes filled); `dark_fraction`, the share of the deep half of it (by distance from the outline) that is
+        darker than half the brain's median: ventricles and the deepest fissures; `symmetry`, the correlation of the brain
+        with its mirror image, left for right. An image without brain has 0 in all.
+    """
+    rows = np.array([_tissue(image) for image in images])
+    return dict(zip(("brain_area", "dark_fraction", "symmetry"), rows.T))
+
+
+def _tissue(image):
+    regions, count = ndimage.label(image > FOREGROUND)
+    if not count:
+        return 0.0, 0.0, 0.0
+    outline = ndimage.binary_fill_holes(regions == np.bincount(regions.ravel())[1:].argmax() + 1)
+    depth = ndimage.distance_transform_edt(outline)
+    deep = outline & (depth >= np.median(depth[outline]))
+    dark = (image[deep] < np.median(image[outline]) / 2).mean()
+    columns = np.flatnonzero(outline.any(axis=0))
+    brain, outline_box = (picture[:, columns[0]:columns[-1] + 1] for picture in (np.where(outline, image, 0), outline))
+    either = outline_box | outline_box[:, ::-1]
+    symmetry = np.corrcoef(brain[either], brain[:, ::-1][either])[0, 1] if np.ptp(brain[either]) else 1.0
+    return outline.mean(), dark, symmetry
+
+
+def nearest_training(features, training_features):
+    """(distance float (N,), index int (N,)) of the nearest training image in feature space."""
+    distances, indices = NearestNeighbors(n_neighbors=1).fit(training_features).kneighbors(features)
+    return distances[:, 0], indices[:, 0]
+
+
+def copy_test(sample_distances, sample_positions, real_distances, real_positions):
+    """The data-copying test: do samples lie nearer to the training set than held-out people do?
+
+    In each slice position, where every image is another person's, the Mann-Whitney U of the two sets of distances to the nearest
+    training image, as a z-score; averaged over positions by their number of held-out images.
+
+    Args:
+        sample_distances: float (N,), see `nearest_training`.
+        sample_positions: int (N,).
+        real_distances: float (M,), of held-out people.
+        real_positions: int (M,).
+
+    Returns:
+        C_T: well below 0 (-3, say) if samples are copies, about 0 if they are as new as a new person, well above 0 if they lie
+        away from where people are. NaN if no position has both.
+
+    References:
+        Meehan, Chaudhuri, Dasgupta: A Non-Parametric Test to Detect Data-Copying in Generative Models, 2020, equation 3.
+        https://arxiv.org/abs/2004.05675
+    """
+    scores, weights = [], []
+    for position in np.intersect1d(sample_positions, real_positions):
+        samples, reals = sample_distances[sample_positions == position], real_distances[real_positions == position]
+        m, n = len(samples), len(reals)
+        u = stats.mannwhitneyu(samples, reals).statistic
+        scores.append((u - m * n / 2) / np.sqrt(m * n * (m + n + 1) / 12))
+        weights.append(n)
+    return float(np.average(scores, weights=weights)) if scores else float("nan")
+
+
+def evaluate_samples(samples, positions, splits, features_of):
+    """Measures samples against real people, each figure beside its floor: what other real people score.
+
+    The test people are the reference; the floor is what the validation people, as real as they, score against them.
+
+    Args:
+        samples: float (N, H, W) in [0, 1], at the positions of the test images or as many as them.
+        positions: int (N,).
+        splits: dict of `dataset.Split`: train, validate, test.
+        features_of: the space of comparison, see `fit_features`.
+
+    Returns:
+        (metrics, details). The metrics: `frechet`, `kid`, `density`, `coverage`, and `brain_area_ks`, `dark_fraction_ks`,
+        `symmetry_ks` (Kolmogorov-Smirnov distances of the tissue statistics, from 0 to 1), each also as `..._floor`;
+        `ms_ssim_samples`, `ms_ssim_real`; `nearest_samples`, `nearest_real` (median distance to the nearest training image, of
+        samples and test images); `copy_test`, and `copy_test_says`, a sentence; `num_samples`. The details, for figures:
+        `sample_distances` (N,) and `test_distances` (M,) to the nearest training image, and `tissue`, a dict of the
+        `tissue_statistics` of "samples", "test" and "validate".
+    """
+    real = {name: features_of(split.images) for name, split in splits.items()}
+    fake = features_of(samples)
+    tissue = {"samples": tissue_statistics(samples),
+              **{name: tissue_statistics(splits[name].images / 255) for name in ("test", "validate")}}
+    measured = {"num_samples": len(samples)}
+    for suffix, features, origin in (("", fake, "samples"), ("_floor", real["validate"], "validate")):
+        density, coverage = density_and_coverage(real["test"], features)
+        measured |= {f"frechet{suffix}": frechet_distance(real["test"], features),
+                     f"kid{suffix}": kernel_distance(real["test"], features),
+                     f"density{suffix}": density, f"coverage{suffix}": coverage}
+        for name, values in tissue[origin].items():
+            measured[f"{name}_ks{suffix}"] = float(stats.ks_2samp(values, tissue["test"][name]).statistic)
+    test = splits["test"]
+    measured["ms_ssim_samples"] = mean_pairwise_ms_ssim(samples, positions, np.arange(len(samples)))
+    measured["ms_ssim_real"] = mean_pairwise_ms_ssim(test.images / 255, test.positions, test.cases)
+    distances, _ = nearest_training(fake, real["train"])
+    test_distances, _ = nearest_training(real["test"], real["train"])
+    measured |= {"nearest_samples": float(np.median(distances)), "nearest_real": float(np.median(test_distances)),
+                 "copy_test": copy_test(distances, positions, test_distances, test.positions)}
+    measured["copy_test_says"] = say_copy_test(measured)
+    return measured, {"sample_distances": distances, "test_distances": test_distances, "tissue": tissue}
+
+
+def say_copy_test(measured):
+    """One sentence on what the copy test found, from `copy_test`, `nearest_samples` and `nearest_real`."""
+    score = measured["copy_test"]
+    verdict = ("nearer to the training people than new people do: they copy" if score < -3 else
+               "somewhat nearer to the training people than new people do" if score < -1 else
+               "about as near to the training people as new people do: no sign of copying" if score <= 1 else
+               "further from the training people than new people do: no copies, but not quite where people are")
+    return (f"Samples lie {verdict} (C_T = {score:.1f}; median distance {measured['nearest_samples']:.2f}, of test people "
+            f"{measured['nearest_real']:.2f}).")

@@ -22,6 +22,7 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tqdm import tqdm
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 
@@ -530,6 +531,7 @@ class PixelCNN(keras.Model):
         self.head = keras.Sequential([layers.Activation("relu"), layers.Dense(2 * num_filters, activation="relu"),
                                       layers.Dense(num_embeddings, dtype="float32")])
         self.bits_per_code = keras.metrics.Mean("bits_per_code")
+        self.compiled_sampler = tf.function(self.sample_from_noise, jit_compile=True)
         self.build()
 
     def build(self, input_shape=None):
@@ -638,12 +640,11 @@ class PixelCNN(keras.Model):
         positions = np.asarray(positions, np.int32)
         if positions.size and not 0 <= positions.min() <= positions.max() < self.num_positions:
             raise ValueError(f"positions must lie in 0 to {self.num_positions - 1}, got {positions.min()} to {positions.max()}.")
-        draw = tf.function(self.sample_from_noise, jit_compile=True)
         codes = np.zeros((len(positions), self.grid_size, self.grid_size), np.int32)
-        for first in range(0, len(positions), batch_size):
+        for first in tqdm(range(0, len(positions), batch_size), "Sampling", unit=" batches", leave=False, disable=None):
             some = tf.constant(positions[first:first + batch_size])
             noise = self.gumbel_noise(seed, tf.range(first, first + len(some)))
-            codes[first:first + len(some)] = draw(some, noise, tf.constant(temperature, tf.float32))
+            codes[first:first + len(some)] = self.compiled_sampler(some, noise, tf.constant(temperature, tf.float32))
         return codes
 
     def gumbel_noise(self, seed, indices):

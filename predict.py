@@ -2,6 +2,7 @@
 
     python predict.py                                        # the newest run
     python predict.py --run-dir runs/oasis --data-dir DIR --slice all
+    python predict.py --evaluate                             # and are the samples good, and new?
 """
 
 import os
@@ -37,6 +38,7 @@ def parse_arguments(argv):
     parser.add_argument("--temperature", type=dataset.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=dataset.number(int, 0, dataset.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
+    parser.add_argument("--evaluate", action="store_true", help="also judge samples: one per test image, beside real people")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions)")
     return parser.parse_args(argv)
 
@@ -99,13 +101,42 @@ def write_reconstructions(folder, split, codes, reconstructions, count, seed, nu
                                 folder / "reconstructions.png")
 
 
-def write_samples(folder, vqvae, prior, positions, seed, temperature):
-    """Samples one brain per slice position and writes samples.png and a PNG of each."""
+def draw_samples(vqvae, prior, positions, seed, temperature):
+    """Samples one brain per slice position: float (N, H, W) in [0, 1]."""
     codes = prior.sample(positions, seed, temperature)
-    images = np.concatenate([vqvae.decode_codes(codes[i:i + 16]) for i in range(0, len(codes), 16)])
-    for number, image in enumerate(dataset.to_uint8(images[..., 0])):
-        Image.fromarray(image).save(folder / f"sample_{number:04d}.png")
-    figures.sample_grid(metrics.to_unit(images), positions, folder / "samples.png")
+    return np.concatenate([metrics.to_unit(vqvae.decode_codes(codes[i:i + 16])) for i in range(0, len(codes), 16)])
+
+
+def write_samples(folder, samples, positions):
+    """Writes samples.png and a PNG of each sample."""
+    for number, image in enumerate(samples):
+        Image.fromarray(dataset.to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}.png")
+    figures.sample_grid(samples, positions, folder / "samples.png")
+
+
+def judge_samples(folder, shown, samples, splits):
+    """Measures samples against real people, and draws what was found.
+
+    Args:
+        folder: where neighbours.png, distances.png and tissue.png go.
+        shown: samples whose nearest training slices are drawn, (N, H, W) in [0, 1].
+        samples: those measured, one at the position of each test image.
+        splits: dict of all three `dataset.Split`.
+
+    Returns:
+        The dict of metrics of `metrics.evaluate_samples`.
+    """
+    train, test = splits["train"], splits["test"]
+    features_of = metrics.fit_features(train.images)
+    measured, details = metrics.evaluate_samples(samples, test.positions, splits, features_of)
+    distances, nearest = metrics.nearest_training(features_of(shown), features_of(train.images))
+    captions = [f"case {train.cases[i]}, slice {train.positions[i]}\ndistance {distance:.1f}"
+                for i, distance in zip(nearest, distances)]
+    figures.neighbour_grid(shown, train.images[nearest], captions, folder / "neighbours.png")
+    figures.plot_distances(details["sample_distances"], details["test_distances"], folder / "distances.png")
+    figures.plot_tissue(details["tissue"]["samples"], test.positions, details["tissue"]["test"], test.positions,
+                        folder / "tissue.png")
+    return measured
 
 
 def sample_positions(slice_, num_samples):
@@ -126,11 +157,17 @@ def main(argv=None):
     data_dir = arguments.data_dir or config["data"]["folder"]
     if not Path(data_dir).is_dir():  # the run was trained elsewhere
         data_dir, _ = dataset.find_data(arguments.data_dir)
-    split = dataset.load_splits(data_dir, ["test"], config["settings"]["limit"])["test"]
+    names = dataset.SPLITS if arguments.evaluate else ["test"]
+    splits = dataset.load_splits(data_dir, names, config["settings"]["limit"])
+    split = splits["test"]
     if split.images.shape[1:] != (vqvae.image_size, vqvae.image_size):
         height, width = split.images.shape[1:]
         raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run_dir} was trained on "
                          f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
+    for name in names:
+        if arguments.evaluate and len(splits[name].images) <= metrics.NUM_NEIGHBOURS:
+            raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
+                             f"has {len(splits[name].images)}.")
     folder = Path(arguments.output_dir or run_dir / "predictions")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +179,12 @@ def main(argv=None):
     write_reconstructions(folder, split, codes, reconstructions, arguments.num_examples, arguments.seed, prior.num_embeddings)
     positions = sample_positions(arguments.slice, arguments.num_samples)
     print(f"Sampling {len(positions)} new brains ...")
-    write_samples(folder, vqvae, prior, positions, arguments.seed, arguments.temperature)
+    samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
+    write_samples(folder, samples, positions)
+    if arguments.evaluate:
+        print(f"Sampling {len(split.images)} more, to judge beside the test people ...")
+        judged = draw_samples(vqvae, prior, split.positions, arguments.seed, arguments.temperature)
+        measured |= judge_samples(folder, samples, judged, splits)
     (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(json.dumps(measured, indent=2))
     print(f"Done: see {folder}.")

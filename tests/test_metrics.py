@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import linalg, ndimage
 from skimage.metrics import structural_similarity
 
+import dataset
 import metrics
 
 
@@ -69,3 +70,137 @@ def test_code_metrics():
     share = np.array([0.5, 0.25, 0.25])
     measured = metrics.code_metrics([7, 7, 7, 7, 1, 1, 2, 2], 8)
     assert measured["perplexity"] == pytest.approx(np.prod(share ** -share))
+
+
+# Samples
+
+
+@pytest.fixture
+def two_sets():
+    rng = np.random.default_rng(3)
+    return rng.normal(size=(40, 5)), rng.normal(0.5, 1.5, size=(30, 5))
+
+
+def test_features_are_whitened_principal_components():
+    rng = np.random.default_rng(0)
+    patterns = rng.normal(size=(200, 5)) * [50, 30, 20, 10, 5] @ rng.normal(size=(5, 128 * 128))
+    images = np.uint8((128 + 0.2 * patterns + rng.normal(0, 1, patterns.shape)).clip(0, 255)).reshape(200, 128, 128)
+    features_of = metrics.fit_features(images)
+    features = features_of(images)
+    assert features.shape == (200, 64)
+    np.testing.assert_allclose(np.cov(features[:, :5], rowvar=False), np.eye(5), atol=1e-3)
+    shrunk = images.reshape(200, 64, 2, 64, 2).mean(axis=(2, 4)).reshape(200, -1) / 255
+    left, _, _ = np.linalg.svd(shrunk - shrunk.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(features[:, :5]), np.abs(left[:, :5] * np.sqrt(199)), atol=1e-3)
+    np.testing.assert_allclose(features_of(images[:3] / 255), features[:3], atol=1e-9)
+
+
+def test_frechet_distance_is_its_formula(two_sets):
+    a, b = two_sets
+    root = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T))
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root.real)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    one, other = a[:, :1], b[:, :1]  # in one dimension: squared differences of means and of standard deviations
+    expected = (one.mean() - other.mean()) ** 2 + (one.std(ddof=1) - other.std(ddof=1)) ** 2
+    assert metrics.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_is_the_unbiased_sum_over_pairs(two_sets):
+    a, b = two_sets
+    def mean(first, second, skip_same):
+        values = [(x @ y / 5 + 1) ** 3 for i, x in enumerate(first) for j, y in enumerate(second) if not (skip_same and i == j)]
+        return np.mean(values)
+    assert metrics.kernel_distance(a, b) == pytest.approx(mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False))
+
+
+def test_density_and_coverage_are_counts_over_balls(two_sets):
+    real, fake = two_sets
+    inside = np.zeros((len(real), len(fake)), bool)
+    for i, centre in enumerate(real):
+        radius = np.sort([np.linalg.norm(centre - other) for other in real])[5]  # 0 is the point itself
+        inside[i] = [np.linalg.norm(centre - point) < radius for point in fake]
+    density, coverage = metrics.density_and_coverage(real, fake)
+    assert 0 < coverage < 1
+    assert density == pytest.approx(inside.sum() / (5 * len(fake)))
+    assert coverage == pytest.approx(inside.any(axis=1).mean())
+
+
+def test_ms_ssim_at_one_scale_is_scikit_images_ssim_and_drops_with_noise():
+    rng = np.random.default_rng(0)
+    a = ndimage.gaussian_filter(rng.random((3, 21, 21)), (0, 1, 1))
+    b = np.clip(a + rng.normal(0, 0.03, a.shape), 0, 1)
+    expected = [structural_similarity(*pair, data_range=1.0, gaussian_weights=True, use_sample_covariance=False)
+                for pair in zip(a, b)]
+    np.testing.assert_allclose(metrics.ms_ssim(a, b), expected, atol=1e-4)
+    large = ndimage.gaussian_filter(rng.random((1, 256, 256)), (0, 3, 3))
+    values = [metrics.ms_ssim(large, large + noise * rng.normal(size=large.shape))[0] for noise in (0, 0.05, 0.2)]
+    assert values[0] == pytest.approx(1, abs=1e-5) and values[0] > values[1] > values[2]
+
+
+def test_pairwise_ms_ssim_compares_different_people_at_one_position():
+    rng = np.random.default_rng(0)
+    two = rng.random((2, 24, 24))
+    images = np.stack([two[0], two[1], two[0], two[0], two[0]])
+    positions, cases = np.array([0, 0, 1, 1, 2]), np.array([7, 8, 7, 8, 7])
+    expected = (metrics.ms_ssim(two[:1], two[1:])[0] + 1) / 2
+    assert metrics.mean_pairwise_ms_ssim(images, positions, cases) == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(metrics.mean_pairwise_ms_ssim(images, np.arange(5), cases))
+
+
+def test_tissue_statistics_of_drawn_heads():
+    y, x = np.mgrid[-1:1:201j, -1:1:201j]
+    head = np.where(np.hypot(x / 0.505, y / 0.705) < 1, 0.8, 0)
+    ventricles = np.hypot(x / 0.105, y / 0.205) < 1
+    with_ventricles = np.where(ventricles, 0.01, head)
+    lopsided = with_ventricles * (1 - 0.5 * (x > 0) * (y > 0))
+    measured = metrics.tissue_statistics(np.stack([head, with_ventricles, lopsided, 0 * head]))
+    area = np.pi * 0.505 * 0.705 / 4
+    np.testing.assert_allclose(measured["brain_area"], [area, area, area, 0], rtol=0.02)
+    # All of the ventricles lie in the deep half.
+    np.testing.assert_allclose(measured["dark_fraction"][:2], [0, np.pi * 0.105 * 0.205 / 4 / (area / 2)], rtol=0.05)
+    assert measured["symmetry"][1] == pytest.approx(1) and measured["symmetry"][2] < 0.9
+    assert measured["symmetry"][3] == 0
+
+
+def test_nearest_training_image_is_the_nearest(two_sets):
+    a, b = two_sets
+    between = np.linalg.norm(a[:, np.newaxis] - b, axis=-1)
+    distances, indices = metrics.nearest_training(a, b)
+    np.testing.assert_array_equal(indices, between.argmin(axis=1))
+    np.testing.assert_allclose(distances, between.min(axis=1))
+
+
+def test_copy_test_is_the_mean_z_score_of_u_and_finds_copies():
+    rng = np.random.default_rng(0)
+    positions = np.repeat(np.arange(4), 20)
+    real = rng.normal(5, 1, 80)
+    def by_hand(samples):
+        scores = []
+        for position in range(4):
+            a, b = samples[positions == position], real[positions == position]
+            u = sum(x > y for x in a for y in b)
+            scores.append((u - 200) / np.sqrt(400 * 41 / 12))
+        return np.mean(scores)
+    for samples in (rng.normal(5, 1, 80), 0.1 * real, real + 9):
+        assert metrics.copy_test(samples, positions, real, positions) == pytest.approx(by_hand(samples))
+    assert metrics.copy_test(0.1 * real, positions, real, positions) < -3 < metrics.copy_test(real, positions, real, positions)
+    assert np.isnan(metrics.copy_test(real, positions, real, positions + 9))
+
+
+def test_copies_are_told_from_new_people():
+    rng = np.random.default_rng(0)
+    def people(count):
+        heads = ndimage.gaussian_filter(rng.random((8 * count, 64, 64)), (0, 6, 6))
+        images = np.uint8(255 * (heads - heads.min()) / np.ptp(heads))
+        return dataset.Split("", images, np.repeat(np.arange(count), 8), np.tile(np.arange(8), count))
+    splits = {"train": people(30), "validate": people(8), "test": people(8)}
+    features_of = metrics.fit_features(splits["train"].images)
+    copies, _ = metrics.evaluate_samples(splits["train"].images[:64] / 255, np.tile(np.arange(8), 8), splits, features_of)
+    new, details = metrics.evaluate_samples(people(8).images / 255, np.tile(np.arange(8), 8), splits, features_of)
+    assert copies["copy_test"] < -3 and "they copy" in copies["copy_test_says"] and copies["nearest_samples"] < 1e-6
+    assert abs(new["copy_test"]) < 1 and "no sign of copying" in new["copy_test_says"]
+    assert 0.5 < new["frechet"] / new["frechet_floor"] < 2
+    assert new["nearest_samples"] == np.median(details["sample_distances"])
+    dark, _ = metrics.evaluate_samples(0.3 * people(8).images / 255, np.tile(np.arange(8), 8), splits, features_of)
+    assert dark["frechet"] > 3 * dark["frechet_floor"] and dark["kid"] > new["kid"] and dark["coverage"] == 0

@@ -73,6 +73,24 @@ def test_predict_writes_pictures_and_the_same_metrics(trained, monkeypatch):
     assert any((np.asarray(Image.open(path)) == pair[:, :64]).all() for path in files)
 
 
+def test_evaluate_judges_samples_beside_people(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    predict.main(["--evaluate", "--num-samples", "3", "--output-dir", str(tmp_path)])
+    measured = json.loads((tmp_path / "metrics.json").read_text())
+    assert {"frechet", "frechet_floor", "kid", "kid_floor", "density", "coverage", "coverage_floor", "ms_ssim_samples",
+            "ms_ssim_real", "copy_test", "copy_test_says", "symmetry_ks_floor", "bits_per_code"} <= measured.keys()
+    assert measured["num_samples"] == 16
+    # Two epochs on drawn heads teach nobody to sample: the judge has to see that.
+    assert measured["frechet"] > measured["frechet_floor"] and measured["symmetry_ks"] > measured["symmetry_ks_floor"]
+    assert {"neighbours.png", "distances.png", "tissue.png"} <= {path.name for path in tmp_path.iterdir()}
+    few = tmp_path / "few"
+    for name in ("train", "validate", "test"):
+        (few / f"keras_png_slices_{name}").mkdir(parents=True)
+        for path in sorted((trained / "cohort" / f"keras_png_slices_{name}").iterdir())[:5]:
+            (few / path.parent.name / path.name).write_bytes(path.read_bytes())
+    check_refused(predict.main, ["--evaluate", "--data-dir", str(few)], "more than 5 images in each split, but train", capsys)
+
+
 def test_sampling_options(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(trained)
     for name, options in (("a", []), ("b", []), ("c", ["--seed", "1"])):
