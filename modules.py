@@ -14,6 +14,7 @@ References:
         https://arxiv.org/abs/1912.12180
 """
 
+import hashlib
 import math
 
 import keras
@@ -143,6 +144,10 @@ class VectorQuantizer(layers.Layer):
         if self.decay is not None:
             self.counts.assign(counts / counts.mean())
             self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
+
+    def digest(self):
+        """A SHA-256 hex digest of the codebook: what its codes mean to a decoder or a prior."""
+        return hashlib.sha256(np.ascontiguousarray(self.embeddings, np.float32)).hexdigest()
 
     def get_config(self):
         return {**super().get_config(), "num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim,
@@ -508,16 +513,17 @@ class PixelCNN(keras.Model):
         num_layers: gated blocks.
         kernel_size: odd width of their windows.
         dropout: rate.
+        codebook_digest: `VectorQuantizer.digest` of the codebook whose codes these are, if it is known.
     """
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=3,
-                 dropout=0.1, **kwargs):
+                 dropout=0.1, codebook_digest=None, **kwargs):
         super().__init__(**kwargs)
         if kernel_size % 2 == 0 or kernel_size < 3:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
         self.settings = {"grid_size": grid_size, "num_embeddings": num_embeddings, "num_positions": num_positions,
                          "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size,
-                         "dropout": dropout}
+                         "dropout": dropout, "codebook_digest": codebook_digest}
         self.grid_size = grid_size
         self.num_embeddings = num_embeddings
         self.num_positions = num_positions

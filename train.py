@@ -217,6 +217,23 @@ def _spread(count, wanted):
     return np.unique(np.linspace(0, count - 1, wanted).astype(int))
 
 
+class EpochSeeds(keras.callbacks.Callback):
+    """Makes every epoch's draws (dropout, restarts of codes) depend on (seed, epoch) alone, as the order of the data does.
+
+    Keras does not save the state of its seed generators, so a resumed run would draw otherwise than an uninterrupted one.
+    """
+
+    def __init__(self, seed):
+        super().__init__()
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets the state of each seed generator."""
+        states = [variable for variable in self.model.variables if variable.path.endswith("seed_generator_state")]
+        for index, state in enumerate(states):
+            state.assign(np.random.default_rng([self.seed, epoch, index]).integers(0, 2 ** 31, state.shape))
+
+
 class Checkpoints(keras.callbacks.Callback):
     """After each epoch: saves the model, to resume from; and, if it is the best on validation people, as the result.
 
@@ -254,7 +271,7 @@ class Checkpoints(keras.callbacks.Callback):
         unfinished.replace(self.backup_path)
 
 
-def fit(model, batches, validation, steps_per_epoch, epochs, first_epoch, run_dir, name, monitor, callbacks=()):
+def fit(model, batches, validation, steps_per_epoch, epochs, first_epoch, seed, run_dir, name, monitor, callbacks=()):
     """Runs Keras' fit for one stage with the histories, logs and checkpoints that both stages have."""
     history_path = run_dir / f"{name}_history.csv"
     done = trim_history(history_path, first_epoch)
@@ -262,7 +279,7 @@ def fit(model, batches, validation, steps_per_epoch, epochs, first_epoch, run_di
     best = sign((float(row[monitor]) for row in done), default=None)
     model.fit(batches, validation_data=validation, steps_per_epoch=steps_per_epoch, epochs=epochs, initial_epoch=first_epoch,
               shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
-              callbacks=[*callbacks, keras.callbacks.CSVLogger(history_path, append=bool(done)),
+              callbacks=[EpochSeeds(seed), *callbacks, keras.callbacks.CSVLogger(history_path, append=bool(done)),
                          keras.callbacks.TensorBoard(run_dir / "logs" / name, write_graph=False),
                          Checkpoints(run_dir / "backup" / f"{name}.keras", run_dir / f"{name}.keras", monitor, best)])
 
@@ -301,6 +318,7 @@ def adam(peak, total_steps):
 def train_vqvae(run_dir, config, splits):
     """Stage 1; returns the VQ-VAE of the epoch with the best SSIM on validation people."""
     settings = config["settings"]
+    keras.utils.set_random_seed(settings["seed"])
     backup = run_dir / "backup" / "vqvae.keras"
     batch_size = min(settings["batch_size"], len(splits["train"].images))
     steps_per_epoch = len(splits["train"].images) // batch_size
@@ -322,8 +340,8 @@ def train_vqvae(run_dir, config, splits):
     frames = run_dir / "backup" / "frames"
     if first_epoch < settings["epochs"]:
         fit(vqvae, dataset.training_batches(splits["train"], batch_size, settings["seed"], first_epoch),
-            dataset.image_batches(splits["validate"], 32), steps_per_epoch, settings["epochs"], first_epoch, run_dir, "vqvae",
-            "val_ssim", [Reconstructions(splits, frames, settings["epochs"], settings["seed"])])
+            dataset.image_batches(splits["validate"], 32), steps_per_epoch, settings["epochs"], first_epoch,
+            settings["seed"], run_dir, "vqvae", "val_ssim", [Reconstructions(splits, frames, settings["epochs"], settings["seed"])])
     figures.write_gif(sorted(frames.glob("*.png")), run_dir / "progress.gif")
     return keras.models.load_model(run_dir / "vqvae.keras")
 
@@ -331,6 +349,7 @@ def train_vqvae(run_dir, config, splits):
 def train_pixelcnn(run_dir, config, vqvae, splits):
     """Stage 2; returns the PixelCNN of the epoch with the fewest bits per code on validation people."""
     settings = config["settings"]
+    keras.utils.set_random_seed(settings["seed"])  # again, for this stage may have been resumed
     codes = {name: encode(vqvae, splits[name]) for name in ("train", "validate")}
     backup = run_dir / "backup" / "pixelcnn.keras"
     batch_size = min(PRIOR_BATCH_SIZE, len(codes["train"]))
@@ -340,13 +359,14 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
         prior = keras.models.load_model(backup)
         first_epoch = int(prior.optimizer.iterations) // steps_per_epoch
     else:
-        prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], dataset.NUM_POSITIONS)
+        prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], dataset.NUM_POSITIONS,
+                                 codebook_digest=vqvae.quantizer.digest())
         prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
         prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
     if first_epoch < settings["prior_epochs"]:
         fit(prior, dataset.code_batches(codes["train"], splits["train"].positions, batch_size, settings["seed"], first_epoch),
             dataset.code_batches(codes["validate"], splits["validate"].positions, 32), steps_per_epoch,
-            settings["prior_epochs"], first_epoch, run_dir, "pixelcnn", "val_bits_per_code")
+            settings["prior_epochs"], first_epoch, settings["seed"], run_dir, "pixelcnn", "val_bits_per_code")
     return keras.models.load_model(run_dir / "pixelcnn.keras"), codes["validate"]
 
 
@@ -378,10 +398,11 @@ def main(argv=None):
     arguments = parse_arguments(argv)
     run_dir, config, splits = open_run(arguments)
     settings = config["settings"]
-    keras.utils.set_random_seed(settings["seed"])
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+    if not gpus:
+        tf.config.experimental.enable_op_determinism()  # the same seed gives the same bits; on a GPU it would cost much
     if settings["mixed_precision"]:
         keras.mixed_precision.set_global_policy("mixed_float16" if gpus else "mixed_bfloat16")
     people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
