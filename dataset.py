@@ -12,9 +12,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 from pathlib import Path
 import re
 import shutil
@@ -31,6 +33,7 @@ from tqdm import tqdm
 SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
 SEEDS = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
+STOPPED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
 LARGEST_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png")
 DEMO_VERSION = 1  # part of the cache folder's name: raise it whenever the simulation changes
@@ -68,17 +71,38 @@ def number(kind, minimum, maximum=float("inf")):
 
 
 def exit_on_input_error(main):
-    """Wraps a script's main function: an `InputError` becomes one line on stderr and exit status 2."""
+    """Wraps a script's main function: an `InputError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            said = str(error).encode(errors="backslashreplace").decode()  # file names need not be text
+            print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            sys.exit(STOPPED)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def report_write_errors(folder, advice):
+    """Turns a failure to write into `folder` (full, forbidden, gone) into an `InputError` that ends in `advice`."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{folder} cannot be written ({reason}); {advice}.") from error
+
+
+def write_json(path, content):
+    """Writes JSON to a temporary name, then renames it, so that the file is whole or not there."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +150,14 @@ def find_data(data_dir=None):
     return make_demo_cohort(), True
 
 
-def load_splits(data_dir, names=SPLITS, limit=None):
+def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
     """Reads splits from the PNG folders.
 
     Args:
         data_dir: folder that holds ``keras_png_slices_{train,validate,test}``.
         names: the splits to read.
         limit: keep only the first `limit` people of each split.
+        cache_dir: folder to keep the decoded images in; from there the next start maps them into memory at once.
 
     Returns:
         A dict of `Split` by name. All images have one size, and no person is in two splits.
@@ -149,18 +174,56 @@ def load_splits(data_dir, names=SPLITS, limit=None):
                                  "keep each person in one split, or results on held-out people mean nothing.")
     first_path = listed[names[0]][0][2]
     size = read_slice(first_path).shape
-    read = functools.partial(read_slice, size=size, like=first_path)
     splits = {}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, files in listed.items():
-            images = np.empty((len(files), *size), np.uint8)
-            progress = tqdm(pool.map(read, (path for *_, path in files)), f"Reading {name}", len(files), unit=" images",
-                            leave=False, disable=None)
-            for index, image in enumerate(progress):
-                images[index] = image
-            cases, positions = np.array([file[:2] for file in files], np.int32).T
-            splits[name] = Split(name, images, cases, positions)
+    for name, files in listed.items():
+        paths = [path for *_, path in files]
+        try:
+            images = _read_cached(paths, size, first_path, name, cache_dir) if cache_dir else _read(paths, size, first_path, name)
+        except MemoryError as error:
+            raise InputError(f"The {len(files):,} images of the {name} split do not fit into memory; use fewer people with "
+                             "--limit.") from error
+        cases, positions = np.array([file[:2] for file in files], np.int32).T
+        splits[name] = Split(name, images, cases, positions)
     return splits
+
+
+def _read(paths, size, like, name, images=None):
+    """Decodes files in parallel (Pillow lets go of Python's lock meanwhile) into uint8 (N, height, width)."""
+    images = np.empty((len(paths), *size), np.uint8) if images is None else images
+    chunks = np.array_split(np.arange(len(paths)), -(-len(paths) // 32))
+
+    def read_chunk(indices):
+        for index in indices:
+            images[index] = read_slice(paths[index], size, like)
+        return len(indices)
+
+    with (concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+          tqdm(total=len(paths), desc=f"Reading {name}", unit=" images", leave=False, disable=None) as progress):
+        for count in pool.map(read_chunk, chunks):
+            progress.update(count)
+    return images
+
+
+def _read_cached(paths, size, like, name, cache_dir):
+    """`_read`, from a memory-mapped .npy file if these very files were decoded into it before.
+
+    Its name is a digest of their folder and of all their names, sizes and times of change: a changed file is another cache.
+    """
+    listing = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
+    digest = hashlib.sha256(json.dumps([str(paths[0].parent.resolve()), size, listing]).encode()).hexdigest()
+    file = Path(cache_dir) / f"slices-{digest[:32]}.npy"
+    if not file.exists():
+        with report_write_errors(cache_dir, "give another --cache-dir, or none"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_name(f".{file.name}-{os.getpid()}")
+            try:
+                images = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(paths), *size))
+                _read(paths, size, like, name, images)
+                images.flush()
+                unfinished.rename(file)
+            finally:
+                unfinished.unlink(missing_ok=True)
+    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def list_slices(data_dir, name, limit=None):
@@ -200,6 +263,8 @@ def read_slice(path, size=None, like=None):
     Raises:
         InputError: if it is no PNG, is damaged, has colour, alpha or another depth, or has another size.
     """
+    if path.exists() and not path.is_file():  # a pipe, say, would be waited for
+        raise InputError(f"{path} is not a file; remove it.")
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if image.mode != "L":

@@ -716,3 +716,26 @@ class PixelCNN(keras.Model):
             logits = forward(tf.constant(codes))[:, row, column]
             codes[:, row, column] = tf.argmax(logits + temperature * noise[:, row, column], axis=-1)
         return codes
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def load_model(path, compile=True):
+    """Loads a VQ-VAE or a PixelCNN from a .keras file, which runs no code that the file may hold.
+
+    Args:
+        path: the file.
+        compile: whether to bring back the optimiser too.
+
+    Raises:
+        ValueError: if it is damaged, not of this repository, or would run code.
+    """
+    try:
+        model = keras.models.load_model(path, compile=compile, safe_mode=True)
+    except Exception as error:  # a file from a stranger may fail in any way
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
+    if not isinstance(model, (VQVAE, PixelCNN)):
+        raise ValueError(f"{path} cannot be loaded (it holds a {type(model).__name__})")
+    return model

@@ -13,7 +13,6 @@ import argparse
 import json
 from pathlib import Path
 
-import keras
 import numpy as np
 from PIL import Image
 
@@ -21,7 +20,7 @@ import dataset
 from dataset import InputError
 import figures
 import metrics
-import modules  # noqa: F401  (Keras finds the classes of the .keras files here)
+import modules
 
 
 def parse_arguments(argv):
@@ -79,13 +78,21 @@ def load_run(run_dir):
     """Loads a run's config, VQ-VAE and PixelCNN.
 
     Raises:
-        InputError: if a file is damaged.
+        InputError: if a file is damaged, or they do not belong together.
     """
     try:
         config = json.loads((run_dir / "config.json").read_text())
-        vqvae, prior = (keras.models.load_model(run_dir / name, compile=False) for name in ("vqvae.keras", "pixelcnn.keras"))
+        model, _, _ = config["model"], config["settings"]["limit"], config["data"]["folder"]  # what is needed here
+        vqvae, prior = (modules.load_model(run_dir / name, compile=False) for name in ("vqvae.keras", "pixelcnn.keras"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"The run in {run_dir} cannot be loaded ({str(error).splitlines()[0]}); train it again.") from error
+        raise InputError(f"The run in {run_dir} cannot be loaded: {error}; train it again.") from error
+    if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
+        raise InputError(f"In {run_dir}, vqvae.keras or pixelcnn.keras holds the other's model; train it again.")
+    if any(vqvae.settings[key] != value for key, value in model.items()):
+        raise InputError(f"{run_dir / 'vqvae.keras'} is not the model that config.json describes; put back the one or the other.")
+    if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
+        raise InputError(f"{run_dir / 'pixelcnn.keras'} was trained on the codes of another codebook than that of vqvae.keras; "
+                         "put back the two that belong together.")
     return config, vqvae, prior
 
 
@@ -148,44 +155,58 @@ def sample_positions(slice_, num_samples):
     return np.full(num_samples, slice_)
 
 
+def load_data(arguments, config, vqvae, run_dir):
+    """The splits that are needed: test, and for --evaluate all three.
+
+    Raises:
+        InputError: if they are unusable, or do not fit the model.
+    """
+    data_dir = arguments.data_dir or config["data"]["folder"]
+    if not Path(data_dir).is_dir():  # the run was trained elsewhere
+        data_dir, _ = dataset.find_data(arguments.data_dir)
+    names = dataset.SPLITS if arguments.evaluate else ["test"]
+    splits = dataset.load_splits(data_dir, names, config["settings"]["limit"])
+    height, width = splits["test"].images.shape[1:]
+    if (height, width) != (vqvae.image_size, vqvae.image_size):
+        raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run_dir} was trained on "
+                         f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
+    for name, split in splits.items():
+        if arguments.evaluate and len(split.images) <= metrics.NUM_NEIGHBOURS:
+            raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
+                             f"has {len(split.images)}.")
+    return splits
+
+
+def write_predictions(folder, arguments, vqvae, prior, splits):
+    """Writes everything into the output folder, metrics.json last; returns the metrics."""
+    test = splits["test"]
+    print(f"Reconstructing {len(test.images)} test images ...")
+    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32))
+    write_reconstructions(folder, test, codes, reconstructions, arguments.num_examples, arguments.seed, prior.num_embeddings)
+    positions = sample_positions(arguments.slice, arguments.num_samples)
+    print(f"Sampling {len(positions)} new brains ...")
+    samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
+    write_samples(folder, samples, positions)
+    if arguments.evaluate:
+        print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
+        judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
+        measured |= judge_samples(folder, samples, judged, splits)
+    dataset.write_json(folder / "metrics.json", measured)
+    return measured
+
+
 @dataset.exit_on_input_error
 def main(argv=None):
     """Writes reconstructions, samples and metrics.json to the output folder."""
     arguments = parse_arguments(argv)
     run_dir = find_run(arguments.run_dir)
     config, vqvae, prior = load_run(run_dir)
-    data_dir = arguments.data_dir or config["data"]["folder"]
-    if not Path(data_dir).is_dir():  # the run was trained elsewhere
-        data_dir, _ = dataset.find_data(arguments.data_dir)
-    names = dataset.SPLITS if arguments.evaluate else ["test"]
-    splits = dataset.load_splits(data_dir, names, config["settings"]["limit"])
-    split = splits["test"]
-    if split.images.shape[1:] != (vqvae.image_size, vqvae.image_size):
-        height, width = split.images.shape[1:]
-        raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run_dir} was trained on "
-                         f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
-    for name in names:
-        if arguments.evaluate and len(splits[name].images) <= metrics.NUM_NEIGHBOURS:
-            raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
-                             f"has {len(splits[name].images)}.")
+    splits = load_data(arguments, config, vqvae, run_dir)
+    dataset.warn_of_lost_border(splits["test"], vqvae.settings["margin"])
     folder = Path(arguments.output_dir or run_dir / "predictions")
-    try:
+    with dataset.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror}); give another --output-dir.") from error
-    dataset.warn_of_lost_border(split, vqvae.settings["margin"])
-    print(f"Reconstructing the {len(split.images)} test images of {data_dir} with {run_dir} ...")
-    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(split, 32))
-    write_reconstructions(folder, split, codes, reconstructions, arguments.num_examples, arguments.seed, prior.num_embeddings)
-    positions = sample_positions(arguments.slice, arguments.num_samples)
-    print(f"Sampling {len(positions)} new brains ...")
-    samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
-    write_samples(folder, samples, positions)
-    if arguments.evaluate:
-        print(f"Sampling {len(split.images)} more, to judge beside the test people ...")
-        judged = draw_samples(vqvae, prior, split.positions, arguments.seed, arguments.temperature)
-        measured |= judge_samples(folder, samples, judged, splits)
-    (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
+        measured = write_predictions(folder, arguments, vqvae, prior, splits)
     print(json.dumps(measured, indent=2))
     print(f"Done: see {folder}.")
 

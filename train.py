@@ -11,11 +11,14 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import contextlib
 import csv
+import fcntl
 from importlib import metadata
 import json
 from pathlib import Path
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +54,7 @@ DEFAULTS = {
 DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 4}
 PRIOR_BATCH_SIZE = 8
 PRIOR_LEARNING_RATE = 2e-3
+EXPLODED = 1e6  # no loss of a network that learns comes near
 WARMUP_STEPS = 60  # of plain autoencoding before the codebook starts
 RISING_STEPS = 100  # over which the learning rate rises to its peak
 PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
@@ -61,6 +65,7 @@ def parse_arguments(argv):
     parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
                         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
+    parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here, so that the next start takes a moment")
     parser.add_argument("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
     for name, kind, minimum, text in (
             ("epochs", int, 1, "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "epochs of the PixelCNN"),
@@ -80,43 +85,74 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
+@contextlib.contextmanager
 def open_run(arguments):
     """Settles the run's folder, settings and data, and writes config.json if the run is new.
 
-    Returns:
-        (run_dir, config, splits).
+    Yields:
+        (run_dir, config, splits); meanwhile no other training may use the folder.
 
     Raises:
         InputError: if the folder holds another run or none to resume, or the data are unusable.
     """
     given = {key: value for key in DEFAULTS if (value := getattr(arguments, key)) is not None}
     run_dir = Path(arguments.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"))
-    if arguments.resume:
-        config = resumed_config(run_dir, arguments.run_dir, given)
-        splits = dataset.load_splits(arguments.data_dir or config["data"]["folder"], limit=config["settings"]["limit"])
-        if dataset.fingerprint(splits) != config["data"]["fingerprint"]:
-            raise InputError(f"The data in {arguments.data_dir or config['data']['folder']} are not those that {run_dir} "
-                             "began with; resume with the same data or start a new run.")
-        if (run_dir / "metrics.json").exists():
+    config, splits = (resume_run if arguments.resume else new_run)(run_dir, arguments, given)
+    with dataset.report_write_errors(run_dir, "give another --run-dir"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with locked(run_dir):
+        if not arguments.resume:
+            with dataset.report_write_errors(run_dir, "give another --run-dir"):
+                dataset.write_json(run_dir / "config.json", config)
+        elif (run_dir / "metrics.json").exists():
+            shutil.rmtree(run_dir / "backup", ignore_errors=True)  # it may have been killed right before doing so
             raise InputError(f"{run_dir} is finished; there is nothing to resume.")
-        return run_dir, config, splits
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        yield run_dir, config, splits
+
+
+@contextlib.contextmanager
+def locked(run_dir):
+    """Keeps other trainings out of the folder. The lock dies with the process and leaves no file.
+
+    Raises:
+        InputError: if one is at work in it.
+    """
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"Another training is at work in {run_dir}; wait for its end or give another --run-dir.") from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def new_run(run_dir, arguments, given):
+    """The config and data of a run that begins; `given` are the settings of the command line."""
+    if run_dir.exists() and (not run_dir.is_dir() or any(path.name != ".config.json" for path in run_dir.iterdir())):
         raise InputError(f"{run_dir} is not empty; give another --run-dir, or --resume to go on with the run in it.")
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **given}
-    splits = dataset.load_splits(data_dir, limit=settings["limit"])
+    splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir)
     config = {"settings": settings, "model": model_settings(splits["train"], settings),
               "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "fingerprint": dataset.fingerprint(splits),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
               "packages": {name: metadata.version(name) for name in PACKAGES},
               "python": sys.version.split()[0], "git_commit": git_commit()}
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / "config.json", config)
-    except OSError as error:
-        raise InputError(f"{run_dir} cannot be written ({error.strerror}); give another --run-dir.") from error
-    return run_dir, config, splits
+    return config, splits
+
+
+def resume_run(run_dir, arguments, given):
+    """The config and data of a run that goes on, which the command line must not contradict."""
+    config = resumed_config(run_dir, arguments.run_dir, given)
+    folder = arguments.data_dir or config["data"]["folder"]
+    splits = dataset.load_splits(folder, limit=config["settings"]["limit"], cache_dir=arguments.cache_dir)
+    if dataset.fingerprint(splits) != config["data"]["fingerprint"]:
+        raise InputError(f"The data in {folder} are not those that {run_dir} began with; resume with the same data or start a "
+                         "new run.")
+    return config, splits
 
 
 def resumed_config(run_dir, named, given):
@@ -125,10 +161,15 @@ def resumed_config(run_dir, named, given):
         raise InputError("--resume needs --run-dir: the folder of the run to go on with.")
     if not (run_dir / "config.json").is_file():
         raise InputError(f"{run_dir} holds no run to resume (no config.json); start it without --resume.")
-    config = json.loads((run_dir / "config.json").read_text())
+    try:
+        config = json.loads((run_dir / "config.json").read_text())
+        settings = {key: config["settings"][key] for key in DEFAULTS}
+        config["model"], config["data"]["folder"], config["data"]["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run_dir / 'config.json'} is damaged ({error!r}); start a new run.") from error
     for key, value in given.items():
-        if value != config["settings"][key]:
-            raise InputError(f"--{key.replace('_', '-')} {value} differs from the {config['settings'][key]} that {run_dir} "
+        if value != settings[key]:
+            raise InputError(f"--{key.replace('_', '-')} {value} differs from the {settings[key]} that {run_dir} "
                              "began with; resume without it or start a new run.")
     return config
 
@@ -157,13 +198,6 @@ def git_commit():
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def write_json(path, content):
-    """Writes JSON to a temporary name, then renames it, so that the file is whole or not there."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
 
 
 class Reconstructions(keras.callbacks.Callback):
@@ -199,7 +233,6 @@ class Reconstructions(keras.callbacks.Callback):
         logs["test_ssim"], _, _ = self._reconstruct(self.test[drawn])
         ssim, _, shown = self._reconstruct(self.shown)
         title = f"epoch {epoch + 1} of {self.epochs}    SSIM {ssim:.3f}    above: original, below: reconstruction"
-        self.frames_dir.mkdir(parents=True, exist_ok=True)
         Image.fromarray(figures.progress_frame(self.shown, shown, title)).save(self.frames_dir / f"{epoch:04d}.png")
         logs["seconds"] = time.perf_counter() - self.start
 
@@ -252,23 +285,35 @@ class Checkpoints(keras.callbacks.Callback):
         self.sign = 1 if monitor.endswith("ssim") else -1
         self.best = best
 
-    def on_epoch_end(self, epoch, logs):
-        """Saves under a temporary name, then renames.
+    def on_epoch_begin(self, epoch, logs=None):
+        """Remembers the epoch."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs):
+        """Stops at the first loss that is no number, or beyond all measure.
 
         Raises:
-            InputError: if the model no longer gives numbers; what was saved before stays.
+            InputError: says at which epoch and step; what was saved before stays.
         """
-        if not np.isfinite(list(logs.values())).all():
-            raise InputError(f"Training {self.best_path.stem} went astray in epoch {epoch + 1}: its loss is not a number any "
-                             "more. Start again with a lower --learning-rate.")
-        self.backup_path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.backup_path.with_name(f"unfinished-{self.backup_path.name}")
+        if not all(abs(value) < EXPLODED for value in logs.values()):
+            saved = f" The best model before is in {self.best_path}." if self.best_path.exists() else ""
+            raise InputError(f"Training {self.best_path.stem} went astray in epoch {self.epoch + 1}, step {batch + 1}: its loss is "
+                             f"not a number any more, or beyond {EXPLODED:.0e}.{saved} Start again with a lower --learning-rate.")
+
+    def on_epoch_end(self, epoch, logs):
+        """Saves under a temporary name, then renames."""
         if self.best is None or self.sign * logs[self.monitor] > self.sign * self.best:
             self.best = logs[self.monitor]
+            self._save(self.best_path)
+        self._save(self.backup_path)
+
+    def _save(self, path):
+        unfinished = self.backup_path.with_name(f"unfinished-{self.backup_path.name}")
+        try:
             self.model.save(unfinished)
-            unfinished.replace(self.best_path)
-        self.model.save(unfinished)
-        unfinished.replace(self.backup_path)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def fit(model, batches, validation, steps_per_epoch, epochs, first_epoch, seed, run_dir, name, monitor, callbacks=()):
@@ -307,6 +352,18 @@ def read_history(path):
     return np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
 
 
+def load_backup(path):
+    """The model of the latest epoch, with its optimiser.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    try:
+        return modules.load_model(path)
+    except ValueError as error:
+        raise InputError(f"{error}; remove it to begin this stage again.") from error
+
+
 def adam(peak, total_steps):
     """Adam whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
     rising = min(RISING_STEPS, total_steps // 10)
@@ -324,7 +381,7 @@ def train_vqvae(run_dir, config, splits):
     steps_per_epoch = len(splits["train"].images) // batch_size
     first_epoch = 0
     if backup.exists():
-        vqvae = keras.models.load_model(backup)
+        vqvae = load_backup(backup)
         first_epoch = (int(vqvae.optimizer.iterations) - WARMUP_STEPS) // steps_per_epoch
     else:
         vqvae = modules.VQVAE(**config["model"])
@@ -343,7 +400,7 @@ def train_vqvae(run_dir, config, splits):
             dataset.image_batches(splits["validate"], 32), steps_per_epoch, settings["epochs"], first_epoch,
             settings["seed"], run_dir, "vqvae", "val_ssim", [Reconstructions(splits, frames, settings["epochs"], settings["seed"])])
     figures.write_gif(sorted(frames.glob("*.png")), run_dir / "progress.gif")
-    return keras.models.load_model(run_dir / "vqvae.keras")
+    return load_backup(run_dir / "vqvae.keras")
 
 
 def train_pixelcnn(run_dir, config, vqvae, splits):
@@ -356,7 +413,7 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
     steps_per_epoch = len(codes["train"]) // batch_size
     first_epoch = 0
     if backup.exists():
-        prior = keras.models.load_model(backup)
+        prior = load_backup(backup)
         first_epoch = int(prior.optimizer.iterations) // steps_per_epoch
     else:
         prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], dataset.NUM_POSITIONS,
@@ -367,7 +424,7 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
         fit(prior, dataset.code_batches(codes["train"], splits["train"].positions, batch_size, settings["seed"], first_epoch),
             dataset.code_batches(codes["validate"], splits["validate"].positions, 32), steps_per_epoch,
             settings["prior_epochs"], first_epoch, settings["seed"], run_dir, "pixelcnn", "val_bits_per_code")
-    return keras.models.load_model(run_dir / "pixelcnn.keras"), codes["validate"]
+    return load_backup(run_dir / "pixelcnn.keras"), codes["validate"]
 
 
 def encode(vqvae, split):
@@ -392,23 +449,51 @@ def draw_figures(run_dir, validation_codes, num_embeddings, test_split, codes, r
                                 folder / "reconstructions.png")
 
 
-@dataset.exit_on_input_error
-def main(argv=None):
-    """Runs both stages and measures the result on the test people."""
-    arguments = parse_arguments(argv)
-    run_dir, config, splits = open_run(arguments)
-    settings = config["settings"]
+def prepare_devices(mixed_precision):
+    """Sets up what TensorFlow computes on; returns its name."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.experimental.enable_op_determinism()  # the same seed gives the same bits; on a GPU it would cost much
-    if settings["mixed_precision"]:
+    if mixed_precision:
         keras.mixed_precision.set_global_policy("mixed_float16" if gpus else "mixed_bfloat16")
-    people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
-    print(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {'GPU' if gpus else 'CPU'}.")
-    for name in ("validate", "test"):
-        dataset.warn_of_lost_border(splits[name], config["model"]["margin"])
+    return "GPU" if gpus else "CPU"
+
+
+@contextlib.contextmanager
+def stoppable(run_dir):
+    """Ends on SIGINT and SIGTERM with one line; every finished epoch is saved already."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"Stopped. All finished epochs are saved; python train.py --run-dir {run_dir} --resume goes on.", file=sys.stderr)
+        sys.exit(dataset.STOPPED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataset.exit_on_input_error
+def main(argv=None):
+    """Runs both stages and measures the result on the test people."""
+    with open_run(parse_arguments(argv)) as (run_dir, config, splits):
+        device = prepare_devices(config["settings"]["mixed_precision"])
+        people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
+        print(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {device}.")
+        for name in ("validate", "test"):
+            dataset.warn_of_lost_border(splits[name], config["model"]["margin"])
+        advice = f"what was saved before is whole: mend that, then python train.py --run-dir {run_dir} --resume"
+        with stoppable(run_dir), dataset.report_write_errors(run_dir, advice):
+            run_stages(run_dir, config, splits)
+    print(f"Done. Next: python predict.py --run-dir {run_dir}")
+
+
+def run_stages(run_dir, config, splits):
+    """Trains both networks, measures them on the test people and draws the figures."""
+    settings = config["settings"]
+    (run_dir / "backup").mkdir(exist_ok=True)
+    (run_dir / "backup" / "frames").mkdir(exist_ok=True)
     print(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
     vqvae = train_vqvae(run_dir, config, splits)
     print(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
@@ -416,10 +501,9 @@ def main(argv=None):
     print("Measuring on the test people ...")
     measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32))
     draw_figures(run_dir, validation_codes, settings["num_embeddings"], splits["test"], codes, reconstructions)
-    write_json(run_dir / "metrics.json", measured)
+    dataset.write_json(run_dir / "metrics.json", measured)
     shutil.rmtree(run_dir / "backup", ignore_errors=True)
     print(json.dumps(measured, indent=2))
-    print(f"Done. Next: python predict.py --run-dir {run_dir}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,17 @@
-"""A tiny cohort of drawn heads, in the OASIS layout."""
+"""A tiny cohort of drawn heads, in the OASIS layout, and a run trained on it."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
 import pytest
 
 SIZE = 64
+ROOT = Path(__file__).parents[1]
+TINY = ["--epochs", "2", "--prior-epochs", "2", "--num-embeddings", "16", "--embedding-dim", "4"]
 
 
 def draw_head(rng, position, size=SIZE):
@@ -34,3 +41,28 @@ def write_cohort(folder, people=(4, 2, 2), slices=8, size=SIZE):
 def cohort(tmp_path):
     """A fresh tiny cohort that the test may spoil."""
     return write_cohort(tmp_path / "cohort")
+
+
+def run_script(folder, *command):
+    """Runs `python command` in a folder, as a user would, and returns what became of it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OASIS_DIR": ""}
+    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with a tiny cohort and runs/tiny, trained on it by `python train.py`."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_cohort(folder / "cohort")
+    done = run_script(folder, ROOT / "train.py", "--data-dir", "cohort", "--run-dir", "runs/tiny", *TINY)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def check_refused(main, arguments, expected, capsys):
+    """Asserts that a script's main ends with status 2 and one sentence that contains what is expected."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert expected in said and "\n" not in said and "Traceback" not in said

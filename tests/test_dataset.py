@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -109,6 +111,37 @@ def test_data_are_looked_for_in_the_stated_order(cohort, tmp_path, monkeypatch):
     assert dataset.find_data(default) == (default, False)
     with pytest.raises(dataset.InputError, match="--data-dir names .*nowhere"):
         dataset.find_data(tmp_path / "nowhere")
+
+
+def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeypatch):
+    plain, cache = dataset.load_splits(cohort), tmp_path / "cache"
+    first = dataset.load_splits(cohort, cache_dir=cache)
+    files = sorted(cache.iterdir())
+    assert len(files) == 3 and all(file.suffix == ".npy" for file in files)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "_read", None)  # the second time, nothing is decoded
+        second = dataset.load_splits(cohort, cache_dir=cache)
+    for splits in (first, second):
+        assert dataset.fingerprint(splits) == dataset.fingerprint(plain)
+        assert isinstance(splits["train"].images, np.memmap) and not splits["train"].images.flags.writeable
+    path = cohort / "keras_png_slices_train" / "case_001_slice_0.nii.png"
+    before, status = path.read_bytes(), path.stat()
+    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(path)
+    assert (dataset.load_splits(cohort, cache_dir=cache)["train"].images[0] == 9).all()
+    path.write_bytes(before)
+    np.testing.assert_array_equal(dataset.load_splits(cohort, cache_dir=cache)["train"].images, plain["train"].images)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert len(dataset.load_splits(cohort, limit=1, cache_dir=cache)["train"].images) == 8
+
+
+def test_a_failed_reading_leaves_no_cache(cohort, tmp_path):
+    (cohort / "keras_png_slices_train" / "case_001_slice_5.nii.png").write_bytes(b"")
+    with pytest.raises(dataset.InputError, match="case_001_slice_5"):
+        dataset.load_splits(cohort, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(dataset.InputError, match="give another --cache-dir"):
+        dataset.load_splits(cohort, cache_dir=tmp_path / "file" / "cache")
 
 
 def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):

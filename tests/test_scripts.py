@@ -2,11 +2,7 @@
 
 import csv
 import json
-import os
 from pathlib import Path
-import signal
-import subprocess
-import sys
 
 import imageio.v3 as imageio
 import keras
@@ -14,22 +10,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.conftest import write_cohort
+from tests.conftest import check_refused, TINY, write_cohort
 import predict
 import train
-
-ROOT = Path(__file__).parents[1]
-TINY = ["--epochs", "2", "--prior-epochs", "2", "--num-embeddings", "16", "--embedding-dim", "4"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with a tiny cohort and a run trained on it by `python train.py`."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_cohort(folder / "cohort")
-    command = [sys.executable, ROOT / "train.py", "--data-dir", "cohort", "--run-dir", "runs/tiny", *TINY]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env={**os.environ, "OASIS_DIR": ""})
-    return folder
 
 
 def test_train_leaves_a_whole_run_folder(trained):
@@ -103,51 +86,6 @@ def test_sampling_options(trained, tmp_path, monkeypatch):
     assert predict.sample_positions(None, 3).tolist() == [0, 16, 31]
 
 
-def assert_same_run(run, other):
-    """Bit for bit: weights and optimiser of both models, histories but for the clock, GIF, metrics."""
-    for name in ("vqvae", "pixelcnn"):
-        models = [keras.models.load_model(folder / f"{name}.keras") for folder in (run, other)]
-        variables = [[variable for variable in model.variables + model.optimizer.variables if "seed" not in variable.path]
-                     for model in models]
-        assert len(variables[0]) == len(variables[1]) > 20
-        for one, two in zip(*variables):
-            np.testing.assert_array_equal(one, two, err_msg=one.path)
-        rows = []
-        for folder in (run, other):
-            with open(folder / f"{name}_history.csv") as file:
-                rows.append([{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)])
-        assert rows[0] == rows[1]
-    for name in ("progress.gif", "metrics.json"):
-        assert (run / name).read_bytes() == (other / name).read_bytes()
-
-
-KILL_AFTER_FIRST_EPOCH = """
-import os, signal, sys
-import train
-save = train.Checkpoints.on_epoch_end
-def save_and_die(self, epoch, logs):
-    save(self, epoch, logs)
-    if epoch == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-train.Checkpoints.on_epoch_end = save_and_die
-train.main(sys.argv[1:])
-"""
-
-
-def test_a_killed_run_resumes_to_the_same_bits(trained, tmp_path):
-    """benchmarks/faults.py kills at random moments; here it is once in each stage."""
-    def run(*command):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run([sys.executable, *command], cwd=trained, capture_output=True, text=True, env=environment)
-
-    arguments = ["--data-dir", "cohort", "--run-dir", str(tmp_path / "run"), *TINY]
-    for _ in range(2):
-        assert run("-c", KILL_AFTER_FIRST_EPOCH, *arguments).returncode == -signal.SIGKILL
-        arguments = ["--run-dir", str(tmp_path / "run"), "--resume"]
-    assert run(ROOT / "train.py", *arguments).returncode == 0
-    assert_same_run(tmp_path / "run", trained / "runs" / "tiny")
-
-
 def test_finer_grid_and_mixed_precision(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(trained)
     run = str(tmp_path / "run")
@@ -160,14 +98,6 @@ def test_finer_grid_and_mixed_precision(trained, tmp_path, monkeypatch):
     assert measured["num_images"] == 8
     assert measured["bytes_per_image"] == pytest.approx(measured["bits_per_code"] * 16 * 16 / 8)
     assert measured["ssim"] > 0.3
-
-
-def check_refused(main, arguments, expected, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    said = capsys.readouterr().err.strip()
-    assert stop.value.code == 2
-    assert expected in said and "\n" not in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("arguments, expected", [
@@ -219,13 +149,6 @@ def test_predict_refuses_bad_input_and_writes_nothing(trained, arguments, expect
     before = sorted(path for path in trained.rglob("*"))
     check_refused(predict.main, arguments, expected, capsys)
     assert sorted(path for path in trained.rglob("*")) == before
-
-
-def test_a_loss_that_is_no_number_stops_with_advice(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
-    check_refused(train.main, ["--data-dir", "cohort", "--run-dir", str(tmp_path / "run"), *TINY, "--learning-rate", "1e30"],
-                  "lower --learning-rate", capsys)
-    assert not (tmp_path / "run" / "vqvae.keras").exists()
 
 
 def test_predict_without_any_run(tmp_path, monkeypatch, capsys):

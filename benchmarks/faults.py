@@ -1,0 +1,108 @@
+"""Kills a tiny training with SIGKILL at random moments and resumes it, many times over.
+
+    python benchmarks/faults.py [--kills 20] [--seed 0]
+
+Each trial starts a training, kills it at a moment drawn from the whole length of an uninterrupted one, resumes it to its end, and
+compares: weights and optimiser of both networks, histories (but for the clock), GIF and metrics have to be the same to the bit,
+and no file may be left over. The last line is JSON: `tried`, `survived` (resumed to the same end), `lost` (not resumed), `differing`,
+`left_over`.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import json
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import dataset
+from tests.conftest import TINY, write_cohort
+from tests.test_reliability import assert_same_run
+
+
+def command(folder, run, resume=False):
+    """The command line that trains the tiny cohort in `folder`."""
+    rest = ["--resume"] if resume else TINY
+    return [sys.executable, str(ROOT / "train.py"), "--data-dir", str(folder / "cohort"), "--run-dir", str(run), *rest]
+
+
+def finish(folder, run, resume=False):
+    """Trains to the end; returns (exit status, seconds)."""
+    start = time.perf_counter()
+    done = subprocess.run(command(folder, run, resume), capture_output=True)
+    return done.returncode, time.perf_counter() - start
+
+
+def state(run):
+    """How far a run had come, for the table."""
+    if not (run / "config.json").exists():
+        return "before config.json"
+    for name in ("metrics.json", "backup/pixelcnn.keras", "backup/vqvae.keras"):
+        if (run / name).exists():
+            return f"after {name}"
+    return "in the first epoch"
+
+
+def trial(folder, whole, after):
+    """Kills a training after `after` seconds and resumes it; returns a row of the table."""
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    process = subprocess.Popen(command(folder, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(after)
+    process.kill()
+    process.wait()
+    row = {"after": after, "state": state(run), "lost": False, "differing": False, "left_over": []}
+    began = (run / "config.json").exists()
+    ended = (run / "metrics.json").exists()
+    status, _ = finish(folder, run, resume=began)
+    # Of a run that was killed in its last breath, `--resume` says that it is finished, with status 2.
+    row["lost"] = status != (2 if ended else 0)
+    if not row["lost"]:
+        try:
+            assert_same_run(run, whole)
+        except AssertionError:
+            row["differing"] = True
+        row["left_over"] = sorted({str(path.relative_to(run)) for path in run.rglob("*") if "tfevents" not in path.name}
+                                  - {str(path.relative_to(whole)) for path in whole.rglob("*")})
+    return row
+
+
+@dataset.exit_on_input_error
+def main():
+    """Prints a row per kill, then JSON."""
+    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=dataset.number(int, 1), default=20, metavar="N", help="(default: 20)")
+    parser.add_argument("--seed", type=dataset.number(int, 0, dataset.SEEDS), default=0, metavar="S", help="of the moments")
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(arguments.seed)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_cohort(folder / "cohort")
+        whole = folder / "whole"
+        status, seconds = finish(folder, whole)
+        if status:
+            raise RuntimeError("the uninterrupted training failed")
+        print(f"An uninterrupted training takes {seconds:.1f} s.", flush=True)
+        for after in rng.uniform(0, seconds, arguments.kills):
+            rows.append(trial(folder, whole, after))
+            print("killed after {after:5.1f} s, {state:28} lost: {lost}, differing: {differing}, left over: {left_over}"
+                  .format(**rows[-1]), flush=True)
+    lost, differing = (sum(row[key] for row in rows) for key in ("lost", "differing"))
+    print(json.dumps({"tried": len(rows), "survived": len(rows) - lost - differing, "lost": lost, "differing": differing,
+                      "left_over": sum(len(row["left_over"]) for row in rows),
+                      "settings": {"seed": arguments.seed, "seconds_uninterrupted": seconds, "training": TINY}, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
