@@ -185,7 +185,8 @@ def write_gif(frame_paths, path, seconds=0.4):
     """Writes PNG frames as an endless GIF that rests on the last one."""
     frames = [imageio.imread(frame) for frame in frame_paths]
     durations = [1000 * seconds] * (len(frames) - 1) + [2000]
-    imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
+    # Of a single frame, Pillow wants a single duration.
+    imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 2000, loop=0)
 
 
 def plot_rate_distortion(curves, model, fixed, path):

@@ -28,6 +28,30 @@ from tqdm import tqdm
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 
 
+# Many devices ---------------------------------------------------------------------------------------------------------
+
+
+def _sum_over_replicas(values):
+    """The sum of a tensor, or of each of a list, over the replicas of a `tf.distribute` strategy; without one, itself."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or tf.distribute.in_cross_replica_context():
+        return values
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Adam(keras.optimizers.Adam):
+    """Adam that clips the norm of the whole batch's gradient, as one device would; Keras' own clips each replica's part.
+
+    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean. Keras adds up
+    what is returned here.
+    """
+
+    def _clip_gradients(self, grads):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        mean = [grad / replicas for grad in _sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])]
+        return [grad / replicas for grad in super()._clip_gradients(mean)]
+
+
 # Vector quantiser -----------------------------------------------------------------------------------------------------
 
 
@@ -65,17 +89,18 @@ class VectorQuantizer(layers.Layer):
         self.decay = decay
         self.restart_below = restart_below
         self.seed = seed
-        self.random = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape):
         if input_shape[-1] != self.embedding_dim:
             raise ValueError(f"Inputs must end in embedding_dim={self.embedding_dim} channels, got shape {tuple(input_shape)}.")
         uniform = keras.initializers.RandomUniform(-1 / self.num_embeddings, 1 / self.num_embeddings, seed=self.seed)
         shape = self.num_embeddings, self.embedding_dim
-        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=uniform, trainable=self.decay is None)
+        # What the EMA assigns is the same on every replica of a `tf.distribute` strategy, so one of them may speak for all.
+        moved = {"trainable": False, "aggregation": "only_first_replica"} if self.decay is not None else {}
+        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=uniform, **moved)
         if self.decay is not None:
-            self.counts = self.add_weight(name="counts", shape=shape[:1], initializer="ones", trainable=False)
-            self.sums = self.add_weight(name="sums", shape=shape, initializer="zeros", trainable=False)
+            self.counts = self.add_weight(name="counts", shape=shape[:1], initializer="ones", **moved)
+            self.sums = self.add_weight(name="sums", shape=shape, initializer="zeros", **moved)
             self.sums.assign(self.embeddings)
 
     def call(self, inputs, training=False):
@@ -97,7 +122,7 @@ class VectorQuantizer(layers.Layer):
             loss += _mean_square(tf.stop_gradient(vectors) - quantized)
         elif training:
             self._update(tf.stop_gradient(vectors), codes)
-        use = tf.math.bincount(codes, minlength=self.num_embeddings, dtype=tf.float32)
+        use = _sum_over_replicas(tf.math.bincount(codes, minlength=self.num_embeddings, dtype=tf.float32))
         use = tf.math.divide_no_nan(use, tf.reduce_sum(use))
         quantized = vectors + tf.stop_gradient(quantized - vectors)
         return {
@@ -116,19 +141,32 @@ class VectorQuantizer(layers.Layer):
         return tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
 
     def _update(self, vectors, codes):
-        counts = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings)
-        sums = tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)
-        counts = self.decay * self.counts + (1 - self.decay) * counts
+        now, sums = _sum_over_replicas([tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings),
+                                        tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)])
+        counts = self.decay * self.counts + (1 - self.decay) * now
         sums = self.decay * self.sums + (1 - self.decay) * sums
         mean_count = tf.reduce_mean(counts)
         dead = counts < self.restart_below * mean_count
-        drawn = keras.random.randint((self.num_embeddings,), 0, tf.shape(vectors)[0], seed=self.random)
         counts = tf.where(dead, mean_count, counts)
-        sums = tf.where(dead[:, tf.newaxis], tf.gather(vectors, drawn) * mean_count, sums)
+        sums = tf.where(dead[:, tf.newaxis], self._draw(vectors, now) * mean_count, sums)
         self.counts.assign(counts)
         self.sums.assign(sums)
         # The floor matters only without restarts, where an unused code's count decays towards 0 / 0.
         self.embeddings.assign(sums / tf.maximum(counts, 1e-8)[:, tf.newaxis])
+
+    def _draw(self, vectors, now):
+        """K random vectors of the whole batch, (K, D), the same on every replica.
+
+        The codes' counts of the batch seed the draw: so replicas agree, and a resumed run needs no saved state.
+        """
+        number = tf.range(1, self.num_embeddings + 1)
+        seed = tf.reduce_sum(tf.cast(now, tf.int32) * number)
+        size, replicas = tf.shape(vectors)[0], tf.distribute.get_strategy().num_replicas_in_sync
+        drawn = tf.random.stateless_uniform((self.num_embeddings,), [self.seed, seed], 0, size * replicas, tf.int32)
+        if replicas == 1 or tf.distribute.in_cross_replica_context():
+            return tf.gather(vectors, drawn)
+        own = drawn // size == tf.distribute.get_replica_context().replica_id_in_sync_group
+        return _sum_over_replicas(tf.where(own[:, tf.newaxis], tf.gather(vectors, drawn % size), 0.0))
 
     def fit_codebook(self, vectors):
         """Starts the codebook at the k-means centres of `vectors`, float32 NumPy (N, D), N >= K.
@@ -333,8 +371,9 @@ class VQVAE(keras.Model):
         return self._track(self._batch_losses(data[0], training=False), data[0])
 
     def _track(self, values, images):
+        count = tf.shape(images)[0]  # the last batch of a split may be short, and a replica's part of it empty
         for tracker, value in zip(self.trackers, values):
-            tracker.update_state(value, tf.shape(images)[0])  # the last batch of a split may be short
+            tracker.update_state(tf.where(count > 0, value, 0.0), count)
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
     @property
@@ -358,7 +397,8 @@ class VQVAE(keras.Model):
         batches = iter(batches)
         if warmup_steps:
             self.optimizer.build(self.trainable_variables)
-            step = tf.function(lambda images: self._step(images, quantise=False))
+            # On many devices each trains on the whole batch here; the mean of equal gradients is the gradient.
+            step = tf.function(lambda images: self.distribute_strategy.run(lambda: self._step(images, quantise=False)))
             for _ in range(warmup_steps):
                 step(next(batches)[0])
         vectors = []
@@ -621,7 +661,8 @@ class PixelCNN(keras.Model):
 
     def test_step(self, data):
         """The code length of a batch of {"codes", "positions"}."""
-        self.bits_per_code.update_state(self._bits_per_code(data, training=False), tf.shape(data["codes"])[0])
+        count = tf.shape(data["codes"])[0]
+        self.bits_per_code.update_state(tf.where(count > 0, self._bits_per_code(data, training=False), 0.0), count)
         return {"bits_per_code": self.bits_per_code.result()}
 
     @property

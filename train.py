@@ -364,12 +364,18 @@ def load_backup(path):
         raise InputError(f"{error}; remove it to begin this stage again.") from error
 
 
+def choose_strategy():
+    """All GPUs that TensorFlow sees, each with a part of every batch; with one or none, no strategy."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+
+
 def adam(peak, total_steps):
     """Adam whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
     rising = min(RISING_STEPS, total_steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(peak / RISING_STEPS, max(total_steps - rising, 1), alpha=0.02,
                                                       warmup_target=peak, warmup_steps=rising)
-    return keras.optimizers.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
+    return modules.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
 
 
 def train_vqvae(run_dir, config, splits):
@@ -380,20 +386,21 @@ def train_vqvae(run_dir, config, splits):
     batch_size = min(settings["batch_size"], len(splits["train"].images))
     steps_per_epoch = len(splits["train"].images) // batch_size
     first_epoch = 0
-    if backup.exists():
-        vqvae = load_backup(backup)
-        first_epoch = (int(vqvae.optimizer.iterations) - WARMUP_STEPS) // steps_per_epoch
-    else:
-        vqvae = modules.VQVAE(**config["model"])
-        vqvae.compile(adam(settings["learning_rate"], WARMUP_STEPS + steps_per_epoch * settings["epochs"]))
-        print(f"{WARMUP_STEPS} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
-        # Another seed than the epochs': the first of them then sees every image afresh.
-        batches = dataset.training_batches(splits["train"], batch_size, settings["seed"] + 1)
-        try:
-            vqvae.start_codebook(batches, WARMUP_STEPS)
-        except FloatingPointError as error:
-            raise InputError(f"Training vqvae went astray at its start: {error}. "
-                             "Start again with a lower --learning-rate.") from error
+    with choose_strategy().scope():
+        if backup.exists():
+            vqvae = load_backup(backup)
+            first_epoch = (int(vqvae.optimizer.iterations) - WARMUP_STEPS) // steps_per_epoch
+        else:
+            vqvae = modules.VQVAE(**config["model"])
+            vqvae.compile(adam(settings["learning_rate"], WARMUP_STEPS + steps_per_epoch * settings["epochs"]))
+            print(f"{WARMUP_STEPS} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
+            # Another seed than the epochs': the first of them then sees every image afresh.
+            batches = dataset.training_batches(splits["train"], batch_size, settings["seed"] + 1)
+            try:
+                vqvae.start_codebook(batches, WARMUP_STEPS)
+            except FloatingPointError as error:
+                raise InputError(f"Training vqvae went astray at its start: {error}. "
+                                 "Start again with a lower --learning-rate.") from error
     frames = run_dir / "backup" / "frames"
     if first_epoch < settings["epochs"]:
         fit(vqvae, dataset.training_batches(splits["train"], batch_size, settings["seed"], first_epoch),
@@ -412,14 +419,15 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
     batch_size = min(PRIOR_BATCH_SIZE, len(codes["train"]))
     steps_per_epoch = len(codes["train"]) // batch_size
     first_epoch = 0
-    if backup.exists():
-        prior = load_backup(backup)
-        first_epoch = int(prior.optimizer.iterations) // steps_per_epoch
-    else:
-        prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], dataset.NUM_POSITIONS,
-                                 codebook_digest=vqvae.quantizer.digest())
-        prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
-        prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
+    with choose_strategy().scope():
+        if backup.exists():
+            prior = load_backup(backup)
+            first_epoch = int(prior.optimizer.iterations) // steps_per_epoch
+        else:
+            prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], dataset.NUM_POSITIONS,
+                                     codebook_digest=vqvae.quantizer.digest())
+            prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
+            prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
     if first_epoch < settings["prior_epochs"]:
         fit(prior, dataset.code_batches(codes["train"], splits["train"].positions, batch_size, settings["seed"], first_epoch),
             dataset.code_batches(codes["validate"], splits["validate"].positions, 32), steps_per_epoch,

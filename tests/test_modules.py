@@ -313,6 +313,52 @@ def test_gumbel_noise_has_its_distribution():
     np.testing.assert_allclose(quantiles, -np.log(-np.log([0.1, 0.5, 0.9])), atol=0.02)
 
 
+# Many devices
+
+
+TWO_DEVICES = """
+import keras, numpy as np, tensorflow as tf
+import dataset, modules
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (33, 8, 8)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+split = dataset.Split("train", images, np.arange(33, dtype=np.int32), np.arange(33, dtype=np.int32) % 4)
+codes = rng.integers(0, 13, (33, 8, 8))
+one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+ends, restarts = [], []
+for strategy in (one, two):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        vqvae = modules.VQVAE(64, 16, 4, width=8)
+        vqvae.quantizer.restart_below = 0.9  # so that many codes restart
+        vqvae.compile(modules.Adam(1e-3, global_clipnorm=0.1))  # so small that it clips
+        vqvae.start_codebook(dataset.training_batches(split, 8, 1), 4, 2)
+    first = vqvae.quantizer.embeddings.numpy()
+    settings = {"steps_per_epoch": 4, "epochs": 2, "verbose": 0, "shuffle": False}
+    # Of 33 images in batches of 8, the second device gets none of the last one.
+    seen = vqvae.fit(dataset.training_batches(split, 8, 0), validation_data=dataset.image_batches(split, 8), **settings).history
+    with strategy.scope():
+        prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
+        prior.compile(modules.Adam(1e-2, global_clipnorm=0.1))
+    seen |= prior.fit(dataset.code_batches(codes, split.positions, 8, 0),
+                      validation_data=dataset.code_batches(codes, split.positions, 8), **settings).history
+    assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
+    ends.append([*(seen[key] for key in sorted(seen)), vqvae.quantizer.embeddings.numpy(), prior.head.get_weights()[0]])
+assert len(ends[0]) == 12
+for alone, together in zip(*ends):
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+"""
+
+
+def test_two_devices_train_as_one_with_the_same_batches():
+    # Without oneDNN, whose convolution on a CPU fails on an empty batch.
+    environment = {**os.environ, "PYTHONPATH": ".", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    done = subprocess.run([sys.executable, "-c", TWO_DEVICES], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 # Files
 
 
