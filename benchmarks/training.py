@@ -1,0 +1,237 @@
+"""Training speed and memory of both stages: ours against the plain keras-io way, at the same batch size.
+
+    python benchmarks/training.py [--steps 60]
+
+The keras-io way is that of its VQ-VAE example, which the followed project took over: float images as one NumPy array into `fit`, codes
+looked up by one-hot vectors and a matrix product, a codebook trained by gradient; then one-hot codes into a PixelCNN of masked 7x7 and 3x3
+convolutions. Each is run twice: with its own networks, and (`same networks`) with ours. Multiply-adds per image are counted and
+printed beside the speeds, for the networks differ.
+
+Every measurement is a process of its own: one epoch to warm up, one that counts. For ours it also gives the share of that epoch that was
+not spent in the training step, from the time of the bare step on one batch. Memory is the peak above what imports took. The last
+line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are images/s, ours over keras-io with its own networks.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import json
+from pathlib import Path
+import re
+import subprocess
+import sys
+import time
+
+import keras
+from keras import layers
+import numpy as np
+import tensorflow as tf
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import dataset
+import modules
+import train
+
+BATCH = 8  # the default of both stages
+NUM_CODES = 512
+SIDES = "ours", "keras-io", "keras-io, same networks"
+STAGES = "vqvae", "pixelcnn"
+
+
+class OneHotQuantizer(layers.Layer):
+    """The quantiser of keras-io's example."""
+
+    def __init__(self, num_embeddings, embedding_dim):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.embeddings = self.add_weight(shape=(embedding_dim, num_embeddings), initializer="random_uniform")
+
+    def call(self, inputs):
+        """Vectors -> quantised vectors; adds the losses of 2017."""
+        flat = tf.reshape(inputs, (-1, self.embedding_dim))
+        distances = (tf.reduce_sum(flat ** 2, 1, keepdims=True) + tf.reduce_sum(self.embeddings ** 2, 0)
+                     - 2 * tf.matmul(flat, self.embeddings))
+        one_hot = tf.one_hot(tf.argmin(distances, 1), self.num_embeddings)
+        quantized = tf.reshape(tf.matmul(one_hot, self.embeddings, transpose_b=True), tf.shape(inputs))
+        self.add_loss(0.25 * tf.reduce_mean((tf.stop_gradient(quantized) - inputs) ** 2)
+                      + tf.reduce_mean((quantized - tf.stop_gradient(inputs)) ** 2))
+        return inputs + tf.stop_gradient(quantized - inputs)
+
+
+class KerasIoTrainer(keras.Model):
+    """The trainer of keras-io's VQ-VAE example."""
+
+    def __init__(self, vqvae, variance):
+        super().__init__()
+        self.vqvae, self.variance = vqvae, variance
+        self.loss_tracker = keras.metrics.Mean("loss")
+
+    def train_step(self, images):
+        """One step on a batch of images."""
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((images - self.vqvae(images)) ** 2) / self.variance + sum(self.vqvae.losses)
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, self.vqvae.trainable_variables), self.vqvae.trainable_variables))
+        self.loss_tracker.update_state(loss)
+        return {"loss": self.loss_tracker.result()}
+
+
+class MaskedConv2D(layers.Conv2D):
+    """keras-io's PixelConvLayer: a convolution whose kernel is zero from the middle (A) or right behind it (B) on."""
+
+    def __init__(self, mask, filters, kernel_size, **kwargs):
+        super().__init__(filters, kernel_size, padding="same", **kwargs)
+        self.mask_type = mask
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        height, width = self.kernel_size
+        self.mask = np.zeros((height, width, 1, 1), np.float32)
+        self.mask[:height // 2] = 1
+        self.mask[height // 2, :width // 2 + (self.mask_type == "B")] = 1
+
+    def convolution_op(self, inputs, kernel):
+        """Convolves with what the mask leaves."""
+        return super().convolution_op(inputs, kernel * self.mask)
+
+
+def keras_io_vqvae(own_networks, size, variance):
+    """keras-io's trainer around its own networks (as the followed project has them) or around ours."""
+    if own_networks:
+        encoder = keras.Sequential([layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
+                                    layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"), layers.Conv2D(16, 1)])
+        decoder = keras.Sequential([layers.Conv2DTranspose(64, 3, strides=2, padding="same", activation="relu"),
+                                    layers.Conv2DTranspose(32, 3, strides=2, padding="same", activation="relu"),
+                                    layers.Conv2DTranspose(1, 3, padding="same")])
+        codes = 128
+    else:
+        encoder, decoder, codes = modules.build_encoder(margin=size // 8), modules.build_decoder(margin=size // 8), NUM_CODES
+    images = keras.Input((size, size, 1))
+    networks = keras.Model(images, decoder(OneHotQuantizer(codes, 16)(encoder(images))))
+    return KerasIoTrainer(networks, variance)
+
+
+def keras_io_pixelcnn(grid):
+    """keras-io's PixelCNN: a masked 7x7 convolution of one-hot codes, two residual blocks, two masked 1x1 convolutions."""
+    codes = keras.Input((grid, grid), dtype="int32")
+    x = layers.Lambda(lambda codes: tf.one_hot(codes, NUM_CODES), output_shape=(grid, grid, NUM_CODES))(codes)
+    x = MaskedConv2D("A", 128, 7, activation="relu")(x)
+    for _ in range(2):
+        y = layers.Conv2D(128, 1, activation="relu")(x)
+        y = MaskedConv2D("B", 64, 3, activation="relu")(y)
+        x = layers.Add()([x, layers.Conv2D(128, 1, activation="relu")(y)])
+    for _ in range(2):
+        x = MaskedConv2D("B", 128, 1, activation="relu")(x)
+    return keras.Model(codes, layers.Conv2D(NUM_CODES, 1)(x))
+
+
+def multiply_adds(forward, *inputs):
+    """Millions of multiply-adds of a forward pass, as TensorFlow's profiler counts them in its graph."""
+    graph = tf.function(forward).get_concrete_function(*inputs).graph
+    profiler = tf.compat.v1.profiler
+    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output().build()
+    return profiler.profile(graph, options=options).total_float_ops / 2e6
+
+
+class Clock(keras.callbacks.Callback):
+    """Keeps the seconds of the last epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts."""
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Stops."""
+        self.seconds = time.perf_counter() - self.start
+
+
+def prepare(stage, side, split, codes):
+    """The model, what `fit` is given, one batch for the bare step (ours alone), and the multiply-adds per image."""
+    size, grid = split.images.shape[1], codes.shape[1]
+    if stage == "vqvae":
+        image = tf.zeros((1, size, size, 1))
+        if side == "ours":
+            model = modules.VQVAE(**train.model_settings(split, train.DEFAULTS))
+            model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
+            batches = dataset.training_batches(split, BATCH, 0)
+            return model, {"x": batches}, next(iter(batches)), multiply_adds(model, image)
+        images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
+        model = keras_io_vqvae(side == "keras-io", size, float(images.var()))
+        model.compile(keras.optimizers.Adam(1e-3))
+        return model, {"x": images, "batch_size": BATCH}, None, multiply_adds(model.vqvae, image)
+    if side == "keras-io":
+        model = keras_io_pixelcnn(grid)
+        model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model, {"x": codes, "y": codes, "batch_size": BATCH}, None, multiply_adds(model, tf.zeros((1, grid, grid), tf.int32))
+    model = modules.PixelCNN(grid, NUM_CODES)
+    if side != "ours":
+        embedding = model.code_embedding
+        embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
+    model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
+    count = multiply_adds(model, {"codes": tf.zeros((1, grid, grid), tf.int32), "positions": tf.zeros(1, tf.int32)})
+    batches = dataset.code_batches(codes, split.positions, BATCH, 0)
+    if side == "ours":
+        return model, {"x": batches}, next(iter(batches)), count
+    return model, {"x": {"codes": codes, "positions": split.positions}, "batch_size": BATCH}, None, count
+
+
+def peak():
+    """The most memory this process has held, in bytes; not getrusage's, which a child process inherits."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def measure(stage, side, steps):
+    """Runs in a process of its own; prints a JSON row."""
+    before = peak()
+    keras.utils.set_random_seed(0)
+    split = dataset.load_splits(dataset.make_demo_cohort(), ["train"])["train"]
+    count = min(steps * BATCH, len(split.images))
+    split = dataset.Split("train", split.images[:count], split.cases[:count], split.positions[:count])
+    codes = np.random.default_rng(0).integers(0, NUM_CODES, (count, 32, 32), np.int32)
+    model, data, batch, million = prepare(stage, side, split, codes)
+    steps, clock = count // BATCH, Clock()
+    epochs = {"steps_per_epoch": steps} if side == "ours" else {}
+    model.fit(**data, **epochs, epochs=2, verbose=0, shuffle=side != "ours", callbacks=[clock])
+    row = {"images_per_second": steps * BATCH / clock.seconds, "multiply_adds_million": million, "peak_bytes": peak() - before}
+    if batch is not None:
+        step = tf.function(model.train_step)
+        step(batch)
+        start = time.perf_counter()
+        for _ in range(steps):
+            result = step(batch)
+        next(iter(result.values())).numpy()
+        row["share_outside_step"] = 1 - (time.perf_counter() - start) / clock.seconds
+    print(json.dumps(row))
+
+
+@dataset.exit_on_input_error
+def main():
+    """Prints a row per stage and side, then JSON."""
+    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=dataset.number(int, 1), default=60, metavar="N", help="per epoch, at most 80 (default: 60)")
+    parser.add_argument("--measure", nargs=2, help="one stage and side, in this process (the script calls itself)")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        return measure(*arguments.measure, arguments.steps)
+    rows = {stage: {} for stage in STAGES}
+    for stage in STAGES:
+        for side in SIDES:
+            command = [sys.executable, __file__, "--steps", str(arguments.steps), "--measure", stage, side]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr)
+            rows[stage][side] = row = json.loads(done.stdout.splitlines()[-1])
+            outside = f", outside the step {row['share_outside_step']:.1%}" if "share_outside_step" in row else ""
+            print(f"{stage:9} {side:24}{row['images_per_second']:8.1f} images/s,{row['multiply_adds_million']:8,.0f} M multiply-adds "
+                  f"per image,{row['peak_bytes'] / 1e9:6.2f} GB{outside}", flush=True)
+    ratios = {stage: {side: rows[stage]["ours"]["images_per_second"] / row["images_per_second"] for side, row in rows[stage].items()}
+              for stage in STAGES}
+    print(json.dumps({"vqvae_speedup": ratios["vqvae"]["keras-io"], "pixelcnn_speedup": ratios["pixelcnn"]["keras-io"],
+                      "same_networks": {stage: ratios[stage]["keras-io, same networks"] for stage in STAGES},
+                      "settings": {"batch_size": BATCH, "steps": arguments.steps, "cores": os.cpu_count()}, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
