@@ -126,6 +126,14 @@ class Split:
         """The number of different people."""
         return len(np.unique(self.cases))
 
+    def spread(self, wanted):
+        """Indices of up to `wanted` images, evenly spread."""
+        return np.unique(np.linspace(0, len(self.images) - 1, wanted).astype(int))
+
+    def take(self, indices):
+        """The split of these images alone."""
+        return Split(self.name, self.images[indices], self.cases[indices], self.positions[indices])
+
 
 def find_data(data_dir=None):
     """Finds the folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data, else the demo cohort.

@@ -98,6 +98,12 @@ def to_unit(images):
     return (np.asarray(images, np.float64)[..., 0] + 1) / 2
 
 
+def bits_per_code(vqvae, prior, batches):
+    """The prior's code length of images, in bits per code: see `evaluate`, whose arguments it takes."""
+    nats = [-prior.log_prob(vqvae.encode_to_codes(images), positions).numpy() for images, positions in batches]
+    return float(np.concatenate(nats).mean() / np.log(2) / vqvae.grid_size ** 2)
+
+
 def evaluate(vqvae, prior, batches):
     """Measures a trained pair of models on a split.
 
@@ -110,18 +116,16 @@ def evaluate(vqvae, prior, batches):
         (the dict of metrics.json, codes int (N, g, g), reconstructions float (N, H, W) in [0, 1]). Besides the keys of the
         functions above: `bits_per_code`, the prior's code length, and `bytes_per_image`, that times codes over 8.
     """
-    originals, reconstructions, codes, nats = [], [], [], []
-    for images, positions in batches:
+    originals, reconstructions, codes = [], [], []
+    for images, _ in batches:
         some = vqvae.encode_to_codes(images)
         codes.append(some.numpy())
         originals.append(to_unit(images))
         reconstructions.append(to_unit(vqvae.decode_codes(some)))
-        nats.append(-prior.log_prob(some, positions).numpy())
     originals, reconstructions, codes = map(np.concatenate, (originals, reconstructions, codes))
-    codes_per_image = codes[0].size
-    bits_per_code = float(np.concatenate(nats).mean() / np.log(2) / codes_per_image)
+    bits = bits_per_code(vqvae, prior, batches)
     measured = {**reconstruction_metrics(originals, reconstructions), **code_metrics(codes, prior.num_embeddings),
-                "bits_per_code": bits_per_code, "bytes_per_image": bits_per_code * codes_per_image / 8}
+                "bits_per_code": bits, "bytes_per_image": bits * codes[0].size / 8}
     return measured, codes, reconstructions
 
 

@@ -189,6 +189,8 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     write_samples(folder, samples, positions)
     if arguments.evaluate:
         print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
+        seen = splits["train"].take(splits["train"].spread(len(test.images)))
+        measured["bits_per_code_train"] = metrics.bits_per_code(vqvae, prior, dataset.image_batches(seen, 32))
         judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
         measured |= judge_samples(folder, samples, judged, splits)
     dataset.write_json(folder / "metrics.json", measured)

@@ -212,9 +212,9 @@ class Reconstructions(keras.callbacks.Callback):
 
     def __init__(self, splits, frames_dir, epochs, seed):
         super().__init__()
-        self.validation = splits["validate"].images[_spread(len(splits["validate"].images), 128)]
+        self.validation = splits["validate"].images[splits["validate"].spread(128)]
         self.test = splits["test"].images
-        self.shown = self.test[_spread(len(self.test), 6)]
+        self.shown = self.test[splits["test"].spread(6)]
         self.frames_dir = frames_dir
         self.epochs = epochs
         self.seed = seed
@@ -243,11 +243,6 @@ class Reconstructions(keras.callbacks.Callback):
         decoded = np.concatenate([self.model.decode_codes(some) for some in np.array_split(codes, -(-len(codes) // 32))])
         pairs = zip(images / 255, metrics.to_unit(decoded))
         return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, dataset.to_uint8(decoded[..., 0])
-
-
-def _spread(count, wanted):
-    """Indices of up to `wanted` of `count` items, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, wanted).astype(int))
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -450,7 +445,7 @@ def draw_figures(run_dir, validation_codes, num_embeddings, test_split, codes, r
     figures.plot_ssim(history, folder / "ssim.png")
     entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
     figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
-    shown = _spread(len(codes), 8)
+    shown = test_split.spread(8)
     originals = test_split.images[shown] / 255
     ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[shown])]
     figures.reconstruction_grid(originals, reconstructions[shown], codes[shown], ssims, num_embeddings,

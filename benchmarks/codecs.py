@@ -139,8 +139,7 @@ def main():
     run_dir = predict.find_run(arguments.run_dir)
     config, vqvae, prior = predict.load_run(run_dir)
     split = dataset.load_splits(arguments.data_dir or config["data"]["folder"], ["test"])["test"]
-    chosen = np.unique(np.linspace(0, len(split.images) - 1, arguments.num_images).astype(int))
-    split = dataset.Split("test", split.images[chosen], split.cases[chosen], split.positions[chosen])
+    split = split.take(split.spread(arguments.num_images))
     images = split.images
     model = model_curve(vqvae, prior, dataset.image_batches(split, 32))
     budgets = {f"rate weight {weight}": (model[weight]["bytes"], model[weight]) for weight in COMPARED_WEIGHTS}

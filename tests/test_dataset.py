@@ -243,3 +243,10 @@ def test_pipelines_do_not_autotune(cohort):
     train = dataset.load_splits(cohort)["train"]
     for batches in (dataset.image_batches(train, 4), dataset.training_batches(train, 4, 0)):
         assert isinstance(batches, tf.data.Dataset) and batches.options().autotune.enabled is False
+
+
+def test_spread_and_take():
+    split = dataset.Split("test", np.arange(10, dtype=np.uint8).reshape(10, 1, 1), np.arange(10), np.arange(10) + 5)
+    assert split.spread(4).tolist() == [0, 3, 6, 9] and split.spread(99).tolist() == list(range(10))
+    taken = split.take([2, 7])
+    assert taken.images.ravel().tolist() == [2, 7] and taken.positions.tolist() == [7, 12] and taken.num_people == 2

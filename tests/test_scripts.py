@@ -62,7 +62,7 @@ def test_evaluate_judges_samples_beside_people(trained, tmp_path, monkeypatch, c
     predict.main(["--evaluate", "--num-samples", "3", "--output-dir", str(tmp_path)])
     measured = json.loads((tmp_path / "metrics.json").read_text())
     assert {"frechet", "frechet_floor", "kid", "kid_floor", "density", "coverage", "coverage_floor", "ms_ssim_samples",
-            "ms_ssim_real", "copy_test", "copy_test_says", "symmetry_ks_floor", "bits_per_code"} <= measured.keys()
+            "ms_ssim_real", "bits_per_code_train", "copy_test", "copy_test_says", "symmetry_ks_floor", "bits_per_code"} <= measured.keys()
     assert measured["num_samples"] == 16
     # Two epochs on drawn heads teach nobody to sample: the judge has to see that.
     assert measured["frechet"] > measured["frechet_floor"] and measured["symmetry_ks"] > measured["symmetry_ks_floor"]
