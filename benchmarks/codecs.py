@@ -2,14 +2,14 @@
 
     python benchmarks/codecs.py --run-dir RUN --data-dir DIR [--num-images 64] [--figure FILE]
 
-The model's bytes are counted twice: as codes of fixed length, and as the prior's code length on the same test images (what an
-entropy coder driven by it would spend, less than a byte more). Each codec gets, per image, the largest quality that fits
-these bytes; once with its container counted, once with the container's bytes, those of an all-black picture, added to what it
-may spend. The model's own side has no container.
+The model's bytes are counted twice: as codes of fixed length, and as the prior's code length on the same test images
+(what an entropy coder driven by it would spend, less than a byte more). Each codec gets, per image, the largest quality
+that fits these bytes; once with its container counted, once with the container's bytes, those of an all-black picture,
+added to what it may spend. The model's own side has no container.
 
-The model's curve comes from choosing codes by rate and distortion in place of distance alone: code after code, the one with
-the least ``distance / (w d) - log p(code | codes before)``, where d is the mean distance of the nearest codes and w the weight of
-the rate. The sampler does this exactly, with ``-distance / (w d)`` as its noise. The last line is JSON.
+The model's curve comes from choosing codes by rate and distortion in place of distance alone: code after code, the one
+with the least ``distance / (w d) - log p(code | codes before)``, where d is the mean distance of the nearest codes and w
+the weight of the rate. The sampler does this exactly, with ``-distance / (w d)`` as its noise. The last line is JSON.
 """
 
 import os

@@ -2,10 +2,10 @@
 
     python benchmarks/faults.py [--kills 20] [--seed 0]
 
-Each trial starts a training, kills it at a moment drawn from the whole length of an uninterrupted one, resumes it to its end, and
-compares: weights and optimiser of both networks, histories (but for the clock), GIF and metrics have to be the same to the bit,
-and no file may be left over. The last line is JSON: `tried`, `survived` (resumed to the same end), `lost` (not resumed), `differing`,
-`left_over`.
+Each trial starts a training, kills it at a moment drawn from the whole length of an uninterrupted one, resumes it to its
+end, and compares: weights and optimiser of both networks, histories (but for the clock), GIF and metrics have to be the
+same to the bit, and no file may be left over. The last line is JSON: `tried`, `survived` (resumed to the same end),
+`lost` (not resumed), `differing`, `left_over`.
 """
 
 import os

@@ -2,11 +2,11 @@
 
     python benchmarks/loading.py [--people 354]
 
-Makes 32 PNGs of 256x256 pixels per person in the OASIS layout (354 people are OASIS' 11,328 images), from the demo cohort's heads, shifted.
-The followed project's way is a list: glob, Pillow, an array of float64 in each place, made one array at the end; it does the
-same at every start. Ours is `dataset.load_splits`, first without, then with the cache of a start before. Each runs in a process of its
-own, which ends by touching every image; memory is the peak of the process above what its imports took. Files are warm for both.
-The last line is JSON.
+Makes 32 PNGs of 256x256 pixels per person in the OASIS layout (354 people are OASIS' 11,328 images), from the demo
+cohort's heads, shifted. The followed project's way is a list: glob, Pillow, an array of float64 in each place, made one
+array at the end; it does the same at every start. Ours is `dataset.load_splits`, first without, then with the cache of a
+start before. Each runs in a process of its own, which ends by touching every image; memory is the peak of the process
+above what its imports took. Files are warm for both. The last line is JSON.
 """
 
 import os

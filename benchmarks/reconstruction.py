@@ -3,8 +3,8 @@
     python benchmarks/reconstruction.py --data-dir DIR --budget 240
 
 Both train from scratch in this process, compilation included, and are measured on all test images. Two rows that need no
-model, the mean training image and the blurred original, show what an SSIM means on a picture that is mostly black.
-The last line is JSON.
+model, the mean training image and the blurred original, show what an SSIM means on a picture that is mostly black. The
+last line is JSON.
 """
 
 import os

@@ -3,9 +3,9 @@
     python benchmarks/sampling.py [--run-dir RUN]
 
 The slow side is measured on a few codes and scaled to the whole grid. That both draw the same codes is checked at every
-place: the full network, shown the codes of the cached sampler, must choose each of them again from the same noise; as it sees only
-the codes before a place, it would by induction have drawn them itself. Without a run, the prior is a fresh one of the default
-size, its weights moved at random. The last line is JSON.
+place: the full network, shown the codes of the cached sampler, must choose each of them again from the same noise; as it
+sees only the codes before a place, it would by induction have drawn them itself. Without a run, the prior is a fresh one
+of the default size, its weights moved at random. The last line is JSON.
 """
 
 import os

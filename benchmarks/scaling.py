@@ -2,9 +2,10 @@
 
     python benchmarks/scaling.py [--steps 10]
 
-One thing is changed at a time from 256x256 pixels, a 32x32 grid, 512 codes and 20 people (noise for pictures: the cost does not depend on
-what they show, nor is any margin black). Each row is a process of its own: the images/s of both stages in steps of 8 after two that
-warm up, the seconds to sample 16 grids (compilation apart), and the peak of memory above what imports took. The last line is JSON.
+One thing is changed at a time from 256x256 pixels, a 32x32 grid, 512 codes and 20 people (noise for pictures: the cost
+does not depend on what they show, nor is any margin black). Each row is a process of its own: the images/s of both stages
+in steps of 8 after two that warm up, the seconds to sample 16 grids (compilation apart), and the peak of memory above
+what imports took. The last line is JSON.
 """
 
 import os

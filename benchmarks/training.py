@@ -2,14 +2,15 @@
 
     python benchmarks/training.py [--steps 60]
 
-The keras-io way is that of its VQ-VAE example, which the followed project took over: float images as one NumPy array into `fit`, codes
-looked up by one-hot vectors and a matrix product, a codebook trained by gradient; then one-hot codes into a PixelCNN of masked 7x7 and 3x3
-convolutions. Each is run twice: with its own networks, and (`same networks`) with ours. Multiply-adds per image are counted and
-printed beside the speeds, for the networks differ.
+The keras-io way is that of its VQ-VAE example, which the followed project took over: float images as one NumPy array into
+`fit`, codes looked up by one-hot vectors and a matrix product, a codebook trained by gradient; then one-hot codes into a
+PixelCNN of masked 7x7 and 3x3 convolutions. Each is run twice: with its own networks, and (`same networks`) with ours.
+Multiply-adds per image are counted and printed beside the speeds, for the networks differ.
 
-Every measurement is a process of its own: one epoch to warm up, one that counts. For ours it also gives the share of that epoch that was
-not spent in the training step, from the time of the bare step on one batch. Memory is the peak above what imports took. The last
-line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are images/s, ours over keras-io with its own networks.
+Every measurement is a process of its own: one epoch to warm up, one that counts. For ours it also gives the share of that
+epoch that was not spent in the training step, from the time of the bare step on one batch. Memory is the peak above what
+imports took. The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are images/s, ours over keras-io with its own
+networks.
 """
 
 import os
