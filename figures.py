@@ -157,8 +157,9 @@ def plot_tissue(samples, sample_positions, people, positions, path):
             axes.plot(shown, middle, color=colour, label=f"{label}: median, middle 80 %")
         axes.set(xlabel="slice position, 0 the lowest", title=title)
         axes.grid(alpha=0.3)
-    panels[0].set_ylim(bottom=0)
-    panels[1].set_ylim(bottom=0)
+    for axes in panels[:2]:
+        axes.margins(y=0.1)
+        axes.set_ylim(bottom=0)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     _save(figure, path)
