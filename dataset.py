@@ -3,7 +3,9 @@
 The way of the data is PNG -> uint8 array -> ``tf.data`` batches of float32 in [-1, 1]. Where no OASIS slices are to be
 had, a demo cohort is simulated and written as the same PNG folders, so that everything after it is the one real path.
 
-    python dataset.py [--data-dir DIR]      # a table of the splits, and runs/contact_sheet.png
+    python dataset.py [--data-dir DIR]                             # a table of the splits, and runs/contact_sheet.png
+    python dataset.py --from-oasis1 DISCS --output-dir DIR         # the PNG folders from the OASIS-1 release
+    python dataset.py --from-nifti VOLUMES --output-dir DIR        # or from NIfTI volumes
 """
 
 import os
@@ -513,13 +515,205 @@ def simulate_person(template, rng):
     return np.pad(pixels, ((0, 0), (top, top), (left, left)))
 
 
+# From volumes to slices -----------------------------------------------------------------------------------------------
+
+
+def find_oasis1(folder):
+    """Lists the atlas-registered volumes of the OASIS-1 release, one per session.
+
+    Looks for ``<session>/PROCESSED/MPRAGE/T88_111/*_t88_masked_gfc.hdr`` (brain only), else ``*_t88_gfc.hdr`` (with the skull).
+
+    Returns:
+        ([(person, path)], [reasons for what was skipped]); the person of session OAS1_0001_MR2 is OAS1_0001.
+    """
+    found, skipped = [], []
+    for atlas in sorted(Path(folder).rglob("PROCESSED/MPRAGE/T88_111")):
+        session = atlas.parents[2].name
+        headers = sorted(atlas.glob("*_t88_masked_gfc.hdr")) or sorted(atlas.glob("*_t88_gfc.hdr"))
+        if not headers:
+            skipped.append(f"{session}: no *_t88_masked_gfc.hdr nor *_t88_gfc.hdr in {atlas}")
+        else:
+            found.append((re.sub(r"_MR\d+$", "", session), headers[0]))
+    return found, skipped
+
+
+def find_nifti(folder):
+    """Lists the NIfTI volumes below a folder, as `find_oasis1`.
+
+    The person is what a BIDS name (sub-NAME_...) or an OASIS name (OAS1_NNNN_...) says, else the whole name.
+    """
+    found = []
+    for path in sorted((*Path(folder).rglob("*.nii"), *Path(folder).rglob("*.nii.gz"))):
+        named = re.match(r"sub-[A-Za-z0-9]+|OAS\d_\d{4}", path.name)
+        found.append((named[0] if named else path.name.removesuffix(".gz").removesuffix(".nii"), path))
+    return found, []
+
+
+def read_volume(path):
+    """Reads a volume, turns it to RAS (x to the right, y to the front, z up) and resamples it to 1 mm.
+
+    Returns:
+        float32 (x, y, z).
+
+    Raises:
+        ValueError: if it is damaged, not of three dimensions, or without contrast.
+    """
+    import nibabel  # slow to import, and needed here alone
+    from nibabel.processing import resample_to_output
+
+    try:
+        image = nibabel.squeeze_image(nibabel.load(path))
+        if len(image.shape) != 3:
+            raise ValueError(f"has {len(image.shape)} dimensions, not 3")
+        image = nibabel.as_closest_canonical(image)
+        if not np.allclose(image.header.get_zooms(), 1, atol=1e-3):
+            image = resample_to_output(image, 1.0, order=1)
+        volume = np.asarray(image.dataobj, np.float32)
+    except Exception as error:  # a damaged volume may fail in any way
+        raise ValueError(str(error).splitlines()[0] if str(error) else repr(error)) from error
+    if not np.isfinite(volume).all() or np.ptp(volume) == 0:
+        raise ValueError("holds no picture (constant, or not finite)")
+    return volume
+
+
+def axial_slices(volume):
+    """Cuts a volume as `read_volume` gives it into the slices of the PNG set.
+
+    32 slices 1.4 mm apart, the lowest 86 mm below the top of the head (of the brain, where that was cut out): in an average
+    brain, from 8 mm below the anterior commissure upwards. Intensities are scaled from the volume's 1st percentile to the 99.5th of what
+    is brighter than that, and clipped.
+
+    Returns:
+        uint8 (32, 256, 256): front up, the head's left side on the left, zero-padded.
+
+    Raises:
+        ValueError: if the volume does not reach low enough, or what it shows is wider than 256 mm.
+    """
+    low = np.percentile(volume, 1)
+    high = np.percentile(volume[volume > low], 99.5)
+    scaled = ((volume - low) / (high - low)).clip(0, 1)
+    # The top: the highest slice with a square centimetre of something a tenth as bright as the brightest.
+    top = np.flatnonzero((scaled > 0.1).sum(axis=(0, 1)) >= 100)
+    heights = np.round((top[-1] if top.size else 0) - 86 + 1.4 * np.arange(NUM_POSITIONS)).astype(int)
+    if heights[0] < 0:
+        raise ValueError(f"ends {-heights[0]} mm too high: 86 mm below the top of the head are needed")
+    slices = scaled[:, ::-1, heights].transpose(2, 1, 0)
+    for axis in (1, 2):
+        surplus = slices.shape[axis] - 256
+        if surplus > 0:
+            before, kept = np.split(slices, [surplus // 2], axis)
+            slices, after = np.split(kept, [256], axis)
+            if max(before.max(initial=0), after.max(initial=0)) > 0.1:
+                raise ValueError(f"shows more than 256 mm along {'y' if axis == 1 else 'x'}")
+    widths = [(0, 0), *(((256 - length) // 2, (257 - length) // 2) for length in slices.shape[1:])]
+    return np.pad(np.round(slices * 255).astype(np.uint8), widths)
+
+
+def convert_volumes(found, skipped, output_dir, seed=0):
+    """Writes volumes as the three PNG folders, split by person: 85, 10 and 5 % of them.
+
+    Args:
+        found: list of (person, path); all sessions of a person go to one split, each as a case of its own.
+        skipped: reasons for what was left out before.
+        output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session.
+        seed: of the split.
+
+    Returns:
+        (dict of sessions by split, the reasons for all that was skipped).
+
+    Raises:
+        InputError: if fewer than three people are left, or the folder cannot be made.
+    """
+    output_dir, skipped = Path(output_dir), list(skipped)
+    if output_dir.exists():
+        raise InputError(f"{output_dir} exists already; give another --output-dir.")
+    with report_write_errors(output_dir, "give another --output-dir"):
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+        try:
+            rows = _write_sessions(unfinished, found, skipped)
+            counts = _split_by_person(unfinished, rows, seed)
+            unfinished.rename(output_dir)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return counts, skipped
+
+
+def _write_sessions(folder, found, skipped):
+    """Writes every usable session's slices as N.npy; returns the (person, source) of each, and adds to `skipped`."""
+    rows = []
+    for person, path in tqdm(found, "Converting", unit=" volumes", leave=False, disable=None):
+        try:
+            slices = axial_slices(read_volume(path))
+        except ValueError as error:
+            skipped.append(f"{path}: {error}")
+            continue
+        np.save(folder / f"{len(rows)}.npy", slices)
+        rows.append((person, path))
+    return rows
+
+
+def _split_by_person(folder, rows, seed):
+    people = sorted({person for person, _ in rows})
+    if len(people) < 3:
+        raise InputError(f"Only {len(people)} people have usable volumes; each of the three splits needs one.")
+    order = np.random.default_rng(seed).permutation(len(people))
+    test = max(1, round(0.05 * len(people)))
+    validate = max(1, round(0.10 * len(people)))
+    split_of = {people[index]: "test" if rank < test else "validate" if rank < test + validate else "train"
+                for rank, index in enumerate(order)}
+    table, case = ["case,split,person,source"], 0
+    counts = dict.fromkeys(SPLITS, 0)
+    for name in SPLITS:
+        (folder / f"keras_png_slices_{name}").mkdir()
+        for index, (person, path) in enumerate(rows):
+            if split_of[person] == name:
+                case, counts[name] = case + 1, counts[name] + 1
+                for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)):
+                    Image.fromarray(image).save(folder / f"keras_png_slices_{name}" / f"case_{case:03d}_slice_{position}.nii.png")
+                table.append(f'{case},{name},{person},"{path}"')
+                (folder / f"{index}.npy").unlink()
+    (folder / "cases.csv").write_text("\n".join(table) + "\n", errors="backslashreplace")
+    return counts
+
+
 @exit_on_input_error
 def main(argv=None):
-    """Prints a table of the splits and writes a contact sheet."""
-    parser = ArgumentParser(description="Show what the data folder holds.")
+    """Converts volumes; or prints a table of the splits and writes a contact sheet."""
+    parser = ArgumentParser(description="Show what the data folder holds, or make one from volumes.")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
-    data_dir, _ = find_data(parser.parse_args(argv).data_dir)
-    splits = load_splits(data_dir)
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder that holds its discs")
+    sources.add_argument("--from-nifti", metavar="DIR", help="convert the NIfTI volumes in this folder")
+    parser.add_argument("--output-dir", metavar="DIR", help="folder to make for the converted slices")
+    parser.add_argument("--seed", type=number(int, 0, SEEDS), default=0, metavar="S", help="of the split by person (default: 0)")
+    arguments = parser.parse_args(argv)
+    if arguments.from_oasis1 or arguments.from_nifti:
+        return report_conversion(arguments)
+    data_dir, _ = find_data(arguments.data_dir)
+    show(load_splits(data_dir))
+
+
+def report_conversion(arguments):
+    """Runs the conversion that the command line asks for, and says what was skipped and why."""
+    source = arguments.from_oasis1 or arguments.from_nifti
+    if not Path(source).is_dir():
+        raise InputError(f"{source} is not a folder; give the one that holds the volumes.")
+    if not arguments.output_dir:
+        raise InputError("--output-dir is missing: the folder to make for the slices.")
+    found, skipped = (find_oasis1 if arguments.from_oasis1 else find_nifti)(source)
+    if not found:
+        raise InputError(f"{source} holds no "
+                         f"{'PROCESSED/MPRAGE/T88_111 volumes' if arguments.from_oasis1 else '.nii or .nii.gz files'}.")
+    counts, skipped = convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
+    for reason in skipped:
+        print(f"Skipped {reason}")
+    print(f"Converted {sum(counts.values())} sessions into {arguments.output_dir} "
+          f"({', '.join(f'{count} {name}' for name, count in counts.items())}), skipped {len(skipped)}.")
+
+
+def show(splits):
+    """Prints a table of the splits and writes runs/contact_sheet.png."""
     print(f"{'split':10}{'images':>8}{'people':>8}{'size':>10}{'mean':>8}{'variance':>10}   (mean, variance in [-1, 1])")
     for name, split in splits.items():
         height, width = split.images.shape[1:]

@@ -1,0 +1,163 @@
+"""From volumes (the OASIS-1 release, NIfTI) to the PNG folders."""
+
+import csv
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.conftest import check_refused
+import dataset
+
+SHAPE = 60, 80, 120  # x, y, z in mm, RAS
+TOP = 109  # the highest slice of the head
+
+
+def head(seed=0):
+    """A block that says where it is: brighter to the right (x), to the front (y) and upwards (z); int16 RAS."""
+    x, y, z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+    volume = 300 + 4 * x + 2 * y + z + 10 * seed
+    volume[:5], volume[-5:], volume[:, :5], volume[:, -5:] = 0, 0, 0, 0
+    volume[..., TOP + 1:] = 0
+    return volume.astype(np.int16)
+
+
+def expected_slices(volume):
+    """The same by hand: plane by plane, transposed and turned so that the front is up."""
+    volume = volume.astype(float)
+    low = np.percentile(volume, 1)
+    high = np.percentile(volume[volume > low], 99.5)
+    planes = []
+    for position in range(32):
+        plane = volume[:, :, round(TOP - 86 + 1.4 * position)]
+        pixels = np.zeros((256, 256))
+        for x in range(SHAPE[0]):
+            for y in range(SHAPE[1]):
+                pixels[(256 - SHAPE[1]) // 2 + SHAPE[1] - 1 - y, (256 - SHAPE[0]) // 2 + x] = plane[x, y]
+        planes.append(np.round(np.clip((pixels - low) / (high - low), 0, 1) * 255))
+    return np.array(planes, np.uint8)
+
+
+def save_nifti(path, volume, axes="RAS", zoom=1.0):
+    """Writes a RAS volume stored along other axes, its affine saying so."""
+    ras = nibabel.Nifti1Image(volume, np.diag([zoom, zoom, zoom, 1]))
+    turn = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(axes))
+    nibabel.save(ras.as_reoriented(turn), path)
+
+
+def save_oasis1(discs, session, volume, suffix="t88_masked_gfc"):
+    """Writes an Analyze pair where the release has it: x from right to left, as Analyze stores, and a fourth axis of length 1."""
+    folder = discs / "disc1" / session / "PROCESSED" / "MPRAGE" / "T88_111"
+    folder.mkdir(parents=True, exist_ok=True)
+    image = nibabel.AnalyzeImage(volume[::-1, :, :, np.newaxis], None)
+    image.header.set_zooms((1, 1, 1, 1))
+    nibabel.save(image, folder / f"{session}_mpr_n4_anon_111_{suffix}.img")
+    return folder
+
+
+def test_oasis1_pairs_become_the_expected_pixels(tmp_path, capsys):
+    discs, out = tmp_path / "discs", tmp_path / "out"
+    volumes = {f"OAS1_{number:04d}_MR1": head(number) for number in range(1, 7)}
+    volumes["OAS1_0003_MR2"] = head(9)
+    for session, volume in volumes.items():
+        save_oasis1(discs, session, volume)
+    save_oasis1(discs, "OAS1_0001_MR1", head(20), "t88_gfc")  # with the skull: the masked one comes first
+    (discs / "disc1" / "OAS1_0099_MR1" / "PROCESSED" / "MPRAGE" / "T88_111").mkdir(parents=True)
+    truncated = save_oasis1(discs, "OAS1_0098_MR1", head())
+    next(truncated.glob("*.img")).write_bytes(b"short")
+    dataset.main(["--from-oasis1", str(discs), "--output-dir", str(out)])
+    said = capsys.readouterr().out
+    assert "Converted 7 sessions" in said and "skipped 2" in said
+    assert "OAS1_0099_MR1: no *_t88_masked_gfc.hdr" in said and "OAS1_0098_MR1" in said
+    with open(out / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    splits = dataset.load_splits(out)
+    for row in rows:
+        split = splits[row["split"]]
+        session = row["source"].split("/")[-1].split("_mpr")[0]
+        assert row["person"] == session.removesuffix("_MR1").removesuffix("_MR2")
+        np.testing.assert_array_equal(split.images[split.cases == int(row["case"])], expected_slices(volumes[session]))
+    assert len({row["split"] for row in rows if row["person"] == "OAS1_0003"}) == 1
+    assert {path.name for path in out.iterdir()} == {"cases.csv", *(f"keras_png_slices_{name}" for name in dataset.SPLITS)}
+    assert {path.name for path in tmp_path.iterdir()} == {"discs", "out"}
+
+
+def test_nifti_of_any_orientation_gives_the_same_pixels(tmp_path):
+    volumes, out = tmp_path / "volumes", tmp_path / "out"
+    volumes.mkdir()
+    for number, axes in enumerate(("RAS", "LPS", "PIR", "LAS")):
+        save_nifti(volumes / f"sub-{number}_T1w.nii{'.gz' * (number % 2)}", head(), axes)
+    dataset.main(["--from-nifti", str(volumes), "--output-dir", str(out)])
+    expected = expected_slices(head())
+    for split in dataset.load_splits(out).values():
+        for case in np.unique(split.cases):
+            np.testing.assert_array_equal(split.images[split.cases == case], expected)
+
+
+def test_volumes_of_other_voxels_are_resampled_to_1_mm(tmp_path):
+    volume = np.zeros((40, 50, 80), np.int16)
+    volume[10:30, 10:40, 5:75] = 900
+    save_nifti(tmp_path / "coarse.nii", volume, zoom=2.0)
+    resampled = dataset.read_volume(tmp_path / "coarse.nii")
+    assert resampled.shape == (79, 99, 159)
+    inside = np.argwhere(resampled > 450)
+    np.testing.assert_allclose(inside.max(axis=0) - inside.min(axis=0) + 1, (39, 59, 139), atol=1)
+
+
+def test_the_split_is_by_person_seeded_and_85_10_5(tmp_path):
+    people = [f"OAS1_{number:04d}" for number in range(40)]
+    rows = [(person, f"{person}_MR{session}") for person in people for session in (1, 2)]
+    counts = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for index in range(80):
+            np.save(folder / f"{index}.npy", np.full((1, 8, 8), index, np.uint8))
+        counts.append(dataset._split_by_person(folder, rows, seed))
+    assert counts[0] == {"train": 68, "validate": 8, "test": 4}
+    tables = [(tmp_path / name / "cases.csv").read_text() for name in "abc"]
+    assert tables[0] == tables[1] != tables[2]
+    table = list(csv.DictReader(tables[0].splitlines()))
+    assert all(len({row["split"] for row in table if row["person"] == person}) == 1 for person in people)
+
+
+def test_the_template_becomes_a_brain(tmp_path):
+    from nilearn.datasets import load_mni152_template
+
+    nibabel.save(load_mni152_template(resolution=1), tmp_path / "mni.nii.gz")
+    slices = dataset.axial_slices(dataset.read_volume(tmp_path / "mni.nii.gz"))
+    assert slices.shape == (32, 256, 256) and slices.dtype == np.uint8
+    assert 0.65 < (slices == 0).mean() < 0.9
+    middle = slices[16].astype(float)
+    rows, columns = np.nonzero(middle)
+    assert 150 < np.ptp(rows) < 200 and 120 < np.ptp(columns) < 160  # longer from front to back than wide, in mm
+    centre = round((columns.min() + columns.max()) / 2)
+    left, right = middle[:, centre - 60:centre], middle[:, centre + 1:centre + 61][:, ::-1]
+    assert np.corrcoef(left.ravel(), right.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("volume, reason", (
+    (np.zeros((20, 20, 120)), "constant"), (np.full((20, 20, 120), np.nan), "not finite"), (head()[..., 40:], "mm too high"),
+    (np.pad(head(), ((150, 150), (0, 0), (0, 0)), mode="edge")[:, :, :], "along x"), (np.ones((4, 4, 4, 2)), "4 dimensions"),
+), ids=("black", "no numbers", "cut off", "too wide", "four axes"))
+def test_unusable_volumes_say_why(tmp_path, volume, reason):
+    if reason == "along x":
+        volume[:] = np.where(np.arange(volume.shape[2]) <= TOP, 500, 0)
+        volume[0, 0] = 0
+    nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.eye(4)), tmp_path / "odd.nii")
+    with pytest.raises(ValueError, match=reason):
+        dataset.axial_slices(dataset.read_volume(tmp_path / "odd.nii"))
+
+
+def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    check_refused(dataset.main, ["--from-nifti", "nowhere", "--output-dir", "out"], "nowhere is not a folder", capsys)
+    check_refused(dataset.main, ["--from-nifti", "empty"], "--output-dir is missing", capsys)
+    check_refused(dataset.main, ["--from-nifti", "empty", "--output-dir", "out"], "empty holds no .nii", capsys)
+    check_refused(dataset.main, ["--from-oasis1", "empty", "--output-dir", "out"], "empty holds no PROCESSED", capsys)
+    check_refused(dataset.main, ["--from-nifti", "empty", "--output-dir", "empty"], "empty holds no .nii", capsys)
+    save_nifti(tmp_path / "empty" / "a.nii", head())
+    check_refused(dataset.main, ["--from-nifti", "empty", "--output-dir", "empty"], "empty exists already", capsys)
+    check_refused(dataset.main, ["--from-nifti", "empty", "--output-dir", "out"], "Only 1 people have usable volumes", capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
