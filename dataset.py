@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
+SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 SEEDS = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
 STOPPED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
 LARGEST_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
@@ -494,7 +495,7 @@ def simulate_person(template, rng):
                    for few, many in zip(coarse.shape, shape)]
         return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)
 
-    z, y, x = np.meshgrid(np.arange(NUM_POSITIONS) * 1.4 - 8, (rows - 1) / 2 - np.arange(rows),
+    z, y, x = np.meshgrid(np.arange(NUM_POSITIONS) * SLICE_SPACING - 8, (rows - 1) / 2 - np.arange(rows),
                           np.arange(columns) - (columns - 1) / 2, indexing="ij")
     tilt, yaw = np.deg2rad(rng.uniform(-3, 3, 2))
     x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
@@ -594,7 +595,7 @@ def axial_slices(volume):
     scaled = ((volume - low) / (high - low)).clip(0, 1)
     # The top: the highest slice with a square centimetre of something a tenth as bright as the brightest.
     top = np.flatnonzero((scaled > 0.1).sum(axis=(0, 1)) >= 100)
-    heights = np.round((top[-1] if top.size else 0) - 86 + 1.4 * np.arange(NUM_POSITIONS)).astype(int)
+    heights = np.round((top[-1] if top.size else 0) - 86 + SLICE_SPACING * np.arange(NUM_POSITIONS)).astype(int)
     if heights[0] < 0:
         raise ValueError(f"ends {-heights[0]} mm too high: 86 mm below the top of the head are needed")
     slices = scaled[:, ::-1, heights].transpose(2, 1, 0)
@@ -607,6 +608,20 @@ def axial_slices(volume):
                 raise ValueError(f"shows more than 256 mm along {'y' if axis == 1 else 'x'}")
     widths = [(0, 0), *(((256 - length) // 2, (257 - length) // 2) for length in slices.shape[1:])]
     return np.pad(np.round(slices * 255).astype(np.uint8), widths)
+
+
+def write_nifti(slices, path):
+    """Writes axial slices, uint8 (N, height, width) as `axial_slices` cuts them, as one NIfTI volume.
+
+    Its axes are RAS, its voxels 1 x 1 x 1.4 mm; the first slice lies 8 mm below the origin, whose height is roughly that of the
+    anterior commissure.
+    """
+    import nibabel  # slow to import
+
+    volume = slices[:, ::-1].transpose(2, 1, 0)
+    affine = np.diag([1, 1, SLICE_SPACING, 1])
+    affine[:3, 3] = -(volume.shape[0] - 1) / 2, -(volume.shape[1] - 1) / 2, -8
+    nibabel.save(nibabel.Nifti1Image(volume, affine), path)
 
 
 def convert_volumes(found, skipped, output_dir, seed=0):

@@ -780,3 +780,34 @@ def load_model(path, compile=True):
     if not isinstance(model, (VQVAE, PixelCNN)):
         raise ValueError(f"{path} cannot be loaded (it holds a {type(model).__name__})")
     return model
+
+
+def export(vqvae, prior, folder):
+    """Writes three TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository.
+
+    Each is called by the names of its inputs:
+
+        encoder(images): float32 (B, S, S, 1) in [-1, 1] -> codes, int32 (B, g, g)
+        decoder(codes): int32 (B, g, g) -> images, float32 (B, S, S, 1) in [-1, 1]
+        sampler(positions, seed, temperature): int32 (B,), int32, float32 -> codes, int32 (B, g, g), those of `PixelCNN.sample`
+
+    Args:
+        vqvae: a `VQVAE`.
+        prior: its `PixelCNN`.
+        folder: where encoder/, decoder/ and sampler/ go.
+    """
+    size, grid = vqvae.image_size, vqvae.grid_size
+
+    def sample(positions, seed, temperature):
+        return prior.sample_from_noise(positions, prior.gumbel_noise(seed, tf.range(tf.shape(positions)[0])), temperature)
+
+    parts = {
+        "encoder": (vqvae, vqvae.encode_to_codes, [tf.TensorSpec((None, size, size, 1), tf.float32, "images")]),
+        "decoder": (vqvae, vqvae.decode_codes, [tf.TensorSpec((None, grid, grid), tf.int32, "codes")]),
+        "sampler": (prior, sample, [tf.TensorSpec((None,), tf.int32, "positions"), tf.TensorSpec((), tf.int32, "seed"),
+                                    tf.TensorSpec((), tf.float32, "temperature")])}
+    for name, (model, function, signature) in parts.items():
+        module = tf.Module()
+        module.weights = [variable.value for variable in model.variables]
+        module.__call__ = tf.function(function, input_signature=signature)
+        tf.saved_model.save(module, f"{folder}/{name}", signatures=module.__call__.get_concrete_function())

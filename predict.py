@@ -38,6 +38,8 @@ def parse_arguments(argv):
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=dataset.number(int, 0, dataset.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
     parser.add_argument("--evaluate", action="store_true", help="also judge samples: one per test image, beside real people")
+    parser.add_argument("--nifti", action="store_true", help="also write the samples as one volume, samples.nii.gz")
+    parser.add_argument("--export", metavar="DIR", help="also write encoder, decoder and sampler as TensorFlow SavedModels")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions)")
     return parser.parse_args(argv)
 
@@ -187,6 +189,8 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     print(f"Sampling {len(positions)} new brains ...")
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
     write_samples(folder, samples, positions)
+    if arguments.nifti:
+        dataset.write_nifti(dataset.to_uint8(samples * 2 - 1), folder / "samples.nii.gz")
     if arguments.evaluate:
         print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
         seen = splits["train"].take(splits["train"].spread(len(test.images)))
@@ -209,6 +213,9 @@ def main(argv=None):
     with dataset.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
         measured = write_predictions(folder, arguments, vqvae, prior, splits)
+    if arguments.export:
+        with dataset.report_write_errors(arguments.export, "give another --export"):
+            modules.export(vqvae, prior, arguments.export)
     print(json.dumps(measured, indent=2))
     print(f"Done: see {folder}.")
 

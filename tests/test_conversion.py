@@ -94,6 +94,18 @@ def test_nifti_of_any_orientation_gives_the_same_pixels(tmp_path):
             np.testing.assert_array_equal(split.images[split.cases == case], expected)
 
 
+def test_samples_as_a_volume_have_orientation_and_voxel_size(tmp_path):
+    slices = np.random.default_rng(0).integers(0, 256, (32, 40, 30), np.uint8)
+    dataset.write_nifti(slices, tmp_path / "samples.nii.gz")
+    image = nibabel.load(tmp_path / "samples.nii.gz")
+    assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
+    np.testing.assert_allclose(image.header.get_zooms(), (1, 1, 1.4), atol=1e-6)
+    volume = np.asarray(image.dataobj)
+    assert volume.dtype == np.uint8 and volume.shape == (30, 40, 32)
+    for z, row, column in ((0, 0, 0), (31, 39, 29), (7, 3, 20)):  # row 0 is the front, column 0 the left
+        assert volume[column, 39 - row, z] == slices[z, row, column]
+
+
 def test_volumes_of_other_voxels_are_resampled_to_1_mm(tmp_path):
     volume = np.zeros((40, 50, 80), np.int16)
     volume[10:30, 10:40, 5:75] = 900

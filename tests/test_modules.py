@@ -381,3 +381,27 @@ np.testing.assert_allclose(prior.log_prob(expected["codes"], expected["positions
 np.testing.assert_array_equal(vqvae.quantizer.counts, expected["counts"])
 """
     subprocess.run([sys.executable, "-c", script, tmp_path], check=True, env={**os.environ, "PYTHONPATH": "."})
+
+
+def test_exported_models_run_without_this_repository(tmp_path):
+    vqvae, prior = small_vqvae(), small_prior(grid_size=8, num_embeddings=small_vqvae().quantizer.num_embeddings)
+    rng = np.random.default_rng(0)
+    images, positions = rng.uniform(-1, 1, (3, 64, 64, 1)).astype(np.float32), np.array([0, 3, 1], np.int32)
+    codes = vqvae.encode_to_codes(images)
+    np.savez(tmp_path / "expected.npz", images=images, codes=codes, decoded=vqvae.decode_codes(codes), positions=positions,
+             sampled=prior.sample(positions, seed=5, temperature=0.9))
+    modules.export(vqvae, prior, tmp_path)
+    script = """
+import numpy as np, tensorflow as tf
+encoder, decoder, sampler = (tf.saved_model.load(name) for name in ("encoder", "decoder", "sampler"))
+expected = np.load("expected.npz")
+np.testing.assert_array_equal(encoder(expected["images"]), expected["codes"])
+np.testing.assert_allclose(decoder(encoder(expected["images"])), expected["decoded"], atol=1e-5)
+np.testing.assert_allclose(decoder(encoder(expected["images"][:1])), expected["decoded"][:1], atol=1e-5)
+np.testing.assert_array_equal(sampler(expected["positions"], 5, 0.9), expected["sampled"])
+served = decoder.signatures["serving_default"](codes=tf.constant(expected["codes"]))
+np.testing.assert_allclose(next(iter(served.values())), expected["decoded"], atol=1e-5)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import imageio.v3 as imageio
 import keras
+import nibabel
 import numpy as np
 from PIL import Image
 import pytest
@@ -81,7 +82,10 @@ def test_sampling_options(trained, tmp_path, monkeypatch):
         predict.main(["--slice", "3", "--num-samples", "2", "--output-dir", str(tmp_path / name), *options])
     samples = {name: [(tmp_path / name / f"sample_{i:04d}.png").read_bytes() for i in range(2)] for name in "abc"}
     assert samples["a"] == samples["b"] != samples["c"]
-    predict.main(["--slice", "all", "--output-dir", str(tmp_path / "all")])
+    predict.main(["--slice", "all", "--nifti", "--output-dir", str(tmp_path / "all"), "--export", str(tmp_path / "exported")])
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"encoder", "decoder", "sampler"}
+    volume = np.asarray(nibabel.load(tmp_path / "all" / "samples.nii.gz").dataobj)
+    np.testing.assert_array_equal(volume[:, ::-1, 31].T, np.asarray(Image.open(tmp_path / "all" / "sample_0031.png")))
     assert len(list((tmp_path / "all").glob("sample_*.png"))) == 32
     assert predict.sample_positions(None, 3).tolist() == [0, 16, 31]
 
