@@ -1,4 +1,8 @@
-"""Every picture, plot and GIF."""
+"""Every picture, plot and GIF, and the report page."""
+
+import base64
+import html
+import io
 
 import imageio.v3 as imageio
 import matplotlib
@@ -163,6 +167,110 @@ def plot_tissue(samples, sample_positions, people, positions, path):
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     _save(figure, path)
+
+
+def plot_architecture(vqvae, prior, path):
+    """Draws both networks as columns of steps with the shapes of their tensors.
+
+    Args:
+        vqvae: list of (step, shape as text).
+        prior: the same.
+        path: PNG to write.
+    """
+    longest = max(len(vqvae), len(prior))
+    figure, panels = plt.subplots(1, 2, figsize=(10, 0.5 * longest + 0.6), layout="constrained")
+    for axes, title, steps in zip(panels, ("VQ-VAE", "PixelCNN prior"), (vqvae, prior)):
+        axes.set(xlim=(0, 1), ylim=(-longest, 0.4), title=title)
+        axes.axis("off")
+        for row, (step, shape) in enumerate(steps):
+            box = {"boxstyle": "round", "facecolor": "0.93", "edgecolor": "0.5"}
+            axes.text(0.36, -row - 0.4, step, ha="center", va="center", fontsize="small", bbox=box)
+            axes.text(0.98, -row - 0.4, shape, ha="right", va="center", fontsize="small", family="monospace")
+            if row:
+                axes.annotate("", (0.36, -row - 0.18), (0.36, -row + 0.38 - 0.2), arrowprops={"arrowstyle": "->", "color": "0.4"})
+    _save(figure, path)
+
+
+def code_use_plot(codes, num_embeddings):
+    """Draws how often each code is used, most used first; returns a matplotlib figure."""
+    use = np.sort(np.bincount(np.ravel(codes), minlength=num_embeddings))[::-1] / np.size(codes)
+    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    axes.bar(np.arange(num_embeddings), use, width=1.0, color="0.4")
+    axes.axhline(1 / num_embeddings, color="C3", linewidth=1, label="all alike")
+    axes.set(xlabel="code, by its use", ylabel="share of all codes", xlim=(-0.5, num_embeddings - 0.5))
+    axes.legend(fontsize="small")
+    return figure
+
+
+def write_report(path, title, metrics, originals, reconstructions, codes, ssims, all_codes, num_embeddings, samples, captions,
+                 neighbours=None):
+    """Writes one HTML page that needs neither network nor other files.
+
+    Args:
+        path: file to write.
+        title: one line.
+        metrics: dict of numbers and sentences.
+        originals: (N, H, W) in [0, 1]; each is laid under its reconstruction, with a slider between them.
+        reconstructions: (N, H, W) in [0, 1].
+        codes: int (N, g, g), drawn as maps.
+        ssims: float (N,).
+        all_codes: int (...), whose use is plotted.
+        num_embeddings: K.
+        samples: (M, H, W) in [0, 1].
+        captions: M texts.
+        neighbours: uint8 (M, H, W), each sample's nearest training image, or None to leave them out.
+    """
+    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(f'{value:.4g}' if isinstance(value, float) else str(value))}"
+                   "</td></tr>" for name, value in metrics.items())
+    spectrum = matplotlib.colormaps["nipy_spectral"]
+    pairs = "".join(
+        f'<figure class="pair"><div><img src="{_data_url(original)}" alt="original"><img class="over" src="{_data_url(reconstruction)}" '
+        f'alt="reconstruction"></div><input type="range" value="50" aria-label="share of the reconstruction">'
+        f'<img class="codes" src="{_data_url(spectrum(grid / (num_embeddings - 1))[..., :3])}" alt="codes">'
+        f"<figcaption>SSIM {ssim:.3f}</figcaption></figure>"
+        for original, reconstruction, grid, ssim in zip(originals, reconstructions, codes, ssims))
+    drawn = "".join(
+        f'<figure><img src="{_data_url(sample)}" alt="sample">'
+        + (f'<img src="{_data_url(neighbours[index] / 255)}" alt="nearest training image">' if neighbours is not None else "")
+        + f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for index, (sample, caption) in enumerate(zip(samples, captions)))
+    plot = io.BytesIO()
+    figure = code_use_plot(all_codes, num_embeddings)
+    figure.savefig(plot, format="png", dpi=120)
+    plt.close(figure)
+    use = "data:image/png;base64," + base64.b64encode(plot.getvalue()).decode()
+    below = " Below each sample: its nearest training image." if neighbours is not None else ""
+    path.write_text(REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below))
+
+
+def _data_url(image):
+    """An image in [0, 1], (H, W) or (H, W, 3), as the text of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(np.uint8(np.round(np.clip(image, 0, 1) * 255))).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+REPORT = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse }} th, td {{ text-align: left; padding: .1rem 1rem .1rem 0; border-bottom: 1px solid #ddd }}
+section div.all {{ display: flex; flex-wrap: wrap; gap: 1rem }}
+figure {{ margin: 0; width: 10.5rem }} figure img, figure input {{ width: 100%; display: block }}
+.pair div {{ position: relative }} .pair .over {{ position: absolute; inset: 0; clip-path: inset(0 0 0 50%) }}
+.codes {{ image-rendering: pixelated }} figcaption {{ text-align: center; font-size: .85rem }}
+</style></head><body>
+<h1>{title}</h1>
+<section><h2>Metrics</h2><table>{rows}</table></section>
+<section><h2>Reconstructions of test images</h2>
+<p>Left of the slider: the original; right of it: the reconstruction. Below: the codes.</p><div class="all">{pairs}</div></section>
+<section><h2>Samples</h2><p>Invented by the prior, by slice position.{below}</p><div class="all">{samples}</div></section>
+<section><h2>Use of the codebook</h2><p>By all test images.</p><img src="{use}" alt="use of the codes" style="max-width: 100%"></section>
+<script>
+document.querySelectorAll(".pair").forEach(pair => pair.querySelector("input").addEventListener("input", event =>
+  pair.querySelector(".over").style.clipPath = `inset(0 0 0 ${{event.target.value}}%)`));
+</script></body></html>
+"""
 
 
 def progress_frame(originals, reconstructions, title):

@@ -38,6 +38,7 @@ def parse_arguments(argv):
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=dataset.number(int, 0, dataset.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
     parser.add_argument("--evaluate", action="store_true", help="also judge samples: one per test image, beside real people")
+    parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
     parser.add_argument("--nifti", action="store_true", help="also write the samples as one volume, samples.nii.gz")
     parser.add_argument("--export", metavar="DIR", help="also write encoder, decoder and sampler as TensorFlow SavedModels")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions)")
@@ -99,15 +100,20 @@ def load_run(run_dir):
 
 
 def write_reconstructions(folder, split, codes, reconstructions, count, seed, num_embeddings):
-    """Writes original beside reconstruction as one PNG per example, and reconstructions.png of the first ten."""
+    """Writes original beside reconstruction as one PNG per example, and reconstructions.png of the first ten.
+
+    Returns:
+        What `figures.write_report` shows of these ten: originals, reconstructions, codes, SSIM.
+    """
     drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(count, len(codes)), replace=False))
     originals = split.images[drawn] / 255
     ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[drawn])]
     for number, index in enumerate(drawn):
         pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[index] * 2 - 1)])
         Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{number:04d}.png")
-    figures.reconstruction_grid(originals[:10], reconstructions[drawn[:10]], codes[drawn[:10]], ssims[:10], num_embeddings,
-                                folder / "reconstructions.png")
+    shown = originals[:10], reconstructions[drawn[:10]], codes[drawn[:10]], ssims[:10]
+    figures.reconstruction_grid(*shown, num_embeddings, folder / "reconstructions.png")
+    return shown
 
 
 def draw_samples(vqvae, prior, positions, seed, temperature):
@@ -121,6 +127,12 @@ def write_samples(folder, samples, positions):
     for number, image in enumerate(samples):
         Image.fromarray(dataset.to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}.png")
     figures.sample_grid(samples, positions, folder / "samples.png")
+
+
+def nearest_training(samples, train):
+    """The training image nearest to each sample, uint8 (N, H, W)."""
+    features_of = metrics.fit_features(train.images)
+    return train.images[metrics.nearest_training(features_of(samples), features_of(train.images))[1]]
 
 
 def judge_samples(folder, shown, samples, splits):
@@ -158,7 +170,7 @@ def sample_positions(slice_, num_samples):
 
 
 def load_data(arguments, config, vqvae, run_dir):
-    """The splits that are needed: test, and for --evaluate all three.
+    """The splits that are needed: test; for --with-neighbours train, for --evaluate all three.
 
     Raises:
         InputError: if they are unusable, or do not fit the model.
@@ -166,7 +178,7 @@ def load_data(arguments, config, vqvae, run_dir):
     data_dir = arguments.data_dir or config["data"]["folder"]
     if not Path(data_dir).is_dir():  # the run was trained elsewhere
         data_dir, _ = dataset.find_data(arguments.data_dir)
-    names = dataset.SPLITS if arguments.evaluate else ["test"]
+    names = dataset.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
     splits = dataset.load_splits(data_dir, names, config["settings"]["limit"])
     height, width = splits["test"].images.shape[1:]
     if (height, width) != (vqvae.image_size, vqvae.image_size):
@@ -184,7 +196,8 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     test = splits["test"]
     print(f"Reconstructing {len(test.images)} test images ...")
     measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32))
-    write_reconstructions(folder, test, codes, reconstructions, arguments.num_examples, arguments.seed, prior.num_embeddings)
+    shown = write_reconstructions(folder, test, codes, reconstructions, arguments.num_examples, arguments.seed,
+                                  prior.num_embeddings)
     positions = sample_positions(arguments.slice, arguments.num_samples)
     print(f"Sampling {len(positions)} new brains ...")
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
@@ -197,6 +210,9 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
         measured["bits_per_code_train"] = metrics.bits_per_code(vqvae, prior, dataset.image_batches(seen, 32))
         judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
         measured |= judge_samples(folder, samples, judged, splits)
+    neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
+    figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, *shown,
+                         codes, prior.num_embeddings, samples, [f"slice {position}" for position in positions], neighbours)
     dataset.write_json(folder / "metrics.json", measured)
     return measured
 

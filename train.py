@@ -201,21 +201,23 @@ def git_commit():
 
 
 class Reconstructions(keras.callbacks.Callback):
-    """After each epoch: SSIM and code use, into the logs; and the frame of the progress GIF.
+    """After each epoch: SSIM and code use, into the logs; images and histograms for TensorBoard; the frame of the GIF.
 
     Args:
         splits: dict of `dataset.Split`.
         frames_dir: folder for the frames.
+        logs_dir: folder for TensorBoard.
         epochs: of the whole stage, for the frames' title.
         seed: of the random test images.
     """
 
-    def __init__(self, splits, frames_dir, epochs, seed):
+    def __init__(self, splits, frames_dir, logs_dir, epochs, seed):
         super().__init__()
         self.validation = splits["validate"].images[splits["validate"].spread(128)]
         self.test = splits["test"].images
         self.shown = self.test[splits["test"].spread(6)]
         self.frames_dir = frames_dir
+        self.writer = tf.summary.create_file_writer(str(logs_dir))
         self.epochs = epochs
         self.seed = seed
 
@@ -233,7 +235,12 @@ class Reconstructions(keras.callbacks.Callback):
         logs["test_ssim"], _, _ = self._reconstruct(self.test[drawn])
         ssim, _, shown = self._reconstruct(self.shown)
         title = f"epoch {epoch + 1} of {self.epochs}    SSIM {ssim:.3f}    above: original, below: reconstruction"
-        Image.fromarray(figures.progress_frame(self.shown, shown, title)).save(self.frames_dir / f"{epoch:04d}.png")
+        frame = figures.progress_frame(self.shown, shown, title)
+        Image.fromarray(frame).save(self.frames_dir / f"{epoch:04d}.png")
+        with self.writer.as_default(epoch):
+            tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
+            tf.summary.histogram("codes", codes, buckets=self.model.quantizer.num_embeddings)
+            tf.summary.histogram("codebook", self.model.quantizer.embeddings)
         logs["seconds"] = time.perf_counter() - self.start
 
     def _reconstruct(self, images):
@@ -400,7 +407,8 @@ def train_vqvae(run_dir, config, splits):
     if first_epoch < settings["epochs"]:
         fit(vqvae, dataset.training_batches(splits["train"], batch_size, settings["seed"], first_epoch),
             dataset.image_batches(splits["validate"], 32), steps_per_epoch, settings["epochs"], first_epoch,
-            settings["seed"], run_dir, "vqvae", "val_ssim", [Reconstructions(splits, frames, settings["epochs"], settings["seed"])])
+            settings["seed"], run_dir, "vqvae", "val_ssim",
+            [Reconstructions(splits, frames, run_dir / "logs" / "vqvae" / "pictures", settings["epochs"], settings["seed"])])
     figures.write_gif(sorted(frames.glob("*.png")), run_dir / "progress.gif")
     return load_backup(run_dir / "vqvae.keras")
 
@@ -435,10 +443,12 @@ def encode(vqvae, split):
     return np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(split, 32)])
 
 
-def draw_figures(run_dir, validation_codes, num_embeddings, test_split, codes, reconstructions):
-    """Draws the run's figures/*.png from its histories and its test reconstructions."""
+def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes, reconstructions):
+    """Draws the run's figures/*.png from its networks, its histories and its test reconstructions."""
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
+    num_embeddings = prior.num_embeddings
+    figures.plot_architecture(*modules.outline(vqvae, prior), folder / "architecture.png")
     history = read_history(run_dir / "vqvae_history.csv")
     for scale in ("linear", "log"):
         figures.plot_losses(history, folder / f"losses_{scale}.png", scale)
@@ -503,7 +513,7 @@ def run_stages(run_dir, config, splits):
     prior, validation_codes = train_pixelcnn(run_dir, config, vqvae, splits)
     print("Measuring on the test people ...")
     measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32))
-    draw_figures(run_dir, validation_codes, settings["num_embeddings"], splits["test"], codes, reconstructions)
+    draw_figures(run_dir, vqvae, prior, validation_codes, splits["test"], codes, reconstructions)
     dataset.write_json(run_dir / "metrics.json", measured)
     shutil.rmtree(run_dir / "backup", ignore_errors=True)
     print(json.dumps(measured, indent=2))

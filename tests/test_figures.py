@@ -1,6 +1,11 @@
+import re
+import shutil
+import subprocess
+
 import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
+import pytest
 from scipy import ndimage
 
 import figures
@@ -34,3 +39,40 @@ def test_grids_draw_pictures_in_gray_and_unstretched(tmp_path):
     pictures = [box for box in boxes if min(box) > 20]  # the rest are bits of letters
     assert len(pictures) == 3
     assert all(abs(height - width) <= 1 for height, width in pictures)
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report of bright originals, dark reconstructions and grey samples, with and without neighbours."""
+    size = 32
+    shown = (np.full((2, size, size), 1.0), np.zeros((2, size, size)), np.arange(2 * 16).reshape(2, 4, 4) % 8, [0.5, 0.25])
+    for name, neighbours in (("plain", None), ("near", np.full((3, size, size), 200, np.uint8))):
+        figures.write_report(tmp_path / f"{name}.html", "A <title>", {"ssim": 0.87654, "copy_test_says": "no & sign"}, *shown,
+                             shown[2], 8, np.full((3, size, size), 0.5), ["slice 0", "slice 16", "slice 31"], neighbours)
+    return tmp_path
+
+
+def test_report_is_whole_and_needs_no_network(report):
+    plain, near = ((report / f"{name}.html").read_text() for name in ("plain", "near"))
+    assert not re.search(r"https?://|src=\"(?!data:)|href=", plain)
+    assert "A &lt;title&gt;" in plain and "0.8765" in plain and "no &amp; sign" in plain and "SSIM 0.250" in plain
+    count = len(re.findall('src="data:image/png;base64,', plain))
+    assert count == 2 * 3 + 3 + 1  # original, reconstruction, codes; samples; use of the codebook
+    assert near.count("data:image/png") == count + 3 and "nearest training image" not in plain
+    assert [caption for caption in re.findall("slice (\\d+)<", plain)] == ["0", "16", "31"]
+
+
+def test_report_opens_in_a_browser(report):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium here to open the report in")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+               f"--user-data-dir={report / 'profile'}", "--window-size=800,1000", f"--screenshot={report / 'shot.png'}",
+               (report / "plain.html").as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    shot = np.asarray(Image.open(report / "shot.png").convert("L"))
+    # The slider stands in the middle: of a pair, the left half is the white original, the right half the black reconstruction.
+    regions, count = ndimage.label(shot == 0)
+    boxes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in ndimage.find_objects(regions)]
+    halves = [(height, width) for height, width in boxes if height > 100 and abs(height - 2 * width) <= 4]
+    assert len(halves) == 2

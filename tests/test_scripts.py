@@ -22,7 +22,7 @@ def test_train_leaves_a_whole_run_folder(trained):
         "config.json", "vqvae.keras", "pixelcnn.keras", "vqvae_history.csv", "pixelcnn_history.csv", "metrics.json",
         "figures", "progress.gif", "logs"}
     assert {path.name for path in (run / "figures").iterdir()} == {
-        "losses_linear.png", "losses_log.png", "ssim.png", "prior.png", "reconstructions.png"}
+        "architecture.png", "losses_linear.png", "losses_log.png", "ssim.png", "prior.png", "reconstructions.png"}
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["num_embeddings"] == 16 and config["settings"]["batch_size"] == 8
     assert config["data"]["people"] == {"train": 4, "validate": 2, "test": 2}
@@ -43,7 +43,7 @@ def test_predict_writes_pictures_and_the_same_metrics(trained, monkeypatch):
     predict.main(["--num-examples", "3", "--num-samples", "5"])
     folder = trained / "runs" / "tiny" / "predictions"
     assert {path.name for path in folder.iterdir()} == {
-        "reconstructions.png", "samples.png", "metrics.json", *(f"sample_{i:04d}.png" for i in range(5)),
+        "reconstructions.png", "samples.png", "metrics.json", "report.html", *(f"sample_{i:04d}.png" for i in range(5)),
         *(f"original_vs_reconstructed_{i:04d}.png" for i in range(3))}
     measured, by_train = (json.loads((path / "metrics.json").read_text()) for path in (folder, folder.parent))
     assert measured.keys() == {"ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse", "num_images", "code_entropy",
