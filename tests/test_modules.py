@@ -223,6 +223,22 @@ def test_codebook_stays_float32_under_mixed_precision():
     assert prior(inputs).dtype == tf.float32
 
 
+def test_mixed_precision_gives_nearly_the_same_losses():
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 64, 64, 1)).astype(np.float32)
+    codes, positions = np.random.default_rng(0).integers(0, 11, (4, 6, 6), np.int32), np.arange(4, dtype=np.int32)
+    vqvae, prior = small_vqvae(), small_prior()
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        mixed_vqvae, mixed_prior = small_vqvae(), small_prior()
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    for model, mixed in ((vqvae, mixed_vqvae), (prior, mixed_prior)):
+        mixed.set_weights(model.get_weights())
+    losses = [[float(loss) for loss in model._batch_losses(images, training=False)[:2]] for model in (vqvae, mixed_vqvae)]
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    np.testing.assert_allclose(mixed_prior.log_prob(codes, positions), prior.log_prob(codes, positions), rtol=0.02)
+
+
 # PixelCNN
 
 
