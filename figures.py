@@ -240,7 +240,8 @@ def write_report(path, title, metrics, originals, reconstructions, codes, ssims,
     plt.close(figure)
     use = "data:image/png;base64," + base64.b64encode(plot.getvalue()).decode()
     below = " Below each sample: its nearest training image." if neighbours is not None else ""
-    path.write_text(REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below))
+    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below)
+    path.write_text(page, encoding="utf-8")
 
 
 def _data_url(image):

@@ -253,7 +253,7 @@ class Reconstructions(keras.callbacks.Callback):
 
 
 class EpochSeeds(keras.callbacks.Callback):
-    """Makes every epoch's draws (dropout, restarts of codes) depend on (seed, epoch) alone, as the order of the data does.
+    """Makes every epoch's draws of dropout depend on (seed, epoch) alone, as the order of the data does.
 
     Keras does not save the state of its seed generators, so a resumed run would draw otherwise than an uninterrupted one.
     """
@@ -385,10 +385,14 @@ def train_vqvae(run_dir, config, splits):
     settings = config["settings"]
     keras.utils.set_random_seed(settings["seed"])
     backup = run_dir / "backup" / "vqvae.keras"
+    strategy = choose_strategy()
     batch_size = min(settings["batch_size"], len(splits["train"].images))
+    if batch_size % strategy.num_replicas_in_sync:
+        raise InputError(f"A batch of {batch_size} images cannot be shared out evenly among {strategy.num_replicas_in_sync} GPUs; "
+                         "give a multiple of them as --batch-size.")
     steps_per_epoch = len(splits["train"].images) // batch_size
     first_epoch = 0
-    with choose_strategy().scope():
+    with strategy.scope():
         if backup.exists():
             vqvae = load_backup(backup)
             first_epoch = (int(vqvae.optimizer.iterations) - WARMUP_STEPS) // steps_per_epoch
@@ -419,10 +423,12 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
     keras.utils.set_random_seed(settings["seed"])  # again, for this stage may have been resumed
     codes = {name: encode(vqvae, splits[name]) for name in ("train", "validate")}
     backup = run_dir / "backup" / "pixelcnn.keras"
-    batch_size = min(PRIOR_BATCH_SIZE, len(codes["train"]))
+    strategy = choose_strategy()
+    replicas = strategy.num_replicas_in_sync
+    batch_size = min(max(PRIOR_BATCH_SIZE // replicas, 1) * replicas, len(codes["train"]))
     steps_per_epoch = len(codes["train"]) // batch_size
     first_epoch = 0
-    with choose_strategy().scope():
+    with strategy.scope():
         if backup.exists():
             prior = load_backup(backup)
             first_epoch = int(prior.optimizer.iterations) // steps_per_epoch

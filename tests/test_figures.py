@@ -53,7 +53,7 @@ def report(tmp_path):
 
 
 def test_report_is_whole_and_needs_no_network(report):
-    plain, near = ((report / f"{name}.html").read_text() for name in ("plain", "near"))
+    plain, near = ((report / f"{name}.html").read_text("utf-8") for name in ("plain", "near"))
     assert not re.search(r"https?://|src=\"(?!data:)|href=", plain)
     assert "A &lt;title&gt;" in plain and "0.8765" in plain and "no &amp; sign" in plain and "SSIM 0.250" in plain
     count = len(re.findall('src="data:image/png;base64,', plain))
