@@ -43,6 +43,6 @@ def test_results_are_those_of_the_record():
         assert f"{results[key]:.{digits}f}" in row, key
     assert f"/ {results['bytes_per_image']:.0f} |" in row
     assert results["command"].split(" && ")[0] in row
-    assert results["copy_test_says"] in README
+    assert results["copy_test_says"] in " ".join(README.split())
     assert {"ssim", "bits_per_code", "code_entropy", "frechet", "frechet_floor", "kid", "density", "coverage", "coverage_floor",
             "ms_ssim_samples", "ms_ssim_real", "copy_test"} <= results.keys()
