@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import argparse
 import concurrent.futures
 import contextlib
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -581,8 +582,8 @@ def axial_slices(volume):
     """Cuts a volume as `read_volume` gives it into the slices of the PNG set.
 
     32 slices 1.4 mm apart, the lowest 86 mm below the top of the head (of the brain, where that was cut out): in an average
-    brain, from 8 mm below the anterior commissure upwards. Intensities are scaled from the volume's 1st percentile to the 99.5th of what
-    is brighter than that, and clipped.
+    brain, from 8 mm below the anterior commissure upwards. Intensities are scaled from the volume's 1st percentile to the
+    99.5th of what is brighter than that, and clipped.
 
     Returns:
         uint8 (32, 256, 256): front up, the head's left side on the left, zero-padded.
@@ -677,7 +678,7 @@ def _split_by_person(folder, rows, seed):
     validate = max(1, round(0.10 * len(people)))
     split_of = {people[index]: "test" if rank < test else "validate" if rank < test + validate else "train"
                 for rank, index in enumerate(order)}
-    table, case = ["case,split,person,source"], 0
+    table, case = [("case", "split", "person", "source")], 0
     counts = dict.fromkeys(SPLITS, 0)
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
@@ -686,9 +687,10 @@ def _split_by_person(folder, rows, seed):
                 case, counts[name] = case + 1, counts[name] + 1
                 for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)):
                     Image.fromarray(image).save(folder / f"keras_png_slices_{name}" / f"case_{case:03d}_slice_{position}.nii.png")
-                table.append(f'{case},{name},{person},"{path}"')
+                table.append((case, name, person, path))
                 (folder / f"{index}.npy").unlink()
-    (folder / "cases.csv").write_text("\n".join(table) + "\n", errors="backslashreplace")
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file).writerows(table)
     return counts
 
 

@@ -187,7 +187,7 @@ def plot_architecture(vqvae, prior, path):
             axes.text(0.36, -row - 0.4, step, ha="center", va="center", fontsize="small", bbox=box)
             axes.text(0.98, -row - 0.4, shape, ha="right", va="center", fontsize="small", family="monospace")
             if row:
-                axes.annotate("", (0.36, -row - 0.18), (0.36, -row + 0.38 - 0.2), arrowprops={"arrowstyle": "->", "color": "0.4"})
+                axes.annotate("", (0.36, -row - 0.18), (0.36, -row + 0.18), arrowprops={"arrowstyle": "->", "color": "0.4"})
     _save(figure, path)
 
 

@@ -85,7 +85,8 @@ def load_run(run_dir):
     """
     try:
         config = json.loads((run_dir / "config.json").read_text())
-        model, _ = config["model"], (config["settings"]["limit"], config["data"]["folder"])  # missing keys fail here
+        model = config["model"]
+        config["settings"]["limit"], config["data"]["folder"]  # needed later; if missing, fail here
         vqvae, prior = (modules.load_model(run_dir / name, compile=False) for name in ("vqvae.keras", "pixelcnn.keras"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"The run in {run_dir} cannot be loaded: {error}; train it again.") from error
