@@ -5,6 +5,7 @@ import html
 import io
 
 import imageio.v3 as imageio
+from keras import layers
 import matplotlib
 from matplotlib import pyplot as plt
 import numpy as np
@@ -167,6 +168,44 @@ def plot_tissue(samples, sample_positions, people, positions, path):
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     _save(figure, path)
+
+
+def outline(vqvae, prior):
+    """The steps of both networks with the shapes of their outputs, read from the models, for a diagram.
+
+    Returns:
+        (list of (step, shape) of the VQ-VAE, the same of the PixelCNN), texts all.
+    """
+    def shape(*sizes):
+        return "x".join(map(str, sizes))
+
+    grid, codes = vqvae.grid_size, vqvae.quantizer.num_embeddings
+    steps = [("image", shape(vqvae.image_size, vqvae.image_size, 1)), *_layer_steps(vqvae.encoder),
+             (f"nearest of {codes} codes", shape(grid, grid)), ("their vectors", shape(grid, grid, vqvae.quantizer.embedding_dim)),
+             *_layer_steps(vqvae.decoder)]
+    filters = prior.num_filters
+    prior_steps = [("codes above and to the left", shape(grid, grid)), ("embedding + place", shape(grid, grid, filters))]
+    for index, block in enumerate(prior.blocks):
+        if index % 3 == 2:
+            prior_steps.append(("axial attention (vertical stack)", shape(grid, grid, filters)))
+        prior_steps.append((f"gated block, {block.codes_left} to the left, + slice position", f"2 x {shape(grid, grid, filters)}"))
+    head = [layer for layer in prior.head.layers if isinstance(layer, layers.Dense)]
+    prior_steps += [(f"dense {layer.units}", shape(grid, grid, layer.units)) for layer in head]
+    return steps, [*prior_steps, ("softmax: p(code | codes before)", shape(grid, grid, codes))]
+
+
+def _layer_steps(model):
+    steps = []
+    for layer in model.layers:
+        output = "x".join(map(str, layer.output.shape[1:]))
+        if isinstance(layer, layers.Add):
+            steps[-2:] = [("residual block", output)]
+        elif isinstance(layer, (layers.Conv2D, layers.Conv2DTranspose)):
+            kind = "transposed convolution" if isinstance(layer, layers.Conv2DTranspose) else "convolution"
+            steps.append((f"{kind} {'x'.join(map(str, layer.kernel_size))}, stride {layer.strides[0]}", output))
+        elif isinstance(layer, (layers.Cropping2D, layers.ZeroPadding2D)):
+            steps.append(("less the black margin" if isinstance(layer, layers.Cropping2D) else "black margin", output))
+    return steps
 
 
 def plot_architecture(vqvae, prior, path):

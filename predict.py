@@ -16,27 +16,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import cli
+from cli import InputError
 import dataset
-from dataset import InputError
 import figures
 import metrics
 import modules
+import volumes
 
 
 def parse_arguments(argv):
     """The command line."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: the newest in runs/)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: the run's own, else as in train.py)")
-    parser.add_argument("--num-examples", type=dataset.number(int, 1), default=10, metavar="N",
+    parser.add_argument("--num-examples", type=cli.number(int, 1), default=10, metavar="N",
                         help="test images to show (default: 10)")
-    parser.add_argument("--num-samples", type=dataset.number(int, 1), default=16, metavar="N",
+    parser.add_argument("--num-samples", type=cli.number(int, 1), default=16, metavar="N",
                         help="brains to sample (default: 16)")
     parser.add_argument("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
                         "or all for one sample of each (default: --num-samples spread over all)")
-    parser.add_argument("--temperature", type=dataset.number(float, 0), default=1.0, metavar="T",
+    parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
-    parser.add_argument("--seed", type=dataset.number(int, 0, dataset.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
+    parser.add_argument("--seed", type=cli.number(int, 0, cli.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
     parser.add_argument("--evaluate", action="store_true", help="also judge samples: one per test image, beside real people")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
     parser.add_argument("--nifti", action="store_true", help="also write the samples as one volume, samples.nii.gz")
@@ -49,9 +51,9 @@ def slice_argument(text):
     """An argparse type: "all" or a slice position."""
     if text == "all":
         return text
-    position = dataset.number(int, 0)(text)
-    if position >= dataset.NUM_POSITIONS:
-        raise argparse.ArgumentTypeError(f"{position} is past the last slice, {dataset.NUM_POSITIONS - 1}")
+    position = cli.number(int, 0)(text)
+    if position >= volumes.NUM_POSITIONS:
+        raise argparse.ArgumentTypeError(f"{position} is past the last slice, {volumes.NUM_POSITIONS - 1}")
     return position
 
 
@@ -164,9 +166,9 @@ def judge_samples(folder, shown, samples, splits):
 def sample_positions(slice_, num_samples):
     """The slice positions to sample: one for all, each once, or spread evenly."""
     if slice_ == "all":
-        return np.arange(dataset.NUM_POSITIONS)
+        return np.arange(volumes.NUM_POSITIONS)
     if slice_ is None:
-        return np.linspace(0, dataset.NUM_POSITIONS - 1, num_samples).round().astype(int)
+        return np.linspace(0, volumes.NUM_POSITIONS - 1, num_samples).round().astype(int)
     return np.full(num_samples, slice_)
 
 
@@ -179,7 +181,7 @@ def load_data(arguments, config, vqvae, run_dir):
     data_dir = arguments.data_dir or config["data"]["folder"]
     if not Path(data_dir).is_dir():  # the run was trained elsewhere
         data_dir, _ = dataset.find_data(arguments.data_dir)
-    names = dataset.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
+    names = volumes.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
     splits = dataset.load_splits(data_dir, names, config["settings"]["limit"])
     height, width = splits["test"].images.shape[1:]
     if (height, width) != (vqvae.image_size, vqvae.image_size):
@@ -204,7 +206,7 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
     write_samples(folder, samples, positions)
     if arguments.nifti:
-        dataset.write_nifti(dataset.to_uint8(samples * 2 - 1), folder / "samples.nii.gz")
+        volumes.write_nifti(dataset.to_uint8(samples * 2 - 1), folder / "samples.nii.gz")
     if arguments.evaluate:
         print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
         seen = splits["train"].take(splits["train"].spread(len(test.images)))
@@ -214,11 +216,11 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
     figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, *shown,
                          codes, prior.num_embeddings, samples, [f"slice {position}" for position in positions], neighbours)
-    dataset.write_json(folder / "metrics.json", measured)
+    cli.write_json(folder / "metrics.json", measured)
     return measured
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main(argv=None):
     """Writes reconstructions, samples and metrics.json to the output folder."""
     arguments = parse_arguments(argv)
@@ -227,11 +229,11 @@ def main(argv=None):
     splits = load_data(arguments, config, vqvae, run_dir)
     dataset.warn_of_lost_border(splits["test"], vqvae.settings["margin"])
     folder = Path(arguments.output_dir or run_dir / "predictions")
-    with dataset.report_write_errors(folder, "give another --output-dir"):
+    with cli.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
         measured = write_predictions(folder, arguments, vqvae, prior, splits)
     if arguments.export:
-        with dataset.report_write_errors(arguments.export, "give another --export"):
+        with cli.report_write_errors(arguments.export, "give another --export"):
             modules.export(vqvae, prior, arguments.export)
     print(json.dumps(measured, indent=2))
     print(f"Done: see {folder}.")

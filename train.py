@@ -28,11 +28,13 @@ import numpy as np
 from PIL import Image
 import tensorflow as tf
 
+import cli
+from cli import InputError
 import dataset
-from dataset import InputError
 import figures
 import metrics
 import modules
+import volumes
 
 # Without an option, a setting is what stands here; the demo cohort's fit five minutes on two CPU cores.
 DEFAULTS = {
@@ -62,7 +64,7 @@ PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-ima
 
 def parse_arguments(argv):
     """The command line; settings that were not given are None."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
                         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here, so that the next start takes a moment")
@@ -76,8 +78,8 @@ def parse_arguments(argv):
         key = name.replace("-", "_")
         default = f" (default: {DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
-        maximum = dataset.SEEDS if key == "seed" else float("inf")
-        parser.add_argument(f"--{name}", type=dataset.number(kind, minimum, maximum), metavar="N", help=text + default)
+        maximum = cli.SEEDS if key == "seed" else float("inf")
+        parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar="N", help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
                         help="compute in float16 on a GPU, bfloat16 elsewhere (slower on most CPUs)")
@@ -98,12 +100,12 @@ def open_run(arguments):
     given = {key: value for key in DEFAULTS if (value := getattr(arguments, key)) is not None}
     run_dir = Path(arguments.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"))
     config, splits = (resume_run if arguments.resume else new_run)(run_dir, arguments, given)
-    with dataset.report_write_errors(run_dir, "give another --run-dir"):
+    with cli.report_write_errors(run_dir, "give another --run-dir"):
         run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir):
         if not arguments.resume:
-            with dataset.report_write_errors(run_dir, "give another --run-dir"):
-                dataset.write_json(run_dir / "config.json", config)
+            with cli.report_write_errors(run_dir, "give another --run-dir"):
+                cli.write_json(run_dir / "config.json", config)
         elif (run_dir / "metrics.json").exists():
             shutil.rmtree(run_dir / "backup", ignore_errors=True)  # it may have been killed right before doing so
             raise InputError(f"{run_dir} is finished; there is nothing to resume.")
@@ -433,7 +435,7 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
             prior = load_backup(backup)
             first_epoch = int(prior.optimizer.iterations) // steps_per_epoch
         else:
-            prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], dataset.NUM_POSITIONS,
+            prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], volumes.NUM_POSITIONS,
                                      codebook_digest=vqvae.quantizer.digest())
             prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
             prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
@@ -454,7 +456,7 @@ def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes, rec
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     num_embeddings = prior.num_embeddings
-    figures.plot_architecture(*modules.outline(vqvae, prior), folder / "architecture.png")
+    figures.plot_architecture(*figures.outline(vqvae, prior), folder / "architecture.png")
     history = read_history(run_dir / "vqvae_history.csv")
     for scale in ("linear", "log"):
         figures.plot_losses(history, folder / f"losses_{scale}.png", scale)
@@ -488,12 +490,12 @@ def stoppable(run_dir):
         yield
     except KeyboardInterrupt:
         print(f"Stopped. All finished epochs are saved; python train.py --run-dir {run_dir} --resume goes on.", file=sys.stderr)
-        sys.exit(dataset.STOPPED)
+        sys.exit(cli.STOPPED)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main(argv=None):
     """Runs both stages and measures the result on the test people."""
     with open_run(parse_arguments(argv)) as (run_dir, config, splits):
@@ -503,7 +505,7 @@ def main(argv=None):
         for name in ("validate", "test"):
             dataset.warn_of_lost_border(splits[name], config["model"]["margin"])
         advice = f"what was saved before is whole: mend that, then python train.py --run-dir {run_dir} --resume"
-        with stoppable(run_dir), dataset.report_write_errors(run_dir, advice):
+        with stoppable(run_dir), cli.report_write_errors(run_dir, advice):
             run_stages(run_dir, config, splits)
     print(f"Done. Next: python predict.py --run-dir {run_dir}")
 
@@ -520,7 +522,7 @@ def run_stages(run_dir, config, splits):
     print("Measuring on the test people ...")
     measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32))
     draw_figures(run_dir, vqvae, prior, validation_codes, splits["test"], codes, reconstructions)
-    dataset.write_json(run_dir / "metrics.json", measured)
+    cli.write_json(run_dir / "metrics.json", measured)
     shutil.rmtree(run_dir / "backup", ignore_errors=True)
     print(json.dumps(measured, indent=2))
 

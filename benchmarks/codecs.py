@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import cli
 import dataset
 import figures
 import metrics
@@ -126,13 +127,13 @@ def model_curve(vqvae, prior, batches):
     return rows
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main():
     """Prints the table, draws the figure, then prints JSON."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: the newest in runs/)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: the run's own)")
-    parser.add_argument("--num-images", type=dataset.number(int, 1), default=64, metavar="N",
+    parser.add_argument("--num-images", type=cli.number(int, 1), default=64, metavar="N",
                         help="test images, spread evenly over the split (default: 64)")
     parser.add_argument("--figure", metavar="FILE", help="PNG to draw (default: RUN/figures/rate_distortion.png)")
     arguments = parser.parse_args()

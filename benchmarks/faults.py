@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import dataset
+import cli
 from tests.conftest import TINY, write_cohort
 from tests.test_reliability import assert_same_run
 
@@ -77,12 +77,12 @@ def trial(folder, whole, after):
     return row
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main():
     """Prints a row per kill, then JSON."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=dataset.number(int, 1), default=20, metavar="N", help="(default: 20)")
-    parser.add_argument("--seed", type=dataset.number(int, 0, dataset.SEEDS), default=0, metavar="S", help="of the moments")
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=cli.number(int, 1), default=20, metavar="N", help="(default: 20)")
+    parser.add_argument("--seed", type=cli.number(int, 0, cli.SEEDS), default=0, metavar="S", help="of the moments")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
     rows = []

@@ -26,7 +26,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import cli
 import dataset
+import volumes
 
 SHARES = {"train": 302 / 354, "validate": 35 / 354}  # the rest is the test split
 
@@ -58,14 +60,14 @@ splits = [split.images for split in dataset.load_splits(sys.argv[1], cache_dir=s
 
 def make_data(folder, people):
     """Writes the three splits: every person a demo head, shifted by a few pixels."""
-    heads = list(dataset.load_splits(dataset.make_demo_cohort())["train"].images.reshape(-1, dataset.NUM_POSITIONS, 256, 256))
+    heads = list(dataset.load_splits(volumes.make_demo_cohort())["train"].images.reshape(-1, volumes.NUM_POSITIONS, 256, 256))
     counts = [round(people * share) for share in SHARES.values()]
     ends = np.cumsum([*counts, people - sum(counts)])
-    for name in dataset.SPLITS:
+    for name in volumes.SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
 
     def write_person(case):
-        name = dataset.SPLITS[int(np.searchsorted(ends, case, side="right"))]
+        name = volumes.SPLITS[int(np.searchsorted(ends, case, side="right"))]
         shift = np.random.default_rng(case).integers(-12, 13, 2)
         for position, image in enumerate(np.roll(heads[case % len(heads)], shift, (1, 2))):
             Image.fromarray(image).save(folder / f"keras_png_slices_{name}" / f"case_{case + 1:03d}_slice_{position}.nii.png")
@@ -81,11 +83,11 @@ def measure(way, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main():
     """Prints a row per way and start, then JSON."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--people", type=dataset.number(int, 30), default=354, metavar="N", help="(default: 354)")
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--people", type=cli.number(int, 30), default=354, metavar="N", help="(default: 354)")
     people = parser.parse_args().people
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

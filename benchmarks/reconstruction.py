@@ -25,6 +25,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import cli
 import dataset
 import metrics
 import modules
@@ -130,13 +131,13 @@ def measure(model, images, scale, shift):
             "bits_fixed": grid * math.log2(model.quantizer.num_embeddings), "bits_entropy": grid * used["code_entropy"]}
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main():
     """Prints the table, then JSON."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", metavar="DIR")
-    parser.add_argument("--budget", type=dataset.number(float, 1), default=240, metavar="SECONDS", help="(default: 240)")
-    parser.add_argument("--limit", type=dataset.number(int, 1), metavar="N", help="people of each split (default: all)")
+    parser.add_argument("--budget", type=cli.number(float, 1), default=240, metavar="SECONDS", help="(default: 240)")
+    parser.add_argument("--limit", type=cli.number(int, 1), metavar="N", help="people of each split (default: all)")
     arguments = parser.parse_args()
     data_dir, _ = dataset.find_data(arguments.data_dir)
     splits = dataset.load_splits(data_dir, ["train", "test"], arguments.limit)

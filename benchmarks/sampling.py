@@ -23,7 +23,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import dataset
+import cli
 import modules
 import predict
 
@@ -63,10 +63,10 @@ def compare(prior, batch):
             "first_call_seconds": compilation, "codes_identical": bool(np.array_equal(codes, again))}
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main():
     """Prints a row per grid and batch, then JSON."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run-dir", metavar="DIR", help="take the prior of this run (default: random weights)")
     arguments = parser.parse_args()
     if arguments.run_dir:

@@ -25,6 +25,7 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.training import BATCH, peak
+import cli
 import dataset
 import modules
 
@@ -69,11 +70,11 @@ def measure(setting, steps):
     print(json.dumps(row))
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main():
     """Prints a row per setting, then JSON."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=dataset.number(int, 1), default=10, metavar="N", help="that count (default: 10)")
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=cli.number(int, 1), default=10, metavar="N", help="that count (default: 10)")
     parser.add_argument("--measure", type=json.loads, help="one setting, in this process (the script calls itself)")
     arguments = parser.parse_args()
     if arguments.measure:

@@ -34,9 +34,11 @@ import tensorflow as tf
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import cli
 import dataset
 import modules
 import train
+import volumes
 
 BATCH = 8  # the default of both stages
 NUM_CODES = 512
@@ -191,7 +193,7 @@ def measure(stage, side, steps):
     keras.utils.set_random_seed(0)
     if side == "ours":
         train.prepare_devices(mixed_precision=False)  # which makes the operations deterministic
-    split = dataset.load_splits(dataset.make_demo_cohort(), ["train"])["train"]
+    split = dataset.load_splits(volumes.make_demo_cohort(), ["train"])["train"]
     count = min(steps * BATCH, len(split.images))
     split = dataset.Split("train", split.images[:count], split.cases[:count], split.positions[:count])
     codes = np.random.default_rng(0).integers(0, NUM_CODES, (count, 32, 32), np.int32)
@@ -211,11 +213,11 @@ def measure(stage, side, steps):
     print(json.dumps(row))
 
 
-@dataset.exit_on_input_error
+@cli.exit_on_input_error
 def main():
     """Prints a row per stage and side, then JSON."""
-    parser = dataset.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=dataset.number(int, 1), default=60, metavar="N", help="per epoch, at most 80 (default: 60)")
+    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=cli.number(int, 1), default=60, metavar="N", help="per epoch, at most 80 (default: 60)")
     parser.add_argument("--measure", nargs=2, help="one stage and side, in this process (the script calls itself)")
     arguments = parser.parse_args()
     if arguments.measure:

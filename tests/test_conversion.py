@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import check_refused
 import dataset
+import volumes
 
 SHAPE = 60, 80, 120  # x, y, z in mm, RAS
 TOP = 109  # the highest slice of the head
@@ -57,9 +58,9 @@ def save_oasis1(discs, session, volume, suffix="t88_masked_gfc"):
 
 def test_oasis1_pairs_become_the_expected_pixels(tmp_path, capsys):
     discs, out = tmp_path / "discs", tmp_path / "out"
-    volumes = {f"OAS1_{number:04d}_MR1": head(number) for number in range(1, 7)}
-    volumes["OAS1_0003_MR2"] = head(9)
-    for session, volume in volumes.items():
+    sources = {f"OAS1_{number:04d}_MR1": head(number) for number in range(1, 7)}
+    sources["OAS1_0003_MR2"] = head(9)
+    for session, volume in sources.items():
         save_oasis1(discs, session, volume)
     save_oasis1(discs, "OAS1_0001_MR1", head(20), "t88_gfc")  # with the skull: the masked one comes first
     (discs / "disc1" / "OAS1_0099_MR1" / "PROCESSED" / "MPRAGE" / "T88_111").mkdir(parents=True)
@@ -76,18 +77,18 @@ def test_oasis1_pairs_become_the_expected_pixels(tmp_path, capsys):
         split = splits[row["split"]]
         session = row["source"].split("/")[-1].split("_mpr")[0]
         assert row["person"] == session.removesuffix("_MR1").removesuffix("_MR2")
-        np.testing.assert_array_equal(split.images[split.cases == int(row["case"])], expected_slices(volumes[session]))
+        np.testing.assert_array_equal(split.images[split.cases == int(row["case"])], expected_slices(sources[session]))
     assert len({row["split"] for row in rows if row["person"] == "OAS1_0003"}) == 1
-    assert {path.name for path in out.iterdir()} == {"cases.csv", *(f"keras_png_slices_{name}" for name in dataset.SPLITS)}
+    assert {path.name for path in out.iterdir()} == {"cases.csv", *(f"keras_png_slices_{name}" for name in volumes.SPLITS)}
     assert {path.name for path in tmp_path.iterdir()} == {"discs", "out"}
 
 
 def test_nifti_of_any_orientation_gives_the_same_pixels(tmp_path):
-    volumes, out = tmp_path / "volumes", tmp_path / "out"
-    volumes.mkdir()
+    sources, out = tmp_path / "volumes", tmp_path / "out"
+    sources.mkdir()
     for number, axes in enumerate(("RAS", "LPS", "PIR", "LAS")):
-        save_nifti(volumes / f"sub-{number}_T1w.nii{'.gz' * (number % 2)}", head(), axes)
-    dataset.main(["--from-nifti", str(volumes), "--output-dir", str(out)])
+        save_nifti(sources / f"sub-{number}_T1w.nii{'.gz' * (number % 2)}", head(), axes)
+    dataset.main(["--from-nifti", str(sources), "--output-dir", str(out)])
     expected = expected_slices(head())
     for split in dataset.load_splits(out).values():
         for case in np.unique(split.cases):
@@ -96,7 +97,7 @@ def test_nifti_of_any_orientation_gives_the_same_pixels(tmp_path):
 
 def test_samples_as_a_volume_have_orientation_and_voxel_size(tmp_path):
     slices = np.random.default_rng(0).integers(0, 256, (32, 40, 30), np.uint8)
-    dataset.write_nifti(slices, tmp_path / "samples.nii.gz")
+    volumes.write_nifti(slices, tmp_path / "samples.nii.gz")
     image = nibabel.load(tmp_path / "samples.nii.gz")
     assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
     np.testing.assert_allclose(image.header.get_zooms(), (1, 1, 1.4), atol=1e-6)
@@ -110,7 +111,7 @@ def test_volumes_of_other_voxels_are_resampled_to_1_mm(tmp_path):
     volume = np.zeros((40, 50, 80), np.int16)
     volume[10:30, 10:40, 5:75] = 900
     save_nifti(tmp_path / "coarse.nii", volume, zoom=2.0)
-    resampled = dataset.read_volume(tmp_path / "coarse.nii")
+    resampled = volumes.read_volume(tmp_path / "coarse.nii")
     assert resampled.shape == (79, 99, 159)
     inside = np.argwhere(resampled > 450)
     np.testing.assert_allclose(inside.max(axis=0) - inside.min(axis=0) + 1, (39, 59, 139), atol=1)
@@ -125,7 +126,7 @@ def test_the_split_is_by_person_seeded_and_85_10_5(tmp_path):
         folder.mkdir()
         for index in range(80):
             np.save(folder / f"{index}.npy", np.full((1, 8, 8), index, np.uint8))
-        counts.append(dataset._split_by_person(folder, rows, seed))
+        counts.append(volumes._split_by_person(folder, rows, seed))
     assert counts[0] == {"train": 68, "validate": 8, "test": 4}
     tables = [(tmp_path / name / "cases.csv").read_text() for name in "abc"]
     assert tables[0] == tables[1] != tables[2]
@@ -137,7 +138,7 @@ def test_the_template_becomes_a_brain(tmp_path):
     from nilearn.datasets import load_mni152_template
 
     nibabel.save(load_mni152_template(resolution=1), tmp_path / "mni.nii.gz")
-    slices = dataset.axial_slices(dataset.read_volume(tmp_path / "mni.nii.gz"))
+    slices = volumes.axial_slices(volumes.read_volume(tmp_path / "mni.nii.gz"))
     assert slices.shape == (32, 256, 256) and slices.dtype == np.uint8
     assert 0.65 < (slices == 0).mean() < 0.9
     middle = slices[16].astype(float)
@@ -158,7 +159,7 @@ def test_unusable_volumes_say_why(tmp_path, volume, reason):
         volume[0, 0] = 0
     nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.eye(4)), tmp_path / "odd.nii")
     with pytest.raises(ValueError, match=reason):
-        dataset.axial_slices(dataset.read_volume(tmp_path / "odd.nii"))
+        volumes.axial_slices(volumes.read_volume(tmp_path / "odd.nii"))
 
 
 def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monkeypatch):

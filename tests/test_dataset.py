@@ -5,7 +5,9 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
+import cli
 import dataset
+import volumes
 
 
 def test_normalise_reaches_both_ends_and_comes_back():
@@ -18,7 +20,7 @@ def test_normalise_reaches_both_ends_and_comes_back():
 def test_splits_hold_the_files_pixels_in_order_of_case_and_slice(cohort):
     splits = dataset.load_splits(cohort)
     train = splits["train"]
-    assert [splits[name].num_people for name in dataset.SPLITS] == [4, 2, 2]
+    assert [splits[name].num_people for name in volumes.SPLITS] == [4, 2, 2]
     assert list(zip(train.cases, train.positions)) == [(case, k) for case in (1, 2, 3, 4) for k in range(8)]
     expected = np.asarray(Image.open(cohort / "keras_png_slices_train" / "case_002_slice_3.nii.png"))
     np.testing.assert_array_equal(train.images[11], expected)
@@ -95,7 +97,7 @@ SPOILERS = {
 @pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
 def test_bad_files_are_named_in_one_sentence(cohort, spoil):
     named = spoil(cohort)
-    with pytest.raises(dataset.InputError) as error:
+    with pytest.raises(cli.InputError) as error:
         dataset.load_splits(cohort)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
@@ -109,7 +111,7 @@ def test_data_are_looked_for_in_the_stated_order(cohort, tmp_path, monkeypatch):
     monkeypatch.setenv("OASIS_DIR", str(cohort))
     assert dataset.find_data() == (cohort, False)
     assert dataset.find_data(default) == (default, False)
-    with pytest.raises(dataset.InputError, match="--data-dir names .*nowhere"):
+    with pytest.raises(cli.InputError, match="--data-dir names .*nowhere"):
         dataset.find_data(tmp_path / "nowhere")
 
 
@@ -136,11 +138,11 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
 
 def test_a_failed_reading_leaves_no_cache(cohort, tmp_path):
     (cohort / "keras_png_slices_train" / "case_001_slice_5.nii.png").write_bytes(b"")
-    with pytest.raises(dataset.InputError, match="case_001_slice_5"):
+    with pytest.raises(cli.InputError, match="case_001_slice_5"):
         dataset.load_splits(cohort, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(dataset.InputError, match="give another --cache-dir"):
+    with pytest.raises(cli.InputError, match="give another --cache-dir"):
         dataset.load_splits(cohort, cache_dir=tmp_path / "file" / "cache")
 
 
@@ -205,8 +207,8 @@ def test_fingerprint_changes_with_a_pixel(cohort):
 
 def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path):
     people = {"train": 1, "validate": 1, "test": 1}
-    folder = dataset.make_demo_cohort(tmp_path / "a", people)
-    again = dataset.make_demo_cohort(tmp_path / "b", people)
+    folder = volumes.make_demo_cohort(tmp_path / "a", people)
+    again = volumes.make_demo_cohort(tmp_path / "b", people)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
     assert len(files) == 96
     assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
@@ -225,8 +227,8 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path):
 
 def test_unwritable_cache_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(dataset.InputError, match="XDG_CACHE_HOME"):
-        dataset.make_demo_cohort(tmp_path / "file" / "cache")
+    with pytest.raises(cli.InputError, match="XDG_CACHE_HOME"):
+        volumes.make_demo_cohort(tmp_path / "file" / "cache")
 
 
 def test_main_prints_the_table_and_writes_a_contact_sheet(cohort, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 import figures
+import modules
 
 
 def test_progress_gif_keeps_every_frame_and_its_pixels(tmp_path):
@@ -76,3 +77,15 @@ def test_report_opens_in_a_browser(report):
     boxes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in ndimage.find_objects(regions)]
     halves = [(height, width) for height, width in boxes if height > 100 and abs(height - 2 * width) <= 4]
     assert len(halves) == 2
+
+
+def test_outline_tells_every_step_and_shape():
+    vqvae, prior = modules.VQVAE(margin=32), modules.PixelCNN()
+    steps, prior_steps = figures.outline(vqvae, prior)
+    assert steps[:3] == [("image", "256x256x1"), ("less the black margin", "192x192x1"), ("convolution 6x6, stride 3", "64x64x32")]
+    assert ("nearest of 512 codes", "32x32") in steps
+    assert steps[-3:] == [("residual block", "64x64x32"), ("transposed convolution 6x6, stride 3", "192x192x1"),
+                          ("black margin", "256x256x1")]
+    assert sum(step == "residual block" for step, _ in steps) == 2 + 3
+    assert sum(step.startswith("gated block") for step, _ in prior_steps) == 8
+    assert prior_steps[-1] == ("softmax: p(code | codes before)", "32x32x512")

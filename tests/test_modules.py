@@ -329,21 +329,6 @@ def test_gumbel_noise_has_its_distribution():
     np.testing.assert_allclose(quantiles, -np.log(-np.log([0.1, 0.5, 0.9])), atol=0.02)
 
 
-# Outlines
-
-
-def test_outline_tells_every_step_and_shape():
-    vqvae, prior = modules.VQVAE(margin=32), modules.PixelCNN()
-    steps, prior_steps = modules.outline(vqvae, prior)
-    assert steps[:3] == [("image", "256x256x1"), ("less the black margin", "192x192x1"), ("convolution 6x6, stride 3", "64x64x32")]
-    assert ("nearest of 512 codes", "32x32") in steps
-    assert steps[-3:] == [("residual block", "64x64x32"), ("transposed convolution 6x6, stride 3", "192x192x1"),
-                          ("black margin", "256x256x1")]
-    assert sum(step == "residual block" for step, _ in steps) == 2 + 3
-    assert sum(step.startswith("gated block") for step, _ in prior_steps) == 8
-    assert prior_steps[-1] == ("softmax: p(code | codes before)", "32x32x512")
-
-
 # Many devices
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 import pytest
 
 from tests.conftest import check_refused, ROOT, run_script, TINY, write_cohort
+import cli
 import dataset
 import modules
 import predict
@@ -130,7 +131,7 @@ def test_an_exploding_loss_names_epoch_and_step_and_keeps_the_best(tmp_path, los
     checkpoints = train.Checkpoints(tmp_path / "backup.keras", best, "val_ssim", 0.5)
     checkpoints.on_epoch_begin(3)
     checkpoints.on_train_batch_end(5, {"loss": 0.3})
-    with pytest.raises(dataset.InputError, match=f"vqvae went astray in epoch 4, step 7.*best model before is in {best}"):
+    with pytest.raises(cli.InputError, match=f"vqvae went astray in epoch 4, step 7.*best model before is in {best}"):
         checkpoints.on_train_batch_end(6, {"loss": loss})
     assert best.read_bytes() == b"good"
 
@@ -162,7 +163,7 @@ def test_a_split_beyond_the_memory_suggests_limit(cohort, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(dataset.np, "empty", empty)
-    with pytest.raises(dataset.InputError, match="32 images of the train split do not fit into memory; .*--limit"):
+    with pytest.raises(cli.InputError, match="32 images of the train split do not fit into memory; .*--limit"):
         dataset.load_splits(cohort)
 
 
@@ -206,7 +207,7 @@ def test_300_spoilt_pngs_are_named_or_read_whole(cohort):
         path.write_bytes(mutate(good, rng))
         try:
             split = dataset.load_splits(cohort, ["test"])["test"]
-        except dataset.InputError as error:
+        except cli.InputError as error:
             refused += 1
             assert path.name in str(error) and "\n" not in str(error), number
         else:
@@ -233,10 +234,10 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(cohort, monkeypatc
         raise AssertionError("decoded")
 
     monkeypatch.setattr(Image.Image, "load", load)
-    with pytest.raises(dataset.InputError, match="9000x9000 pixels; the largest side allowed is 1024"):
+    with pytest.raises(cli.InputError, match="9000x9000 pixels; the largest side allowed is 1024"):
         dataset.load_splits(cohort, ["test"])
     write_chunks(path, (60_000, 60_000, 8, 0, 0, 0, 0), b"")
-    with pytest.raises(dataset.InputError, match=path.name):
+    with pytest.raises(cli.InputError, match=path.name):
         dataset.load_splits(cohort, ["test"])
 
 
@@ -247,7 +248,7 @@ def test_what_is_no_file_is_named(cohort, make):
     path = cohort / "keras_png_slices_test" / "case_441_slice_3.nii.png"
     path.unlink()
     make(path)
-    with pytest.raises(dataset.InputError, match=path.name):
+    with pytest.raises(cli.InputError, match=path.name):
         dataset.load_splits(cohort, ["test"])
 
 

@@ -1,0 +1,77 @@
+"""What every script says and refuses: the command line, errors in one sentence, files that are whole or not there."""
+
+import argparse
+import contextlib
+import functools
+import json
+from pathlib import Path
+import sys
+
+import tensorflow as tf
+
+SEEDS = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
+STOPPED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Reports a bad argument as the scripts report all bad input: in one sentence."""
+
+    def error(self, message):
+        """Raises `InputError` in place of printing the usage."""
+        raise InputError(f"{message}; see --help.")
+
+
+def number(kind, minimum, maximum=float("inf")):
+    """An argparse type: an int or a finite float of at least `minimum` and less than `maximum`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not minimum <= value < maximum:
+            below = f" and less than {maximum}" if maximum < float("inf") else ""
+            raise argparse.ArgumentTypeError(f"expected {'an integer' if kind is int else 'a number'} "
+                                             f"of at least {minimum}{below}, got {text}")
+        return value
+
+    return parse
+
+
+def exit_on_input_error(main):
+    """Wraps a script's main function: an `InputError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
+
+    @functools.wraps(main)
+    def wrapper(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            said = str(error).encode(errors="backslashreplace").decode()  # file names need not be text
+            print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            sys.exit(STOPPED)
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def report_write_errors(folder, advice):
+    """Turns a failure to write into `folder` (full, forbidden, gone) into an `InputError` that ends in `advice`."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{folder} cannot be written ({reason}); {advice}.") from error
+
+
+def write_json(path, content):
+    """Writes JSON to a temporary name, then renames it, so that the file is whole or not there."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
