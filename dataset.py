@@ -275,27 +275,38 @@ def _shuffled_indices(num_items, batch_size, seed, first_epoch):
 
 
 def _gather_images(split):
-    # Captured on the host as uint8: a quarter of the memory of floats, and no copy to a GPU.
-    with tf.device("CPU"):
-        images, positions = tf.constant(split.images), tf.constant(split.positions)
-    return lambda i: (normalise(tf.gather(images, i))[..., tf.newaxis], tf.gather(positions, i))
+    # Rows of the array itself, which may be a memory map larger than the memory: a copy in TensorFlow would undo that.
+    shape = split.images.shape[1:]
+
+    def gather(indices):
+        images = tf.numpy_function(split.images.__getitem__, [indices], tf.uint8, stateful=False)
+        positions = tf.numpy_function(split.positions.__getitem__, [indices], tf.int32, stateful=False)
+        images.set_shape((*indices.shape, *shape))
+        positions.set_shape(indices.shape)
+        return normalise(images)[..., tf.newaxis], positions
+
+    return gather
 
 
 def _with_options(dataset):
     # TensorFlow 2.21: tearing down an autotuned iterator waits for the autotuner's next wake-up, up to tens of seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
+    # On several machines each takes its share of every batch.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.with_options(options)
 
 
-def fingerprint(splits):
-    """A SHA-256 hex digest of the splits' pixels, cases and positions: equal data, equal digest."""
-    digest = hashlib.sha256()
-    for name in sorted(splits):
-        for array in (splits[name].images, splits[name].cases, splits[name].positions):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+def fingerprints(splits):
+    """A SHA-256 hex digest of each split's pixels, cases and positions, by name: equal data, equal digest."""
+    digests = {}
+    for name, split in splits.items():
+        digest = hashlib.sha256()
+        for array in (split.images, split.cases, split.positions):
+            digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def pixel_statistics(images):

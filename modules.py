@@ -14,6 +14,7 @@ References:
         https://arxiv.org/abs/1912.12180
 """
 
+import contextlib
 import hashlib
 import math
 
@@ -25,31 +26,18 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tqdm import tqdm
 
-PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
+from devices import broadcast, Distributed, Dropout, PACKAGE, replica, sum_over_replicas
 
 
-# Many devices ---------------------------------------------------------------------------------------------------------
-
-
-def _sum_over_replicas(values):
-    """The sum of a tensor, or of each of a list, over the replicas of a `tf.distribute` strategy; without one, itself."""
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or tf.distribute.in_cross_replica_context():
-        return values
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-@keras.saving.register_keras_serializable(PACKAGE)
-class Adam(keras.optimizers.Adam):
-    """Adam that clips the norm of the whole batch's gradient, as one device would; Keras' own clips each replica's part.
-
-    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean. Keras adds up
-    what is returned here.
-    """
-
-    def _clip_gradients(self, grads):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        mean = [grad / replicas for grad in _sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])]
-        return [grad / replicas for grad in super()._clip_gradients(mean)]
+@contextlib.contextmanager
+def _layers_of(policy):
+    """Gives the layers made inside it a model's dtype policy: a saved model then comes back in the precision it was trained in."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 # Vector quantiser -----------------------------------------------------------------------------------------------------
@@ -122,7 +110,8 @@ class VectorQuantizer(layers.Layer):
             loss += _mean_square(tf.stop_gradient(vectors) - quantized)
         elif training:
             self._update(tf.stop_gradient(vectors), codes)
-        use = _sum_over_replicas(tf.math.bincount(codes, minlength=self.num_embeddings, dtype=tf.float32))
+        # Not bincount, which XLA does not compile.
+        use = sum_over_replicas(tf.math.unsorted_segment_sum(tf.ones_like(codes, tf.float32), codes, self.num_embeddings))
         use = tf.math.divide_no_nan(use, tf.reduce_sum(use))
         quantized = vectors + tf.stop_gradient(quantized - vectors)
         return {
@@ -141,7 +130,7 @@ class VectorQuantizer(layers.Layer):
         return tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
 
     def _update(self, vectors, codes):
-        now, sums = _sum_over_replicas([tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings),
+        now, sums = sum_over_replicas([tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings),
                                         tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)])
         counts = self.decay * self.counts + (1 - self.decay) * now
         sums = self.decay * self.sums + (1 - self.decay) * sums
@@ -165,8 +154,8 @@ class VectorQuantizer(layers.Layer):
         drawn = tf.random.stateless_uniform((self.num_embeddings,), [self.seed, seed], 0, size * replicas, tf.int32)
         if replicas == 1 or tf.distribute.in_cross_replica_context():
             return tf.gather(vectors, drawn)
-        own = drawn // size == tf.distribute.get_replica_context().replica_id_in_sync_group
-        return _sum_over_replicas(tf.where(own[:, tf.newaxis], tf.gather(vectors, drawn % size), 0.0))
+        own = drawn // size == replica()
+        return sum_over_replicas(tf.where(own[:, tf.newaxis], tf.gather(vectors, drawn % size), 0.0))
 
     def fit_codebook(self, vectors):
         """Starts the codebook at the k-means centres of `vectors`, float32 NumPy (N, D), N >= K.
@@ -177,8 +166,8 @@ class VectorQuantizer(layers.Layer):
         if len(vectors) < self.num_embeddings:
             raise ValueError(f"{len(vectors)} vectors cannot start {self.num_embeddings} codes; give more images or fewer codes.")
         kmeans = MiniBatchKMeans(self.num_embeddings, batch_size=4096, max_iter=20, n_init=1, random_state=self.seed)
-        counts = np.bincount(kmeans.fit_predict(vectors), minlength=self.num_embeddings).clip(1)
-        self.embeddings.assign(kmeans.cluster_centers_)
+        counts = broadcast(np.bincount(kmeans.fit_predict(vectors), minlength=self.num_embeddings).clip(1))
+        self.embeddings.assign(broadcast(kmeans.cluster_centers_))
         if self.decay is not None:
             self.counts.assign(counts / counts.mean())
             self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
@@ -272,7 +261,7 @@ def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class VQVAE(keras.Model):
+class VQVAE(Distributed, keras.Model):
     """Compresses images to a grid of codes and back [1].
 
     The total loss is ``reconstruction_loss + vq_loss``: the mean squared error over `data_variance` (1 is what painting
@@ -300,7 +289,6 @@ class VQVAE(keras.Model):
     def __init__(self, image_size=256, num_embeddings=512, embedding_dim=16, downsample=8, margin=0, width=64,
                  num_residual_blocks=2, commitment_cost=0.25, decay=0.99, data_variance=1.0, seed=0, **kwargs):
         super().__init__(**kwargs)
-        del self.quantize  # the wrapper by which Keras turns weights to int8; here the word means vectors to codes
         shape = {"image_size": image_size, "embedding_dim": embedding_dim, "downsample": downsample, "margin": margin,
                  "width": width, "num_residual_blocks": num_residual_blocks}
         self.settings = {**shape, "num_embeddings": num_embeddings, "commitment_cost": commitment_cost, "decay": decay,
@@ -308,9 +296,9 @@ class VQVAE(keras.Model):
         self.image_size = image_size
         self.grid_size = image_size // downsample
         self.data_variance = data_variance
-        self.encoder = build_encoder(**shape)
+        with _layers_of(self.dtype_policy):
+            self.encoder, self.decoder = build_encoder(**shape), build_decoder(**shape)
         self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, commitment_cost, decay, seed=seed)
-        self.decoder = build_decoder(**shape)
         self.trackers = [keras.metrics.Mean(name) for name in ("loss", "reconstruction_loss", "vq_loss", "perplexity")]
         self.quantizer.build((None, self.grid_size, self.grid_size, embedding_dim))
         self.built = True
@@ -322,7 +310,7 @@ class VQVAE(keras.Model):
         """Images (B, S, S, 1) in [-1, 1] -> vectors (B, g, g, D), before quantisation."""
         return self.encoder(images)
 
-    def quantize(self, vectors):
+    def quantize_vectors(self, vectors):
         """Vectors (B, g, g, D) -> the dict of `VectorQuantizer.call`."""
         return self.quantizer(vectors)
 
@@ -332,7 +320,7 @@ class VQVAE(keras.Model):
 
     def encode_to_codes(self, images):
         """Images (B, S, S, 1) in [-1, 1] -> codes int32 (B, g, g)."""
-        return self.quantize(self.encode(images))["codes"]
+        return self.quantize_vectors(self.encode(images))["codes"]
 
     def decode_codes(self, codes):
         """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1]."""
@@ -398,7 +386,7 @@ class VQVAE(keras.Model):
         if warmup_steps:
             self.optimizer.build(self.trainable_variables)
             # On many devices each trains on the whole batch here; the mean of equal gradients is the gradient.
-            step = tf.function(lambda images: self.distribute_strategy.run(lambda: self._step(images, quantise=False)))
+            step = tf.function(lambda images: self.distribute_strategy.run(self._step, args=(images, False)))
             for _ in range(warmup_steps):
                 step(next(batches)[0])
         vectors = []
@@ -445,7 +433,7 @@ class GatedBlock(layers.Layer):
         self.condition = layers.Dense(4 * num_filters)
         self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
         self.horizontal_out = layers.Dense(num_filters, kernel_initializer="zeros")
-        self.dropout = layers.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def build(self, input_shape=None):
         filters = self.settings["num_filters"]
@@ -538,7 +526,7 @@ class AxialAttention(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class PixelCNN(keras.Model):
+class PixelCNN(Distributed, keras.Model):
     """The prior over codes: p(codes | position) as a product over the grid, row by row, left to right [3].
 
     Conditioned on the slice's position in the head and on the place in the grid. Every code sees all codes before it: those of
@@ -568,17 +556,22 @@ class PixelCNN(keras.Model):
         self.num_embeddings = num_embeddings
         self.num_positions = num_positions
         self.num_filters = num_filters
-        self.code_embedding = layers.Embedding(num_embeddings, num_filters)
-        self.position_embedding = layers.Embedding(num_positions, num_filters)
+        with _layers_of(self.dtype_policy):
+            self._make_layers(num_layers, kernel_size, dropout)
+        self.compiled_sampler = tf.function(self.sample_from_noise, jit_compile=True)
+        self.bits_per_code = keras.metrics.Mean("bits_per_code")
+        self.build()
+
+    def _make_layers(self, num_layers, kernel_size, dropout):
+        grid_size, num_filters = self.grid_size, self.num_filters
+        self.code_embedding = layers.Embedding(self.num_embeddings, num_filters)
+        self.position_embedding = layers.Embedding(self.num_positions, num_filters)
         self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
         cycle = max(1, (grid_size - 1).bit_length())
         self.blocks = [GatedBlock(num_filters, kernel_size, 2 ** (index % cycle), dropout) for index in range(num_layers)]
         self.attentions = [AxialAttention(num_filters) for _ in range(num_layers // 3)]
         self.head = keras.Sequential([layers.Activation("relu"), layers.Dense(2 * num_filters, activation="relu"),
-                                      layers.Dense(num_embeddings, dtype="float32")])
-        self.bits_per_code = keras.metrics.Mean("bits_per_code")
-        self.compiled_sampler = tf.function(self.sample_from_noise, jit_compile=True)
-        self.build()
+                                      layers.Dense(self.num_embeddings, dtype="float32")])
 
     def build(self, input_shape=None):
         for embedding in (self.code_embedding, self.position_embedding, self.place_embedding):

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+import tensorflow as tf
 
 import cli
 from cli import InputError
 import dataset
+import devices
 import figures
 import metrics
 import modules
@@ -87,8 +89,9 @@ def load_run(run_dir):
     """
     try:
         config = json.loads((run_dir / "config.json").read_text())
-        model = config["model"]
-        config["settings"]["limit"], config["data"]["folder"]  # needed later; if missing, fail here
+        model = config["vqvae"]
+        # Needed later; if missing, fail here.
+        config["settings"]["limit"], config["data"]["folder"], config["data"]["is_demo"], config["data"]["fingerprints"]
         vqvae, prior = (modules.load_model(run_dir / name, compile=False) for name in ("vqvae.keras", "pixelcnn.keras"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"The run in {run_dir} cannot be loaded: {error}; train it again.") from error
@@ -102,26 +105,30 @@ def load_run(run_dir):
     return config, vqvae, prior
 
 
-def write_reconstructions(folder, split, codes, reconstructions, count, seed, num_embeddings):
+def write_reconstructions(folder, split, vqvae, codes, count, seed):
     """Writes original beside reconstruction as one PNG per example, and reconstructions.png of the first ten.
 
     Returns:
         What `figures.write_report` shows of these ten: originals, reconstructions, codes, SSIM.
     """
     drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(count, len(codes)), replace=False))
-    originals = split.images[drawn] / 255
-    ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[drawn])]
+    originals, reconstructions = split.images[drawn] / 255, decode(vqvae, codes[drawn])
+    ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions)]
     for number, index in enumerate(drawn):
-        pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[index] * 2 - 1)])
+        pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[number] * 2 - 1)])
         Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{number:04d}.png")
-    shown = originals[:10], reconstructions[drawn[:10]], codes[drawn[:10]], ssims[:10]
-    figures.reconstruction_grid(*shown, num_embeddings, folder / "reconstructions.png")
+    shown = originals[:10], reconstructions[:10], codes[drawn[:10]], ssims[:10]
+    figures.reconstruction_grid(*shown, vqvae.quantizer.num_embeddings, folder / "reconstructions.png")
     return shown
 
 
 def draw_samples(vqvae, prior, positions, seed, temperature):
     """Samples one brain per slice position: float (N, H, W) in [0, 1]."""
-    codes = prior.sample(positions, seed, temperature)
+    return decode(vqvae, prior.sample(positions, seed, temperature))
+
+
+def decode(vqvae, codes):
+    """Codes int (N, g, g) -> images, float (N, H, W) in [0, 1], sixteen at a time."""
     return np.concatenate([metrics.to_unit(vqvae.decode_codes(codes[i:i + 16])) for i in range(0, len(codes), 16)])
 
 
@@ -176,11 +183,13 @@ def load_data(arguments, config, vqvae, run_dir):
     """The splits that are needed: test; for --with-neighbours train, for --evaluate all three.
 
     Raises:
-        InputError: if they are unusable, or do not fit the model.
+        InputError: if they are unusable, do not fit the model, or are not those that the judgement needs.
     """
     data_dir = arguments.data_dir or config["data"]["folder"]
     if not Path(data_dir).is_dir():  # the run was trained elsewhere
-        data_dir, _ = dataset.find_data(arguments.data_dir)
+        data_dir, is_demo = dataset.find_data(arguments.data_dir)
+        if is_demo and not config["data"]["is_demo"]:
+            raise InputError(f"The data of {run_dir}, {config['data']['folder']}, are not here; say with --data-dir where they are.")
     names = volumes.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
     splits = dataset.load_splits(data_dir, names, config["settings"]["limit"])
     height, width = splits["test"].images.shape[1:]
@@ -191,16 +200,31 @@ def load_data(arguments, config, vqvae, run_dir):
         if arguments.evaluate and len(split.images) <= metrics.NUM_NEIGHBOURS:
             raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
                              f"has {len(split.images)}.")
+    check_people(splits, config["data"]["fingerprints"], data_dir, run_dir)
     return splits
+
+
+def check_people(splits, fingerprints, data_dir, run_dir):
+    """Compares the data with those that the run began with: copies can be told by its own training people alone.
+
+    Raises:
+        InputError: if the training people are needed, and are others.
+    """
+    found = dataset.fingerprints(splits)
+    if "train" in found and found["train"] != fingerprints["train"]:
+        raise InputError(f"The training people in {data_dir} are not those that {run_dir} was trained on, so --evaluate and "
+                         "--with-neighbours would miss copies; give its own data as --data-dir.")
+    if found["test"] != fingerprints["test"]:
+        print(f"Note: the test people in {data_dir} are not those of {run_dir}.")
 
 
 def write_predictions(folder, arguments, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics."""
     test = splits["test"]
     print(f"Reconstructing {len(test.images)} test images ...")
-    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32))
-    shown = write_reconstructions(folder, test, codes, reconstructions, arguments.num_examples, arguments.seed,
-                                  prior.num_embeddings)
+    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32))
+    codes = details["codes"]
+    shown = write_reconstructions(folder, test, vqvae, codes, arguments.num_examples, arguments.seed)
     positions = sample_positions(arguments.slice, arguments.num_samples)
     print(f"Sampling {len(positions)} new brains ...")
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
@@ -224,6 +248,13 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
 def main(argv=None):
     """Writes reconstructions, samples and metrics.json to the output folder."""
     arguments = parse_arguments(argv)
+    devices.prepare(exact=True)
+    with devices.report_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
+        predict(arguments)
+
+
+def predict(arguments):
+    """Loads the run and the data, and writes what the arguments ask for."""
     run_dir = find_run(arguments.run_dir)
     config, vqvae, prior = load_run(run_dir)
     splits = load_data(arguments, config, vqvae, run_dir)
@@ -233,7 +264,7 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
         measured = write_predictions(folder, arguments, vqvae, prior, splits)
     if arguments.export:
-        with cli.report_write_errors(arguments.export, "give another --export"):
+        with cli.report_write_errors(arguments.export, "give another --export", [tf.errors.OpError]):
             modules.export(vqvae, prior, arguments.export)
     print(json.dumps(measured, indent=2))
     print(f"Done: see {folder}.")

@@ -114,7 +114,7 @@ def model_curve(vqvae, prior, batches):
         originals, decoded, bits = [], [], []
         for images, positions in batches:
             vectors = vqvae.encode(images)
-            codes = vqvae.quantize(vectors)["codes"]
+            codes = vqvae.quantize_vectors(vectors)["codes"]
             if weight:
                 distances = vqvae.quantizer.distances(vectors) + tf.reduce_sum(vectors ** 2, -1, keepdims=True)
                 nearest = tf.reduce_mean(tf.reduce_min(distances, axis=-1))

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.training import BATCH, peak
 import cli
 import dataset
+import devices
 import modules
 
 BASE = {"image_size": 256, "downsample": 8, "num_embeddings": 512, "people": 20}
@@ -36,7 +37,7 @@ CHANGES = [{}, {"image_size": 128}, {"image_size": 512}, {"downsample": 4}, {"nu
 
 def images_per_second(model, batches, steps):
     """The speed of training steps over a tf.data pipeline."""
-    model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
+    model.compile(devices.Adam(1e-3, global_clipnorm=1.0))
     step, batches = tf.function(model.train_step), iter(batches)
     for _ in range(2):
         step(next(batches))

@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import cli
 import dataset
+import devices
 import modules
 import train
 import volumes
@@ -159,7 +160,7 @@ def prepare(stage, side, split, codes):
         image = tf.zeros((1, size, size, 1))
         if side.startswith("ours"):
             model = modules.VQVAE(**train.model_settings(split, train.DEFAULTS))
-            model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
+            model.compile(devices.Adam(1e-3, global_clipnorm=1.0))
             batches = dataset.training_batches(split, BATCH, 0)
             return model, {"x": batches}, next(iter(batches)), multiply_adds(model, image)
         images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
@@ -174,7 +175,7 @@ def prepare(stage, side, split, codes):
     if not side.startswith("ours"):
         embedding = model.code_embedding
         embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
-    model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
+    model.compile(devices.Adam(1e-3, global_clipnorm=1.0))
     count = multiply_adds(model, {"codes": tf.zeros((1, grid, grid), tf.int32), "positions": tf.zeros(1, tf.int32)})
     batches = dataset.code_batches(codes, split.positions, BATCH, 0)
     if side.startswith("ours"):

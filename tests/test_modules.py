@@ -174,7 +174,7 @@ def test_vqvae_is_encoder_quantizer_decoder():
     codes = vqvae.encode_to_codes(images)
     assert codes.shape == (2, 8, 8) and codes.dtype == tf.int32
     np.testing.assert_allclose(vqvae.decode_codes(codes), vqvae(images), atol=1e-5)
-    np.testing.assert_array_equal(codes, vqvae.quantize(vqvae.encode(images))["codes"])
+    np.testing.assert_array_equal(codes, vqvae.quantize_vectors(vqvae.encode(images))["codes"])
     assert np.abs(vqvae(images)).max() <= 1
 
 
@@ -186,7 +186,7 @@ def test_losses_are_error_over_variance_and_black_is_black_enough():
     vqvae.quantizer.embeddings.assign(vectors_like((16, 4)))
     for weight in vqvae.decoder.trainable_variables:
         weight.assign(weight * 4)  # so that an untrained decoder paints beyond black and white
-    outputs = vqvae.decoder(vqvae.quantize(vqvae.encode(images))["quantized"]).numpy()
+    outputs = vqvae.decoder(vqvae.quantize_vectors(vqvae.encode(images))["quantized"]).numpy()
     assert (outputs[:, :32] < -1).any() and (outputs[:, :32] > -1).any()
     errors = outputs - images
     errors[(images == -1) & (outputs < -1)] = 0
@@ -216,7 +216,7 @@ def test_codebook_stays_float32_under_mixed_precision():
         keras.mixed_precision.set_global_policy("float32")
     images = np.zeros((1, 64, 64, 1), np.float32)
     assert vqvae.encode(images).dtype == tf.bfloat16
-    result = vqvae.quantize(vqvae.encode(images))
+    result = vqvae.quantize_vectors(vqvae.encode(images))
     assert {weight.dtype for weight in vqvae.quantizer.weights if "seed" not in weight.path} == {"float32"}
     assert result["quantized"].dtype == result["loss"].dtype == vqvae(images).dtype == tf.float32
     inputs = {"codes": np.zeros((1, 6, 6), np.int32), "positions": np.zeros(1, np.int32)}
@@ -334,7 +334,7 @@ def test_gumbel_noise_has_its_distribution():
 
 TWO_DEVICES = """
 import keras, numpy as np, tensorflow as tf
-import dataset, modules
+import dataset, devices, modules
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -349,7 +349,7 @@ for strategy in (one, two):
     with strategy.scope():
         vqvae = modules.VQVAE(64, 16, 4, width=8)
         vqvae.quantizer.restart_below = 0.9  # so that many codes restart
-        vqvae.compile(modules.Adam(1e-3, global_clipnorm=0.1))  # so small that it clips
+        vqvae.compile(devices.Adam(1e-3, global_clipnorm=0.1))  # so small that it clips
         vqvae.start_codebook(dataset.training_batches(split, 8, 1), 4, 2)
     first = vqvae.quantizer.embeddings.numpy()
     settings = {"steps_per_epoch": 4, "epochs": 2, "verbose": 0, "shuffle": False}
@@ -357,7 +357,7 @@ for strategy in (one, two):
     seen = vqvae.fit(dataset.training_batches(split, 8, 0), validation_data=dataset.image_batches(split, 8), **settings).history
     with strategy.scope():
         prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
-        prior.compile(modules.Adam(1e-2, global_clipnorm=0.1))
+        prior.compile(devices.Adam(1e-2, global_clipnorm=0.1))
     seen |= prior.fit(dataset.code_batches(codes, split.positions, 8, 0),
                       validation_data=dataset.code_batches(codes, split.positions, 8), **settings).history
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
