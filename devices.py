@@ -39,6 +39,7 @@ def prepare(exact=False):
     Returns:
         What it computes on, for people: "CPU", "GPU", "2 GPUs", ...
     """
+    cluster()  # under Slurm it chooses this task's GPUs, before TensorFlow looks for them
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -96,17 +97,24 @@ def steps_per_execution(steps_per_epoch):
 
 @functools.cache
 def cluster():
-    """The resolver of the cluster that TF_CONFIG or a Slurm step of several tasks describes, or None."""
-    if "TF_CONFIG" in os.environ:
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
-    else:
-        return None
+    """The resolver of the cluster that TF_CONFIG or a Slurm step of several tasks describes, or None.
+
+    Raises:
+        InputError: if what describes it cannot be understood.
+    """
     try:
+        if "TF_CONFIG" in os.environ:
+            resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        elif (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+            # Without GPUs the resolver has none to share out, and fails; so it is told of one for each task.
+            no_gpus = {} if shutil.which("nvidia-smi") else {"gpus_per_node": tasks, "gpus_per_task": 1, "auto_set_gpu": False}
+            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**no_gpus)
+        else:
+            return None
         machines = sum(map(len, resolver.cluster_spec().as_dict().values()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"TF_CONFIG describes no cluster ({error}); see README, Several machines.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{'TF_CONFIG' if 'TF_CONFIG' in os.environ else 'The Slurm step'} describes no cluster "
+                         f"({_first_line(error)}); see README, Several machines.") from error
     return resolver if machines > 1 else None
 
 

@@ -1,6 +1,9 @@
 """A tiny cohort of drawn heads, in the OASIS layout, and a run trained on it."""
 
 import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests are of the CPU, to the bit; here and in the processes they start
+
 from pathlib import Path
 import subprocess
 import sys
