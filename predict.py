@@ -222,7 +222,8 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics."""
     test = splits["test"]
     print(f"Reconstructing {len(test.images)} test images ...")
-    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32))
+    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), test.positions,
+                                         *dataset.head_context(test, prior, vqvae.settings["margin"]))
     codes = details["codes"]
     shown = write_reconstructions(folder, test, vqvae, codes, arguments.num_examples, arguments.seed)
     positions = sample_positions(arguments.slice, arguments.num_samples)
@@ -233,8 +234,11 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
         volumes.write_nifti(dataset.to_uint8(samples * 2 - 1), folder / "samples.nii.gz")
     if arguments.evaluate:
         print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
-        seen = splits["train"].take(splits["train"].spread(len(test.images)))
-        measured["bits_per_code_train"] = metrics.bits_per_code(vqvae, prior, dataset.image_batches(seen, 32))
+        train = splits["train"]
+        seen = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
+        codes_seen = np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(seen, 32)])
+        measured["bits_per_code_train"] = metrics.bits_per_code(prior, codes_seen, seen.positions,
+                                                                *dataset.head_context(seen, prior, vqvae.settings["margin"]))
         judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
         measured |= judge_samples(folder, samples, judged, splits)
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None

@@ -610,12 +610,13 @@ def train_vqvae(run_dir, config, splits):
     return load_for_all(run_dir / "vqvae.keras", lambda: new_vqvae(config, steps_per_epoch))
 
 
-def new_pixelcnn(config, vqvae, steps_per_epoch):
+def new_pixelcnn(config, vqvae, train_split, steps_per_epoch):
     """A PixelCNN for the codes of a VQ-VAE, with its optimiser, before any training."""
     settings = config["settings"]
     prior = modules.PixelCNN(**{**config["pixelcnn"], "codebook_digest": vqvae.quantizer.digest()},
                              dtype=devices.precision(settings["mixed_precision"]))
     prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
+    prior.start_people(dataset.head_pictures(train_split, vqvae.settings["margin"])[0])
     prior.compile(adam(CONSTANTS["prior_learning_rate"], steps_per_epoch * settings["prior_epochs"]),
                   steps_per_execution=devices.steps_per_execution(steps_per_epoch))
     return prior
@@ -632,7 +633,7 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
     first_epoch = finished_epochs(backup)
     with devices.strategy().scope():
         def build():
-            return new_pixelcnn(config, vqvae, steps_per_epoch)
+            return new_pixelcnn(config, vqvae, splits["train"], steps_per_epoch)
 
         prior = load_for_all(backup, build) if first_epoch else build()
     if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
@@ -640,8 +641,10 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
                          "remove it to begin this stage again.")
     if first_epoch < settings["prior_epochs"]:
         validation_batch = devices.even_batch(32, len(codes["validate"]))
-        fit(PIXELCNN, prior, dataset.code_batches(codes["train"], splits["train"].positions, batch_size, seed, first_epoch),
-            dataset.code_batches(codes["validate"], splits["validate"].positions, validation_batch),
+        told = {name: (codes[name], splits[name].positions,
+                       *dataset.head_context(splits[name], prior, vqvae.settings["margin"])) for name in codes}
+        fit(PIXELCNN, prior, dataset.code_batches(*told["train"], prior.num_embeddings, batch_size, seed, first_epoch),
+            dataset.code_batches(*told["validate"], prior.num_embeddings, validation_batch),
             steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, epochs=settings["prior_epochs"], seed=seed, run_dir=run_dir)
     return load_for_all(run_dir / "pixelcnn.keras", build), codes["validate"]
 
@@ -725,7 +728,8 @@ def run_stages(run_dir, config, splits):
 def measure(run_dir, vqvae, prior, validation_codes, splits):
     """Writes figures/ and metrics.json, by the test people."""
     print("Measuring on the test people ...", flush=True)
-    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32))
+    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32), splits["test"].positions,
+                                         *dataset.head_context(splits["test"], prior, vqvae.settings["margin"]))
     with writing(run_dir):
         draw_figures(run_dir, vqvae, prior, validation_codes, splits["test"], details["codes"])
         cli.write_json(run_dir / "metrics.json", measured)
