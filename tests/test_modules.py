@@ -399,6 +399,26 @@ np.testing.assert_array_equal(vqvae.quantizer.counts, expected["counts"])
     subprocess.run([sys.executable, "-c", script, tmp_path], check=True, env={**os.environ, "PYTHONPATH": "."})
 
 
+def test_no_flipped_bit_loads_as_other_weights(tmp_path):
+    prior, path = small_prior(), tmp_path / "prior.keras"
+    prior.compile(modules.Adam())
+    prior.save(path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for place in rng.integers(0, len(whole), 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = modules.load_model(path)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error), place
+        else:  # a date in the archive, say
+            for one, other in zip(loaded.get_weights(), prior.get_weights(), strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=str(place))
+    assert refused > 50
+
+
 def test_exported_models_run_without_this_repository(tmp_path):
     vqvae, prior = small_vqvae(), small_prior(grid_size=8, num_embeddings=small_vqvae().quantizer.num_embeddings)
     rng = np.random.default_rng(0)
