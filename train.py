@@ -217,7 +217,7 @@ class Reconstructions(keras.callbacks.Callback):
         super().__init__()
         self.validation = splits["validate"].images[splits["validate"].spread(128)]
         self.test = splits["test"].images
-        self.shown = self.test[splits["test"].spread(6)]
+        self.shown = self.test[splits["test"].examples(6)]
         self.frames_dir = frames_dir
         self.writer = tf.summary.create_file_writer(str(logs_dir))
         self.epochs = epochs
@@ -463,7 +463,7 @@ def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes, rec
     figures.plot_ssim(history, folder / "ssim.png")
     entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
     figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
-    shown = test_split.spread(8)
+    shown = test_split.examples(8)
     originals = test_split.images[shown] / 255
     ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[shown])]
     figures.reconstruction_grid(originals, reconstructions[shown], codes[shown], ssims, num_embeddings,
