@@ -59,8 +59,23 @@ class Split:
         return len(np.unique(self.cases))
 
     def spread(self, wanted):
-        """Indices of up to `wanted` images, evenly spread."""
+        """Indices of up to `wanted` images, evenly spread over the files: for figures of many images."""
         return np.unique(np.linspace(0, len(self.images) - 1, wanted).astype(int))
+
+    def examples(self, wanted):
+        """Indices of up to `wanted` images to show, the same each time: evenly spread over people and slice positions both.
+
+        The images stand for equal shares of the positions, from the lowest to the highest, and of the people. A person
+        without the slice gives the nearest that is there, and is shown again only if there are fewer people than images.
+        """
+        people, positions, chosen = np.unique(self.cases), np.unique(self.positions), []
+        wanted = min(wanted, len(self.images))
+        for share in (np.arange(wanted) + 0.5) / wanted:
+            person, position = (values[int(share * len(values))] for values in (people, positions))
+            free = np.setdiff1d(np.arange(len(self.images)), chosen)
+            order = np.lexsort((np.abs(self.positions[free] - position), self.cases[free] != person))
+            chosen.append(free[order[0]])
+        return np.array(chosen)
 
     def take(self, indices):
         """The split of these images alone."""
@@ -417,7 +432,9 @@ def main(argv=None):
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder that holds its discs")
-    sources.add_argument("--from-nifti", metavar="DIR", help="convert the NIfTI volumes in this folder")
+    sources.add_argument("--from-nifti", metavar="DIR", help="convert the T1-weighted NIfTI volumes below this folder")
+    parser.add_argument("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
+                        "(default: all named T1w, or else all but masks, segmentations and derivatives)")
     parser.add_argument("--output-dir", metavar="DIR", help="folder to make for the converted slices")
     parser.add_argument("--seed", type=number(int, 0, SEEDS), default=0, metavar="S", help="of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
@@ -434,13 +451,17 @@ def report_conversion(arguments):
         raise InputError(f"{source} is not a folder; give the one that holds the volumes.")
     if not arguments.output_dir:
         raise InputError("--output-dir is missing: the folder to make for the slices.")
-    found, skipped = (volumes.find_oasis1 if arguments.from_oasis1 else volumes.find_nifti)(source)
-    if not found:
-        raise InputError(f"{source} holds no "
-                         f"{'PROCESSED/MPRAGE/T88_111 volumes' if arguments.from_oasis1 else '.nii or .nii.gz files'}.")
-    counts, skipped = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
-    for reason in skipped:
-        print(f"Skipped {reason}")
+    if arguments.pattern is not None and not arguments.from_nifti:
+        raise InputError("--pattern chooses among the files of --from-nifti; give both or neither.")
+    found, skipped = (volumes.find_oasis1(source) if arguments.from_oasis1 else volumes.find_nifti(source, arguments.pattern))
+    try:
+        if not found:
+            kind = "PROCESSED/MPRAGE/T88_111 volumes" if arguments.from_oasis1 else ".nii or .nii.gz files"
+            raise InputError(f"{source} holds no {kind} that can be used.")
+        counts = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
+    finally:
+        for reason in skipped:
+            print(f"Skipped {reason}")
     print(f"Converted {sum(counts.values())} sessions into {arguments.output_dir} "
           f"({', '.join(f'{count} {name}' for name, count in counts.items())}), skipped {len(skipped)}.")
 

@@ -300,7 +300,7 @@ class Measurements(keras.callbacks.Callback):
         super().__init__()
         self.validation = splits["validate"].images[splits["validate"].spread(128)]
         self.test = splits["test"].images
-        self.shown = self.test[splits["test"].spread(6)]
+        self.shown = self.test[splits["test"].examples(6)]
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -666,7 +666,7 @@ def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes):
     figures.plot_ssim(history, folder / "ssim.png")
     entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
     figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
-    shown = test_split.spread(8)
+    shown = test_split.examples(8)
     originals, reconstructions = test_split.images[shown] / 255, metrics.to_unit(vqvae.decode_codes(codes[shown]))
     ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions)]
     figures.reconstruction_grid(originals, reconstructions, codes[shown], ssims, num_embeddings,

@@ -14,7 +14,19 @@ import pytest
 
 SIZE = 64
 ROOT = Path(__file__).parents[1]
+# Of the libraries, each by what it says and where: tensorflow_probability and keras themselves, on every import and every save.
+LIBRARY_WARNINGS = (
+    "ignore:distutils Version classes are deprecated:DeprecationWarning:tensorflow_probability",
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:keras",
+    "ignore:You are using a softmax over axis:UserWarning:keras",
+)
 TINY = ["--epochs", "2", "--prior-epochs", "2", "--num-embeddings", "16", "--embedding-dim", "4"]
+
+
+def pytest_configure(config):
+    """Leaves only warnings of this repository in the tests' summary."""
+    for warning in LIBRARY_WARNINGS:
+        config.addinivalue_line("filterwarnings", warning)
 
 
 def draw_head(rng, position, size=SIZE):

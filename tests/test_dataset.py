@@ -295,6 +295,37 @@ def test_pipelines_do_not_autotune(cohort):
         assert isinstance(batches, tf.data.Dataset) and batches.options().autotune.enabled is False
 
 
+def make_split(slices_of):
+    """A split of 1x1 images from the slices that each person has."""
+    cases, positions = np.array([(case, k) for case, slices in slices_of.items() for k in slices], np.int32).T
+    return dataset.Split("test", np.zeros((len(cases), 1, 1), np.uint8), cases, positions)
+
+
+def test_examples_are_spread_over_people_and_positions():
+    split = make_split({case: range(32) for case in range(441, 461)})
+    shown = split.take(split.examples(6))
+    assert shown.positions.tolist() == [2, 8, 13, 18, 24, 29]  # the middles of six equal parts of 0 to 31
+    assert shown.cases.tolist() == [442, 446, 449, 452, 456, 459]
+    np.testing.assert_array_equal(split.examples(6), split.examples(6))
+    for people, wanted in ((6, 6), (17, 8), (5, 6), (40, 3)):
+        split = make_split({case: range(32) for case in range(people)})
+        shown = split.take(split.examples(wanted))
+        assert shown.num_people == min(people, wanted)
+        assert np.ptp(np.diff(shown.positions)) <= 1 and np.diff(shown.positions).min() > 1
+
+
+def test_examples_make_do_with_what_is_there():
+    one = make_split({7: range(32)})
+    assert one.positions[one.examples(4)].tolist() == [4, 12, 20, 28]
+    gaps = make_split({1: range(0, 32, 10), 2: range(32), 3: [31]})  # of 5, 16 and 26, the first and the last are missing
+    shown = gaps.take(gaps.examples(3))
+    assert shown.cases.tolist() == [1, 2, 3] and shown.positions.tolist() == [0, 16, 31]
+    few = make_split({1: [3], 2: [4, 5]})
+    assert few.examples(2).tolist() == [0, 2]
+    for wanted in (3, 9):
+        assert sorted(few.examples(wanted)) == [0, 1, 2]
+
+
 def test_spread_and_take():
     split = dataset.Split("test", np.arange(10, dtype=np.uint8).reshape(10, 1, 1), np.arange(10), np.arange(10) + 5)
     assert split.spread(4).tolist() == [0, 3, 6, 9] and split.spread(99).tolist() == list(range(10))

@@ -103,18 +103,25 @@ def test_codebook_follows_its_vectors_as_a_moving_average():
 
 
 def test_dead_codes_restart_at_vectors_of_the_batch():
-    quantizer = make_quantizer(decay=0.5, restart_below=0.5)
-    codebook = quantizer.embeddings.numpy()
-    codebook[[2, 4]] = 1e3  # never the nearest
-    quantizer.embeddings.assign(codebook)
-    quantizer.sums.assign(codebook)
-    vectors = vectors_like((60, 3))
-    for _ in range(3):
-        quantizer(vectors, training=True)
-    codebook = quantizer.embeddings.numpy()
-    assert np.abs(codebook).max() < 10
-    revived = np.linalg.norm(vectors - codebook[[2, 4]][:, np.newaxis], axis=-1).min(axis=1)
-    assert (revived < 1.5).all()
+    vectors, drawn = vectors_like((60, 3)), []
+    for seed in (0, 0, 1):
+        quantizer = make_quantizer(decay=0.5, restart_below=0.5, seed=seed)
+        codebook = quantizer.embeddings.numpy()
+        codebook[[2, 4]] = 1e3  # never the nearest
+        quantizer.embeddings.assign(codebook)
+        quantizer.sums.assign(codebook)
+        now = np.bincount(quantizer(vectors, training=True)["codes"], minlength=6)
+        counts = 0.5 + 0.5 * now
+        dead = counts < 0.5 * counts.mean()
+        assert dead[[2, 4]].all() and not dead.all()
+        np.testing.assert_allclose(quantizer.counts, np.where(dead, counts.mean(), counts), rtol=1e-6)
+        np.testing.assert_allclose(quantizer.sums, quantizer.embeddings * quantizer.counts[:, np.newaxis], rtol=1e-5)
+        restarted = quantizer.embeddings.numpy()[dead]
+        distances = np.abs(vectors - restarted[:, np.newaxis]).max(axis=-1)
+        assert (distances.min(axis=1) < 1e-6).all(), "a restarted code is no vector of the batch"
+        assert len(np.unique(distances.argmin(axis=1))) > 1
+        drawn.append(distances.argmin(axis=1).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_gradient_codebook_loss_is_that_of_2017():
@@ -455,8 +462,9 @@ for strategy in (one, two):
     told = codes, split.positions, dataset.slices_below(split, (1, 2)), np.ones((33, 8)), 16, 8
     seen |= prior.fit(dataset.code_batches(*told, 0), validation_data=dataset.code_batches(*told), **settings).history
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
+    restarts.append(16 - len(np.unique(vqvae.quantizer.counts)))  # what restarted in the last step has one count
     ends.append([*(seen[key] for key in sorted(seen)), vqvae.quantizer.embeddings.numpy(), prior.head.get_weights()[0]])
-assert len(ends[0]) == 14
+assert len(ends[0]) == 14 and restarts[0] == restarts[1] > 0
 for alone, together in zip(*ends):
     np.testing.assert_allclose(together, alone, atol=1e-4)
 """
@@ -491,6 +499,26 @@ np.testing.assert_allclose(prior.log_prob(expected["codes"], expected["positions
 np.testing.assert_array_equal(vqvae.quantizer.counts, expected["counts"])
 """
     subprocess.run([sys.executable, "-c", script, tmp_path], check=True, env={**os.environ, "PYTHONPATH": "."})
+
+
+def test_no_flipped_bit_loads_as_other_weights(tmp_path):
+    prior, path = small_prior(), tmp_path / "prior.keras"
+    prior.compile(modules.Adam())
+    prior.save(path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for place in rng.integers(0, len(whole), 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = modules.load_model(path)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error), place
+        else:  # a date in the archive, say
+            for one, other in zip(loaded.get_weights(), prior.get_weights(), strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=str(place))
+    assert refused > 50
 
 
 def test_exported_models_run_without_this_repository(tmp_path):
