@@ -3,9 +3,10 @@
     python benchmarks/sampling.py [--run-dir RUN]
 
 The slow side is measured on one code in each round and scaled to the whole grid; both sides take turns
-(benchmarks/common.py). That both draw the same codes is checked at every place: the full network, shown the codes of the cached sampler, must choose each of them again from the same noise; as it
-sees only the codes before a place, it would by induction have drawn them itself. Without a run, the prior is a fresh one
-of the default size, its weights moved at random. The last line is JSON.
+(benchmarks/common.py). That both draw the same codes is checked at every place: the full network, shown the codes of the
+cached sampler, must choose each of them again from the same noise; as it sees only the codes before a place, it would by
+induction have drawn them itself. Without a run, the prior is a fresh one of the default size, its weights moved at random.
+The last line is JSON.
 """
 
 import os
@@ -58,8 +59,9 @@ def compare(prior, batch):
         call()
         return time.perf_counter() - start
 
-    measured = common.interleave({"fast": lambda: seconds(lambda: fast(positions, noise, tf.constant(1.0)).numpy()),
-                                  "slow": lambda: seconds(lambda: slow(codes)[0, 0, 0, 0].numpy()) * prior.grid_size ** 2}, ROUNDS)
+    measured = common.interleave({
+        "fast": lambda: seconds(lambda: fast(positions, noise, tf.constant(1.0)).numpy()),
+        "slow": lambda: seconds(lambda: slow(codes)[0, 0, 0, 0].numpy()) * prior.grid_size ** 2}, ROUNDS)
     return {"grid_size": prior.grid_size, "batch": batch, "seconds_per_image": statistics.median(measured["fast"]) / batch,
             "slow_seconds_per_image": statistics.median(measured["slow"]) / batch,
             "speedup": common.ratio(measured["slow"], measured["fast"]), "first_call_seconds": compilation,
@@ -85,7 +87,7 @@ def main():
                   .format(common.say(rows[-1]["speedup"]), **rows[-1]), flush=True)
     chosen = next(row for row in reversed(rows) if row["batch"] == 16)
     common.finish("sampling", arguments, {
-        "speedup": chosen["speedup"], "seconds_per_image": chosen["seconds_per_image"],
+        "speedup": chosen["speedup"], "seconds_per_image": chosen["seconds_per_image"], "grid_size": chosen["grid_size"],
         "codes_identical": all(row["codes_identical"] for row in rows),
         "settings": {"run_dir": arguments.run_dir, "rounds": ROUNDS,
                      "slow_side": "one forward pass, scaled to one for each code"},

@@ -216,12 +216,11 @@ def compare(stage, steps, rounds):
         for side in sides.values():
             side.ask()  # compiles
         measured = common.interleave({name: side.ask for name, side in sides.items()}, rounds)
+    measured["ours, bare step"] = [{**row, "images_per_second": row["bare_images_per_second"]} for row in measured["ours"]]
     speeds = {name: [row["images_per_second"] for row in rows] for name, rows in measured.items()}
-    rows = {name: {**rows[-1], "images_per_second": common.spread(speeds[name])} for name, rows in measured.items()}
-    ratios = {name: common.ratio(speeds["ours"], speeds[name]) for name in SIDES[1:]}
-    bare = [row["bare_images_per_second"] for row in measured["ours"]]
-    rows["ours"]["bare_images_per_second"] = common.spread(bare)
-    return rows, {**ratios, "bare step": common.ratio(speeds["ours"], bare)}
+    rows = {name: {"images_per_second": common.spread(speeds[name]), "multiply_adds_million": rows[-1]["multiply_adds_million"],
+                   "peak_gigabytes": rows[-1]["peak_gigabytes"]} for name, rows in measured.items()}
+    return rows, {name: common.ratio(speeds["ours"], speeds[name]) for name in rows if name != "ours"}
 
 
 @cli.exit_on_input_error
@@ -239,7 +238,7 @@ def main():
     for stage in STAGES:
         rows[stage], ratios[stage] = compare(stage, arguments.steps, arguments.rounds)
         for side, row in rows[stage].items():
-            print("{:9} {:24}{:8.1f} images/s,{multiply_adds_million:8,.0f} M multiply-adds per image,{peak_gigabytes:6.2f} GB"
+            print("{:9} {:25}{:8.1f} images/s,{multiply_adds_million:8,.0f} M multiply-adds per image,{peak_gigabytes:6.2f} GB"
                   .format(stage, side, row["images_per_second"]["median"], **row))
         for side, summary in ratios[stage].items():
             print(f"{stage:9} ours / {side}: {common.say(summary)}", flush=True)
