@@ -85,9 +85,12 @@ def reconstruction(results):
                "{perplexity:.0f} of {num_embeddings}", "{images_per_second:.1f}", "{steps:,} x {batch_size}")
     labels = {"ours": "ours", "followed": "followed", "mean_image": "the mean training image",
               "blurred_original": "the original, blurred (sigma 2 pixels)"}
+    record = results["reconstruction"]
+    ratios = ["", "", "", "", *cells(record, ["{bits_ratio:.2f}"]), "", ratio(record.get("images_per_second_ratio", {})), ""]
     return [["", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR", "bits per image", "perplexity", "images/s",
              "steps x batch"],
-            *([label, *cells(results["reconstruction"][key], formats)] for key, label in labels.items())]
+            *([label, *cells(record[key], formats)] for key, label in labels.items()),
+            ["ours over followed", *ratios]]
 
 
 def codecs(results):
@@ -146,11 +149,16 @@ def ratio(summary):
 
 
 def scaling(results):
-    """benchmarks/scaling.py: how cost grows."""
-    formats = ("{image_size}", "{grid}x{grid}", "{num_embeddings}", "{people}", "{vqvae_images_per_second[median]:.1f}",
-               "{pixelcnn_images_per_second[median]:.1f}", "{sampling_seconds_per_image[median]:.3f}", "{peak_gigabytes:.1f} GB")
-    return [["image", "grid", "codes", "people", "VQ-VAE images/s", "PixelCNN images/s", "sampling, s per image", "peak memory"],
-            *(cells(row, formats) for row in results["scaling"]["rows"].values())]
+    """benchmarks/scaling.py: how cost grows; no number where it does not differ measurably from the first row's."""
+    timed = {"vqvae_images_per_second": 1, "pixelcnn_images_per_second": 1, "sampling_seconds_per_image": 3}
+    ratios = results["scaling"].get("ratios", {})
+    rows = [["image", "grid", "codes", "people", "VQ-VAE images/s", "PixelCNN images/s", "sampling, s per image", "peak memory"]]
+    for name, row in results["scaling"]["rows"].items():
+        medians = ["no difference" if "verdict" in ratios.get(name, {}).get(key, {}) else f"{row[key]['median']:.{digits}f}"
+                   for key, digits in timed.items()]
+        rows.append([*cells(row, ("{image_size}", "{grid}x{grid}", "{num_embeddings}", "{people}")), *medians,
+                     *cells(row, ["{peak_gigabytes:.1f} GB"])])
+    return rows
 
 
 def sampling(results):

@@ -91,5 +91,5 @@ def test_a_run_is_described_by_its_own_files(tmp_path):
     (tmp_path / "pixelcnn_history.csv").write_text("epoch,loss\n0,3\n")
     entry = record.describe(tmp_path)
     assert len(entry.pop("date")) == 10
-    assert entry == {"commit": "abc", "people": {"train": 3}, "num_embeddings": 512, "codes_per_image": 1024, "bits_fixed": 9216.0,
-                     "seconds": {"vqvae": 120.0}, "ssim": 0.9, "frechet": 13.0}
+    assert entry == {"commit": "abc", "people": {"train": 3}, "num_embeddings": 512, "codes_per_image": 1024,
+                     "bits_fixed": 9216.0, "seconds": {"vqvae": 120.0}, "ssim": 0.9, "frechet": 13.0}

@@ -19,7 +19,7 @@ BENCHMARKS = {"codecs", "faults", "loading", "reconstruction", "sampling", "scal
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
 SENTENCES = (
     "spends {real_slices[bits_per_code]:.2f} bits per code on test people",
-    "independent codes, {real_slices[code_entropy]:.2f}, and {real_slices[bits_per_code_train]:.2f} on as many images of training",
+    "independent codes, {real_slices[code_entropy]:.2f}, and {real_slices[bits_per_code_train]:.2f} on as many images of",
     "(C_T = {real_slices[copy_test]:.1f}; median distance {real_slices[nearest_samples]:.2f}, of test people "
     "{real_slices[nearest_real]:.2f})",
     "takes {sampling[seconds_per_image]:.3f} seconds per image, {sampling[speedup][median]:.0f} times less than",
@@ -98,6 +98,15 @@ def test_numbers_are_written_as_the_readme_has_them():
     assert tables.cells(record, formats) == ["1,152 / 523", "0.050", ""]
     assert tables.ratio({"median": 1.374, "min": 1.2, "max": 1.5}) == "1.37 (1.2 to 1.5)"
     assert tables.ratio({"verdict": "no difference measurable", "rounds": 5}) == "no difference measurable"
+
+
+def test_a_difference_that_is_noise_gets_no_number_in_the_table():
+    rows = RESULTS["scaling"]["rows"]
+    noise = {"128 codes": {"vqvae_images_per_second": {"verdict": "no difference measurable", "rounds": 5}}}
+    table = tables.scaling({"scaling": {"rows": rows, "ratios": noise}})
+    line = 1 + list(rows).index("128 codes")
+    assert table[line][4] == "no difference" and table[line][5] == f"{rows['128 codes']['pixelcnn_images_per_second']['median']:.1f}"
+    assert sum(row.count("no difference") for row in table) == 1
 
 
 def test_the_record_says_where_everything_comes_from():
