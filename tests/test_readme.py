@@ -28,13 +28,14 @@ SENTENCES = (
 
 
 def unmarked_tables(text):
-    """The header lines of tables with digits that no marker stands above."""
+    """The header lines of tables with digits below no marker, and of those with numbers for cells below "not measured"."""
     lines = ["", *text.splitlines()]
     headers = [i for i in range(1, len(lines)) if lines[i].startswith("|") and not lines[i - 1].startswith("|")]
     for start in headers:
         end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
-        marked = re.fullmatch(r"<!-- (results: \w+|not measured) -->", lines[start - 1])
-        if not marked and re.search(r"\d", "".join(lines[start:end])):
+        marker = re.fullmatch(r"<!-- (results|not measured)(: \w+)? -->", lines[start - 1])
+        digits = {None: r"\d", "not measured": r"\| *\**\d[\d.,]*( ?\S{1,3})?\** *\|", "results": r"$^"}[marker and marker[1]]
+        if re.search(digits, "\n".join(lines[start:end])):
             yield lines[start]
 
 
@@ -86,8 +87,11 @@ def test_a_changed_number_and_an_unmarked_table_are_seen():
     changed = {**RESULTS, "faults": {**RESULTS["faults"], "survived": 19}}
     assert tables.fill(text, changed).splitlines()[5] == "| 20 | 19 | 0 | 0 | 0 |"
     assert tables.fill(table.replace("| 20 |", "| 21 |"), RESULTS) == table
-    assert list(unmarked_tables(text.replace("number", "0.97"))) == ["| a | b |"]
-    assert not list(unmarked_tables(text.replace("number", "0.97").replace("| a |", "<!-- not measured -->\n| a |")))
+    assert list(unmarked_tables(text.replace("number", "in 20 cases"))) == ["| a | b |"]
+    excused = text.replace("| a |", "<!-- not measured -->\n| a |")
+    assert not list(unmarked_tables(excused.replace("number", "in 20 cases")))
+    for number in ("0.97", "**0.97**", "31.7 dB", "5%", "1,152"):
+        assert list(unmarked_tables(excused.replace("number", number))) == ["| a | b |"], number
     with pytest.raises(KeyError):
         tables.fill("<!-- results: nothing -->\n| 1 |\n", RESULTS)
 
@@ -105,7 +109,8 @@ def test_a_difference_that_is_noise_gets_no_number_in_the_table():
     noise = {"128 codes": {"vqvae_images_per_second": {"verdict": "no difference measurable", "rounds": 5}}}
     table = tables.scaling({"scaling": {"rows": rows, "ratios": noise}})
     line = 1 + list(rows).index("128 codes")
-    assert table[line][4] == "no difference" and table[line][5] == f"{rows['128 codes']['pixelcnn_images_per_second']['median']:.1f}"
+    speed = rows["128 codes"]["pixelcnn_images_per_second"]["median"]
+    assert table[line][4:6] == ["no difference", f"{speed:.1f}"]
     assert sum(row.count("no difference") for row in table) == 1
 
 
