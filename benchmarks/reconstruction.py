@@ -98,8 +98,8 @@ class Turns(keras.callbacks.Callback):
         self._begin()
 
     def _begin(self):
-        self.wanted, self.start, self.steps = next(self.asked), time.perf_counter(), 0
-        self.images = 0
+        self.wanted, self.start = next(self.asked), time.perf_counter()
+        self.steps = self.images = 0
 
     def on_train_batch_end(self, batch, logs=None):
         """Looks at the clock; after the turn, waits for the next."""
@@ -151,6 +151,7 @@ def train_ours(split, seconds):
     batch_size = min(train.DEFAULTS["batch_size"], len(split.images))
     turns = Turns(batch_size)
     model, batches = start_ours(split, total_steps)
+    turns.steps, turns.images = train.WARMUP_STEPS, train.WARMUP_STEPS * batch_size  # the start's steps are steps
     model.fit(batches, steps_per_epoch=10 ** 6, verbose=0, shuffle=False, callbacks=[turns])
     return model, batch_size
 
