@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import common
 import cli
 import dataset
-import devices
 import modules
 import train
 
