@@ -65,6 +65,8 @@ CONSTANTS = {
     "rising_steps": 100,  # over which the learning rate rises to its peak
     "prior_batch_size": 8,
     "prior_learning_rate": 2e-3,
+    **{name: getattr(dataset, name.upper())
+       for name in ("without_below", "without_further", "corrupted", "without_person", "person_noise")},
 }
 EXPLODED = 1e6  # no loss of a network that learns comes near
 
@@ -626,9 +628,11 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
     """Stage 2; returns the PixelCNN of the epoch with the fewest bits per code on validation people."""
     settings, seed = config["settings"], config["settings"]["seed"]
     keras.utils.set_random_seed(seed)  # again, for this stage may have been resumed
-    codes = {name: encode(vqvae, splits[name]) for name in ("train", "validate")}
-    batch_size = devices.global_batch(CONSTANTS["prior_batch_size"], len(codes["train"]))
-    steps_per_epoch = len(codes["train"]) // batch_size
+    # Few people: mirrored heads are as good as new ones.
+    versions = {"train": [splits["train"], splits["train"].mirrored()], "validate": [splits["validate"]]}
+    codes = {name: np.stack([encode(vqvae, split) for split in some]) for name, some in versions.items()}
+    batch_size = devices.global_batch(CONSTANTS["prior_batch_size"], len(splits["train"].images))
+    steps_per_epoch = len(splits["train"].images) // batch_size
     backup = run_dir / "backup" / "pixelcnn.keras"
     first_epoch = finished_epochs(backup)
     with devices.strategy().scope():
@@ -640,13 +644,15 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
         raise InputError(f"{backup} was trained on the codes of another codebook than that of {run_dir / 'vqvae.keras'}; "
                          "remove it to begin this stage again.")
     if first_epoch < settings["prior_epochs"]:
-        validation_batch = devices.even_batch(32, len(codes["validate"]))
-        told = {name: (codes[name], splits[name].positions,
-                       *dataset.head_context(splits[name], prior, vqvae.settings["margin"])) for name in codes}
-        fit(PIXELCNN, prior, dataset.code_batches(*told["train"], prior.num_embeddings, batch_size, seed, first_epoch),
-            dataset.code_batches(*told["validate"], prior.num_embeddings, validation_batch),
+        told = {}
+        for name, some in versions.items():
+            below, persons = zip(*(dataset.head_context(split, prior, vqvae.settings["margin"]) for split in some))
+            told[name] = codes[name], some[0].positions, below[0], np.stack(persons), prior.num_embeddings
+        validation_batch = devices.even_batch(32, len(splits["validate"].images))
+        fit(PIXELCNN, prior, dataset.code_batches(*told["train"], batch_size, seed, first_epoch),
+            dataset.code_batches(*told["validate"], validation_batch),
             steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, epochs=settings["prior_epochs"], seed=seed, run_dir=run_dir)
-    return load_for_all(run_dir / "pixelcnn.keras", build), codes["validate"]
+    return load_for_all(run_dir / "pixelcnn.keras", build), codes["validate"][0]
 
 
 def encode(vqvae, split):

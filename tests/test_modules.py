@@ -459,7 +459,7 @@ for strategy in (one, two):
     with strategy.scope():
         prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
         prior.compile(devices.Adam(1e-2, global_clipnorm=0.1))
-    told = codes, split.positions, dataset.slices_below(split, (1, 2)), np.ones((33, 8)), 16, 8
+    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2)), np.ones((1, 33, 8)), 16, 8
     seen |= prior.fit(dataset.code_batches(*told, 0), validation_data=dataset.code_batches(*told), **settings).history
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
     restarts.append(16 - len(np.unique(vqvae.quantizer.counts)))  # what restarted in the last step has one count
