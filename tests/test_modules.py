@@ -503,7 +503,7 @@ np.testing.assert_array_equal(vqvae.quantizer.counts, expected["counts"])
 
 def test_no_flipped_bit_loads_as_other_weights(tmp_path):
     prior, path = small_prior(), tmp_path / "prior.keras"
-    prior.compile(modules.Adam())
+    prior.compile(devices.Adam())
     prior.save(path)
     whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
     for place in rng.integers(0, len(whole), 60):
