@@ -241,6 +241,75 @@ def code_use_plot(codes, num_embeddings):
     return figure
 
 
+# Whole heads ----------------------------------------------------------------------------------------------------------
+
+
+def crop_to_brain(heads):
+    """Cuts heads, uint8 (N, S, H, W), to the rows and columns that any slice of them reaches, and two pixels more."""
+    inked = (heads > 8).any(axis=(0, 1))
+    sides = []
+    for axis in (0, 1):
+        found = np.flatnonzero(inked.any(axis=1 - axis))
+        sides.append(slice(max(0, found[0] - 2), found[-1] + 3) if found.size else slice(None))
+    return heads[:, :, sides[0], sides[1]]
+
+
+def head_cuts(head):
+    """The coronal and the sagittal cut through the middle of a head.
+
+    Args:
+        head: uint8 (S, H, W), axial slices from the lowest up, front up, the head's left on the left.
+
+    Returns:
+        (uint8 (S, W), top up, the head's left on the left; uint8 (S, H), top up, front on the left).
+    """
+    return head[::-1, head.shape[1] // 2], head[::-1, :, head.shape[2] // 2]
+
+
+def head_figure(heads, spacing, path, num_slices=5):
+    """Draws each head as a row: axial slices from low to high, and at their right a sagittal over a coronal cut.
+
+    Args:
+        heads: uint8 (N, S, H, W), as `head_cuts` takes them, pixels of 1 mm.
+        spacing: mm between slices.
+        path: PNG to write.
+        num_slices: axial slices to draw.
+    """
+    heads = crop_to_brain(heads)
+    count, depth, height, width = heads.shape
+    shown = np.unique(np.linspace(0, depth - 1, num_slices + 2).round().astype(int)[1:-1])
+    # In mm of the axial slices; the cuts are drawn larger, so that two of them are as high as a slice.
+    scale = (height - 18) / (2 * depth * spacing)
+    cuts_width = scale * max(height, width)
+    total = len(shown) * (width + 4) + cuts_width + 4
+    inches = 10 / total
+    figure = plt.figure(figsize=(10, (count * (height + 6) + 26) * inches), facecolor="black")
+    whole = np.array([total, count * (height + 6) + 26])
+
+    def draw(picture, left, top, size, aspect=1.0):
+        axes = figure.add_axes([left / whole[0], 1 - (top + size[1]) / whole[1], size[0] / whole[0], size[1] / whole[1]])
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="bilinear")
+        axes.axis("off")
+
+    def write(text, left, top, **where):
+        figure.text(left / whole[0], 1 - top / whole[1], text, color="0.75", fontsize=9, va="center", **where)
+
+    for column, index in enumerate(shown):
+        write(f"slice {index}", column * (width + 4) + width / 2, 12, ha="center")
+    write("sagittal cut, front on the left; coronal cut", len(shown) * (width + 4) + cuts_width / 2, 12, ha="center")
+    for row, head in enumerate(heads):
+        top = 24 + row * (height + 6)
+        for column, index in enumerate(shown):
+            draw(head[index], column * (width + 4), top, (width, height))
+        coronal, sagittal = head_cuts(head)
+        cut_height = scale * depth * spacing
+        middle = len(shown) * (width + 4) + cuts_width / 2
+        draw(sagittal, middle - scale * height / 2, top + 4, (scale * height, cut_height))
+        draw(coronal, middle - scale * width / 2, top + 14 + cut_height, (scale * width, cut_height))
+    figure.savefig(path, dpi=166, facecolor="black")  # 1660 pixels wide: sharp at half of that
+    plt.close(figure)
+
+
 def write_report(path, title, metrics, originals, reconstructions, codes, ssims, all_codes, num_embeddings, samples, captions,
                  neighbours=None):
     """Writes one HTML page that needs neither network nor other files.

@@ -24,6 +24,8 @@ import metrics
 import modules
 import volumes
 
+SHOWN_HEADS = 3  # in pictures
+
 
 def parse_arguments(argv):
     """The command line."""
@@ -36,12 +38,14 @@ def parse_arguments(argv):
                         help="brains to sample (default: 16)")
     parser.add_argument("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
                         "or all for one sample of each (default: --num-samples spread over all)")
+    parser.add_argument("--heads", type=cli.number(int, 0), default=1, metavar="N",
+                        help="whole heads to sample, 32 slices of one new person each (default: 1)")
     parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=cli.number(int, 0, cli.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
-    parser.add_argument("--evaluate", action="store_true", help="also judge samples: one per test image, beside real people")
+    parser.add_argument("--evaluate", action="store_true",
+                        help=f"also judge samples beside real people: a slice per test image, and up to {metrics.NUM_HEADS} heads")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
-    parser.add_argument("--nifti", action="store_true", help="also write the samples as one volume, samples.nii.gz")
     parser.add_argument("--export", metavar="DIR", help="also write encoder, decoder and sampler as TensorFlow SavedModels")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions)")
     return parser.parse_args(argv)
@@ -132,34 +136,73 @@ def write_samples(folder, samples, positions):
     figures.sample_grid(samples, positions, folder / "samples.png")
 
 
+def draw_heads(vqvae, prior, count, seed, temperature):
+    """Samples whole heads: uint8 (N, 32, H, W), the slices from the lowest up."""
+    codes = prior.sample_heads(count, seed, temperature)
+    # In uint8, as people's slices are: many heads do not fit into memory as floats.
+    return np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+
+
+def write_heads(folder, heads):
+    """Writes each head as a NIfTI volume, and head.png of the first few."""
+    for number, head in enumerate(heads):
+        volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz")
+    figures.head_figure(heads[:SHOWN_HEADS], volumes.SLICE_SPACING, folder / "head.png")
+
+
 def nearest_training(samples, train):
     """The training image nearest to each sample, uint8 (N, H, W)."""
     features_of = metrics.fit_features(train.images)
     return train.images[metrics.nearest_training(features_of(samples), features_of(train.images))[1]]
 
 
-def judge_samples(folder, shown, samples, splits):
+def judge_samples(folder, samples, splits):
     """Measures samples against real people, and draws what was found.
 
     Args:
-        folder: where neighbours.png, distances.png and tissue.png go.
-        shown: samples whose nearest training slices are drawn, (N, H, W) in [0, 1].
-        samples: those measured, one at the position of each test image.
+        folder: where distances.png and tissue.png go.
+        samples: one at the position of each test image, (N, H, W) in [0, 1].
         splits: dict of all three `dataset.Split`.
 
     Returns:
         The dict of metrics of `metrics.evaluate_samples`.
     """
     train, test = splits["train"], splits["test"]
-    features_of = metrics.fit_features(train.images)
-    measured, details = metrics.evaluate_samples(samples, test.positions, splits, features_of)
-    distances, nearest = metrics.nearest_training(features_of(shown), features_of(train.images))
-    captions = [f"case {train.cases[i]}, slice {train.positions[i]}\ndistance {distance:.1f}"
-                for i, distance in zip(nearest, distances)]
-    figures.neighbour_grid(shown, train.images[nearest], captions, folder / "neighbours.png")
+    measured, details = metrics.evaluate_samples(samples, test.positions, splits, metrics.fit_features(train.images))
     figures.plot_distances(details["sample_distances"], details["test_distances"], folder / "distances.png")
     figures.plot_tissue(details["tissue"]["samples"], test.positions, details["tissue"]["test"], test.positions,
                         folder / "tissue.png")
+    return measured
+
+
+def judge_heads(folder, heads, reconstructions, splits):
+    """Measures whole heads against people, draws each of the first over its nearest training person, and prints the table.
+
+    Args:
+        folder: where neighbours.png goes.
+        heads: uint8 (N, 32, H, W), sampled.
+        reconstructions: float (T, H, W) in [0, 1], of the test images.
+        splits: dict of all three `dataset.Split`.
+
+    Returns:
+        The dict of metrics of `metrics.evaluate_heads`.
+    """
+    train, test = splits["train"], splits["test"]
+    positions = np.unique(train.positions)
+    rows = {name: split.heads(positions) for name, split in splits.items()}
+    people = {name: split.images[rows[name]] for name, split in splits.items()}
+    heads = heads[:, positions]
+    measured, details = metrics.evaluate_heads(heads, dataset.to_uint8(reconstructions[rows["test"]] * 2 - 1), people)
+    places = np.unique(np.linspace(0, len(positions) - 1, 8).round().astype(int))
+    nearest = details["nearest"][:SHOWN_HEADS]
+    captions = [f"case {train.cases[rows['train'][person, 0]]}, slice {positions[place]}\nhead's distance {distance:.1f}"
+                for person, distance in zip(nearest, details["distances"]) for place in places]
+    figures.neighbour_grid(np.concatenate(heads[:SHOWN_HEADS, places]) / 255, np.concatenate(people["train"][nearest][:, places]),
+                           captions, folder / "neighbours.png")
+    table = metrics.head_table(measured)
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for row in table:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
     return measured
 
 
@@ -191,6 +234,8 @@ def load_data(arguments, config, vqvae, run_dir):
         if arguments.evaluate and len(split.images) <= metrics.NUM_NEIGHBOURS:
             raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
                              f"has {len(split.images)}.")
+        if arguments.evaluate and len(split.heads(np.unique(splits["train"].positions))) < 2:
+            raise InputError(f"--evaluate needs two people with all their slices in each split, but {name} of {data_dir} has not.")
     return splits
 
 
@@ -205,14 +250,20 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     print(f"Sampling {len(positions)} new brains ...")
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
     write_samples(folder, samples, positions)
-    if arguments.nifti:
-        volumes.write_nifti(dataset.to_uint8(samples * 2 - 1), folder / "samples.nii.gz")
+    judged_heads = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
+    wanted = max(arguments.heads, judged_heads)
+    if wanted:
+        print(f"Sampling {wanted} whole head{'s' * (wanted > 1)} ...")
+        heads = draw_heads(vqvae, prior, wanted, arguments.seed, arguments.temperature)
+    if arguments.heads:
+        write_heads(folder, heads[:arguments.heads])
     if arguments.evaluate:
         print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
         seen = splits["train"].take(splits["train"].spread(len(test.images)))
         measured["bits_per_code_train"] = metrics.bits_per_code(vqvae, prior, dataset.image_batches(seen, 32))
         judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
-        measured |= judge_samples(folder, samples, judged, splits)
+        measured |= judge_samples(folder, judged, splits)
+        measured["heads"] = judge_heads(folder, heads[:judged_heads], reconstructions, splits)
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
     figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, *shown,
                          codes, prior.num_embeddings, samples, [f"slice {position}" for position in positions], neighbours)
