@@ -28,6 +28,12 @@ from cli import ArgumentParser, exit_on_input_error, InputError, number, report_
 from volumes import FILE_NAME, NUM_POSITIONS, SPLITS
 import volumes
 
+# What the prior does without in training, as shares
+WITHOUT_BELOW = 0.25  # of the slices: those below
+WITHOUT_FURTHER = 0.05  # of the slices: those below but for the next one
+CORRUPTED = 0.03  # of the codes below: replaced at random
+WITHOUT_PERSON = 0.2  # of the slices: the person
+PERSON_NOISE = 0.15  # standard deviation, where people's is 1
 LARGEST_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
 
 
@@ -252,24 +258,94 @@ def training_batches(split, batch_size, seed, first_epoch=0):
                          .map(_gather_images(split), num_parallel_calls=2).prefetch(2))
 
 
-def code_batches(codes, positions, batch_size, seed=None, first_epoch=0):
-    """Codes for the prior: shuffled without end like `training_batches`, or once in order if `seed` is None.
+def slices_below(split, steps):
+    """Where to find the slices below each slice.
 
     Args:
-        codes: int32 (N, h, w).
-        positions: int32 (N,).
+        split: a `Split` (its images are not looked at).
+        steps: how far below, each at least 1.
 
     Returns:
-        A dataset of dicts ``{"codes": (B, h, w), "positions": (B,)}`` of int32.
+        int32 (N, len(steps)), indices into the split; N where that person has no such slice.
     """
+    index = {key: i for i, key in enumerate(zip(split.cases.tolist(), split.positions.tolist()))}
+    return np.array([[index.get((case, position - step), len(index)) for step in steps] for case, position in index],
+                    np.int32).reshape(-1, len(steps))
+
+
+def head_pictures(split, margin, side=16):
+    """The heads of a split in coarse: each slice less its border of `margin` pixels, averaged over areas.
+
+    Returns:
+        (float32 (people, NUM_POSITIONS, side, side) in [0, 1], NaN where a slice is missing; int (N,), each image's person).
+    """
+    people, person = np.unique(split.cases, return_inverse=True)
+    pictures = np.full((len(people), NUM_POSITIONS, side, side), np.nan, np.float32)
+    inside = slice(margin, split.images.shape[1] - margin)
+    for some in np.array_split(np.arange(len(split.images)), -(-len(split.images) // 256)):
+        images = split.images[some][:, inside, inside, np.newaxis]
+        pictures[person[some], split.positions[some]] = tf.image.resize(images, (side, side), "area")[..., 0] / 255
+    return pictures, person
+
+
+def head_context(split, prior, margin):
+    """What a `modules.PixelCNN` is told of the heads of a split, but for the codes: (`slices_below`, persons float32 (N, P))."""
+    pictures, person = head_pictures(split, margin)
+    return slices_below(split, prior.steps_below), prior.persons(pictures)[person]
+
+
+def code_batches(codes, positions, below, persons, num_embeddings, batch_size, seed=None, first_epoch=0):
+    """What the prior is told: shuffled without end like `training_batches`, or once in order if `seed` is None.
+
+    For training, things are kept from it, by draws that depend on (`seed`, step) alone: so that it can also do without
+    them, and does not rely on them more than it may when they are its own samples.
+
+    Args:
+        codes: int32 (N, g, g).
+        positions: int32 (N,).
+        below: int32 (N, S), see `slices_below`.
+        persons: float32 (N, P), each slice's person.
+        num_embeddings: K; as a code below, it stands for "none".
+        batch_size: B.
+        seed: of order and draws.
+        first_epoch: as in `training_batches`.
+
+    Returns:
+        A dataset of dicts: `codes`, int32 (B, g, g); `positions`, int32 (B,); `below`, int32 (B, S, g, g); `person`, float32
+        (B, P).
+    """
+    none = np.full((1, *codes.shape[1:]), num_embeddings)
     with tf.device("CPU"):
-        codes, positions = tf.constant(codes, tf.int32), tf.constant(positions, tf.int32)
+        codes, positions = tf.constant(np.concatenate([codes, none]), tf.int32), tf.constant(positions, tf.int32)
+        below, persons = tf.constant(below, tf.int32), tf.constant(persons, tf.float32)
+
+    def gather(indices):
+        return {"codes": tf.gather(codes, indices), "positions": tf.gather(positions, indices),
+                "below": tf.gather(codes, tf.gather(below, indices)), "person": tf.gather(persons, indices)}
+
     if seed is None:
-        indices = tf.data.Dataset.range(len(codes)).batch(batch_size)
+        batches = tf.data.Dataset.range(len(positions)).batch(batch_size).map(gather, num_parallel_calls=2)
     else:
-        indices = _shuffled_indices(len(codes), batch_size, seed, first_epoch)
-    return _with_options(indices.map(lambda i: {"codes": tf.gather(codes, i), "positions": tf.gather(positions, i)},
-                                     num_parallel_calls=2).prefetch(2))
+        first_step = first_epoch * (len(positions) // batch_size)
+        batches = _shuffled_indices(len(positions), batch_size, seed, first_epoch).enumerate(first_step).map(
+            lambda step, indices: _withhold(gather(indices), num_embeddings, [seed, step]), num_parallel_calls=2)
+    return _with_options(batches.prefetch(2))
+
+
+def _withhold(batch, num_embeddings, seed):
+    """A training batch of the prior with slices below and persons left out, codes below replaced, persons blurred."""
+    below, count = batch["below"], tf.shape(batch["below"])[0]
+    draws = [tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), number) for number in range(5)]
+    random = tf.random.stateless_uniform(tf.shape(below), draws[0], maxval=num_embeddings, dtype=tf.int32)
+    replaced = (tf.random.stateless_uniform(tf.shape(below), draws[1]) < CORRUPTED) & (below < num_embeddings)
+    below = tf.where(replaced, random, below)
+    # The nearest is kept at times when those under it are not, as in the second slice of a head.
+    kept = (tf.random.stateless_uniform((count, 1), draws[2])
+            >= tf.constant([[WITHOUT_BELOW] + [WITHOUT_BELOW + WITHOUT_FURTHER] * (below.shape[1] - 1)]))
+    below = tf.where(kept[:, :, tf.newaxis, tf.newaxis], below, num_embeddings)
+    person = batch["person"] + PERSON_NOISE * tf.random.stateless_normal(tf.shape(batch["person"]), draws[3])
+    person = tf.where(tf.random.stateless_uniform((count, 1), draws[4]) >= WITHOUT_PERSON, person, 0.0)
+    return {**batch, "below": below, "person": person}
 
 
 def _shuffled_indices(num_items, batch_size, seed, first_epoch):

@@ -104,23 +104,52 @@ def to_unit(images):
     return (np.asarray(images, np.float64)[..., 0] + 1) / 2
 
 
-def bits_per_code(vqvae, prior, batches):
-    """The prior's code length of images, in bits per code: see `evaluate`, whose arguments it takes."""
-    nats = [-prior.log_prob(vqvae.encode_to_codes(images), positions).numpy() for images, positions in batches]
-    return float(np.concatenate(nats).mean() / np.log(2) / vqvae.grid_size ** 2)
+def code_lengths(prior, codes, positions, below=None, persons=None):
+    """The prior's code length of each slice, in bits per code.
+
+    Args:
+        prior: a `modules.PixelCNN`.
+        codes: int (N, g, g).
+        positions: int (N,).
+        below: int (N, S), where in `codes` the slices below each are; N for none. None tells the prior of none.
+        persons: float (N, P), each slice's person; None if unknown.
+
+    Returns:
+        float64 (N,).
+    """
+    with_none = np.concatenate([codes, np.full_like(codes[:1], prior.num_embeddings)])
+    lengths = []
+    for some in np.array_split(np.arange(len(codes)), -(-len(codes) // 32)):
+        nats = -prior.log_prob(codes[some], positions[some], None if below is None else with_none[below[some]],
+                               None if persons is None else persons[some])
+        lengths.append(nats.numpy() / np.log(2) / codes[0].size)
+    return np.concatenate(lengths).astype(float)
 
 
-def evaluate(vqvae, prior, batches):
+def bits_per_code(prior, codes, positions, below, persons):
+    """The code length of whole heads in bits per code, what it costs to tell each head's person included.
+
+    Takes the arguments of `code_lengths`; a person's numbers are of 8 bits each (`PixelCNN.persons`).
+    """
+    lengths = code_lengths(prior, codes, positions, below, persons)
+    return float(lengths.mean() + 8 * np.unique(persons, axis=0).size / codes.size)
+
+
+def evaluate(vqvae, prior, batches, positions, below, persons):
     """Measures a trained pair of models on a split.
 
     Args:
         vqvae: a `modules.VQVAE`.
         prior: a `modules.PixelCNN`.
-        batches: (images in [-1, 1], positions), each image once.
+        batches: (images in [-1, 1], positions), each image once, in order.
+        positions: int (N,).
+        below: see `code_lengths`.
+        persons: see `code_lengths`.
 
     Returns:
         (the dict of metrics.json, codes int (N, g, g), reconstructions float (N, H, W) in [0, 1]). Besides the keys of the
-        functions above: `bits_per_code`, the prior's code length, and `bytes_per_image`, that times codes over 8.
+        functions above: `bits_per_code`, the prior's code length of whole heads, each slice given those below it and the
+        person; `bytes_per_image`, that times codes over 8; `bits_per_code_alone`, of slices by themselves.
     """
     originals, reconstructions, codes = [], [], []
     for images, _ in batches:
@@ -129,9 +158,10 @@ def evaluate(vqvae, prior, batches):
         originals.append(to_unit(images))
         reconstructions.append(to_unit(vqvae.decode_codes(some)))
     originals, reconstructions, codes = map(np.concatenate, (originals, reconstructions, codes))
-    bits = bits_per_code(vqvae, prior, batches)
+    bits = bits_per_code(prior, codes, positions, below, persons)
     measured = {**reconstruction_metrics(originals, reconstructions), **code_metrics(codes, prior.num_embeddings),
-                "bits_per_code": bits, "bytes_per_image": bits * codes[0].size / 8}
+                "bits_per_code": bits, "bits_per_code_alone": float(code_lengths(prior, codes, positions).mean()),
+                "bytes_per_image": bits * codes[0].size / 8}
     return measured, codes, reconstructions
 
 

@@ -243,7 +243,9 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics."""
     test = splits["test"]
     print(f"Reconstructing {len(test.images)} test images ...")
-    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32))
+    measured, codes, reconstructions = metrics.evaluate(
+        vqvae, prior, dataset.image_batches(test, 32), test.positions,
+        *dataset.head_context(test, prior, vqvae.settings["margin"]))
     shown = write_reconstructions(folder, test, codes, reconstructions, arguments.num_examples, arguments.seed,
                                   prior.num_embeddings)
     positions = sample_positions(arguments.slice, arguments.num_samples)
@@ -259,8 +261,11 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
         write_heads(folder, heads[:arguments.heads])
     if arguments.evaluate:
         print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
-        seen = splits["train"].take(splits["train"].spread(len(test.images)))
-        measured["bits_per_code_train"] = metrics.bits_per_code(vqvae, prior, dataset.image_batches(seen, 32))
+        train = splits["train"]
+        seen = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
+        codes_seen = np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(seen, 32)])
+        measured["bits_per_code_train"] = metrics.bits_per_code(prior, codes_seen, seen.positions,
+                                                                *dataset.head_context(seen, prior, vqvae.settings["margin"]))
         judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
         measured |= judge_samples(folder, judged, splits)
         measured["heads"] = judge_heads(folder, heads[:judged_heads], reconstructions, splits)

@@ -438,10 +438,13 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
             prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], volumes.NUM_POSITIONS,
                                      codebook_digest=vqvae.quantizer.digest())
             prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
+            prior.start_people(dataset.head_pictures(splits["train"], vqvae.settings["margin"])[0])
             prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
     if first_epoch < settings["prior_epochs"]:
-        fit(prior, dataset.code_batches(codes["train"], splits["train"].positions, batch_size, settings["seed"], first_epoch),
-            dataset.code_batches(codes["validate"], splits["validate"].positions, 32), steps_per_epoch,
+        told = {name: (codes[name], splits[name].positions,
+                       *dataset.head_context(splits[name], prior, vqvae.settings["margin"])) for name in codes}
+        fit(prior, dataset.code_batches(*told["train"], prior.num_embeddings, batch_size, settings["seed"], first_epoch),
+            dataset.code_batches(*told["validate"], prior.num_embeddings, 32), steps_per_epoch,
             settings["prior_epochs"], first_epoch, settings["seed"], run_dir, "pixelcnn", "val_bits_per_code")
     return load_backup(run_dir / "pixelcnn.keras"), codes["validate"]
 
@@ -520,7 +523,9 @@ def run_stages(run_dir, config, splits):
     print(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
     prior, validation_codes = train_pixelcnn(run_dir, config, vqvae, splits)
     print("Measuring on the test people ...")
-    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32))
+    measured, codes, reconstructions = metrics.evaluate(
+        vqvae, prior, dataset.image_batches(splits["test"], 32), splits["test"].positions,
+        *dataset.head_context(splits["test"], prior, vqvae.settings["margin"]))
     draw_figures(run_dir, vqvae, prior, validation_codes, splits["test"], codes, reconstructions)
     cli.write_json(run_dir / "metrics.json", measured)
     shutil.rmtree(run_dir / "backup", ignore_errors=True)
