@@ -478,7 +478,7 @@ def with_interval(name, statistic, *groups):
 
     Args:
         name: of the figure.
-        statistic: a function from as many arrays as there are groups to a float.
+        statistic: a function from as many arrays as there are groups to a float; faster if it takes an `axis`.
         groups: float (N,), a value per person each.
 
     Returns:
@@ -487,7 +487,7 @@ def with_interval(name, statistic, *groups):
     References:
         Davison, Hinkley: Bootstrap Methods and their Application, 1997, section 5.2.1.
     """
-    drawn = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, vectorized=False, method="basic", random_state=0)
+    drawn = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="basic", random_state=0)
     return {name: float(statistic(*groups)), f"{name}_interval": list(map(float, drawn.confidence_interval))}
 
 
@@ -559,11 +559,11 @@ def compare_statistic(name, values, train):
     Returns:
         A dict of numbers and intervals.
     """
-    def spread(found):
-        return np.std(found, ddof=1)
+    def spread(found, axis=-1):
+        return np.std(found, ddof=1, axis=axis)
 
-    def spread_ratio(found, reference):
-        return spread(found) / max(spread(reference), np.finfo(float).tiny)
+    def spread_ratio(found, reference, axis=-1):
+        return spread(found, axis) / np.maximum(spread(reference, axis), np.finfo(float).tiny)
 
     measured = {}
     for suffix, found in {**values, "_train": train}.items():

@@ -136,18 +136,23 @@ def write_samples(folder, samples, positions):
     figures.sample_grid(samples, positions, folder / "samples.png")
 
 
-def draw_heads(vqvae, prior, count, seed, temperature):
-    """Samples whole heads: uint8 (N, 32, H, W), the slices from the lowest up."""
-    codes = prior.sample_heads(count, seed, temperature)
+def write_heads(folder, vqvae, prior, count, judged, seed, temperature):
+    """Samples whole heads, the slices from the lowest up; writes `count` as NIfTI volumes, and head.png of the first few.
+
+    Returns:
+        uint8 (N, 32, H, W), N the larger one of `count` and `judged`.
+    """
+    if not max(count, judged):
+        return []
+    print(f"Sampling whole heads: {max(count, judged)} ...")
+    codes = prior.sample_heads(max(count, judged), seed, temperature)
     # In uint8, as people's slices are: many heads do not fit into memory as floats.
-    return np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
-
-
-def write_heads(folder, heads):
-    """Writes each head as a NIfTI volume, and head.png of the first few."""
-    for number, head in enumerate(heads):
+    heads = np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+    for number, head in enumerate(heads[:count]):
         volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz")
-    figures.head_figure(heads[:SHOWN_HEADS], volumes.SLICE_SPACING, folder / "head.png")
+    if count:
+        figures.head_figure(heads[:min(count, SHOWN_HEADS)], volumes.SLICE_SPACING, folder / "head.png")
+    return heads
 
 
 def nearest_training(samples, train):
@@ -176,7 +181,7 @@ def judge_samples(folder, samples, splits):
 
 
 def judge_heads(folder, heads, reconstructions, splits):
-    """Measures whole heads against people, draws each of the first over its nearest training person, and prints the table.
+    """Measures whole heads against people, and draws the first few, each over its nearest training person.
 
     Args:
         folder: where neighbours.png goes.
@@ -199,10 +204,6 @@ def judge_heads(folder, heads, reconstructions, splits):
                 for person, distance in zip(nearest, details["distances"]) for place in places]
     figures.neighbour_grid(np.concatenate(heads[:SHOWN_HEADS, places]) / 255, np.concatenate(people["train"][nearest][:, places]),
                            captions, folder / "neighbours.png")
-    table = metrics.head_table(measured)
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for row in table:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
     return measured
 
 
@@ -239,6 +240,17 @@ def load_data(arguments, config, vqvae, run_dir):
     return splits
 
 
+def evaluate_samples(folder, arguments, vqvae, prior, splits):
+    """Samples a slice at the position of each test image and judges them; and what the prior spends on people it has seen."""
+    train, test = splits["train"], splits["test"]
+    print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
+    seen = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
+    codes_seen = np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(seen, 32)])
+    bits = metrics.bits_per_code(prior, codes_seen, seen.positions, *dataset.head_context(seen, prior, vqvae.settings["margin"]))
+    samples = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
+    return {"bits_per_code_train": bits, **judge_samples(folder, samples, splits)}
+
+
 def write_predictions(folder, arguments, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics."""
     test = splits["test"]
@@ -252,28 +264,29 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     print(f"Sampling {len(positions)} new brains ...")
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
     write_samples(folder, samples, positions)
-    judged_heads = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
-    wanted = max(arguments.heads, judged_heads)
-    if wanted:
-        print(f"Sampling {wanted} whole head{'s' * (wanted > 1)} ...")
-        heads = draw_heads(vqvae, prior, wanted, arguments.seed, arguments.temperature)
-    if arguments.heads:
-        write_heads(folder, heads[:arguments.heads])
+    judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
+    heads = write_heads(folder, vqvae, prior, arguments.heads, judged, arguments.seed, arguments.temperature)
+    of_heads = {}
     if arguments.evaluate:
-        print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
-        train = splits["train"]
-        seen = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
-        codes_seen = np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(seen, 32)])
-        measured["bits_per_code_train"] = metrics.bits_per_code(prior, codes_seen, seen.positions,
-                                                                *dataset.head_context(seen, prior, vqvae.settings["margin"]))
-        judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
-        measured |= judge_samples(folder, judged, splits)
-        measured["heads"] = judge_heads(folder, heads[:judged_heads], reconstructions, splits)
+        measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
+        of_heads = {"heads": judge_heads(folder, heads[:judged], reconstructions, splits)}
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
     figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, *shown,
-                         codes, prior.num_embeddings, samples, [f"slice {position}" for position in positions], neighbours)
-    cli.write_json(folder / "metrics.json", measured)
-    return measured
+                         codes, prior.num_embeddings, samples, [f"slice {position}" for position in positions], neighbours,
+                         heads[:min(arguments.heads, SHOWN_HEADS)], volumes.SLICE_SPACING,
+                         *(metrics.head_table(found) for found in of_heads.values()))
+    cli.write_json(folder / "metrics.json", measured | of_heads)
+    return measured | of_heads
+
+
+def print_heads(measured):
+    """Prints what `metrics.evaluate_heads` found, as a table of figures with their 95 % intervals."""
+    table = metrics.head_table(measured)
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print(f"{measured['num_heads']} sampled heads, with 95 % intervals:")
+    for row in table:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+    print(measured["copy_test_says"])
 
 
 @cli.exit_on_input_error
@@ -291,7 +304,10 @@ def main(argv=None):
     if arguments.export:
         with cli.report_write_errors(arguments.export, "give another --export"):
             modules.export(vqvae, prior, arguments.export)
+    of_heads = measured.pop("heads", None)
     print(json.dumps(measured, indent=2))
+    if of_heads:
+        print_heads(of_heads)
     print(f"Done: see {folder}.")
 
 
