@@ -325,8 +325,9 @@ def head_viewer(head, spacing):
         f'<div class="cut" style="aspect-ratio: {cut.shape[1]} / {depth * spacing:.1f}"><img src="{_data_url(cut / 255)}" '
         f'alt="{name} cut"><i></i></div>' for name, cut in zip(("coronal", "sagittal"), head_cuts(head)))
     # One picture of all slices, of which a window shows one.
-    return (f'<div class="head" style="--slices: {depth}; --slice: {depth // 2}"><div><div class="slice" style="aspect-ratio: {width} / {height}">'
-            f'<img src="{_data_url(np.concatenate(head) / 255)}" alt="slices of a sampled head"></div>'
+    return (f'<div class="head" style="--slices: {depth}; --slice: {depth // 2}"><div>'
+            f'<div class="slice" style="aspect-ratio: {width} / {height}"><img src="{_data_url(np.concatenate(head) / 255)}" '
+            f'alt="slices of a sampled head"></div>'
             f'<input type="range" min="0" max="{depth - 1}" value="{depth // 2}" aria-label="slice"><output>slice {depth // 2}'
             f"</output></div><div>{cuts}</div></div>")
 

@@ -271,10 +271,10 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
         measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
         of_heads = {"heads": judge_heads(folder, heads[:judged], reconstructions, splits)}
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
-    figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, *shown,
-                         codes, prior.num_embeddings, samples, [f"slice {position}" for position in positions], neighbours,
-                         heads[:min(arguments.heads, SHOWN_HEADS)], volumes.SLICE_SPACING,
-                         *(metrics.head_table(found) for found in of_heads.values()))
+    title = f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples"
+    figures.write_report(folder / "report.html", title, measured, *shown, codes, prior.num_embeddings, samples,
+                         [f"slice {position}" for position in positions], neighbours, heads[:min(arguments.heads, SHOWN_HEADS)],
+                         volumes.SLICE_SPACING, *(metrics.head_table(found) for found in of_heads.values()))
     cli.write_json(folder / "metrics.json", measured | of_heads)
     return measured | of_heads
 
