@@ -279,7 +279,7 @@ def head_figure(heads, spacing, path, num_slices=5):
     count, depth, height, width = heads.shape
     shown = np.unique(np.linspace(0, depth - 1, num_slices + 2).round().astype(int)[1:-1])
     # All lengths are in mm of the axial slices. The cuts are drawn larger, so that two are nearly as high as a slice.
-    gap, line = 5, 16
+    gap, line = 5, 24
     scale = (height - 3 * gap) / (2 * depth * spacing)
     cuts_left = len(shown) * (width + gap)
     total = np.array([cuts_left + scale * max(height, width), 2 * line + count * (height + gap)])
