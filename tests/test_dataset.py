@@ -334,3 +334,11 @@ def test_spread_and_take():
     assert split.spread(4).tolist() == [0, 3, 6, 9] and split.spread(99).tolist() == list(range(10))
     taken = split.take([2, 7])
     assert taken.images.ravel().tolist() == [2, 7] and taken.positions.tolist() == [7, 12] and taken.num_people == 2
+
+
+def test_heads_are_the_people_with_all_slices():
+    cases, positions = np.array([[3, 0], [3, 2], [3, 1], [5, 0], [5, 2], [8, 1], [8, 2], [8, 0], [8, 7]]).T
+    split = dataset.Split("train", np.zeros((9, 8, 8), np.uint8), cases, positions)
+    np.testing.assert_array_equal(split.heads([0, 1, 2]), [[0, 2, 1], [7, 5, 6]])
+    np.testing.assert_array_equal(split.heads([2, 0]), [[1, 0], [4, 3], [6, 7]])
+    assert split.heads([4, 7]).shape == (0, 2)
