@@ -187,24 +187,26 @@ def judge_samples(folder, samples, splits):
     return measured
 
 
-def judge_heads(folder, heads, reconstructions, splits):
+def judge_heads(folder, heads, vqvae, codes, splits):
     """Measures whole heads against people, and draws the first few, each over its nearest training person.
 
     Args:
         folder: where neighbours.png goes.
         heads: uint8 (N, 32, H, W), sampled.
-        reconstructions: float (T, H, W) in [0, 1], of the test images.
+        vqvae: the model.
+        codes: int (T, g, g), of the test images.
         splits: dict of all three `dataset.Split`.
 
     Returns:
         The dict of metrics of `metrics.evaluate_heads`.
     """
-    train, test = splits["train"], splits["test"]
+    train = splits["train"]
     positions = np.unique(train.positions)
     rows = {name: split.heads(positions) for name, split in splits.items()}
     people = {name: split.images[rows[name]] for name, split in splits.items()}
     heads = heads[:, positions]
-    measured, details = metrics.evaluate_heads(heads, dataset.to_uint8(reconstructions[rows["test"]] * 2 - 1), people)
+    reconstructions = np.stack([dataset.to_uint8(decode(vqvae, codes[head]) * 2 - 1) for head in rows["test"]])
+    measured, details = metrics.evaluate_heads(heads, reconstructions, people)
     places = np.unique(np.linspace(0, len(positions) - 1, 8).round().astype(int))
     nearest = details["nearest"][:SHOWN_HEADS]
     captions = [f"case {train.cases[rows['train'][person, 0]]}, slice {positions[place]}\nhead's distance {distance:.1f}"
@@ -292,7 +294,7 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
     of_heads = {}
     if arguments.evaluate:
         measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
-        of_heads = {"heads": judge_heads(folder, heads[:judged], reconstructions, splits)}
+        of_heads = {"heads": judge_heads(folder, heads[:judged], vqvae, codes, splits)}
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
     title = f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples"
     figures.write_report(folder / "report.html", title, measured, *shown, codes, prior.num_embeddings, samples,

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
+import devices
 import modules
 
 
