@@ -387,6 +387,9 @@ def test_persons_are_whitened_and_new_ones_are_drawn_as_people_are_spread():
     gaps = pictures.copy()
     gaps[0, :3] = gaps[1, 0] = np.nan
     assert (prior.persons(gaps)[0] == 0).all() and (prior.persons(gaps)[1] != 0).all()
+    pictures[:, 1:] = gaps[:, 1:] = np.nan  # of a cohort that has one slice of each head, that one is enough
+    prior.start_people(pictures)
+    assert (prior.persons(gaps)[:2] == 0).all() and (prior.persons(gaps)[2:] != 0).any(axis=1).all()
 
 
 def test_one_person_alone_is_the_average_person():
