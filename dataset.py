@@ -62,6 +62,10 @@ class Split:
         """Indices of up to `wanted` images, evenly spread."""
         return np.unique(np.linspace(0, len(self.images) - 1, wanted).astype(int))
 
+    def mirrored(self):
+        """The same heads, left for right."""
+        return dataclasses.replace(self, images=self.images[:, :, ::-1])
+
     def take(self, indices):
         """The split of these images alone."""
         return Split(self.name, self.images[indices], self.cases[indices], self.positions[indices])
@@ -301,10 +305,10 @@ def code_batches(codes, positions, below, persons, num_embeddings, batch_size, s
     them, and does not rely on them more than it may when they are its own samples.
 
     Args:
-        codes: int32 (N, g, g).
+        codes: int32 (C, N, g, g): of N slices C versions, as they are and mirrored, say; in training, one is drawn each time.
         positions: int32 (N,).
         below: int32 (N, S), see `slices_below`.
-        persons: float32 (N, P), each slice's person.
+        persons: float32 (C, N, P), each slice's person.
         num_embeddings: K; as a code below, it stands for "none".
         batch_size: B.
         seed: of order and draws.
@@ -314,28 +318,36 @@ def code_batches(codes, positions, below, persons, num_embeddings, batch_size, s
         A dataset of dicts: `codes`, int32 (B, g, g); `positions`, int32 (B,); `below`, int32 (B, S, g, g); `person`, float32
         (B, P).
     """
-    none = np.full((1, *codes.shape[1:]), num_embeddings)
+    none = np.full((len(codes), 1, *codes.shape[2:]), num_embeddings)
     with tf.device("CPU"):
-        codes, positions = tf.constant(np.concatenate([codes, none]), tf.int32), tf.constant(positions, tf.int32)
+        codes, positions = tf.constant(np.concatenate([codes, none], axis=1), tf.int32), tf.constant(positions, tf.int32)
         below, persons = tf.constant(below, tf.int32), tf.constant(persons, tf.float32)
 
-    def gather(indices):
-        return {"codes": tf.gather(codes, indices), "positions": tf.gather(positions, indices),
-                "below": tf.gather(codes, tf.gather(below, indices)), "person": tf.gather(persons, indices)}
+    def gather(indices, version):
+        several = tf.stack([tf.repeat(version[:, tf.newaxis], below.shape[1], axis=1), tf.gather(below, indices)], axis=-1)
+        one = tf.stack([version, indices], axis=-1)
+        return {"codes": tf.gather_nd(codes, one), "positions": tf.gather(positions, indices),
+                "below": tf.gather_nd(codes, several), "person": tf.gather_nd(persons, one)}
+
+    def training_batch(step, indices):
+        step_seed = tf.stack([tf.constant(seed, tf.int64), step])
+        version = tf.random.stateless_uniform(tf.shape(indices), step_seed, maxval=len(codes), dtype=tf.int32)
+        return _withhold(gather(indices, version), num_embeddings, step_seed)
 
     if seed is None:
-        batches = tf.data.Dataset.range(len(positions)).batch(batch_size).map(gather, num_parallel_calls=2)
+        batches = tf.data.Dataset.range(len(positions), output_type=tf.int32).batch(batch_size).map(
+            lambda indices: gather(indices, tf.zeros_like(indices)), num_parallel_calls=2)
     else:
         first_step = first_epoch * (len(positions) // batch_size)
         batches = _shuffled_indices(len(positions), batch_size, seed, first_epoch).enumerate(first_step).map(
-            lambda step, indices: _withhold(gather(indices), num_embeddings, [seed, step]), num_parallel_calls=2)
+            training_batch, num_parallel_calls=2)
     return _with_options(batches.prefetch(2))
 
 
 def _withhold(batch, num_embeddings, seed):
     """A training batch of the prior with slices below and persons left out, codes below replaced, persons blurred."""
     below, count = batch["below"], tf.shape(batch["below"])[0]
-    draws = [tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), number) for number in range(5)]
+    draws = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(5)]
     random = tf.random.stateless_uniform(tf.shape(below), draws[0], maxval=num_embeddings, dtype=tf.int32)
     replaced = (tf.random.stateless_uniform(tf.shape(below), draws[1]) < CORRUPTED) & (below < num_embeddings)
     below = tf.where(replaced, random, below)

@@ -117,11 +117,13 @@ def code_lengths(prior, codes, positions, below=None, persons=None):
     Returns:
         float64 (N,).
     """
+    log_prob = tf.function(prior.log_prob)
     with_none = np.concatenate([codes, np.full_like(codes[:1], prior.num_embeddings)])
     lengths = []
     for some in np.array_split(np.arange(len(codes)), -(-len(codes) // 32)):
-        nats = -prior.log_prob(codes[some], positions[some], None if below is None else with_none[below[some]],
-                               None if persons is None else persons[some])
+        nats = -log_prob(tf.constant(codes[some]), tf.constant(positions[some]),
+                         None if below is None else tf.constant(with_none[below[some]]),
+                         None if persons is None else tf.constant(persons[some]))
         lengths.append(nats.numpy() / np.log(2) / codes[0].size)
     return np.concatenate(lengths).astype(float)
 

@@ -568,12 +568,13 @@ class PixelCNN(keras.Model):
         kernel_size: odd width of their windows.
         dropout: rate.
         codebook_digest: `VectorQuantizer.digest` of the codebook whose codes these are, if it is known.
-        steps_below: how far below each of the S slices in `below` lies; (1, 2) are the next one and the one under it.
+        steps_below: how far below each of the S slices in `below` lies; the next one, the
+            one under it, and one further down: so it shows which way a fold runs.
         person_size: P, the length of the person vector.
     """
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=3,
-                 dropout=0.1, codebook_digest=None, steps_below=(1, 2), person_size=8, **kwargs):
+                 dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4), person_size=8, **kwargs):
         super().__init__(**kwargs)
         if kernel_size % 2 == 0 or kernel_size < 3:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
@@ -589,8 +590,8 @@ class PixelCNN(keras.Model):
         self.code_embedding = layers.Embedding(num_embeddings, num_filters)
         self.below_embeddings = [layers.Embedding(num_embeddings + 1, num_filters) for _ in steps_below]
         self.picture_conv = layers.Conv2D(num_filters, 3, padding="same")
-        self.below_convs = [layers.Conv2D(num_filters, 3, padding="same", activation="relu"),
-                            layers.Conv2D(num_filters, 3, padding="same")]
+        self.known_convs = [layers.Conv2D(num_filters, 3, padding="same", kernel_initializer=start)
+                            for start in ("glorot_uniform", "zeros") * 2]  # two residual blocks
         self.position_embedding = layers.Embedding(num_positions, num_filters)
         self.person_embedding = layers.Dense(num_filters, use_bias=False)
         self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
@@ -610,7 +611,7 @@ class PixelCNN(keras.Model):
         for layer in (*self.blocks, *self.attentions):
             layer.build()
         self.picture_conv.build((None, None, None, 6))
-        for conv in self.below_convs:
+        for conv in self.known_convs:
             conv.build((None, None, None, self.num_filters))
         self.person_embedding.build((None, self.person_size))
         self.head.build((None, self.grid_size, self.grid_size, self.num_filters))
@@ -635,11 +636,11 @@ class PixelCNN(keras.Model):
         codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
         length = codebook.shape[1]
         kernel = self.head.layers[-1].kernel
-        projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters))
-        self.code_embedding.embeddings.assign(projected)
         kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
-        for below in self.below_embeddings:
-            below.embeddings.assign(np.pad(projected, [[0, 1], [0, 0]]))
+        for embedding in (self.code_embedding, *self.below_embeddings):
+            projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters))
+            none = embedding.input_dim - len(codebook)
+            embedding.embeddings.assign(np.pad(projected, [[0, none], [0, 0]]))
 
     # The person
 
@@ -675,7 +676,9 @@ class PixelCNN(keras.Model):
         deviations = np.nan_to_num(pictures - self.mean_picture.numpy()).reshape(len(pictures), -1)
         squares = (components ** 2).sum(axis=0)
         persons = deviations @ components / np.where(squares > 0, squares, 1)
-        persons[np.isnan(pictures).any(axis=(2, 3)).mean(axis=1) > 0.5] = 0
+        usual = self.mean_picture.numpy().any(axis=(1, 2))  # the positions that training people have
+        missing = np.isnan(pictures).any(axis=(2, 3)) & usual
+        persons[missing.sum(axis=1) > usual.sum() / 2] = 0
         return (np.round(persons * 32).clip(-128, 127) / 32).astype(np.float32)
 
     def draw_persons(self, seed, indices):
@@ -712,8 +715,8 @@ class PixelCNN(keras.Model):
         known = self.picture_conv(self._pictures(positions, person))
         for index, embedding in enumerate(self.below_embeddings):
             known += embedding(below[:, index])
-        for conv in self.below_convs:
-            known = conv(known)
+        for first, second in zip(self.known_convs[::2], self.known_convs[1::2]):
+            known += second(tf.nn.relu(first(tf.nn.relu(known))))
         return places + known
 
     def _known(self, positions, below, person):

@@ -423,12 +423,14 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
     """Stage 2; returns the PixelCNN of the epoch with the fewest bits per code on validation people."""
     settings = config["settings"]
     keras.utils.set_random_seed(settings["seed"])  # again, for this stage may have been resumed
-    codes = {name: encode(vqvae, splits[name]) for name in ("train", "validate")}
+    # Few people: mirrored heads are as good as new ones.
+    versions = {"train": [splits["train"], splits["train"].mirrored()], "validate": [splits["validate"]]}
+    codes = {name: np.stack([encode(vqvae, split) for split in some]) for name, some in versions.items()}
     backup = run_dir / "backup" / "pixelcnn.keras"
     strategy = choose_strategy()
     replicas = strategy.num_replicas_in_sync
-    batch_size = min(max(PRIOR_BATCH_SIZE // replicas, 1) * replicas, len(codes["train"]))
-    steps_per_epoch = len(codes["train"]) // batch_size
+    batch_size = min(max(PRIOR_BATCH_SIZE // replicas, 1) * replicas, len(splits["train"].positions))
+    steps_per_epoch = len(splits["train"].positions) // batch_size
     first_epoch = 0
     with strategy.scope():
         if backup.exists():
@@ -441,12 +443,14 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
             prior.start_people(dataset.head_pictures(splits["train"], vqvae.settings["margin"])[0])
             prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
     if first_epoch < settings["prior_epochs"]:
-        told = {name: (codes[name], splits[name].positions,
-                       *dataset.head_context(splits[name], prior, vqvae.settings["margin"])) for name in codes}
-        fit(prior, dataset.code_batches(*told["train"], prior.num_embeddings, batch_size, settings["seed"], first_epoch),
-            dataset.code_batches(*told["validate"], prior.num_embeddings, 32), steps_per_epoch,
+        told = {}
+        for name, some in versions.items():
+            below, persons = zip(*(dataset.head_context(split, prior, vqvae.settings["margin"]) for split in some))
+            told[name] = codes[name], some[0].positions, below[0], np.stack(persons), prior.num_embeddings
+        fit(prior, dataset.code_batches(*told["train"], batch_size, settings["seed"], first_epoch),
+            dataset.code_batches(*told["validate"], 32), steps_per_epoch,
             settings["prior_epochs"], first_epoch, settings["seed"], run_dir, "pixelcnn", "val_bits_per_code")
-    return load_backup(run_dir / "pixelcnn.keras"), codes["validate"]
+    return load_backup(run_dir / "pixelcnn.keras"), codes["validate"][0]
 
 
 def encode(vqvae, split):

@@ -62,7 +62,8 @@ def measure(setting, steps):
     grid = vqvae.grid_size
     codes = rng.integers(0, setting["num_embeddings"], (count, grid, grid), np.int32)
     prior = modules.PixelCNN(grid, setting["num_embeddings"])
-    told = codes, split.positions, *dataset.head_context(split, prior, 0), setting["num_embeddings"]
+    below, persons = dataset.head_context(split, prior, 0)
+    told = codes[np.newaxis], split.positions, below, persons[np.newaxis], setting["num_embeddings"]
     row["pixelcnn_images_per_second"] = images_per_second(prior, dataset.code_batches(*told, BATCH, 0), steps)
     prior.sample(np.arange(16))
     start = time.perf_counter()

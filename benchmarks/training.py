@@ -176,8 +176,8 @@ def prepare(stage, side, split, codes):
         embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
     model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
     count = multiply_adds(model, {"codes": tf.zeros((1, grid, grid), tf.int32), "positions": tf.zeros(1, tf.int32)})
-    told = dataset.head_context(split, model, 0)
-    batches = dataset.code_batches(codes, split.positions, *told, NUM_CODES, BATCH, 0)
+    below, persons = dataset.head_context(split, model, 0)
+    batches = dataset.code_batches(codes[np.newaxis], split.positions, below, persons[np.newaxis], NUM_CODES, BATCH, 0)
     if side.startswith("ours"):
         return model, {"x": batches}, next(iter(batches)), count
     return model, {"x": {"codes": codes, "positions": split.positions}, "batch_size": BATCH}, None, count

@@ -148,10 +148,10 @@ def test_a_failed_reading_leaves_no_cache(cohort, tmp_path):
 
 def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
     train = dataset.load_splits(cohort)["train"]
-    told = (np.arange(32, dtype=np.int32).reshape(32, 1, 1), train.positions, dataset.slices_below(train, (1, 2)),
-            np.ones((32, 3), np.float32), 40, 8)
+    told = (np.arange(64, dtype=np.int32).reshape(2, 32, 1, 1), train.positions, dataset.slices_below(train, (1, 2)),
+            np.ones((2, 32, 3), np.float32), 64, 8)
     first = list(dataset.code_batches(*told, seed=3).take(8))
-    orders = np.concatenate([batch["codes"] for batch in first]).ravel().reshape(2, 32)
+    orders = np.concatenate([batch["codes"] for batch in first]).ravel().reshape(2, 32) % 32
     np.testing.assert_array_equal(np.sort(orders), [np.arange(32)] * 2)
     assert (orders[0] != orders[1]).any()
     resumed = list(dataset.code_batches(*told, seed=3, first_epoch=1).take(4))
@@ -179,19 +179,22 @@ def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing()
 
 def test_code_batches_in_order_tell_all_and_training_batches_withhold_their_shares():
     rng, count, num_embeddings = np.random.default_rng(0), 4000, 50
-    codes, positions = rng.integers(0, num_embeddings, (count, 4, 4)), np.arange(count) % 32
+    codes, positions = rng.integers(0, num_embeddings, (2, count, 4, 4)), np.arange(count) % 32
     split = dataset.Split("train", np.zeros((count, 1, 1), np.uint8), np.arange(count) // 32, positions)
-    below, persons = dataset.slices_below(split, (1, 2)), rng.normal(size=(count, 3)).astype(np.float32)
+    below, persons = dataset.slices_below(split, (1, 2)), rng.normal(size=(2, count, 3)).astype(np.float32)
     told = codes, positions, below, persons, num_embeddings
     whole = {name: np.concatenate([batch[name] for batch in dataset.code_batches(*told, 600)]) for name in ("below", "person")}
-    np.testing.assert_array_equal(whole["below"][5], codes[[4, 3]])
-    np.testing.assert_array_equal(whole["below"][33], [codes[32], np.full((4, 4), num_embeddings)])
-    np.testing.assert_array_equal(whole["person"], persons)
+    np.testing.assert_array_equal(whole["below"][5], codes[0, [4, 3]])
+    np.testing.assert_array_equal(whole["below"][33], [codes[0, 32], np.full((4, 4), num_embeddings)])
+    np.testing.assert_array_equal(whole["person"], persons[0])
 
     batches = list(dataset.code_batches(*told, 4, seed=0).take(1000))
     withheld = {name: np.concatenate([batch[name] for batch in batches]) for name in ("codes", "below", "person")}
-    order = [int(np.flatnonzero((codes == one).all(axis=(1, 2)))[0]) for one in withheld["codes"]]
-    full, given = whole["below"][order], withheld["below"]
+    index = {one.tobytes(): place for place, one in enumerate(codes.astype(np.int32).reshape(-1, 4, 4))}
+    version, order = np.divmod([index[one.tobytes()] for one in withheld["codes"]], count)
+    assert version.mean() == pytest.approx(0.5, abs=0.03)
+    none = np.full((2, 1, 4, 4), num_embeddings)
+    full, given = np.concatenate([codes, none], axis=1)[version[:, np.newaxis], below[order]], withheld["below"]
     was, kept = ((one[:, :, 0, 0] < num_embeddings) for one in (full, given))
     both = was[:, 1]
     assert 1 - kept[both, 0].mean() == pytest.approx(dataset.WITHOUT_BELOW, abs=0.03)
@@ -201,7 +204,7 @@ def test_code_batches_in_order_tell_all_and_training_batches_withhold_their_shar
     assert changed == pytest.approx(dataset.CORRUPTED * (1 - 1 / num_embeddings), abs=0.003)
     unknown = (withheld["person"] == 0).all(axis=1)
     assert unknown.mean() == pytest.approx(dataset.WITHOUT_PERSON, abs=0.03)
-    noise = (withheld["person"] - persons[order])[~unknown]
+    noise = (withheld["person"] - persons[version, order])[~unknown]
     assert noise.std() == pytest.approx(dataset.PERSON_NOISE, rel=0.05)
 
 

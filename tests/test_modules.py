@@ -41,7 +41,8 @@ def small_prior(**kwargs):
         weight.assign(weight + rng.normal(0, 0.4, weight.shape))
     for weight in prior.head.layers[-1].trainable_variables:
         weight.assign(0.1 * weight)  # else one code takes all
-    for weight in prior.below_convs[-1].trainable_variables:
+    for weight in (*prior.picture_conv.trainable_variables, *prior.known_convs[1].trainable_variables,
+                   *prior.known_convs[3].trainable_variables):
         weight.assign(0.02 * weight)  # else they drown the codes
     prior.start_people(rng.uniform(size=(5, prior.num_positions, 16, 16)))
     return prior
@@ -277,7 +278,7 @@ def test_every_code_depends_on_all_that_is_known_of_the_head():
     prior, positions = small_prior(), np.array([2], np.int32)
     codes, (below, person) = np.zeros((1, 6, 6), np.int32), small_context(prior, 1)
     logits = prior({"codes": codes, "positions": positions, "below": below, "person": person}).numpy()
-    for step in range(2):
+    for step in range(3):
         for row, column in np.ndindex(6, 6):
             other = below.copy()
             other[0, step, row, column] = (other[0, step, row, column] + 5) % 11
@@ -290,7 +291,7 @@ def test_every_code_depends_on_all_that_is_known_of_the_head():
 def test_unknown_is_the_none_code_and_the_average_person():
     prior, positions = small_prior(), np.array([0, 3], np.int32)
     codes = np.random.default_rng(0).integers(0, 11, (2, 6, 6), np.int32)
-    expected = prior.log_prob(codes, positions, np.full((2, 2, 6, 6), 11, np.int32), np.zeros((2, 8), np.float32))
+    expected = prior.log_prob(codes, positions, np.full((2, 3, 6, 6), 11, np.int32), np.zeros((2, 8), np.float32))
     np.testing.assert_array_equal(prior.log_prob(codes, positions), expected)
 
 
@@ -452,7 +453,7 @@ for strategy in (one, two):
     with strategy.scope():
         prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
         prior.compile(modules.Adam(1e-2, global_clipnorm=0.1))
-    told = codes, split.positions, dataset.slices_below(split, (1, 2)), np.ones((33, 8)), 16, 8
+    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2, 4)), np.ones((1, 33, 8)), 16, 8
     seen |= prior.fit(dataset.code_batches(*told, 0), validation_data=dataset.code_batches(*told), **settings).history
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
     ends.append([*(seen[key] for key in sorted(seen)), vqvae.quantizer.embeddings.numpy(), prior.head.get_weights()[0]])
