@@ -48,7 +48,7 @@ def test_predict_writes_pictures_and_the_same_metrics(trained, monkeypatch):
         *(f"original_vs_reconstructed_{i:04d}.png" for i in range(3))}
     measured, by_train = (json.loads((path / "metrics.json").read_text()) for path in (folder, folder.parent))
     assert measured.keys() == {"ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse", "num_images", "code_entropy",
-                               "perplexity", "codes_used", "bits_per_code", "bytes_per_image"}
+                               "perplexity", "codes_used", "bits_per_code", "bits_per_code_alone", "bytes_per_image"}
     assert measured == pytest.approx(by_train, rel=1e-4)
     assert measured["num_images"] == 16
     assert measured["bytes_per_image"] == pytest.approx(measured["bits_per_code"] * 64 / 8)
