@@ -484,7 +484,7 @@ def with_interval(name, statistic, *groups):
         groups: float (N,), a value per person each.
 
     Returns:
-        A dict of `name`, a float, and `NAME_interval`, (low, high).
+        A dict of `name`, a float, and `NAME_interval`, (low, high), which may reach past what the figure can be.
 
     References:
         Davison, Hinkley: Bootstrap Methods and their Application, 1997, section 5.2.1.
