@@ -53,8 +53,23 @@ class Split:
         return len(np.unique(self.cases))
 
     def spread(self, wanted):
-        """Indices of up to `wanted` images, evenly spread."""
+        """Indices of up to `wanted` images, evenly spread over the files: for figures of many images."""
         return np.unique(np.linspace(0, len(self.images) - 1, wanted).astype(int))
+
+    def examples(self, wanted):
+        """Indices of up to `wanted` images to show, the same each time: evenly spread over people and slice positions both.
+
+        The images stand for equal shares of the positions, from the lowest to the highest, and of the people. A person
+        without the slice gives the nearest that is there, and is shown again only if there are fewer people than images.
+        """
+        people, positions, chosen = np.unique(self.cases), np.unique(self.positions), []
+        wanted = min(wanted, len(self.images))
+        for share in (np.arange(wanted) + 0.5) / wanted:
+            person, position = (values[int(share * len(values))] for values in (people, positions))
+            free = np.setdiff1d(np.arange(len(self.images)), chosen)
+            order = np.lexsort((np.abs(self.positions[free] - position), self.cases[free] != person))
+            chosen.append(free[order[0]])
+        return np.array(chosen)
 
     def take(self, indices):
         """The split of these images alone."""

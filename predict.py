@@ -102,21 +102,50 @@ def load_run(run_dir):
     return config, vqvae, prior
 
 
-def write_reconstructions(folder, split, codes, reconstructions, count, seed, num_embeddings):
-    """Writes original beside reconstruction as one PNG per example, and reconstructions.png of the first ten.
+def write_reconstructions(folder, split, codes, reconstructions, count, seed, vqvae):
+    """Writes what shows how well the split is reconstructed.
+
+    One PNG per example, original beside reconstruction; reconstructions.png of four people at four positions; errors.png over
+    all images.
 
     Returns:
-        What `figures.write_report` shows of these ten: originals, reconstructions, codes, SSIM.
+        (the indices of the first ten examples; what `figures.write_report` shows of them).
     """
+    margin = vqvae.settings["margin"]
+    ssims = np.array([metrics.ssim(image / 255, reconstruction) for image, reconstruction in zip(split.images, reconstructions)])
+    errors = np.mean([np.abs(image / 255 - reconstruction) for image, reconstruction in zip(split.images, reconstructions)], axis=0)
+    figures.plot_errors(ssims, split.positions, errors, margin, folder / "errors.png")
+
+    def shown(indices):
+        captions = [f"slice {split.positions[index]}, SSIM {ssims[index]:.3f}" for index in indices]
+        return split.images[indices] / 255, reconstructions[indices], codes[indices], captions
+
+    figures.reconstruction_grid(*shown(split.examples(4)), figures.code_colours(vqvae.quantizer.embeddings), margin,
+                                folder / "reconstructions.png")
     drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(count, len(codes)), replace=False))
-    originals = split.images[drawn] / 255
-    ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[drawn])]
     for number, index in enumerate(drawn):
         pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[index] * 2 - 1)])
         Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{number:04d}.png")
-    shown = originals[:10], reconstructions[drawn[:10]], codes[drawn[:10]], ssims[:10]
-    figures.reconstruction_grid(*shown, num_embeddings, folder / "reconstructions.png")
-    return shown
+    return drawn[:10], shown(drawn[:10])
+
+
+def write_template(folder, vqvae):
+    """Writes template.png: slices of the MNI152 template, which may be shown to anyone, through the model."""
+    images = volumes.template_slices()
+    positions = np.array([3, 11, 19, 27])
+    codes, reconstructions = reconstruct(vqvae, images[positions])
+    captions = [f"slice {position}, SSIM {metrics.ssim(image / 255, reconstruction):.3f}"
+                for image, reconstruction, position in zip(images[positions], reconstructions, positions)]
+    figures.reconstruction_grid(images[positions] / 255, reconstructions, codes, captions,
+                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
+                                folder / "template.png", "An average of 152 people (MNI152), which the model never saw")
+
+
+def reconstruct(vqvae, images):
+    """uint8 (N, H, W) -> (codes, int (N, g, g); reconstructions, float (N, H, W) in [0, 1])."""
+    parts = np.array_split(images, -(-len(images) // 32))
+    codes = [vqvae.encode_to_codes(dataset.normalise(part)[..., np.newaxis]).numpy() for part in parts]
+    return np.concatenate(codes), np.concatenate([metrics.to_unit(vqvae.decode_codes(some)) for some in codes])
 
 
 def draw_samples(vqvae, prior, positions, seed, temperature):
@@ -125,11 +154,11 @@ def draw_samples(vqvae, prior, positions, seed, temperature):
     return np.concatenate([metrics.to_unit(vqvae.decode_codes(codes[i:i + 16])) for i in range(0, len(codes), 16)])
 
 
-def write_samples(folder, samples, positions):
+def write_samples(folder, samples, positions, margin):
     """Writes samples.png and a PNG of each sample."""
     for number, image in enumerate(samples):
         Image.fromarray(dataset.to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}.png")
-    figures.sample_grid(samples, positions, folder / "samples.png")
+    figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
 def nearest_training(samples, train):
@@ -194,17 +223,18 @@ def load_data(arguments, config, vqvae, run_dir):
     return splits
 
 
-def write_predictions(folder, arguments, vqvae, prior, splits):
+def write_predictions(folder, arguments, config, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics."""
     test = splits["test"]
     print(f"Reconstructing {len(test.images)} test images ...")
     measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32))
-    shown = write_reconstructions(folder, test, codes, reconstructions, arguments.num_examples, arguments.seed,
-                                  prior.num_embeddings)
+    indices, shown = write_reconstructions(folder, test, codes, reconstructions, arguments.num_examples, arguments.seed, vqvae)
+    if vqvae.image_size == 256 and not config["data"].get("is_demo"):  # as the template; the demo cohort is made from it
+        write_template(folder, vqvae)
     positions = sample_positions(arguments.slice, arguments.num_samples)
     print(f"Sampling {len(positions)} new brains ...")
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
-    write_samples(folder, samples, positions)
+    write_samples(folder, samples, positions, vqvae.settings["margin"])
     if arguments.nifti:
         volumes.write_nifti(dataset.to_uint8(samples * 2 - 1), folder / "samples.nii.gz")
     if arguments.evaluate:
@@ -214,8 +244,10 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
         judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
         measured |= judge_samples(folder, samples, judged, splits)
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
-    figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, *shown,
-                         codes, prior.num_embeddings, samples, [f"slice {position}" for position in positions], neighbours)
+    figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, shown,
+                         metrics.bits_per_place(prior, codes[indices], test.positions[indices]), codes,
+                         figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"], samples,
+                         [f"slice {position}" for position in positions], neighbours)
     cli.write_json(folder / "metrics.json", measured)
     return measured
 
@@ -231,7 +263,7 @@ def main(argv=None):
     folder = Path(arguments.output_dir or run_dir / "predictions")
     with cli.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        measured = write_predictions(folder, arguments, vqvae, prior, splits)
+        measured = write_predictions(folder, arguments, config, vqvae, prior, splits)
     if arguments.export:
         with cli.report_write_errors(arguments.export, "give another --export"):
             modules.export(vqvae, prior, arguments.export)

@@ -217,14 +217,16 @@ class Reconstructions(keras.callbacks.Callback):
         super().__init__()
         self.validation = splits["validate"].images[splits["validate"].spread(128)]
         self.test = splits["test"].images
-        self.shown = self.test[splits["test"].spread(6)]
+        self.shown = self.test[splits["test"].examples(4)]
         self.frames_dir = frames_dir
         self.writer = tf.summary.create_file_writer(str(logs_dir))
         self.epochs = epochs
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock."""
+        """Starts the clock; before the first epoch, draws a frame to compare with."""
+        if epoch == 0:
+            self._draw_frame(0)
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs):
@@ -235,15 +237,20 @@ class Reconstructions(keras.callbacks.Callback):
         rng = np.random.default_rng([self.seed, epoch])
         drawn = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
         logs["test_ssim"], _, _ = self._reconstruct(self.test[drawn])
-        ssim, _, shown = self._reconstruct(self.shown)
-        title = f"epoch {epoch + 1} of {self.epochs}    SSIM {ssim:.3f}    above: original, below: reconstruction"
-        frame = figures.progress_frame(self.shown, shown, title)
-        Image.fromarray(frame).save(self.frames_dir / f"{epoch:04d}.png")
+        frame = self._draw_frame(epoch + 1)
         with self.writer.as_default(epoch):
             tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
             tf.summary.histogram("codes", codes, buckets=self.model.quantizer.num_embeddings)
             tf.summary.histogram("codebook", self.model.quantizer.embeddings)
         logs["seconds"] = time.perf_counter() - self.start
+
+    def _draw_frame(self, epochs):
+        """Writes the frame of the GIF after so many epochs, and returns it."""
+        ssim, _, shown = self._reconstruct(self.shown)
+        title = f"after epoch {epochs} of {self.epochs}: SSIM {ssim:.3f}" if epochs else f"before the first epoch: SSIM {ssim:.3f}"
+        frame = figures.progress_frame(self.shown, shown, self.model.settings["margin"], title)
+        Image.fromarray(frame).save(self.frames_dir / f"{epochs:04d}.png")
+        return frame
 
     def _reconstruct(self, images):
         """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
@@ -456,17 +463,17 @@ def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes, rec
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     num_embeddings = prior.num_embeddings
-    figures.plot_architecture(*figures.outline(vqvae, prior), folder / "architecture.png")
+    figures.plot_architecture(figures.outline(vqvae, prior), folder / "architecture.png")
     history = read_history(run_dir / "vqvae_history.csv")
-    for scale in ("linear", "log"):
-        figures.plot_losses(history, folder / f"losses_{scale}.png", scale)
+    figures.plot_losses(history, folder / "losses.png")
     figures.plot_ssim(history, folder / "ssim.png")
     entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
     figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
-    shown = test_split.spread(8)
-    originals = test_split.images[shown] / 255
-    ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions[shown])]
-    figures.reconstruction_grid(originals, reconstructions[shown], codes[shown], ssims, num_embeddings,
+    shown = test_split.examples(4)
+    captions = [f"slice {position}, SSIM {metrics.ssim(original / 255, reconstruction):.3f}" for original, reconstruction, position
+                in zip(test_split.images[shown], reconstructions[shown], test_split.positions[shown])]
+    figures.reconstruction_grid(test_split.images[shown] / 255, reconstructions[shown], codes[shown], captions,
+                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
                                 folder / "reconstructions.png")
 
 
