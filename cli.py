@@ -25,6 +25,14 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help.")
 
 
+def script_parser(doc):
+    """The parser of a script whose docstring begins with what it does, in one line, and has examples, indented by four spaces."""
+    lines = doc.split("\n")
+    examples = "\n".join(line for line in lines[1:] if line.startswith("    "))
+    return ArgumentParser(description=lines[0], epilog=f"examples:\n{examples}",
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def number(kind, minimum, maximum=float("inf")):
     """An argparse type: an int or a finite float of at least `minimum` and less than `maximum`."""
 

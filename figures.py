@@ -341,8 +341,8 @@ def plot_architecture(told, path):
     arrow((62, 11.5), (68, 11.5))
     axes.add_patch(patches.FancyBboxPatch((68.5, 8.8), 23, 5.4, boxstyle="round,pad=0.3", facecolor="0.95", edgecolor="0.5"))
     axes.text(80, 11.5, f"p(code | codes before, ...)\n{told['logits']}", ha="center", va="center", fontsize=7.5, linespacing=1.4)
-    axes.plot((80, 80, 57, 57), (14.8, 25, 25, 27), color="0.3", linewidth=1)
-    arrow((57, 26), (57, 31.5))
+    axes.plot((80, 80, 57), (14.8, 25, 25), color="0.3", linewidth=1)
+    arrow((57, 25), (57, 31.5))
     axes.text(68.5, 26, "draw one code after another", ha="center", fontsize=7.5)
     axes.set(xlim=(0, 100), ylim=(0, 62.65))  # imshow has moved them
     _save(figure, path)
