@@ -25,11 +25,11 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help.")
 
 
-def script_parser(doc):
-    """The parser of a script whose docstring begins with what it does, in one line, and has examples, indented by four spaces."""
+def script_parser(doc, description=None):
+    """The parser of a script by its docstring: the first line, unless `description` is given, and the examples, which are indented."""
     lines = doc.split("\n")
     examples = "\n".join(line for line in lines[1:] if line.startswith("    "))
-    return ArgumentParser(description=lines[0], epilog=f"examples:\n{examples}",
+    return ArgumentParser(description=description or lines[0], epilog=f"examples:\n{examples}",
                           formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

@@ -112,7 +112,8 @@ def reconstruction_grid(originals, reconstructions, codes, captions, colours, ma
     """
     count = len(originals)
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
-    figure, axes = plt.subplots(4, count, figsize=(WIDTH, 0.5 + 4 * (WIDTH - 0.8) / max(count, 4)), layout="constrained", squeeze=False)
+    size = WIDTH, 0.5 + 4 * (WIDTH - 0.8) / max(count, 4)
+    figure, axes = plt.subplots(4, count, figsize=size, layout="constrained", squeeze=False)
     for column in range(count):
         axes[0, column].imshow(originals[column], cmap="gray", vmin=0, vmax=1)
         axes[0, column].set_title(captions[column], fontsize="small")
@@ -400,7 +401,7 @@ def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, 
         f'alt="reconstruction"><input type="range" value="50" aria-label="share of the reconstruction"></div>'
         f'<img class="codes" src="{_data_url(colours[grid])}" alt="codes"><img class="codes" src="{_data_url(map_)}" '
         f'alt="bits per code"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        for original, reconstruction, grid, caption, map_ in zip(crop(shown[0], margin), crop(shown[1], margin), *shown[2:], surprise))
+        for original, reconstruction, grid, caption, map_ in zip(*(crop(images, margin) for images in shown[:2]), *shown[2:], surprise))
     drawn = "".join(
         f'<figure><img src="{_data_url(sample)}" alt="sample">'
         + (f'<img src="{_data_url(crop(neighbours[index], margin) / 255)}" alt="nearest training image">'

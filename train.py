@@ -64,22 +64,22 @@ PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-ima
 
 def parse_arguments(argv):
     """The command line; settings that were not given are None."""
-    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.script_parser(__doc__)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
                         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here, so that the next start takes a moment")
     parser.add_argument("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
-    for name, kind, minimum, text in (
-            ("epochs", int, 1, "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "epochs of the PixelCNN"),
-            ("batch-size", int, 1, "images per step of the VQ-VAE"),
-            ("learning-rate", float, 1e-9, "peak learning rate of the VQ-VAE"),
-            ("num-embeddings", int, 2, "codes in the codebook"), ("embedding-dim", int, 1, "length of a code's vector"),
-            ("seed", int, 0, "of every draw"), ("limit", int, 1, "use the first N people of each split only")):
+    for name, kind, minimum, metavar, text in (
+            ("epochs", int, 1, "N", "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "N", "epochs of the PixelCNN"),
+            ("batch-size", int, 1, "B", "images per step of the VQ-VAE"),
+            ("learning-rate", float, 1e-9, "R", "peak learning rate of the VQ-VAE"),
+            ("num-embeddings", int, 2, "K", "codes in the codebook"), ("embedding-dim", int, 1, "D", "length of a code's vector"),
+            ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only")):
         key = name.replace("-", "_")
-        default = f" (default: {DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
+        default = f" (default: {DEFAULTS[key] or 'all'})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
         maximum = cli.SEEDS if key == "seed" else float("inf")
-        parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar="N", help=text + default)
+        parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
                         help="compute in float16 on a GPU, bfloat16 elsewhere (slower on most CPUs)")
@@ -470,8 +470,8 @@ def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes, rec
     entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
     figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
     shown = test_split.examples(4)
-    captions = [f"slice {position}, SSIM {metrics.ssim(original / 255, reconstruction):.3f}" for original, reconstruction, position
-                in zip(test_split.images[shown], reconstructions[shown], test_split.positions[shown])]
+    captions = [f"slice {test_split.positions[index]}, SSIM {metrics.ssim(test_split.images[index] / 255, reconstructions[index]):.3f}"
+                for index in shown]
     figures.reconstruction_grid(test_split.images[shown] / 255, reconstructions[shown], codes[shown], captions,
                                 figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
                                 folder / "reconstructions.png")
