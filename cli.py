@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 import sys
 
-import tensorflow as tf
+if sys.platform == "win32":
+    sys.exit("This code runs on Linux, macOS and WSL2, not on Windows itself; see README.")
 
 SEEDS = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
 STOPPED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
@@ -69,11 +70,18 @@ def exit_on_input_error(main):
 
 
 @contextlib.contextmanager
-def report_write_errors(folder, advice):
-    """Turns a failure to write into `folder` (full, forbidden, gone) into an `InputError` that ends in `advice`."""
+def report_write_errors(folder, advice, also=()):
+    """Turns a failure to write into `folder` (full, forbidden, gone) into an `InputError` that ends in `advice`.
+
+    Args:
+        folder: for the message.
+        advice: what to do.
+        also: further kinds of errors that mean so. `tf.errors.OpError` belongs here where TensorFlow writes, and only around
+            that: its computations fail with the same errors.
+    """
     try:
         yield
-    except (OSError, tf.errors.OpError) as error:
+    except (OSError, *also) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"{folder} cannot be written ({reason}); {advice}.") from error
 

@@ -28,6 +28,12 @@ from cli import exit_on_input_error, InputError, number, report_write_errors, sc
 from volumes import FILE_NAME, NUM_POSITIONS, SPLITS
 import volumes
 
+# What the prior does without in training, as shares
+WITHOUT_BELOW = 0.25  # of the slices: those below
+WITHOUT_FURTHER = 0.05  # of the slices: those below but for the next one
+CORRUPTED = 0.03  # of the codes below: replaced at random
+WITHOUT_PERSON = 0.2  # of the slices: the person
+PERSON_NOISE = 0.15  # standard deviation, where people's is 1
 LARGEST_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
 
 
@@ -70,6 +76,10 @@ class Split:
             order = np.lexsort((np.abs(self.positions[free] - position), self.cases[free] != person))
             chosen.append(free[order[0]])
         return np.array(chosen)
+
+    def mirrored(self):
+        """The same heads, left for right."""
+        return dataclasses.replace(self, images=self.images[:, :, ::-1])
 
     def take(self, indices):
         """The split of these images alone."""
@@ -261,24 +271,102 @@ def training_batches(split, batch_size, seed, first_epoch=0):
                          .map(_gather_images(split), num_parallel_calls=2).prefetch(2))
 
 
-def code_batches(codes, positions, batch_size, seed=None, first_epoch=0):
-    """Codes for the prior: shuffled without end like `training_batches`, or once in order if `seed` is None.
+def slices_below(split, steps):
+    """Where to find the slices below each slice.
 
     Args:
-        codes: int32 (N, h, w).
-        positions: int32 (N,).
+        split: a `Split` (its images are not looked at).
+        steps: how far below, each at least 1.
 
     Returns:
-        A dataset of dicts ``{"codes": (B, h, w), "positions": (B,)}`` of int32.
+        int32 (N, len(steps)), indices into the split; N where that person has no such slice.
     """
+    index = {key: i for i, key in enumerate(zip(split.cases.tolist(), split.positions.tolist()))}
+    return np.array([[index.get((case, position - step), len(index)) for step in steps] for case, position in index],
+                    np.int32).reshape(-1, len(steps))
+
+
+def head_pictures(split, margin, side=16):
+    """The heads of a split in coarse: each slice less its border of `margin` pixels, averaged over areas.
+
+    Returns:
+        (float32 (people, NUM_POSITIONS, side, side) in [0, 1], NaN where a slice is missing; int (N,), each image's person).
+    """
+    people, person = np.unique(split.cases, return_inverse=True)
+    pictures = np.full((len(people), NUM_POSITIONS, side, side), np.nan, np.float32)
+    inside = slice(margin, split.images.shape[1] - margin)
+    for some in np.array_split(np.arange(len(split.images)), -(-len(split.images) // 256)):
+        images = split.images[some][:, inside, inside, np.newaxis]
+        pictures[person[some], split.positions[some]] = tf.image.resize(images, (side, side), "area")[..., 0] / 255
+    return pictures, person
+
+
+def head_context(split, prior, margin):
+    """What a `modules.PixelCNN` is told of the heads of a split, but for the codes: (`slices_below`, persons float32 (N, P))."""
+    pictures, person = head_pictures(split, margin)
+    return slices_below(split, prior.steps_below), prior.persons(pictures)[person]
+
+
+def code_batches(codes, positions, below, persons, num_embeddings, batch_size, seed=None, first_epoch=0):
+    """What the prior is told: shuffled without end like `training_batches`, or once in order if `seed` is None.
+
+    For training, things are kept from it, by draws that depend on (`seed`, step) alone: so that it can also do without
+    them, and does not rely on them more than it may when they are its own samples.
+
+    Args:
+        codes: int32 (C, N, g, g): of N slices C versions, as they are and mirrored, say; in training, one is drawn each time.
+        positions: int32 (N,).
+        below: int32 (N, S), see `slices_below`.
+        persons: float32 (C, N, P), each slice's person.
+        num_embeddings: K; as a code below, it stands for "none".
+        batch_size: B.
+        seed: of order and draws.
+        first_epoch: as in `training_batches`.
+
+    Returns:
+        A dataset of dicts: `codes`, int32 (B, g, g); `positions`, int32 (B,); `below`, int32 (B, S, g, g); `person`, float32
+        (B, P).
+    """
+    none = np.full((len(codes), 1, *codes.shape[2:]), num_embeddings)
     with tf.device("CPU"):
-        codes, positions = tf.constant(codes, tf.int32), tf.constant(positions, tf.int32)
+        codes, positions = tf.constant(np.concatenate([codes, none], axis=1), tf.int32), tf.constant(positions, tf.int32)
+        below, persons = tf.constant(below, tf.int32), tf.constant(persons, tf.float32)
+
+    def gather(indices, version):
+        several = tf.stack([tf.repeat(version[:, tf.newaxis], below.shape[1], axis=1), tf.gather(below, indices)], axis=-1)
+        one = tf.stack([version, indices], axis=-1)
+        return {"codes": tf.gather_nd(codes, one), "positions": tf.gather(positions, indices),
+                "below": tf.gather_nd(codes, several), "person": tf.gather_nd(persons, one)}
+
+    def training_batch(step, indices):
+        step_seed = tf.stack([tf.constant(seed, tf.int64), step])
+        version = tf.random.stateless_uniform(tf.shape(indices), step_seed, maxval=len(codes), dtype=tf.int32)
+        return _withhold(gather(indices, version), num_embeddings, step_seed)
+
     if seed is None:
-        indices = tf.data.Dataset.range(len(codes)).batch(batch_size)
+        batches = tf.data.Dataset.range(len(positions), output_type=tf.int32).batch(batch_size).map(
+            lambda indices: gather(indices, tf.zeros_like(indices)), num_parallel_calls=2)
     else:
-        indices = _shuffled_indices(len(codes), batch_size, seed, first_epoch)
-    return _with_options(indices.map(lambda i: {"codes": tf.gather(codes, i), "positions": tf.gather(positions, i)},
-                                     num_parallel_calls=2).prefetch(2))
+        first_step = first_epoch * (len(positions) // batch_size)
+        batches = _shuffled_indices(len(positions), batch_size, seed, first_epoch).enumerate(first_step).map(
+            training_batch, num_parallel_calls=2)
+    return _with_options(batches.prefetch(2))
+
+
+def _withhold(batch, num_embeddings, seed):
+    """A training batch of the prior with slices below and persons left out, codes below replaced, persons blurred."""
+    below, count = batch["below"], tf.shape(batch["below"])[0]
+    draws = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(5)]
+    random = tf.random.stateless_uniform(tf.shape(below), draws[0], maxval=num_embeddings, dtype=tf.int32)
+    replaced = (tf.random.stateless_uniform(tf.shape(below), draws[1]) < CORRUPTED) & (below < num_embeddings)
+    below = tf.where(replaced, random, below)
+    # The nearest is kept at times when those under it are not, as in the second slice of a head.
+    kept = (tf.random.stateless_uniform((count, 1), draws[2])
+            >= tf.constant([[WITHOUT_BELOW] + [WITHOUT_BELOW + WITHOUT_FURTHER] * (below.shape[1] - 1)]))
+    below = tf.where(kept[:, :, tf.newaxis, tf.newaxis], below, num_embeddings)
+    person = batch["person"] + PERSON_NOISE * tf.random.stateless_normal(tf.shape(batch["person"]), draws[3])
+    person = tf.where(tf.random.stateless_uniform((count, 1), draws[4]) >= WITHOUT_PERSON, person, 0.0)
+    return {**batch, "below": below, "person": person}
 
 
 def _shuffled_indices(num_items, batch_size, seed, first_epoch):
@@ -290,27 +378,38 @@ def _shuffled_indices(num_items, batch_size, seed, first_epoch):
 
 
 def _gather_images(split):
-    # Captured on the host as uint8: a quarter of the memory of floats, and no copy to a GPU.
-    with tf.device("CPU"):
-        images, positions = tf.constant(split.images), tf.constant(split.positions)
-    return lambda i: (normalise(tf.gather(images, i))[..., tf.newaxis], tf.gather(positions, i))
+    # Rows of the array itself, which may be a memory map larger than the memory: a copy in TensorFlow would undo that.
+    shape = split.images.shape[1:]
+
+    def gather(indices):
+        images = tf.numpy_function(split.images.__getitem__, [indices], tf.uint8, stateful=False)
+        positions = tf.numpy_function(split.positions.__getitem__, [indices], tf.int32, stateful=False)
+        images.set_shape((*indices.shape, *shape))
+        positions.set_shape(indices.shape)
+        return normalise(images)[..., tf.newaxis], positions
+
+    return gather
 
 
 def _with_options(dataset):
     # TensorFlow 2.21: tearing down an autotuned iterator waits for the autotuner's next wake-up, up to tens of seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
+    # On several machines each takes its share of every batch.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.with_options(options)
 
 
-def fingerprint(splits):
-    """A SHA-256 hex digest of the splits' pixels, cases and positions: equal data, equal digest."""
-    digest = hashlib.sha256()
-    for name in sorted(splits):
-        for array in (splits[name].images, splits[name].cases, splits[name].positions):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+def fingerprints(splits):
+    """A SHA-256 hex digest of each split's pixels, cases and positions, by name: equal data, equal digest."""
+    digests = {}
+    for name, split in splits.items():
+        digest = hashlib.sha256()
+        for array in (split.images, split.cases, split.positions):
+            digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def pixel_statistics(images):
@@ -345,7 +444,9 @@ def main(argv=None):
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder that holds its discs")
-    sources.add_argument("--from-nifti", metavar="DIR", help="convert the NIfTI volumes in this folder")
+    sources.add_argument("--from-nifti", metavar="DIR", help="convert the T1-weighted NIfTI volumes below this folder")
+    parser.add_argument("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
+                        "(default: all named T1w, or else all but masks, segmentations and derivatives)")
     parser.add_argument("--output-dir", metavar="DIR", help="folder to make for the converted slices")
     parser.add_argument("--seed", type=number(int, 0, SEEDS), default=0, metavar="S", help="of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
@@ -362,13 +463,17 @@ def report_conversion(arguments):
         raise InputError(f"{source} is not a folder; give the one that holds the volumes.")
     if not arguments.output_dir:
         raise InputError("--output-dir is missing: the folder to make for the slices.")
-    found, skipped = (volumes.find_oasis1 if arguments.from_oasis1 else volumes.find_nifti)(source)
-    if not found:
-        raise InputError(f"{source} holds no "
-                         f"{'PROCESSED/MPRAGE/T88_111 volumes' if arguments.from_oasis1 else '.nii or .nii.gz files'}.")
-    counts, skipped = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
-    for reason in skipped:
-        print(f"Skipped {reason}")
+    if arguments.pattern is not None and not arguments.from_nifti:
+        raise InputError("--pattern chooses among the files of --from-nifti; give both or neither.")
+    found, skipped = (volumes.find_oasis1(source) if arguments.from_oasis1 else volumes.find_nifti(source, arguments.pattern))
+    try:
+        if not found:
+            kind = "PROCESSED/MPRAGE/T88_111 volumes" if arguments.from_oasis1 else ".nii or .nii.gz files"
+            raise InputError(f"{source} holds no {kind} that can be used.")
+        counts = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
+    finally:
+        for reason in skipped:
+            print(f"Skipped {reason}")
     print(f"Converted {sum(counts.values())} sessions into {arguments.output_dir} "
           f"({', '.join(f'{count} {name}' for name, count in counts.items())}), skipped {len(skipped)}.")
 

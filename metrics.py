@@ -55,6 +55,16 @@ def ssim_gaussian(original, reconstruction):
     return float(mean), float(ssim_map[brain].mean() if brain.any() else mean)
 
 
+QUALITY = "ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse"
+
+
+def image_quality(original, reconstruction):
+    """The figures of `QUALITY` of one image, float (H, W) in [0, 1]; PSNR in dB of peak 1, 100 for an exact image."""
+    mse = np.mean((original - reconstruction) ** 2)
+    psnr = peak_signal_noise_ratio(original, reconstruction, data_range=1.0) if mse > 1e-10 else 100.0
+    return ssim(original, reconstruction), *ssim_gaussian(original, reconstruction), psnr, mse
+
+
 def reconstruction_metrics(originals, reconstructions):
     """Means over images.
 
@@ -63,17 +73,12 @@ def reconstruction_metrics(originals, reconstructions):
         reconstructions: float (N, H, W) in [0, 1].
 
     Returns:
-        A dict of `ssim`, `ssim_gaussian`, `ssim_foreground`, `psnr` (dB, peak 1; an exact image counts as 100 dB),
-        `mse` (of intensities in [0, 1]) and `num_images`.
+        A dict of `ssim`, `ssim_gaussian`, `ssim_foreground`, `psnr`, `mse` (of intensities in [0, 1]; see `image_quality`) and
+        `num_images`.
     """
-    rows = []
     pairs = zip(originals, reconstructions)
-    for original, reconstruction in tqdm(pairs, "Measuring", len(originals), unit=" images", leave=False, disable=None):
-        mse = np.mean((original - reconstruction) ** 2)
-        psnr = peak_signal_noise_ratio(original, reconstruction, data_range=1.0) if mse > 1e-10 else 100.0
-        rows.append((ssim(original, reconstruction), *ssim_gaussian(original, reconstruction), psnr, mse))
-    names = "ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse"
-    return {**dict(zip(names, np.mean(rows, axis=0).tolist())), "num_images": len(originals)}
+    rows = [image_quality(*pair) for pair in tqdm(pairs, "Measuring", len(originals), unit=" images", leave=False, disable=None)]
+    return {**dict(zip(QUALITY, np.mean(rows, axis=0).tolist())), "num_images": len(originals)}
 
 
 def code_metrics(codes, num_embeddings):
@@ -114,35 +119,69 @@ def to_unit(images):
     return (np.asarray(images, np.float64)[..., 0] + 1) / 2
 
 
-def bits_per_code(vqvae, prior, batches):
-    """The prior's code length of images, in bits per code: see `evaluate`, whose arguments it takes."""
-    nats = [-prior.log_prob(vqvae.encode_to_codes(images), positions).numpy() for images, positions in batches]
-    return float(np.concatenate(nats).mean() / np.log(2) / vqvae.grid_size ** 2)
+def code_lengths(prior, codes, positions, below=None, persons=None):
+    """The prior's code length of each slice, in bits per code.
+
+    Args:
+        prior: a `modules.PixelCNN`.
+        codes: int (N, g, g).
+        positions: int (N,).
+        below: int (N, S), where in `codes` the slices below each are; N for none. None tells the prior of none.
+        persons: float (N, P), each slice's person; None if unknown.
+
+    Returns:
+        float64 (N,).
+    """
+    log_prob = tf.function(prior.log_prob)
+    with_none = np.concatenate([codes, np.full_like(codes[:1], prior.num_embeddings)])
+    lengths = []
+    for some in np.array_split(np.arange(len(codes)), -(-len(codes) // 32)):
+        nats = -log_prob(tf.constant(codes[some]), tf.constant(positions[some]),
+                         None if below is None else tf.constant(with_none[below[some]]),
+                         None if persons is None else tf.constant(persons[some]))
+        lengths.append(nats.numpy() / np.log(2) / codes[0].size)
+    return np.concatenate(lengths).astype(float)
 
 
-def evaluate(vqvae, prior, batches):
-    """Measures a trained pair of models on a split.
+def bits_per_code(prior, codes, positions, below, persons):
+    """The code length of whole heads in bits per code, what it costs to tell each head's person included.
+
+    Takes the arguments of `code_lengths`; a person's numbers are of 8 bits each (`PixelCNN.persons`).
+    """
+    lengths = code_lengths(prior, codes, positions, below, persons)
+    return float(lengths.mean() + 8 * np.unique(persons, axis=0).size / codes.size)
+
+
+def evaluate(vqvae, prior, batches, positions, below, persons):
+    """Measures a trained pair of models on a split, batch by batch, so that it need not fit into memory.
 
     Args:
         vqvae: a `modules.VQVAE`.
         prior: a `modules.PixelCNN`.
-        batches: (images in [-1, 1], positions), each image once.
+        batches: (images in [-1, 1], positions), each image once, in order.
+        positions: int (N,).
+        below: see `code_lengths`.
+        persons: see `code_lengths`.
 
     Returns:
-        (the dict of metrics.json, codes int (N, g, g), reconstructions float (N, H, W) in [0, 1]). Besides the keys of the
-        functions above: `bits_per_code`, the prior's code length, and `bytes_per_image`, that times codes over 8.
+        (the dict of metrics.json, details). Besides the keys of the functions above: `bits_per_code`, the prior's code length
+        of whole heads, each slice given those below it and the person; `bytes_per_image`, that times codes over 8;
+        `bits_per_code_alone`, of slices by themselves. The details: `codes`, int32 (N, g, g); `ssim`, float (N,); `error_map`,
+        the mean absolute error of each pixel, float (H, W).
     """
-    originals, reconstructions, codes = [], [], []
-    for images, _ in batches:
-        some = vqvae.encode_to_codes(images)
-        codes.append(some.numpy())
-        originals.append(to_unit(images))
-        reconstructions.append(to_unit(vqvae.decode_codes(some)))
-    originals, reconstructions, codes = map(np.concatenate, (originals, reconstructions, codes))
-    bits = bits_per_code(vqvae, prior, batches)
-    measured = {**reconstruction_metrics(originals, reconstructions), **code_metrics(codes, prior.num_embeddings),
-                "bits_per_code": bits, "bytes_per_image": bits * codes[0].size / 8}
-    return measured, codes, reconstructions
+    rows, codes, error_sum = [], [], 0.0
+    for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):
+        codes.append(vqvae.encode_to_codes(images).numpy())
+        originals, reconstructions = to_unit(images), to_unit(vqvae.decode_codes(codes[-1]))
+        rows += [image_quality(*pair) for pair in zip(originals, reconstructions)]
+        error_sum = error_sum + np.abs(originals - reconstructions).sum(axis=0)
+    rows, codes = np.array(rows), np.concatenate(codes)
+    bits = bits_per_code(prior, codes, positions, below, persons)
+    measured = {**dict(zip(QUALITY, rows.mean(axis=0).tolist())), "num_images": len(rows),
+                **code_metrics(codes, prior.num_embeddings), "bits_per_code": bits,
+                "bits_per_code_alone": float(code_lengths(prior, codes, positions).mean()),
+                "bytes_per_image": bits * codes[0].size / 8}
+    return measured, {"codes": codes, "ssim": rows[:, 0], "error_map": error_sum / len(rows)}
 
 
 # Samples --------------------------------------------------------------------------------------------------------------

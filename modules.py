@@ -14,42 +14,35 @@ References:
         https://arxiv.org/abs/1912.12180
 """
 
+import contextlib
 import hashlib
 import math
+import zipfile
 
 import keras
 from keras import layers
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tqdm import tqdm
 
-PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
+from devices import broadcast, Distributed, Dropout, PACKAGE, replica, sum_over_replicas
+
+PICTURE_SIDE = 16  # pixels of the pictures of heads that tell persons apart
+NUM_QUANTILES = 101  # by which the distribution of each component of persons is known
 
 
-# Many devices ---------------------------------------------------------------------------------------------------------
-
-
-def _sum_over_replicas(values):
-    """The sum of a tensor, or of each of a list, over the replicas of a `tf.distribute` strategy; without one, itself."""
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or tf.distribute.in_cross_replica_context():
-        return values
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-@keras.saving.register_keras_serializable(PACKAGE)
-class Adam(keras.optimizers.Adam):
-    """Adam that clips the norm of the whole batch's gradient, as one device would; Keras' own clips each replica's part.
-
-    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean. Keras adds up
-    what is returned here.
-    """
-
-    def _clip_gradients(self, grads):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        mean = [grad / replicas for grad in _sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])]
-        return [grad / replicas for grad in super()._clip_gradients(mean)]
+@contextlib.contextmanager
+def _layers_of(policy):
+    """Gives the layers made inside it a model's dtype policy: a saved model then comes back in the precision it was trained in."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 # Vector quantiser -----------------------------------------------------------------------------------------------------
@@ -122,7 +115,8 @@ class VectorQuantizer(layers.Layer):
             loss += _mean_square(tf.stop_gradient(vectors) - quantized)
         elif training:
             self._update(tf.stop_gradient(vectors), codes)
-        use = _sum_over_replicas(tf.math.bincount(codes, minlength=self.num_embeddings, dtype=tf.float32))
+        # Not bincount, which XLA does not compile.
+        use = sum_over_replicas(tf.math.unsorted_segment_sum(tf.ones_like(codes, tf.float32), codes, self.num_embeddings))
         use = tf.math.divide_no_nan(use, tf.reduce_sum(use))
         quantized = vectors + tf.stop_gradient(quantized - vectors)
         return {
@@ -141,7 +135,7 @@ class VectorQuantizer(layers.Layer):
         return tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
 
     def _update(self, vectors, codes):
-        now, sums = _sum_over_replicas([tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings),
+        now, sums = sum_over_replicas([tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings),
                                         tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)])
         counts = self.decay * self.counts + (1 - self.decay) * now
         sums = self.decay * self.sums + (1 - self.decay) * sums
@@ -165,8 +159,8 @@ class VectorQuantizer(layers.Layer):
         drawn = tf.random.stateless_uniform((self.num_embeddings,), [self.seed, seed], 0, size * replicas, tf.int32)
         if replicas == 1 or tf.distribute.in_cross_replica_context():
             return tf.gather(vectors, drawn)
-        own = drawn // size == tf.distribute.get_replica_context().replica_id_in_sync_group
-        return _sum_over_replicas(tf.where(own[:, tf.newaxis], tf.gather(vectors, drawn % size), 0.0))
+        own = drawn // size == replica()
+        return sum_over_replicas(tf.where(own[:, tf.newaxis], tf.gather(vectors, drawn % size), 0.0))
 
     def fit_codebook(self, vectors):
         """Starts the codebook at the k-means centres of `vectors`, float32 NumPy (N, D), N >= K.
@@ -177,8 +171,8 @@ class VectorQuantizer(layers.Layer):
         if len(vectors) < self.num_embeddings:
             raise ValueError(f"{len(vectors)} vectors cannot start {self.num_embeddings} codes; give more images or fewer codes.")
         kmeans = MiniBatchKMeans(self.num_embeddings, batch_size=4096, max_iter=20, n_init=1, random_state=self.seed)
-        counts = np.bincount(kmeans.fit_predict(vectors), minlength=self.num_embeddings).clip(1)
-        self.embeddings.assign(kmeans.cluster_centers_)
+        counts = broadcast(np.bincount(kmeans.fit_predict(vectors), minlength=self.num_embeddings).clip(1))
+        self.embeddings.assign(broadcast(kmeans.cluster_centers_))
         if self.decay is not None:
             self.counts.assign(counts / counts.mean())
             self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
@@ -272,7 +266,7 @@ def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class VQVAE(keras.Model):
+class VQVAE(Distributed, keras.Model):
     """Compresses images to a grid of codes and back [1].
 
     The total loss is ``reconstruction_loss + vq_loss``: the mean squared error over `data_variance` (1 is what painting
@@ -300,7 +294,6 @@ class VQVAE(keras.Model):
     def __init__(self, image_size=256, num_embeddings=512, embedding_dim=16, downsample=8, margin=0, width=64,
                  num_residual_blocks=2, commitment_cost=0.25, decay=0.99, data_variance=1.0, seed=0, **kwargs):
         super().__init__(**kwargs)
-        del self.quantize  # the wrapper by which Keras turns weights to int8; here the word means vectors to codes
         shape = {"image_size": image_size, "embedding_dim": embedding_dim, "downsample": downsample, "margin": margin,
                  "width": width, "num_residual_blocks": num_residual_blocks}
         self.settings = {**shape, "num_embeddings": num_embeddings, "commitment_cost": commitment_cost, "decay": decay,
@@ -308,9 +301,9 @@ class VQVAE(keras.Model):
         self.image_size = image_size
         self.grid_size = image_size // downsample
         self.data_variance = data_variance
-        self.encoder = build_encoder(**shape)
+        with _layers_of(self.dtype_policy):
+            self.encoder, self.decoder = build_encoder(**shape), build_decoder(**shape)
         self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, commitment_cost, decay, seed=seed)
-        self.decoder = build_decoder(**shape)
         self.trackers = [keras.metrics.Mean(name) for name in ("loss", "reconstruction_loss", "vq_loss", "perplexity")]
         self.quantizer.build((None, self.grid_size, self.grid_size, embedding_dim))
         self.built = True
@@ -322,7 +315,7 @@ class VQVAE(keras.Model):
         """Images (B, S, S, 1) in [-1, 1] -> vectors (B, g, g, D), before quantisation."""
         return self.encoder(images)
 
-    def quantize(self, vectors):
+    def quantize_vectors(self, vectors):
         """Vectors (B, g, g, D) -> the dict of `VectorQuantizer.call`."""
         return self.quantizer(vectors)
 
@@ -332,7 +325,7 @@ class VQVAE(keras.Model):
 
     def encode_to_codes(self, images):
         """Images (B, S, S, 1) in [-1, 1] -> codes int32 (B, g, g)."""
-        return self.quantize(self.encode(images))["codes"]
+        return self.quantize_vectors(self.encode(images))["codes"]
 
     def decode_codes(self, codes):
         """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1]."""
@@ -398,7 +391,7 @@ class VQVAE(keras.Model):
         if warmup_steps:
             self.optimizer.build(self.trainable_variables)
             # On many devices each trains on the whole batch here; the mean of equal gradients is the gradient.
-            step = tf.function(lambda images: self.distribute_strategy.run(lambda: self._step(images, quantise=False)))
+            step = tf.function(lambda images: self.distribute_strategy.run(self._step, args=(images, False)))
             for _ in range(warmup_steps):
                 step(next(batches)[0])
         vectors = []
@@ -445,7 +438,7 @@ class GatedBlock(layers.Layer):
         self.condition = layers.Dense(4 * num_filters)
         self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
         self.horizontal_out = layers.Dense(num_filters, kernel_initializer="zeros")
-        self.dropout = layers.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def build(self, input_shape=None):
         filters = self.settings["num_filters"]
@@ -537,55 +530,90 @@ class AxialAttention(layers.Layer):
         return rows + self.up_column(normed, keys, attention_mask=seen), normed
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class PixelCNN(keras.Model):
-    """The prior over codes: p(codes | position) as a product over the grid, row by row, left to right [3].
+def _linear_interpolation(length, new_length):
+    """The matrix, float32 (new_length, length), that resamples a signal linearly over the same extent."""
+    places = (np.arange(new_length) + 0.5) * length / new_length - 0.5
+    return np.maximum(0, 1 - np.abs(places.clip(0, length - 1)[:, np.newaxis] - np.arange(length))).astype(np.float32)
 
-    Conditioned on the slice's position in the head and on the place in the grid. Every code sees all codes before it: those of
-    the rows above through an `AxialAttention` before every third block, those of its own row because the windows of the
-    horizontal stack widen, 1, 2, 4 ... codes from block to block (needs at least log2 of the grid's side of them).
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class PixelCNN(Distributed, keras.Model):
+    """The prior over codes: p(codes | position, slices below, person) as a product over the grid, row by row, left to right [3].
+
+    Every code sees all codes before it: those of the rows above through an `AxialAttention` before every third block, those
+    of its own row because the windows of the horizontal stack widen, 1, 2, 4 ... codes from block to block (needs at least
+    log2 of the grid's side of them). Beside its place in the grid and its slice's position in the head it is told, if known:
+
+    - the codes of the slices below, all over the grid: so a head is drawn slice by slice from the lowest up;
+    - the person: what is the same throughout one head and must be decided once. A person is a short vector, the whitened
+      principal components of a head's coarse picture (`start_people`). It acts on every layer, and as a picture: decoded to
+      what that person's head looks like here, roughly.
 
     Args:
-        grid_size: side of the square grid of codes.
-        num_embeddings: K, the number of codes.
+        grid_size: side g of the square grid of codes.
+        num_embeddings: K, the number of codes; in `below` it stands for "none".
         num_positions: slices per head.
         num_filters: channels of each stack.
         num_layers: gated blocks.
         kernel_size: odd width of their windows.
         dropout: rate.
         codebook_digest: `VectorQuantizer.digest` of the codebook whose codes these are, if it is known.
+        steps_below: how far below each of the S slices in `below` lies; (1, 2) are the next one and the one under it.
+        person_size: P, the length of the person vector.
     """
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=3,
-                 dropout=0.1, codebook_digest=None, **kwargs):
+                 dropout=0.1, codebook_digest=None, steps_below=(1, 2), person_size=8, **kwargs):
         super().__init__(**kwargs)
         if kernel_size % 2 == 0 or kernel_size < 3:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
         self.settings = {"grid_size": grid_size, "num_embeddings": num_embeddings, "num_positions": num_positions,
-                         "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size,
-                         "dropout": dropout, "codebook_digest": codebook_digest}
+                         "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size, "dropout": dropout,
+                         "codebook_digest": codebook_digest, "steps_below": list(steps_below), "person_size": person_size}
         self.grid_size = grid_size
         self.num_embeddings = num_embeddings
         self.num_positions = num_positions
         self.num_filters = num_filters
-        self.code_embedding = layers.Embedding(num_embeddings, num_filters)
-        self.position_embedding = layers.Embedding(num_positions, num_filters)
+        self.steps_below = tuple(steps_below)
+        self.person_size = person_size
+        with _layers_of(self.dtype_policy):
+            self._make_layers(num_layers, kernel_size, dropout)
+        self.to_grid = _linear_interpolation(PICTURE_SIDE, grid_size)
+        self.trackers = [keras.metrics.Mean(name) for name in ("bits_per_code", "bits_per_code_alone")]
+        self.compiled_sampler = tf.function(self.sample_from_noise, jit_compile=True)
+        self.build()
+
+    def _make_layers(self, num_layers, kernel_size, dropout):
+        grid_size, num_filters = self.grid_size, self.num_filters
+        self.code_embedding = layers.Embedding(self.num_embeddings, num_filters)
+        self.below_embeddings = [layers.Embedding(self.num_embeddings + 1, num_filters) for _ in self.steps_below]
+        self.picture_conv = layers.Conv2D(num_filters, 3, padding="same")
+        self.below_convs = [layers.Conv2D(num_filters, 3, padding="same", activation="relu"),
+                            layers.Conv2D(num_filters, 3, padding="same")]
+        self.position_embedding = layers.Embedding(self.num_positions, num_filters)
+        self.person_embedding = layers.Dense(num_filters, use_bias=False)
         self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
         cycle = max(1, (grid_size - 1).bit_length())
         self.blocks = [GatedBlock(num_filters, kernel_size, 2 ** (index % cycle), dropout) for index in range(num_layers)]
         self.attentions = [AxialAttention(num_filters) for _ in range(num_layers // 3)]
         self.head = keras.Sequential([layers.Activation("relu"), layers.Dense(2 * num_filters, activation="relu"),
-                                      layers.Dense(num_embeddings, dtype="float32")])
-        self.bits_per_code = keras.metrics.Mean("bits_per_code")
-        self.compiled_sampler = tf.function(self.sample_from_noise, jit_compile=True)
-        self.build()
+                                      layers.Dense(self.num_embeddings, dtype="float32")])
 
     def build(self, input_shape=None):
-        for embedding in (self.code_embedding, self.position_embedding, self.place_embedding):
+        for embedding in (self.code_embedding, *self.below_embeddings, self.position_embedding, self.place_embedding):
             embedding.build()
         for layer in (*self.blocks, *self.attentions):
             layer.build()
+        self.picture_conv.build((None, None, None, 6))
+        for conv in self.below_convs:
+            conv.build((None, None, None, self.num_filters))
+        self.person_embedding.build((None, self.person_size))
         self.head.build((None, self.grid_size, self.grid_size, self.num_filters))
+        shape = self.num_positions, PICTURE_SIDE, PICTURE_SIDE
+        fixed = {"trainable": False, "initializer": "zeros"}
+        self.mean_picture = self.add_weight(name="mean_picture", shape=shape, **fixed)
+        self.components = self.add_weight(name="components", shape=(*shape, self.person_size), **fixed)
+        self.quantiles = self.add_weight(name="quantiles", shape=(NUM_QUANTILES, self.person_size), **fixed)
         self.built = True
 
     def get_config(self):
@@ -594,7 +622,7 @@ class PixelCNN(keras.Model):
     def start_embeddings(self, codebook, seed=0):
         """Starts the codes' input and output weights from a codebook, (K, D), so that like codes begin alike.
 
-        Both are random projections of the standardised codebook: what is learned of one code holds for its neighbours in
+        All are random projections of the standardised codebook: what is learned of one code holds for its neighbours in
         the codebook from the first step on.
         """
         rng = np.random.default_rng(seed)
@@ -602,27 +630,107 @@ class PixelCNN(keras.Model):
         codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
         length = codebook.shape[1]
         kernel = self.head.layers[-1].kernel
-        self.code_embedding.embeddings.assign(codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters)))
+        projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters))
+        self.code_embedding.embeddings.assign(projected)
         kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
+        for below in self.below_embeddings:
+            below.embeddings.assign(np.pad(projected, [[0, 1], [0, 0]]))
 
-    def _places(self):
+    # The person
+
+    def start_people(self, pictures):
+        """Makes the space of persons: the principal components of the training heads, and how each is distributed.
+
+        Args:
+            pictures: float (people, num_positions, 16, 16), the coarse pictures of heads; NaN where a slice is missing.
+        """
+        mean = np.nan_to_num(pictures).sum(axis=0) / np.maximum(np.isfinite(pictures).sum(axis=0), 1)
+        deviations = np.nan_to_num(pictures - mean).reshape(len(pictures), -1)
+        components = np.zeros((self.person_size, deviations.shape[1]))
+        number = min(self.person_size, len(pictures) - 1)
+        if number:
+            pca = PCA(number, svd_solver="full").fit(deviations)
+            components[:number] = pca.components_ * np.sqrt(pca.explained_variance_)[:, np.newaxis]
+        self.mean_picture.assign(mean)
+        self.components.assign(components.T.reshape(self.components.shape))
+        quantiles = np.quantile(self.persons(pictures), np.linspace(0, 1, NUM_QUANTILES), axis=0)
+        # Mean and variance of what `draw_persons` draws between them, to be 0 and 1 as people's are.
+        lower, upper = quantiles[:-1], quantiles[1:]
+        center = (lower + upper).mean(axis=0) / 2
+        spread = np.sqrt((lower ** 2 + lower * upper + upper ** 2).mean(axis=0) / 3 - center ** 2)
+        self.quantiles.assign((quantiles - center) / np.where(spread > 0, spread, 1))
+
+    def persons(self, pictures):
+        """The persons of heads, float32 (N, P), from their pictures (see `start_people`).
+
+        Each number is rounded to one of 256, so that it can be told in 8 bits. Whose slices are mostly missing gets zeros,
+        the average person.
+        """
+        components = self.components.numpy().reshape(-1, self.person_size)
+        deviations = np.nan_to_num(pictures - self.mean_picture.numpy()).reshape(len(pictures), -1)
+        squares = (components ** 2).sum(axis=0)
+        persons = deviations @ components / np.where(squares > 0, squares, 1)
+        persons[np.isnan(pictures).any(axis=(2, 3)).mean(axis=1) > 0.5] = 0
+        return (np.round(persons * 32).clip(-128, 127) / 32).astype(np.float32)
+
+    def draw_persons(self, seed, indices):
+        """New persons, float32 (N, P), each from (`seed`, its index) alone.
+
+        Each component is drawn from its distribution among the training people, for itself: so nobody is copied whole.
+        """
+        uniform = tf.map_fn(lambda i: tf.random.stateless_uniform((self.person_size,), [seed, -1 - i]),
+                            indices, fn_output_signature=tf.float32)
+        place = tf.transpose(uniform) * (NUM_QUANTILES - 1)
+        lower = tf.minimum(tf.cast(place, tf.int32), NUM_QUANTILES - 2)
+        table = tf.transpose(self.quantiles)
+        low, high = (tf.gather(table, lower + step, batch_dims=1) for step in (0, 1))
+        return tf.transpose(low + (high - low) * (place - tf.cast(lower, tf.float32)))
+
+    def _pictures(self, positions, person):
+        """The person's head here, (B, g, g, 6): of the slice and its neighbours, the mean of all people and what differs."""
+        near = tf.clip_by_value(positions[:, tf.newaxis] + [-1, 0, 1], 0, self.num_positions - 1)
+        mean, components = (tf.cast(picture, tf.float32) for picture in (self.mean_picture, self.components))
+        scale = tf.math.rsqrt(tf.reduce_mean(tf.reduce_sum(components ** 2, axis=-1)) + 1e-12)
+        mean, differs = tf.gather(mean, near), scale * tf.einsum("bdhwp,bp->bdhw", tf.gather(components, near), person)
+        return tf.einsum("yh,bdhw,xw->byxd", self.to_grid, tf.concat([mean, differs], axis=1), self.to_grid)
+
+    # The network
+
+    def _condition(self, positions, person):
+        """What every layer is told, (B, 1, 1, F)."""
+        return (self.position_embedding(positions) + self.person_embedding(person))[:, tf.newaxis, tf.newaxis]
+
+    def _places(self, positions, below, person):
+        """What is known of each place before any code is, (B, g, g, F)."""
         places = self.place_embedding(tf.range(self.grid_size * self.grid_size))
-        return tf.reshape(places, (1, self.grid_size, self.grid_size, self.num_filters))
+        places = tf.reshape(places, (1, self.grid_size, self.grid_size, self.num_filters))
+        known = self.picture_conv(self._pictures(positions, person))
+        for index, embedding in enumerate(self.below_embeddings):
+            known += embedding(below[:, index])
+        for conv in self.below_convs:
+            known = conv(known)
+        return places + known
 
-    def _condition(self, positions):
-        return self.position_embedding(positions)[:, tf.newaxis, tf.newaxis]
+    def _known(self, positions, below, person):
+        """(`_condition`, `_places`); what is None is unknown."""
+        count = tf.shape(positions)[0]
+        below = self._none_below(count) if below is None else below
+        person = tf.zeros((count, self.person_size)) if person is None else tf.cast(person, tf.float32)
+        return self._condition(positions, person), self._places(positions, below, person)
 
     def call(self, inputs, training=False):
         """The logits of every code, given those before it.
 
         Args:
-            inputs: a dict of `codes`, int (B, g, g), and `positions`, int (B,).
+            inputs: a dict of `codes`, int (B, g, g); `positions`, int (B,); and, unless unknown, `below`, int (B, S, g, g), the
+                codes of the slices below, one for each of `steps_below`, all K if there is none; `person`, float (B, P),
+                zeros for the average person.
             training: whether to drop out.
 
         Returns:
             float32 (B, g, g, K).
         """
-        condition, places = self._condition(inputs["positions"]), self._places()
+        condition, places = self._known(inputs["positions"], inputs.get("below"), inputs.get("person"))
         embedded = self.code_embedding(inputs["codes"])
         # Shifted by one, so that a row starts from the one above and a code from the one to its left.
         vertical = places + tf.pad(embedded[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
@@ -638,42 +746,51 @@ class PixelCNN(keras.Model):
             horizontal = block.horizontal(window, from_vertical, condition, training)
         return self.head(horizontal + vertical)
 
-    def distribution(self, codes, positions, training=False):
-        """The codes' `tfp.distributions.Categorical`, batch shape (B, g, g), each given the codes before it."""
-        return tfp.distributions.Categorical(logits=self({"codes": codes, "positions": positions}, training=training))
+    def distribution(self, codes, positions, below=None, person=None, training=False):
+        """The codes' `tfp.distributions.Categorical`, batch shape (B, g, g), each given the codes before it; see `call`."""
+        known = {"below": below, "person": person}
+        inputs = {"codes": codes, "positions": positions, **{name: value for name, value in known.items() if value is not None}}
+        return tfp.distributions.Categorical(logits=self(inputs, training=training))
 
-    def log_prob(self, codes, positions, training=False):
-        """log p(codes | position) in nats: int (B, g, g), int (B,) -> float32 (B,)."""
-        return tf.reduce_sum(self.distribution(codes, positions, training).log_prob(codes), axis=(1, 2))
+    def log_prob(self, codes, positions, below=None, person=None, training=False):
+        """log p(codes | position, slices below, person) in nats, float32 (B,); the arguments are those of `call`."""
+        return tf.reduce_sum(self.distribution(codes, positions, below, person, training).log_prob(codes), axis=(1, 2))
 
-    def _bits_per_code(self, data, training):
-        nats = -tf.reduce_mean(self.log_prob(data["codes"], data["positions"], training))
-        return nats / (math.log(2) * self.grid_size ** 2)
+    def _bits(self, data, training):
+        """The code length of each slice, float32 (B,), in bits per code."""
+        return -self.log_prob(**data, training=training) / (math.log(2) * self.grid_size ** 2)
 
     def train_step(self, data):
-        """One step on a batch of {"codes", "positions"}; the loss is the code length in bits per code."""
+        """One step on a batch as `call` takes it; the loss is the code length in bits per code.
+
+        Slices with a slice below count as `bits_per_code`, those without as `bits_per_code_alone`.
+        """
         with tf.GradientTape() as tape:
-            loss = self._bits_per_code(data, training=True)
-            scaled_loss = self.optimizer.scale_loss(loss)
+            bits = self._bits(data, training=True)
+            scaled_loss = self.optimizer.scale_loss(tf.reduce_mean(bits))
         self.optimizer.apply(tape.gradient(scaled_loss, self.trainable_variables), self.trainable_variables)
-        self.bits_per_code.update_state(loss)
-        return {"bits_per_code": self.bits_per_code.result()}
+        given = (tf.cast(data["below"][:, 0, 0, 0] < self.num_embeddings, tf.float32) if "below" in data
+                 else tf.zeros_like(bits))
+        for tracker, weight in zip(self.trackers, (given, 1 - given)):
+            tracker.update_state(bits, weight)
+        return {tracker.name: tracker.result() for tracker in self.trackers}
 
     def test_step(self, data):
-        """The code length of a batch of {"codes", "positions"}."""
-        count = tf.shape(data["codes"])[0]
-        self.bits_per_code.update_state(tf.where(count > 0, self._bits_per_code(data, training=False), 0.0), count)
-        return {"bits_per_code": self.bits_per_code.result()}
+        """The code length of a batch: `bits_per_code`, with all that it tells, and `..._alone`, of the slice by itself."""
+        alone = {"codes": data["codes"], "positions": data["positions"]}
+        for tracker, known in zip(self.trackers, (data, alone)):
+            tracker.update_state(self._bits(known, training=False))
+        return {tracker.name: tracker.result() for tracker in self.trackers}
 
     @property
     def metrics(self):
-        return [self.bits_per_code]
+        return self.trackers
 
     def sample(self, positions, seed=0, temperature=1.0, batch_size=16):
         """Draws codes, exactly as the full network would, computing at each code only what is new.
 
         The vertical stack runs once per row, the horizontal stack once per code, on the last few features of each layer.
-        Sample i gets its noise from (`seed`, i), whatever the batch size.
+        Sample i gets its noise and its person from (`seed`, i), whatever the batch size; there is no slice below.
 
         Args:
             positions: int (N,), the slice position of each sample.
@@ -690,9 +807,47 @@ class PixelCNN(keras.Model):
         codes = np.zeros((len(positions), self.grid_size, self.grid_size), np.int32)
         for first in tqdm(range(0, len(positions), batch_size), "Sampling", unit=" batches", leave=False, disable=None):
             some = tf.constant(positions[first:first + batch_size])
-            noise = self.gumbel_noise(seed, tf.range(first, first + len(some)))
-            codes[first:first + len(some)] = self.compiled_sampler(some, noise, tf.constant(temperature, tf.float32))
+            indices = tf.range(first, first + len(some))
+            codes[first:first + len(some)] = self.compiled_sampler(
+                some, self.gumbel_noise(seed, indices), tf.constant(temperature, tf.float32), self._none_below(len(some)),
+                self.draw_persons(seed, indices))
         return codes
+
+    def sample_heads(self, count, seed=0, temperature=1.0, batch_size=8):
+        """Draws whole heads, slice by slice from the lowest up, each given its person and those below it as they were drawn.
+
+        Head i gets its noise and its person from (`seed`, i), whatever the batch size.
+
+        Args:
+            count: N.
+            seed: int; the same seed gives the same heads.
+            temperature: as in `sample`.
+            batch_size: heads drawn side by side.
+
+        Returns:
+            codes, int32 NumPy (N, num_positions, g, g).
+        """
+        heads = np.zeros((count, self.num_positions, self.grid_size, self.grid_size), np.int32)
+        with tqdm(total=count * self.num_positions, desc="Sampling", unit=" slices", leave=False, disable=None) as progress:
+            for first in range(0, count, batch_size):
+                indices = tf.range(first, min(first + batch_size, count))
+                for position, codes in enumerate(self._draw_heads(indices, seed, temperature, self.compiled_sampler)):
+                    heads[first:first + len(indices), position] = codes
+                    progress.update(len(indices))
+        return heads
+
+    def _draw_heads(self, indices, seed, temperature, sampler):
+        """Yields the codes (B, g, g) of one position after the other."""
+        person, drawn = self.draw_persons(seed, indices), []
+        none = self._none_below(tf.shape(indices)[0])[:, 0]
+        for position in range(self.num_positions):
+            noise = self.gumbel_noise(seed, indices * self.num_positions + position)
+            below = tf.stack([drawn[-step] if step <= position else none for step in self.steps_below], axis=1)
+            drawn.append(sampler(tf.fill(tf.shape(indices), position), noise, tf.cast(temperature, tf.float32), below, person))
+            yield drawn[-1]
+
+    def _none_below(self, count):
+        return tf.fill((count, len(self.steps_below), self.grid_size, self.grid_size), self.num_embeddings)
 
     def gumbel_noise(self, seed, indices):
         """Standard Gumbel noise float32 (N, g, g, K), each sample's from (`seed`, its index) alone."""
@@ -701,10 +856,10 @@ class PixelCNN(keras.Model):
                             indices, fn_output_signature=tf.float32)
         return -tf.math.log(-tf.math.log(uniform))
 
-    def sample_from_noise(self, positions, noise, temperature):
+    def sample_from_noise(self, positions, noise, temperature, below=None, person=None):
         """The codes, int32 (B, g, g), that Gumbel-max draws from given noise (B, g, g, K): argmax(logits + T noise)."""
         size, batch, filters = self.grid_size, tf.shape(positions)[0], self.num_filters
-        condition, places = self._condition(positions), self._places()
+        condition, places = self._known(positions, below, person)
         dtype = places.dtype
 
         def draw_row(row, previous, rows_before, looked_up_before, codes):
@@ -749,10 +904,10 @@ class PixelCNN(keras.Model):
         codes = tf.while_loop(lambda row, *_: row < size, draw_row, start)[-1]
         return tf.transpose(codes.stack(), (1, 0, 2))
 
-    def sample_by_full_forwards(self, positions, noise, temperature=1.0):
+    def sample_by_full_forwards(self, positions, noise, temperature=1.0, below=None, person=None):
         """What `sample_from_noise` must equal, the slow way: a full forward pass for each code. For tests and benchmarks."""
         codes = np.zeros(noise.shape[:3], np.int32)
-        forward = tf.function(lambda codes: self({"codes": codes, "positions": positions}))
+        forward = tf.function(lambda codes: self.distribution(codes, positions, below, person).logits)
         for row, column in np.ndindex(*codes.shape[1:]):
             logits = forward(tf.constant(codes))[:, row, column]
             codes[:, row, column] = tf.argmax(logits + temperature * noise[:, row, column], axis=-1)
@@ -773,6 +928,10 @@ def load_model(path, compile=True):
         ValueError: if it is damaged, not of this repository, or would run code.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # Keras reads weights by seeking, where Python (from 3.13 on) checks no sum
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
         model = keras.models.load_model(path, compile=compile, safe_mode=True)
     except Exception as error:  # a file from a stranger may fail in any way
         reason = str(error).strip().splitlines() or [repr(error)]
@@ -783,29 +942,39 @@ def load_model(path, compile=True):
 
 
 def export(vqvae, prior, folder):
-    """Writes three TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository.
+    """Writes four TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository.
 
     Each is called by the names of its inputs:
 
         encoder(images): float32 (B, S, S, 1) in [-1, 1] -> codes, int32 (B, g, g)
         decoder(codes): int32 (B, g, g) -> images, float32 (B, S, S, 1) in [-1, 1]
         sampler(positions, seed, temperature): int32 (B,), int32, float32 -> codes, int32 (B, g, g), those of `PixelCNN.sample`
+        head_sampler(count, seed, temperature): int32, int32, float32 -> codes, int32 (count, num_positions, g, g), those of
+            `PixelCNN.sample_heads`
 
     Args:
         vqvae: a `VQVAE`.
         prior: its `PixelCNN`.
-        folder: where encoder/, decoder/ and sampler/ go.
+        folder: where encoder/, decoder/, sampler/ and head_sampler/ go.
     """
     size, grid = vqvae.image_size, vqvae.grid_size
 
     def sample(positions, seed, temperature):
-        return prior.sample_from_noise(positions, prior.gumbel_noise(seed, tf.range(tf.shape(positions)[0])), temperature)
+        indices = tf.range(tf.shape(positions)[0])
+        return prior.sample_from_noise(positions, prior.gumbel_noise(seed, indices), temperature,
+                                       person=prior.draw_persons(seed, indices))
 
+    compiled = tf.function(prior.sample_from_noise)
+
+    def sample_heads(count, seed, temperature):
+        return tf.stack(list(prior._draw_heads(tf.range(count), seed, temperature, compiled)), axis=1)
+
+    seed_and_temperature = [tf.TensorSpec((), tf.int32, "seed"), tf.TensorSpec((), tf.float32, "temperature")]
     parts = {
         "encoder": (vqvae, vqvae.encode_to_codes, [tf.TensorSpec((None, size, size, 1), tf.float32, "images")]),
         "decoder": (vqvae, vqvae.decode_codes, [tf.TensorSpec((None, grid, grid), tf.int32, "codes")]),
-        "sampler": (prior, sample, [tf.TensorSpec((None,), tf.int32, "positions"), tf.TensorSpec((), tf.int32, "seed"),
-                                    tf.TensorSpec((), tf.float32, "temperature")])}
+        "sampler": (prior, sample, [tf.TensorSpec((None,), tf.int32, "positions"), *seed_and_temperature]),
+        "head_sampler": (prior, sample_heads, [tf.TensorSpec((), tf.int32, "count"), *seed_and_temperature])}
     for name, (model, function, signature) in parts.items():
         module = tf.Module()
         module.weights = [variable.value for variable in model.variables]

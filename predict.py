@@ -19,10 +19,12 @@ import re
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from skimage import transform
+import tensorflow as tf
 
 import cli
 from cli import InputError
 import dataset
+import devices
 import figures
 import metrics
 import modules
@@ -104,8 +106,9 @@ def load_run(run_dir):
     """
     try:
         config = json.loads((run_dir / "config.json").read_text())
-        model = config["model"]
-        config["settings"]["limit"], config["data"]["folder"]  # needed later; if missing, fail here
+        model = config["vqvae"]
+        # Needed later; if missing, fail here.
+        config["settings"]["limit"], config["data"]["folder"], config["data"]["is_demo"], config["data"]["fingerprints"]
         vqvae, prior = (modules.load_model(run_dir / name, compile=False) for name in ("vqvae.keras", "pixelcnn.keras"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"The run in {run_dir} cannot be loaded: {error}; train it again.") from error
@@ -119,30 +122,36 @@ def load_run(run_dir):
     return config, vqvae, prior
 
 
-def write_reconstructions(folder, split, codes, reconstructions, count, seed, vqvae):
+def write_reconstructions(folder, split, vqvae, details, count, seed):
     """Writes what shows how well the split is reconstructed.
 
     One PNG per example, original beside reconstruction; reconstructions.png of four people at four positions; errors.png over
     all images.
 
+    Args:
+        folder: where to.
+        split: a `dataset.Split`.
+        vqvae: a `modules.VQVAE`.
+        details: of the split, from `metrics.evaluate`.
+        count: examples.
+        seed: of their draw.
+
     Returns:
         (the indices of the first ten examples; what `figures.write_report` shows of them).
     """
     margin = vqvae.settings["margin"]
-    ssims = np.array([metrics.ssim(image / 255, reconstruction) for image, reconstruction in zip(split.images, reconstructions)])
-    pairs = zip(split.images, reconstructions)
-    errors = np.mean([np.abs(image / 255 - reconstruction) for image, reconstruction in pairs], axis=0)
-    figures.plot_errors(ssims, split.positions, errors, margin, folder / "errors.png")
+    figures.plot_errors(details["ssim"], split.positions, details["error_map"], margin, folder / "errors.png")
 
     def shown(indices):
-        captions = [f"slice {split.positions[index]}, SSIM {ssims[index]:.3f}" for index in indices]
-        return split.images[indices] / 255, reconstructions[indices], codes[indices], captions
+        captions = [f"slice {split.positions[index]}, SSIM {details['ssim'][index]:.3f}" for index in indices]
+        return split.images[indices] / 255, decode(vqvae, details["codes"][indices]), details["codes"][indices], captions
 
     figures.reconstruction_grid(*shown(split.examples(4)), figures.code_colours(vqvae.quantizer.embeddings), margin,
                                 folder / "reconstructions.png")
-    drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(count, len(codes)), replace=False))
+    drawn = np.sort(np.random.default_rng(seed).choice(len(split.images), min(count, len(split.images)), replace=False))
+    reconstructions = decode(vqvae, details["codes"][drawn])
     for number, index in enumerate(drawn):
-        pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[index] * 2 - 1)])
+        pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[number] * 2 - 1)])
         Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{number:04d}.png")
     return drawn[:10], shown(drawn[:10])
 
@@ -160,15 +169,19 @@ def write_template(folder, vqvae):
 
 
 def reconstruct(vqvae, images):
-    """uint8 (N, H, W) -> (codes, int (N, g, g); reconstructions, float (N, H, W) in [0, 1])."""
-    parts = np.array_split(images, -(-len(images) // 32))
-    codes = [vqvae.encode_to_codes(dataset.normalise(part)[..., np.newaxis]).numpy() for part in parts]
-    return np.concatenate(codes), np.concatenate([metrics.to_unit(vqvae.decode_codes(some)) for some in codes])
+    """uint8 (N, H, W) -> (codes, int32 (N, g, g); reconstructions, float (N, H, W) in [0, 1])."""
+    codes = np.concatenate([vqvae.encode_to_codes(dataset.normalise(images[i:i + 16])[..., tf.newaxis])
+                            for i in range(0, len(images), 16)])
+    return codes, decode(vqvae, codes)
 
 
 def draw_samples(vqvae, prior, positions, seed, temperature):
     """Samples one brain per slice position: float (N, H, W) in [0, 1]."""
-    codes = prior.sample(positions, seed, temperature)
+    return decode(vqvae, prior.sample(positions, seed, temperature))
+
+
+def decode(vqvae, codes):
+    """Codes int (N, g, g) -> images, float (N, H, W) in [0, 1], sixteen at a time."""
     return np.concatenate([metrics.to_unit(vqvae.decode_codes(codes[i:i + 16])) for i in range(0, len(codes), 16)])
 
 
@@ -223,11 +236,13 @@ def load_data(arguments, config, vqvae, run_dir):
     """The splits that are needed: test; for --with-neighbours train, for --evaluate all three.
 
     Raises:
-        InputError: if they are unusable, or do not fit the model.
+        InputError: if they are unusable, do not fit the model, or are not those that the judgement needs.
     """
     data_dir = arguments.data_dir or config["data"]["folder"]
     if not Path(data_dir).is_dir():  # the run was trained elsewhere
-        data_dir, _ = dataset.find_data(arguments.data_dir)
+        data_dir, is_demo = dataset.find_data(arguments.data_dir)
+        if is_demo and not config["data"]["is_demo"]:
+            raise InputError(f"The data of {run_dir}, {config['data']['folder']}, are not here; say with --data-dir where they are.")
     names = volumes.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
     splits = dataset.load_splits(data_dir, names, config["settings"]["limit"])
     height, width = splits["test"].images.shape[1:]
@@ -238,16 +253,33 @@ def load_data(arguments, config, vqvae, run_dir):
         if arguments.evaluate and len(split.images) <= metrics.NUM_NEIGHBOURS:
             raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
                              f"has {len(split.images)}.")
+    check_people(splits, config["data"]["fingerprints"], data_dir, run_dir)
     return splits
+
+
+def check_people(splits, fingerprints, data_dir, run_dir):
+    """Compares the data with those that the run began with: copies can be told by its own training people alone.
+
+    Raises:
+        InputError: if the training people are needed, and are others.
+    """
+    found = dataset.fingerprints(splits)
+    if "train" in found and found["train"] != fingerprints["train"]:
+        raise InputError(f"The training people in {data_dir} are not those that {run_dir} was trained on, so --evaluate and "
+                         "--with-neighbours would miss copies; give its own data as --data-dir.")
+    if found["test"] != fingerprints["test"]:
+        print(f"Note: the test people in {data_dir} are not those of {run_dir}.")
 
 
 def write_predictions(folder, arguments, config, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics."""
     test = splits["test"]
     print(f"Reconstructing {len(test.images)} test images ...")
-    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32))
-    indices, shown = write_reconstructions(folder, test, codes, reconstructions, arguments.num_examples, arguments.seed, vqvae)
-    if vqvae.image_size == 256 and not config["data"].get("is_demo"):  # as the template; the demo cohort is made from it
+    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), test.positions,
+                                         *dataset.head_context(test, prior, vqvae.settings["margin"]))
+    codes = details["codes"]
+    indices, shown = write_reconstructions(folder, test, vqvae, details, arguments.num_examples, arguments.seed)
+    if vqvae.image_size == 256 and not config["data"]["is_demo"]:  # as the template; the demo cohort is made from it
         write_template(folder, vqvae)
     positions = sample_positions(arguments.slice, arguments.num_samples)
     print(f"Sampling {len(positions)} new brains ...")
@@ -257,8 +289,11 @@ def write_predictions(folder, arguments, config, vqvae, prior, splits):
         volumes.write_nifti(dataset.to_uint8(samples * 2 - 1), folder / "samples.nii.gz")
     if arguments.evaluate:
         print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
-        seen = splits["train"].take(splits["train"].spread(len(test.images)))
-        measured["bits_per_code_train"] = metrics.bits_per_code(vqvae, prior, dataset.image_batches(seen, 32))
+        train = splits["train"]
+        seen = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
+        codes_seen = np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(seen, 32)])
+        measured["bits_per_code_train"] = metrics.bits_per_code(prior, codes_seen, seen.positions,
+                                                                *dataset.head_context(seen, prior, vqvae.settings["margin"]))
         judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
         measured |= judge_samples(folder, samples, judged, splits)
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
@@ -450,6 +485,13 @@ def predict_own(arguments, run_dir, vqvae, prior):
 def main(argv=None):
     """Writes reconstructions, samples and metrics.json to the output folder."""
     arguments = parse_arguments(argv)
+    devices.prepare(exact=True)
+    with devices.report_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
+        predict(arguments)
+
+
+def predict(arguments):
+    """Loads the run and the data, and writes what the arguments ask for."""
     run_dir = find_run(arguments.run_dir)
     config, vqvae, prior = load_run(run_dir)
     if arguments.images or arguments.codes:
@@ -462,7 +504,7 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
         measured = write_predictions(folder, arguments, config, vqvae, prior, splits)
     if arguments.export:
-        with cli.report_write_errors(arguments.export, "give another --export"):
+        with cli.report_write_errors(arguments.export, "give another --export", [tf.errors.OpError]):
             modules.export(vqvae, prior, arguments.export)
     print(json.dumps(measured, indent=2))
     print(f"Done: see {folder}.")

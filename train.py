@@ -13,15 +13,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
 from importlib import metadata
+import inspect
 import json
 from pathlib import Path
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -31,6 +35,7 @@ import tensorflow as tf
 import cli
 from cli import InputError
 import dataset
+import devices
 import figures
 import metrics
 import modules
@@ -54,11 +59,36 @@ DEFAULTS = {
     "mixed_precision": False,
 }
 DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 4}
-PRIOR_BATCH_SIZE = 8
-PRIOR_LEARNING_RATE = 2e-3
+# What no option sets. A run remembers these too, and is not resumed by a version that has others.
+CONSTANTS = {
+    "warmup_steps": 60,  # of plain autoencoding before the codebook starts
+    "rising_steps": 100,  # over which the learning rate rises to its peak
+    "prior_batch_size": 8,
+    "prior_learning_rate": 2e-3,
+    **{name: getattr(dataset, name.upper())
+       for name in ("without_below", "without_further", "corrupted", "without_person", "person_noise")},
+}
 EXPLODED = 1e6  # no loss of a network that learns comes near
-WARMUP_STEPS = 60  # of plain autoencoding before the codebook starts
-RISING_STEPS = 100  # over which the learning rate rises to its peak
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One of the two trainings.
+
+    Attributes:
+        name: of its files.
+        monitor: the log that tells the best epoch.
+        better: `max` or `min`, which of two values of it is the better.
+    """
+
+    name: str
+    monitor: str
+    better: callable
+
+
+VQVAE = Stage("vqvae", "val_ssim", max)
+PIXELCNN = Stage("pixelcnn", "val_bits_per_code", min)
+EPOCHS_FILE = "finished_epochs.json"  # in the backup's zip archive: how many epochs its weights have seen
 PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
 
 
@@ -76,13 +106,13 @@ def parse_arguments(argv):
             ("num-embeddings", int, 2, "K", "codes in the codebook"), ("embedding-dim", int, 1, "D", "length of a code's vector"),
             ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only")):
         key = name.replace("-", "_")
-        default = f" (default: {DEFAULTS[key] or 'all'})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
+        default = f" (default: {'all' if DEFAULTS[key] is None else DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
         maximum = cli.SEEDS if key == "seed" else float("inf")
         parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
-                        help="compute in float16 on a GPU, bfloat16 elsewhere (slower on most CPUs)")
+                        help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, by its own settings")
     return parser.parse_args(argv)
 
@@ -90,6 +120,8 @@ def parse_arguments(argv):
 @contextlib.contextmanager
 def open_run(arguments):
     """Settles the run's folder, settings and data, and writes config.json if the run is new.
+
+    On several machines the chief does so alone, and tells the others, who read the same data from their own disks.
 
     Yields:
         (run_dir, config, splits); meanwhile no other training may use the folder.
@@ -99,17 +131,37 @@ def open_run(arguments):
     """
     given = {key: value for key in DEFAULTS if (value := getattr(arguments, key)) is not None}
     run_dir = Path(arguments.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"))
-    config, splits = (resume_run if arguments.resume else new_run)(run_dir, arguments, given)
-    with cli.report_write_errors(run_dir, "give another --run-dir"):
+    config = splits = None
+    with contextlib.ExitStack() as stack:
+        with devices.together():
+            if devices.is_chief():
+                config, splits = (resume_run if arguments.resume else new_run)(run_dir, arguments, given)
+                stack.enter_context(claimed(run_dir, config, arguments.resume))
+        config = json.loads(devices.broadcast_text(json.dumps(config)))
+        with devices.together():
+            splits = splits or matching_splits(arguments, config, run_dir)
+        yield run_dir, config, splits
+
+
+@contextlib.contextmanager
+def claimed(run_dir, config, resumed):
+    """Makes the run's folder its own: locked, and with its config.json."""
+    with writing(run_dir, "give another --run-dir"):
         run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir):
-        if not arguments.resume:
-            with cli.report_write_errors(run_dir, "give another --run-dir"):
+        if not resumed:
+            with writing(run_dir, "give another --run-dir"):
                 cli.write_json(run_dir / "config.json", config)
         elif (run_dir / "metrics.json").exists():
             shutil.rmtree(run_dir / "backup", ignore_errors=True)  # it may have been killed right before doing so
             raise InputError(f"{run_dir} is finished; there is nothing to resume.")
-        yield run_dir, config, splits
+        yield
+
+
+def writing(run_dir, advice=None):
+    """Reports a failure to write into the run's folder: to be put around what writes, and around nothing else."""
+    return cli.report_write_errors(run_dir, advice or (
+        f"what was saved before is whole: mend that, then python train.py --run-dir {run_dir} --resume"), [tf.errors.OpError])
 
 
 @contextlib.contextmanager
@@ -136,9 +188,15 @@ def new_run(run_dir, arguments, given):
         raise InputError(f"{run_dir} is not empty; give another --run-dir, or --resume to go on with the run in it.")
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **given}
+    devices.precision(settings["mixed_precision"])
     splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir)
-    config = {"settings": settings, "model": model_settings(splits["train"], settings),
-              "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "fingerprint": dataset.fingerprint(splits),
+    vqvae = model_settings(splits["train"], settings)
+    devices.global_batch(settings["batch_size"], len(splits["train"].images))
+    config = {"settings": settings, "constants": CONSTANTS, "vqvae": with_defaults(modules.VQVAE, vqvae),
+              "pixelcnn": with_defaults(modules.PixelCNN, {
+                  "grid_size": vqvae["image_size"] // settings["downsample"], "num_embeddings": settings["num_embeddings"],
+                  "num_positions": volumes.NUM_POSITIONS}),
+              "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "fingerprints": dataset.fingerprints(splits),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
               "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -146,15 +204,33 @@ def new_run(run_dir, arguments, given):
     return config, splits
 
 
+def with_defaults(model, given):
+    """All arguments of a model's constructor: those given, and the defaults of the rest."""
+    parameters = inspect.signature(model).parameters.values()
+    return {parameter.name: given.get(parameter.name, parameter.default) for parameter in parameters
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
+
+
 def resume_run(run_dir, arguments, given):
     """The config and data of a run that goes on, which the command line must not contradict."""
     config = resumed_config(run_dir, arguments.run_dir, given)
+    return config, matching_splits(arguments, config, run_dir)
+
+
+def matching_splits(arguments, config, run_dir):
+    """The splits that a run began with.
+
+    Raises:
+        InputError: if they are others.
+    """
     folder = arguments.data_dir or config["data"]["folder"]
+    if config["data"]["is_demo"] and not Path(folder).is_dir():
+        folder = volumes.make_demo_cohort()  # another machine than the one that began
     splits = dataset.load_splits(folder, limit=config["settings"]["limit"], cache_dir=arguments.cache_dir)
-    if dataset.fingerprint(splits) != config["data"]["fingerprint"]:
+    if dataset.fingerprints(splits) != config["data"]["fingerprints"]:
         raise InputError(f"The data in {folder} are not those that {run_dir} began with; resume with the same data or start a "
                          "new run.")
-    return config, splits
+    return splits
 
 
 def resumed_config(run_dir, named, given):
@@ -166,13 +242,19 @@ def resumed_config(run_dir, named, given):
     try:
         config = json.loads((run_dir / "config.json").read_text())
         settings = {key: config["settings"][key] for key in DEFAULTS}
-        config["model"], config["data"]["folder"], config["data"]["fingerprint"]
+        constants = config["constants"]
+        config["vqvae"], config["pixelcnn"], config["data"]["folder"], config["data"]["is_demo"], config["data"]["fingerprints"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run_dir / 'config.json'} is damaged ({error!r}); start a new run.") from error
+        raise InputError(f"{run_dir / 'config.json'} is damaged, or of another version of train.py ({error!r}); "
+                         "start a new run.") from error
     for key, value in given.items():
         if value != settings[key]:
             raise InputError(f"--{key.replace('_', '-')} {value} differs from the {settings[key]} that {run_dir} "
                              "began with; resume without it or start a new run.")
+    for key in CONSTANTS.keys() | constants.keys():
+        if constants.get(key) != CONSTANTS.get(key):
+            raise InputError(f"{run_dir} began with {key} {constants.get(key)}, but this version of train.py has "
+                             f"{CONSTANTS.get(key)}; check out commit {config.get('git_commit')} or start a new run.")
     return config
 
 
@@ -202,55 +284,43 @@ def git_commit():
         return None
 
 
-class Reconstructions(keras.callbacks.Callback):
-    """After each epoch: SSIM and code use, into the logs; images and histograms for TensorBoard; the frame of the GIF.
+class Measurements(keras.callbacks.Callback):
+    """After each epoch of stage 1: SSIM and code use, into the logs. Goes before all callbacks that write logs.
 
     Args:
         splits: dict of `dataset.Split`.
-        frames_dir: folder for the frames.
-        logs_dir: folder for TensorBoard.
-        epochs: of the whole stage, for the frames' title.
         seed: of the random test images.
+
+    Attributes:
+        shown: uint8 (4, H, W), test images whose reconstructions are kept.
+        reconstructions: uint8 (4, H, W), those of the last epoch, or of the start.
+        shown_ssim: their mean SSIM.
+        codes: int32 (N, g, g), of the validation images.
     """
 
-    def __init__(self, splits, frames_dir, logs_dir, epochs, seed):
+    def __init__(self, splits, seed):
         super().__init__()
         self.validation = splits["validate"].images[splits["validate"].spread(128)]
         self.test = splits["test"].images
         self.shown = self.test[splits["test"].examples(4)]
-        self.frames_dir = frames_dir
-        self.writer = tf.summary.create_file_writer(str(logs_dir))
-        self.epochs = epochs
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock; before the first epoch, draws a frame to compare with."""
+        """Starts the clock; before the first epoch, reconstructs, for a picture to compare with."""
         if epoch == 0:
-            self._draw_frame(0)
+            self.shown_ssim, _, self.reconstructions = self._reconstruct(self.shown)
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs):
         """Adds to the logs: val_ssim, val_perplexity, val_codes_used, test_ssim and the epoch's seconds."""
-        logs["val_ssim"], codes, _ = self._reconstruct(self.validation)
-        use = metrics.code_metrics(codes, self.model.quantizer.num_embeddings)
+        logs["val_ssim"], self.codes, _ = self._reconstruct(self.validation)
+        use = metrics.code_metrics(self.codes, self.model.quantizer.num_embeddings)
         logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
         rng = np.random.default_rng([self.seed, epoch])
         drawn = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
         logs["test_ssim"], _, _ = self._reconstruct(self.test[drawn])
-        frame = self._draw_frame(epoch + 1)
-        with self.writer.as_default(epoch):
-            tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
-            tf.summary.histogram("codes", codes, buckets=self.model.quantizer.num_embeddings)
-            tf.summary.histogram("codebook", self.model.quantizer.embeddings)
+        self.shown_ssim, _, self.reconstructions = self._reconstruct(self.shown)
         logs["seconds"] = time.perf_counter() - self.start
-
-    def _draw_frame(self, epochs):
-        """Writes the frame of the GIF after so many epochs, and returns it."""
-        ssim, _, shown = self._reconstruct(self.shown)
-        title = f"after epoch {epochs} of {self.epochs}: SSIM {ssim:.3f}" if epochs else f"before the first epoch: SSIM {ssim:.3f}"
-        frame = figures.progress_frame(self.shown, shown, self.model.settings["margin"], title)
-        Image.fromarray(frame).save(self.frames_dir / f"{epochs:04d}.png")
-        return frame
 
     def _reconstruct(self, images):
         """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
@@ -259,6 +329,78 @@ class Reconstructions(keras.callbacks.Callback):
         decoded = np.concatenate([self.model.decode_codes(some) for some in np.array_split(codes, -(-len(codes) // 32))])
         pairs = zip(images / 255, metrics.to_unit(decoded))
         return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, dataset.to_uint8(decoded[..., 0])
+
+
+class Pictures(keras.callbacks.Callback):
+    """After each epoch of stage 1: the frame of the GIF; images and histograms for TensorBoard.
+
+    Args:
+        measurements: the `Measurements` that went before.
+        run_dir: the run's folder.
+        epochs: of the whole stage, for the frames' title.
+    """
+
+    def __init__(self, measurements, run_dir, epochs):
+        super().__init__()
+        self.measurements = measurements
+        self.frames_dir = run_dir / "backup" / "frames"
+        self.writer = tf.summary.create_file_writer(str(run_dir / "logs" / "vqvae" / "pictures"))
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Draws what the first epoch begins with."""
+        if epoch == 0:
+            self._draw_frame("before the first epoch", 0)
+
+    def _draw_frame(self, when, number):
+        measured = self.measurements
+        frame = figures.progress_frame(measured.shown, measured.reconstructions, self.model.settings["margin"],
+                                       f"{when}: SSIM {measured.shown_ssim:.3f}")
+        Image.fromarray(frame).save(self.frames_dir / f"{number:04d}.png")
+        return frame
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Draws what was measured."""
+        measured = self.measurements
+        frame = self._draw_frame(f"after epoch {epoch + 1} of {self.epochs}", epoch + 1)
+        with self.writer.as_default(epoch):
+            tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
+            tf.summary.histogram("codes", measured.codes, buckets=self.model.quantizer.num_embeddings)
+            tf.summary.histogram("codebook", self.model.quantizer.embeddings)
+        self.writer.flush()
+
+
+class Writers(keras.callbacks.CallbackList):
+    """Callbacks that write into the run's folder and compute nothing: what fails in them is a failure to write."""
+
+    def __init__(self, run_dir, callbacks):
+        super().__init__(callbacks)
+        self.run_dir = run_dir
+
+    def on_train_begin(self, logs=None):
+        """Opens the files."""
+        with writing(self.run_dir):
+            super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Writes what there is before the epoch."""
+        with writing(self.run_dir):
+            super().on_epoch_begin(epoch, logs)
+
+    def on_test_end(self, logs=None):
+        """Writes what validation gave."""
+        with writing(self.run_dir):
+            super().on_test_end(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes what the epoch gave."""
+        with writing(self.run_dir):
+            super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs=None):
+        """Closes the files."""
+        with writing(self.run_dir):
+            super().on_train_end(logs)
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -278,30 +420,23 @@ class EpochSeeds(keras.callbacks.Callback):
             state.assign(np.random.default_rng([self.seed, epoch, index]).integers(0, 2 ** 31, state.shape))
 
 
-class Checkpoints(keras.callbacks.Callback):
-    """After each epoch: saves the model, to resume from; and, if it is the best on validation people, as the result.
+class Explosions(keras.callbacks.Callback):
+    """Stops at the first loss that is no number, or beyond all measure.
 
     Args:
-        backup_path: .keras file of the latest epoch.
-        best_path: .keras file of the best epoch.
-        monitor: the log that decides; larger is better if its name ends in "ssim", else smaller.
-        best: the best value of the epochs before.
+        best_path: .keras file of the best epoch so far.
     """
 
-    def __init__(self, backup_path, best_path, monitor, best=None):
+    def __init__(self, best_path):
         super().__init__()
-        self.backup_path = backup_path
         self.best_path = best_path
-        self.monitor = monitor
-        self.sign = 1 if monitor.endswith("ssim") else -1
-        self.best = best
 
     def on_epoch_begin(self, epoch, logs=None):
         """Remembers the epoch."""
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs):
-        """Stops at the first loss that is no number, or beyond all measure.
+        """Looks at the loss.
 
         Raises:
             InputError: says at which epoch and step; what was saved before stays.
@@ -311,33 +446,76 @@ class Checkpoints(keras.callbacks.Callback):
             raise InputError(f"Training {self.best_path.stem} went astray in epoch {self.epoch + 1}, step {batch + 1}: its loss is "
                              f"not a number any more, or beyond {EXPLODED:.0e}.{saved} Start again with a lower --learning-rate.")
 
-    def on_epoch_end(self, epoch, logs):
-        """Saves under a temporary name, then renames."""
-        if self.best is None or self.sign * logs[self.monitor] > self.sign * self.best:
-            self.best = logs[self.monitor]
-            self._save(self.best_path)
-        self._save(self.backup_path)
 
-    def _save(self, path):
-        unfinished = self.backup_path.with_name(f"unfinished-{self.backup_path.name}")
+class Checkpoints(keras.callbacks.Callback):
+    """After each epoch: saves the model, to resume from; and, if it is the best on validation people, as the result.
+
+    Args:
+        stage: the `Stage`.
+        run_dir: where {stage}.keras goes, the best epoch, and backup/{stage}.keras, the latest.
+        best: the best value of the monitored log in the epochs before, or None.
+    """
+
+    def __init__(self, stage, run_dir, best=None):
+        super().__init__()
+        self.stage = stage
+        self.best_path = run_dir / f"{stage.name}.keras"
+        self.backup_path = run_dir / "backup" / f"{stage.name}.keras"
+        self.best = best
+
+    def on_epoch_end(self, epoch, logs):
+        """Saves once, under a temporary name; copies it if it is the best; then renames.
+
+        Once, because on several machines all have to take part in saving, and only the chief knows whether it is the best.
+        """
+        unfinished, copy = (self.backup_path.with_name(f"{word}-{self.backup_path.name}") for word in ("unfinished", "copy"))
+        value = logs[self.stage.monitor]
         try:
             self.model.save(unfinished)
-            unfinished.replace(path)
+            with zipfile.ZipFile(unfinished, "a") as archive:
+                archive.writestr(EPOCHS_FILE, json.dumps(epoch + 1))
+            if self.best is None or (value != self.best and self.stage.better(value, self.best) == value):
+                shutil.copyfile(unfinished, copy)
+                copy.replace(self.best_path)
+                self.best = value
+            unfinished.replace(self.backup_path)
         finally:
             unfinished.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
 
 
-def fit(model, batches, validation, steps_per_epoch, epochs, first_epoch, seed, run_dir, name, monitor, callbacks=()):
-    """Runs Keras' fit for one stage with the histories, logs and checkpoints that both stages have."""
-    history_path = run_dir / f"{name}_history.csv"
-    done = trim_history(history_path, first_epoch)
-    sign = max if monitor.endswith("ssim") else min
-    best = sign((float(row[monitor]) for row in done), default=None)
+class SavesNothing(keras.callbacks.Callback):
+    """On machines other than the chief: takes part in saving the model, into a folder that is then removed."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves and forgets."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save(f"{folder}/model.keras")
+
+
+def fit(stage, model, batches, validation, *, steps_per_epoch, first_epoch, epochs, seed, run_dir, measurements=None):
+    """Runs Keras' fit for one stage, with the histories, logs and checkpoints that both have."""
+    watching = [EpochSeeds(seed), Explosions(run_dir / f"{stage.name}.keras")]
+    if devices.is_chief():
+        with writing(run_dir):
+            history_path = run_dir / f"{stage.name}_history.csv"
+            done = trim_history(history_path, first_epoch)
+        best = stage.better((float(row[stage.monitor]) for row in done), default=None)
+        writers = [keras.callbacks.CSVLogger(history_path, append=bool(done)),
+                   keras.callbacks.TensorBoard(run_dir / "logs" / stage.name, write_graph=False),
+                   Checkpoints(stage, run_dir, best)]
+        if measurements:
+            with writing(run_dir):
+                writers.insert(0, Pictures(measurements, run_dir, epochs))
+            watching.append(measurements)
+        # In this order: what is measured goes into the logs, then the logs are written, then the model, so that no epoch
+        # counts as saved whose history is not.
+        callbacks = [*watching, Writers(run_dir, writers)]
+    else:
+        callbacks = [*watching, SavesNothing()]
+    verbose = 0 if not devices.is_chief() else 1 if sys.stdout.isatty() else 2
     model.fit(batches, validation_data=validation, steps_per_epoch=steps_per_epoch, epochs=epochs, initial_epoch=first_epoch,
-              shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
-              callbacks=[EpochSeeds(seed), *callbacks, keras.callbacks.CSVLogger(history_path, append=bool(done)),
-                         keras.callbacks.TensorBoard(run_dir / "logs" / name, write_graph=False),
-                         Checkpoints(run_dir / "backup" / f"{name}.keras", run_dir / f"{name}.keras", monitor, best)])
+              shuffle=False, verbose=verbose, callbacks=callbacks)
 
 
 def trim_history(path, epochs):
@@ -364,7 +542,7 @@ def read_history(path):
 
 
 def load_backup(path):
-    """The model of the latest epoch, with its optimiser.
+    """A model that was saved while training, with its optimiser.
 
     Raises:
         InputError: if the file is damaged.
@@ -375,82 +553,122 @@ def load_backup(path):
         raise InputError(f"{error}; remove it to begin this stage again.") from error
 
 
-def choose_strategy():
-    """All GPUs that TensorFlow sees, each with a part of every batch; with one or none, no strategy."""
-    gpus = tf.config.list_logical_devices("GPU")
-    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+def load_for_all(path, build):
+    """The model in a file that the chief alone need have; other machines of a cluster build theirs and get its weights."""
+    with devices.together():
+        model = load_backup(path) if devices.is_chief() else build()
+    devices.broadcast_variables(model.variables + (model.optimizer.variables if model.optimizer else []))
+    return model
+
+
+def finished_epochs(path):
+    """How many epochs the weights in a backup have seen; 0 if there is none. On all machines what the chief finds.
+
+    Raises:
+        InputError: if the file does not tell.
+    """
+    epochs = 0
+    with devices.together():
+        if devices.is_chief() and path.exists():
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    epochs = int(json.loads(archive.read(EPOCHS_FILE)))
+            except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+                raise InputError(f"{path} cannot be loaded ({error}); remove it to begin this stage again.") from error
+    return int(devices.broadcast(epochs))
 
 
 def adam(peak, total_steps):
     """Adam whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
-    rising = min(RISING_STEPS, total_steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(peak / RISING_STEPS, max(total_steps - rising, 1), alpha=0.02,
+    steps = CONSTANTS["rising_steps"]
+    rising = min(steps, total_steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(peak / steps, max(total_steps - rising, 1), alpha=0.02,
                                                       warmup_target=peak, warmup_steps=rising)
-    return modules.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
+    return devices.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
+
+
+def new_vqvae(config, steps_per_epoch):
+    """A VQ-VAE with its optimiser, before any training."""
+    settings = config["settings"]
+    vqvae = modules.VQVAE(**config["vqvae"], dtype=devices.precision(settings["mixed_precision"]))
+    total = CONSTANTS["warmup_steps"] + steps_per_epoch * settings["epochs"]
+    vqvae.compile(adam(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
+    return vqvae
 
 
 def train_vqvae(run_dir, config, splits):
     """Stage 1; returns the VQ-VAE of the epoch with the best SSIM on validation people."""
-    settings = config["settings"]
-    keras.utils.set_random_seed(settings["seed"])
-    backup = run_dir / "backup" / "vqvae.keras"
-    strategy = choose_strategy()
-    batch_size = min(settings["batch_size"], len(splits["train"].images))
-    if batch_size % strategy.num_replicas_in_sync:
-        raise InputError(f"A batch of {batch_size} images cannot be shared out evenly among {strategy.num_replicas_in_sync} GPUs; "
-                         "give a multiple of them as --batch-size.")
+    settings, seed = config["settings"], config["settings"]["seed"]
+    keras.utils.set_random_seed(seed)
+    batch_size = devices.global_batch(settings["batch_size"], len(splits["train"].images))
     steps_per_epoch = len(splits["train"].images) // batch_size
-    first_epoch = 0
-    with strategy.scope():
-        if backup.exists():
-            vqvae = load_backup(backup)
-            first_epoch = (int(vqvae.optimizer.iterations) - WARMUP_STEPS) // steps_per_epoch
+    backup = run_dir / "backup" / "vqvae.keras"
+    first_epoch = finished_epochs(backup)
+    with devices.strategy().scope():
+        if first_epoch:
+            vqvae = load_for_all(backup, lambda: new_vqvae(config, steps_per_epoch))
         else:
-            vqvae = modules.VQVAE(**config["model"])
-            vqvae.compile(adam(settings["learning_rate"], WARMUP_STEPS + steps_per_epoch * settings["epochs"]))
-            print(f"{WARMUP_STEPS} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
+            vqvae = new_vqvae(config, steps_per_epoch)
+            say(f"{CONSTANTS['warmup_steps']} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
             # Another seed than the epochs': the first of them then sees every image afresh.
-            batches = dataset.training_batches(splits["train"], batch_size, settings["seed"] + 1)
+            batches = dataset.training_batches(splits["train"], batch_size, seed + 1)
             try:
-                vqvae.start_codebook(batches, WARMUP_STEPS)
+                vqvae.start_codebook(batches, CONSTANTS["warmup_steps"])
             except FloatingPointError as error:
                 raise InputError(f"Training vqvae went astray at its start: {error}. "
                                  "Start again with a lower --learning-rate.") from error
-    frames = run_dir / "backup" / "frames"
     if first_epoch < settings["epochs"]:
-        fit(vqvae, dataset.training_batches(splits["train"], batch_size, settings["seed"], first_epoch),
-            dataset.image_batches(splits["validate"], 32), steps_per_epoch, settings["epochs"], first_epoch,
-            settings["seed"], run_dir, "vqvae", "val_ssim",
-            [Reconstructions(splits, frames, run_dir / "logs" / "vqvae" / "pictures", settings["epochs"], settings["seed"])])
-    figures.write_gif(sorted(frames.glob("*.png")), run_dir / "progress.gif")
-    return load_backup(run_dir / "vqvae.keras")
+        validation = dataset.image_batches(splits["validate"], devices.even_batch(32, len(splits["validate"].images)))
+        fit(VQVAE, vqvae, dataset.training_batches(splits["train"], batch_size, seed, first_epoch), validation,
+            steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, epochs=settings["epochs"], seed=seed, run_dir=run_dir,
+            measurements=Measurements(splits, seed) if devices.is_chief() else None)
+    if devices.is_chief():
+        with writing(run_dir):
+            figures.write_gif(sorted((run_dir / "backup" / "frames").glob("*.png")), run_dir / "progress.gif")
+    return load_for_all(run_dir / "vqvae.keras", lambda: new_vqvae(config, steps_per_epoch))
+
+
+def new_pixelcnn(config, vqvae, train_split, steps_per_epoch):
+    """A PixelCNN for the codes of a VQ-VAE, with its optimiser, before any training."""
+    settings = config["settings"]
+    prior = modules.PixelCNN(**{**config["pixelcnn"], "codebook_digest": vqvae.quantizer.digest()},
+                             dtype=devices.precision(settings["mixed_precision"]))
+    prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
+    prior.start_people(dataset.head_pictures(train_split, vqvae.settings["margin"])[0])
+    prior.compile(adam(CONSTANTS["prior_learning_rate"], steps_per_epoch * settings["prior_epochs"]),
+                  steps_per_execution=devices.steps_per_execution(steps_per_epoch))
+    return prior
 
 
 def train_pixelcnn(run_dir, config, vqvae, splits):
     """Stage 2; returns the PixelCNN of the epoch with the fewest bits per code on validation people."""
-    settings = config["settings"]
-    keras.utils.set_random_seed(settings["seed"])  # again, for this stage may have been resumed
-    codes = {name: encode(vqvae, splits[name]) for name in ("train", "validate")}
+    settings, seed = config["settings"], config["settings"]["seed"]
+    keras.utils.set_random_seed(seed)  # again, for this stage may have been resumed
+    # Few people: mirrored heads are as good as new ones.
+    versions = {"train": [splits["train"], splits["train"].mirrored()], "validate": [splits["validate"]]}
+    codes = {name: np.stack([encode(vqvae, split) for split in some]) for name, some in versions.items()}
+    batch_size = devices.global_batch(CONSTANTS["prior_batch_size"], len(splits["train"].images))
+    steps_per_epoch = len(splits["train"].images) // batch_size
     backup = run_dir / "backup" / "pixelcnn.keras"
-    strategy = choose_strategy()
-    replicas = strategy.num_replicas_in_sync
-    batch_size = min(max(PRIOR_BATCH_SIZE // replicas, 1) * replicas, len(codes["train"]))
-    steps_per_epoch = len(codes["train"]) // batch_size
-    first_epoch = 0
-    with strategy.scope():
-        if backup.exists():
-            prior = load_backup(backup)
-            first_epoch = int(prior.optimizer.iterations) // steps_per_epoch
-        else:
-            prior = modules.PixelCNN(vqvae.grid_size, settings["num_embeddings"], volumes.NUM_POSITIONS,
-                                     codebook_digest=vqvae.quantizer.digest())
-            prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
-            prior.compile(adam(PRIOR_LEARNING_RATE, steps_per_epoch * settings["prior_epochs"]))
+    first_epoch = finished_epochs(backup)
+    with devices.strategy().scope():
+        def build():
+            return new_pixelcnn(config, vqvae, splits["train"], steps_per_epoch)
+
+        prior = load_for_all(backup, build) if first_epoch else build()
+    if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
+        raise InputError(f"{backup} was trained on the codes of another codebook than that of {run_dir / 'vqvae.keras'}; "
+                         "remove it to begin this stage again.")
     if first_epoch < settings["prior_epochs"]:
-        fit(prior, dataset.code_batches(codes["train"], splits["train"].positions, batch_size, settings["seed"], first_epoch),
-            dataset.code_batches(codes["validate"], splits["validate"].positions, 32), steps_per_epoch,
-            settings["prior_epochs"], first_epoch, settings["seed"], run_dir, "pixelcnn", "val_bits_per_code")
-    return load_backup(run_dir / "pixelcnn.keras"), codes["validate"]
+        told = {}
+        for name, some in versions.items():
+            below, persons = zip(*(dataset.head_context(split, prior, vqvae.settings["margin"]) for split in some))
+            told[name] = codes[name], some[0].positions, below[0], np.stack(persons), prior.num_embeddings
+        validation_batch = devices.even_batch(32, len(splits["validate"].images))
+        fit(PIXELCNN, prior, dataset.code_batches(*told["train"], batch_size, seed, first_epoch),
+            dataset.code_batches(*told["validate"], validation_batch),
+            steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, epochs=settings["prior_epochs"], seed=seed, run_dir=run_dir)
+    return load_for_all(run_dir / "pixelcnn.keras", build), codes["validate"][0]
 
 
 def encode(vqvae, split):
@@ -458,8 +676,8 @@ def encode(vqvae, split):
     return np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(split, 32)])
 
 
-def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes, reconstructions):
-    """Draws the run's figures/*.png from its networks, its histories and its test reconstructions."""
+def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes):
+    """Draws the run's figures/*.png from its networks, its histories and its test images' codes."""
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     num_embeddings = prior.num_embeddings
@@ -470,23 +688,18 @@ def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes, rec
     entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
     figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
     shown = test_split.examples(4)
-    captions = [f"slice {test_split.positions[index]}, SSIM {metrics.ssim(test_split.images[index] / 255, reconstructions[index]):.3f}"
-                for index in shown]
-    figures.reconstruction_grid(test_split.images[shown] / 255, reconstructions[shown], codes[shown], captions,
+    originals, reconstructions = test_split.images[shown] / 255, metrics.to_unit(vqvae.decode_codes(codes[shown]))
+    captions = [f"slice {position}, SSIM {metrics.ssim(original, reconstruction):.3f}"
+                for position, original, reconstruction in zip(test_split.positions[shown], originals, reconstructions)]
+    figures.reconstruction_grid(originals, reconstructions, codes[shown], captions,
                                 figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
                                 folder / "reconstructions.png")
 
 
-def prepare_devices(mixed_precision):
-    """Sets up what TensorFlow computes on; returns its name."""
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if not gpus:
-        tf.config.experimental.enable_op_determinism()  # the same seed gives the same bits; on a GPU it would cost much
-    if mixed_precision:
-        keras.mixed_precision.set_global_policy("mixed_float16" if gpus else "mixed_bfloat16")
-    return "GPU" if gpus else "CPU"
+def say(text):
+    """Prints a line; on several machines the chief alone does."""
+    if devices.is_chief():
+        print(text, flush=True)
 
 
 @contextlib.contextmanager
@@ -505,31 +718,44 @@ def stoppable(run_dir):
 @cli.exit_on_input_error
 def main(argv=None):
     """Runs both stages and measures the result on the test people."""
-    with open_run(parse_arguments(argv)) as (run_dir, config, splits):
-        device = prepare_devices(config["settings"]["mixed_precision"])
-        people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
-        print(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {device}.")
-        for name in ("validate", "test"):
-            dataset.warn_of_lost_border(splits[name], config["model"]["margin"])
-        advice = f"what was saved before is whole: mend that, then python train.py --run-dir {run_dir} --resume"
-        with stoppable(run_dir), cli.report_write_errors(run_dir, advice):
-            run_stages(run_dir, config, splits)
-    print(f"Done. Next: python predict.py --run-dir {run_dir}")
+    arguments = parse_arguments(argv)
+    device = devices.prepare()
+    resume = f"finished epochs are saved, python train.py --run-dir {arguments.run_dir or 'RUN'} --resume goes on"
+    with devices.report_failures(f"give a smaller --batch-size; {resume}", resume):
+        devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
+        with open_run(arguments) as (run_dir, config, splits):
+            people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
+            say(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {device}{devices.cluster_size()}.")
+            for name in ("validate", "test"):
+                dataset.warn_of_lost_border(splits[name], config["vqvae"]["margin"])
+            with stoppable(run_dir):
+                run_stages(run_dir, config, splits)
+    say(f"Done. Next: python predict.py --run-dir {run_dir}")
 
 
 def run_stages(run_dir, config, splits):
-    """Trains both networks, measures them on the test people and draws the figures."""
+    """Trains both networks; then the chief measures them on the test people and draws the figures."""
     settings = config["settings"]
-    (run_dir / "backup").mkdir(exist_ok=True)
-    (run_dir / "backup" / "frames").mkdir(exist_ok=True)
-    print(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
+    if devices.is_chief():
+        with writing(run_dir):
+            (run_dir / "backup" / "frames").mkdir(parents=True, exist_ok=True)
+    say(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
     vqvae = train_vqvae(run_dir, config, splits)
-    print(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
+    say(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
     prior, validation_codes = train_pixelcnn(run_dir, config, vqvae, splits)
-    print("Measuring on the test people ...")
-    measured, codes, reconstructions = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32))
-    draw_figures(run_dir, vqvae, prior, validation_codes, splits["test"], codes, reconstructions)
-    cli.write_json(run_dir / "metrics.json", measured)
+    with devices.together():  # the others wait: a cluster ends as one
+        if devices.is_chief():
+            measure(run_dir, vqvae, prior, validation_codes, splits)
+
+
+def measure(run_dir, vqvae, prior, validation_codes, splits):
+    """Writes figures/ and metrics.json, by the test people."""
+    print("Measuring on the test people ...", flush=True)
+    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32), splits["test"].positions,
+                                         *dataset.head_context(splits["test"], prior, vqvae.settings["margin"]))
+    with writing(run_dir):
+        draw_figures(run_dir, vqvae, prior, validation_codes, splits["test"], details["codes"])
+        cli.write_json(run_dir / "metrics.json", measured)
     shutil.rmtree(run_dir / "backup", ignore_errors=True)
     print(json.dumps(measured, indent=2))
 

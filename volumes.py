@@ -21,6 +21,7 @@ from cli import InputError, report_write_errors
 SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
 SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
+MOST_LABELS = 128  # different values of a segmentation; FreeSurfer's of cortex and nuclei has 113, a picture hundreds
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png")
 DEMO_VERSION = 1  # part of the cache folder's name: raise it whenever the simulation changes
 DEMO_FIRST_CASE = {"train": 1, "validate": 402, "test": 441}  # the case numbers that OASIS gives the splits
@@ -181,16 +182,51 @@ def find_oasis1(folder):
     return found, skipped
 
 
-def find_nifti(folder):
-    """Lists the NIfTI volumes below a folder, as `find_oasis1`.
+def find_nifti(folder, pattern=None):
+    """Lists the T1-weighted NIfTI volumes below a folder, as `find_oasis1`.
 
-    The person is what a BIDS name (sub-NAME_...) or an OASIS name (OAS1_NNNN_...) says, else the whole name.
+    Left out are folders named derivatives, masks and segmentations by name (`read_volume` refuses the others) and, where some
+    files have the BIDS suffix T1w, those that have not. The person is what a BIDS name (sub-NAME_...) or an OASIS name
+    (OAS1_NNNN_...) says, else the whole name.
+
+    Args:
+        folder: where to look.
+        pattern: a glob relative to it, which decides in place of these rules.
+
+    Raises:
+        InputError: if there can be no such pattern.
     """
-    found = []
-    for path in sorted((*Path(folder).rglob("*.nii"), *Path(folder).rglob("*.nii.gz"))):
-        named = re.match(r"sub-[A-Za-z0-9]+|OAS\d_\d{4}", path.name)
-        found.append((named[0] if named else path.name.removesuffix(".gz").removesuffix(".nii"), path))
-    return found, []
+    folder = Path(folder)
+    names = {path: path.name.removesuffix(".gz").removesuffix(".nii")
+             for path in sorted((*folder.rglob("*.nii"), *folder.rglob("*.nii.gz")))}
+    if pattern is None:
+        reasons = {path: _why_no_head(path.relative_to(folder), name) for path, name in names.items()}
+        some_t1w = any(name.endswith("_T1w") and not reasons[path] for path, name in names.items())
+    else:
+        try:
+            matching = set(folder.glob(pattern))
+        except (NotImplementedError, ValueError) as error:
+            raise InputError(f"--pattern {pattern!r} cannot be used ({error}); give one like '**/*_T1w.nii.gz'.") from error
+        reasons = {path: None if path in matching else "does not match --pattern" for path in names}
+        some_t1w = False
+    found, skipped = [], []
+    for path, name in names.items():
+        reason = reasons[path] or ("is not named T1w, as others here are" if some_t1w and not name.endswith("_T1w") else None)
+        if reason:
+            skipped.append(f"{path}: {reason}")
+        else:
+            named = re.match(r"sub-[A-Za-z0-9]+|OAS\d_\d{4}", path.name)
+            found.append((named[0] if named else name, path))
+    return found, skipped
+
+
+def _why_no_head(path, name):
+    """Why a file is no picture of a head, by its path below the folder of volumes and its name; None if it may be one."""
+    if "derivatives" in path.parts[:-1]:
+        return "lies in a derivatives folder"
+    if re.search(r"(mask|seg|labels?)$", name, re.IGNORECASE):
+        return "is a mask or a segmentation by its name"
+    return None
 
 
 def read_volume(path):
@@ -200,7 +236,7 @@ def read_volume(path):
         float32 (x, y, z).
 
     Raises:
-        ValueError: if it is damaged, not of three dimensions, or without contrast.
+        ValueError: if it is damaged, not of three dimensions, without contrast, or a mask or another volume of labels.
     """
     import nibabel  # slow to import, and needed here alone
     from nibabel.processing import resample_to_output
@@ -209,6 +245,9 @@ def read_volume(path):
         image = nibabel.squeeze_image(nibabel.load(path))
         if len(image.shape) != 3:
             raise ValueError(f"has {len(image.shape)} dimensions, not 3")
+        values = np.unique(image.dataobj)
+        if 1 < len(values) <= MOST_LABELS and (values == np.round(values)).all():
+            raise ValueError(f"holds labels, not a picture ({len(values)} different whole numbers)")
         image = nibabel.as_closest_canonical(image)
         if not np.allclose(image.header.get_zooms(), 1, atol=1e-3):
             image = resample_to_output(image, 1.0, order=1)
@@ -272,17 +311,17 @@ def convert_volumes(found, skipped, output_dir, seed=0):
 
     Args:
         found: list of (person, path); all sessions of a person go to one split, each as a case of its own.
-        skipped: reasons for what was left out before.
+        skipped: reasons for what was left out before; those for what cannot be used are added to it.
         output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session.
         seed: of the split.
 
     Returns:
-        (dict of sessions by split, the reasons for all that was skipped).
+        The number of sessions by split.
 
     Raises:
         InputError: if fewer than three people are left, or the folder cannot be made.
     """
-    output_dir, skipped = Path(output_dir), list(skipped)
+    output_dir = Path(output_dir)
     if output_dir.exists():
         raise InputError(f"{output_dir} exists already; give another --output-dir.")
     with report_write_errors(output_dir, "give another --output-dir"):
@@ -294,7 +333,7 @@ def convert_volumes(found, skipped, output_dir, seed=0):
             unfinished.rename(output_dir)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    return counts, skipped
+    return counts
 
 
 def _write_sessions(folder, found, skipped):

@@ -17,7 +17,6 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import io
-import json
 import math
 from pathlib import Path
 import sys
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import common
 import cli
 import dataset
 import figures
@@ -114,7 +114,7 @@ def model_curve(vqvae, prior, batches):
         originals, decoded, bits = [], [], []
         for images, positions in batches:
             vectors = vqvae.encode(images)
-            codes = vqvae.quantize(vectors)["codes"]
+            codes = vqvae.quantize_vectors(vectors)["codes"]
             if weight:
                 distances = vqvae.quantizer.distances(vectors) + tf.reduce_sum(vectors ** 2, -1, keepdims=True)
                 nearest = tf.reduce_mean(tf.reduce_min(distances, axis=-1))
@@ -130,7 +130,7 @@ def model_curve(vqvae, prior, batches):
 @cli.exit_on_input_error
 def main():
     """Prints the table, draws the figure, then prints JSON."""
-    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = common.argument_parser(__doc__)
     parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: the newest in runs/)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: the run's own)")
     parser.add_argument("--num-images", type=cli.number(int, 1), default=64, metavar="N",
@@ -168,11 +168,10 @@ def main():
     figures.plot_rate_distortion(curves, sorted((row["bytes"], row["ssim"]) for row in model.values()),
                                  (budgets["fixed length"][0], model[0]["ssim"]), figure)
     print(f"Drawn: {figure}")
-    print(json.dumps({"settings": {"run_dir": str(run_dir), "num_images": len(images)},
-                      "model": {"by_rate_weight": model, "bytes_fixed_length": budgets["fixed length"][0]},
-                      "container_bytes": overheads, "codecs": table, "curves": curves, **sanity,
-                      "ratio": {name: {codec: row["ssim"] / rows["without_container"]["ssim"]
-                                       for codec, rows in table[name].items()} for name, (_, row) in budgets.items()}}))
+    common.finish("codecs", arguments, {
+        "settings": {"run_dir": str(run_dir), "num_images": len(images)},
+        "model": {"by_rate_weight": model, "bytes_fixed_length": budgets["fixed length"][0]},
+        "container_bytes": overheads, "codecs": table, "curves": curves, **sanity})
 
 
 if __name__ == "__main__":

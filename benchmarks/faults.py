@@ -12,7 +12,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import json
 from pathlib import Path
 import shutil
 import subprocess
@@ -25,9 +24,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import common
+from benchmarks.tiny import assert_same_run, TINY, write_cohort
 import cli
-from tests.conftest import TINY, write_cohort
-from tests.test_reliability import assert_same_run
 
 
 def command(folder, run, resume=False):
@@ -80,7 +79,7 @@ def trial(folder, whole, after):
 @cli.exit_on_input_error
 def main():
     """Prints a row per kill, then JSON."""
-    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = common.argument_parser(__doc__)
     parser.add_argument("--kills", type=cli.number(int, 1), default=20, metavar="N", help="(default: 20)")
     parser.add_argument("--seed", type=cli.number(int, 0, cli.SEEDS), default=0, metavar="S", help="of the moments")
     arguments = parser.parse_args()
@@ -99,9 +98,10 @@ def main():
             print("killed after {after:5.1f} s, {state:28} lost: {lost}, differing: {differing}, left over: {left_over}"
                   .format(**rows[-1]), flush=True)
     lost, differing = (sum(row[key] for row in rows) for key in ("lost", "differing"))
-    print(json.dumps({"tried": len(rows), "survived": len(rows) - lost - differing, "lost": lost, "differing": differing,
-                      "left_over": sum(len(row["left_over"]) for row in rows),
-                      "settings": {"seed": arguments.seed, "seconds_uninterrupted": seconds, "training": TINY}, "rows": rows}))
+    common.finish("faults", arguments, {
+        "tried": len(rows), "survived": len(rows) - lost - differing, "lost": lost, "differing": differing,
+        "left_over": sum(len(row["left_over"]) for row in rows),
+        "settings": {"seed": arguments.seed, "seconds_uninterrupted": seconds, "training": TINY}, "rows": rows})
 
 
 if __name__ == "__main__":

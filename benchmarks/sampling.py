@@ -2,18 +2,19 @@
 
     python benchmarks/sampling.py [--run-dir RUN]
 
-The slow side is measured on a few codes and scaled to the whole grid. That both draw the same codes is checked at every
-place: the full network, shown the codes of the cached sampler, must choose each of them again from the same noise; as it
-sees only the codes before a place, it would by induction have drawn them itself. Without a run, the prior is a fresh one
-of the default size, its weights moved at random. The last line is JSON.
+The slow side is measured on one code in each round and scaled to the whole grid; both sides take turns
+(benchmarks/common.py). That both draw the same codes is checked at every place: the full network, shown the codes of the
+cached sampler, must choose each of them again from the same noise; as it sees only the codes before a place, it would by
+induction have drawn them itself. Without a run, the prior is a fresh one of the default size, its weights moved at random.
+The last line is JSON.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import json
 from pathlib import Path
+import statistics
 import sys
 import time
 
@@ -23,13 +24,14 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import common
 import cli
 import modules
 import predict
 
 SIZES = 16, 32
 BATCHES = 1, 4, 16, 64
-REPEATS = 5  # of the slow side's forward passes
+ROUNDS = 5
 
 
 def random_prior(grid_size):
@@ -51,22 +53,25 @@ def compare(prior, batch):
     codes = fast(positions, noise, tf.constant(1.0))
     compilation = time.perf_counter() - start
     again = tf.argmax(slow(codes) + noise, axis=-1, output_type=tf.int32)
-    start = time.perf_counter()
-    fast(positions, noise, tf.constant(1.0)).numpy()
-    fast_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    for _ in range(REPEATS):
-        slow(codes)
-    slow_seconds = (time.perf_counter() - start) / REPEATS * prior.grid_size ** 2
-    return {"grid_size": prior.grid_size, "batch": batch, "seconds_per_image": fast_seconds / batch,
-            "slow_seconds_per_image": slow_seconds / batch, "speedup": slow_seconds / fast_seconds,
-            "first_call_seconds": compilation, "codes_identical": bool(np.array_equal(codes, again))}
+
+    def seconds(call):
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    measured = common.interleave({
+        "fast": lambda: seconds(lambda: fast(positions, noise, tf.constant(1.0)).numpy()),
+        "slow": lambda: seconds(lambda: slow(codes)[0, 0, 0, 0].numpy()) * prior.grid_size ** 2}, ROUNDS)
+    return {"grid_size": prior.grid_size, "batch": batch, "seconds_per_image": statistics.median(measured["fast"]) / batch,
+            "slow_seconds_per_image": statistics.median(measured["slow"]) / batch,
+            "speedup": common.ratio(measured["slow"], measured["fast"]), "first_call_seconds": compilation,
+            "codes_identical": bool(np.array_equal(codes, again))}
 
 
 @cli.exit_on_input_error
 def main():
     """Prints a row per grid and batch, then JSON."""
-    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = common.argument_parser(__doc__)
     parser.add_argument("--run-dir", metavar="DIR", help="take the prior of this run (default: random weights)")
     arguments = parser.parse_args()
     if arguments.run_dir:
@@ -78,13 +83,15 @@ def main():
         for batch in BATCHES:
             rows.append(compare(prior, batch))
             print("{grid_size}x{grid_size}, batch {batch:2}: {seconds_per_image:.4f} s per image against "
-                  "{slow_seconds_per_image:.1f} ({speedup:.0f} times), codes identical: {codes_identical}".format(**rows[-1]),
-                  flush=True)
+                  "{slow_seconds_per_image:.1f}: {0}, codes identical: {codes_identical}"
+                  .format(common.say(rows[-1]["speedup"]), **rows[-1]), flush=True)
     chosen = next(row for row in reversed(rows) if row["batch"] == 16)
-    print(json.dumps({"speedup": chosen["speedup"], "seconds_per_image": chosen["seconds_per_image"],
-                      "codes_identical": all(row["codes_identical"] for row in rows),
-                      "settings": {"run_dir": arguments.run_dir, "cores": os.cpu_count(), "slow_side": f"{REPEATS} forward passes, scaled to "
-                                   "one for each code"}, "rows": rows}))
+    common.finish("sampling", arguments, {
+        "speedup": chosen["speedup"], "seconds_per_image": chosen["seconds_per_image"], "grid_size": chosen["grid_size"],
+        "codes_identical": all(row["codes_identical"] for row in rows),
+        "settings": {"run_dir": arguments.run_dir, "rounds": ROUNDS,
+                     "slow_side": "one forward pass, scaled to one for each code"},
+        "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """How time and memory grow with the size of the images, the grid, the codebook and the number of people.
 
-    python benchmarks/scaling.py [--steps 10]
+    python benchmarks/scaling.py [--steps 10] [--rounds 5]
 
 One thing is changed at a time from 256x256 pixels, a 32x32 grid, 512 codes and 20 people (noise for pictures: the cost
-does not depend on what they show, nor is any margin black). Each row is a process of its own: the images/s of both stages
-in steps of 8 after two that warm up, the seconds to sample 16 grids (compilation apart), and the peak of memory above
-what imports took. The last line is JSON.
+does not depend on what they show, nor is any margin black). Each row is a process of its own, and the rows are measured in
+turn (benchmarks/common.py): the images/s of both stages in steps of 8, the seconds to sample 16 grids, all after a first
+time that compiles; the median over the rounds counts. Memory is the peak above what imports took; all rows together hold
+about 10 GB. The last line is JSON; its `ratios` are each row's speeds over the first row's.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import contextlib
 import json
 from pathlib import Path
-import subprocess
 import sys
 import time
 
@@ -24,32 +25,37 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.training import BATCH, peak
+from benchmarks import common
 import cli
 import dataset
 import modules
+import train
 
+BATCH = 8  # the default of both stages
 BASE = {"image_size": 256, "downsample": 8, "num_embeddings": 512, "people": 20}
-CHANGES = [{}, {"image_size": 128}, {"image_size": 512}, {"downsample": 4}, {"num_embeddings": 128}, {"num_embeddings": 2048},
-           {"people": 200}]
+CHANGES = {"base": {}, "128 pixels": {"image_size": 128}, "512 pixels": {"image_size": 512}, "grid of 64": {"downsample": 4},
+           "128 codes": {"num_embeddings": 128}, "2048 codes": {"num_embeddings": 2048}, "200 people": {"people": 200}}
+SPEEDS = "vqvae_images_per_second", "pixelcnn_images_per_second", "sampling_seconds_per_image"
 
 
-def images_per_second(model, batches, steps):
-    """The speed of training steps over a tf.data pipeline."""
-    model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
+def trainer(model, batches, steps):
+    """A function that trains for so many steps over a tf.data pipeline and returns the images/s."""
+    model.compile(train.adam(1e-3, 10 ** 6))
     step, batches = tf.function(model.train_step), iter(batches)
-    for _ in range(2):
-        step(next(batches))
-    start = time.perf_counter()
-    for _ in range(steps):
-        result = step(next(batches))
-    next(iter(result.values())).numpy()
-    return steps * BATCH / (time.perf_counter() - start)
+
+    def images_per_second():
+        start = time.perf_counter()
+        for _ in range(steps):
+            result = step(next(batches))
+        next(iter(result.values())).numpy()
+        return steps * BATCH / (time.perf_counter() - start)
+
+    return images_per_second
 
 
 def measure(setting, steps):
-    """Measures one setting in this process; prints a JSON row."""
-    before = peak()
+    """Answers every request with a row for one setting, in a process of its own."""
+    before = common.peak()
     keras.utils.set_random_seed(0)
     rng, size = np.random.default_rng(0), setting["image_size"]
     count = 32 * setting["people"]
@@ -58,39 +64,50 @@ def measure(setting, steps):
         image[:] = rng.integers(0, 256, image.shape, np.uint8)
     split = dataset.Split("train", images, np.arange(count) // 32, np.arange(count, dtype=np.int32) % 32)
     vqvae = modules.VQVAE(size, setting["num_embeddings"], downsample=setting["downsample"])
-    row = {"vqvae_images_per_second": images_per_second(vqvae, dataset.training_batches(split, BATCH, 0), steps)}
     grid = vqvae.grid_size
     codes = rng.integers(0, setting["num_embeddings"], (count, grid, grid), np.int32)
     prior = modules.PixelCNN(grid, setting["num_embeddings"])
-    row["pixelcnn_images_per_second"] = images_per_second(prior, dataset.code_batches(codes, split.positions, BATCH, 0), steps)
-    prior.sample(np.arange(16))
-    start = time.perf_counter()
-    prior.sample(np.arange(16))
-    row |= {"sampling_seconds_per_image": (time.perf_counter() - start) / 16, "peak_gigabytes": (peak() - before) / 1e9}
-    print(json.dumps(row))
+    below, persons = dataset.head_context(split, prior, 0)
+    told = codes[np.newaxis], split.positions, below, persons[np.newaxis], setting["num_embeddings"]
+    vqvae_speed = trainer(vqvae, dataset.training_batches(split, BATCH, 0), steps)
+    prior_speed = trainer(prior, dataset.code_batches(*told, BATCH, 0), steps)
+    for _ in common.requests():
+        row = {"vqvae_images_per_second": vqvae_speed(), "pixelcnn_images_per_second": prior_speed()}
+        start = time.perf_counter()
+        prior.sample(np.arange(16))
+        common.answer({**row, "sampling_seconds_per_image": (time.perf_counter() - start) / 16,
+                       "peak_gigabytes": (common.peak() - before) / 1e9})
 
 
 @cli.exit_on_input_error
 def main():
     """Prints a row per setting, then JSON."""
-    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=cli.number(int, 1), default=10, metavar="N", help="that count (default: 10)")
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--steps", type=cli.number(int, 1), default=10, metavar="N", help="per round and stage (default: 10)")
+    common.add_rounds(parser, 5)
     parser.add_argument("--measure", type=json.loads, help="one setting, in this process (the script calls itself)")
     arguments = parser.parse_args()
     if arguments.measure:
         return measure(arguments.measure, arguments.steps)
-    rows = []
-    for change in CHANGES:
-        setting = {**BASE, **change}
-        command = [sys.executable, __file__, "--steps", str(arguments.steps), "--measure", json.dumps(setting)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        rows.append({**setting, **json.loads(done.stdout.splitlines()[-1])})
-        print("{image_size} pixels, grid {0}, {num_embeddings} codes, {people} people: VQ-VAE {vqvae_images_per_second:.1f} images/s, "
-              "PixelCNN {pixelcnn_images_per_second:.1f} images/s, sampling {sampling_seconds_per_image:.3f} s per image, "
-              "{peak_gigabytes:.2f} GB".format(setting["image_size"] // setting["downsample"], **rows[-1]), flush=True)
-    print(json.dumps({"settings": {"batch_size": BATCH, "steps": arguments.steps, "cores": os.cpu_count()}, "rows": rows}))
+    settings = {name: {**BASE, **change} for name, change in CHANGES.items()}
+    with contextlib.ExitStack() as stack:
+        sides = {name: stack.enter_context(common.Side(__file__, "--steps", arguments.steps, "--measure", json.dumps(setting)))
+                 for name, setting in settings.items()}
+        for side in sides.values():
+            side.ask()  # compiles
+        measured = common.interleave({name: side.ask for name, side in sides.items()}, arguments.rounds)
+    speeds = {name: {key: [row[key] for row in rows] for key in SPEEDS} for name, rows in measured.items()}
+    rows = {name: {**settings[name], "grid": settings[name]["image_size"] // settings[name]["downsample"],
+                   **{key: common.spread(values) for key, values in speeds[name].items()},
+                   "peak_gigabytes": measured[name][-1]["peak_gigabytes"]} for name in settings}
+    ratios = {name: {key: common.ratio(speeds[name][key], speeds["base"][key]) for key in SPEEDS} for name in [*settings][1:]}
+    for name, row in rows.items():
+        print("{:15} VQ-VAE {:.1f} images/s, PixelCNN {:.1f} images/s, sampling {:.3f} s per image, {peak_gigabytes:.2f} GB"
+              .format(name, *(row[key]["median"] for key in SPEEDS), **row))
+    for name, summaries in ratios.items():
+        print(f"{name} / base: " + "; ".join(f"{key} {common.say(summary)}" for key, summary in summaries.items()))
+    common.finish("scaling", arguments, {"settings": {"batch_size": BATCH, "steps": arguments.steps, "rounds": arguments.rounds},
+                                         "ratios": ratios, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """Training speed and memory of both stages: ours against the plain keras-io way, at the same batch size.
 
-    python benchmarks/training.py [--steps 60]
+    python benchmarks/training.py [--steps 30] [--rounds 5]
 
 The keras-io way is that of its VQ-VAE example, which the followed project took over: float images as one NumPy array into
 `fit`, codes looked up by one-hot vectors and a matrix product, a codebook trained by gradient; then one-hot codes into a
-PixelCNN of masked 7x7 and 3x3 PixelCNN of masked 7x7 and 3x3 convolutions. It is run twice: with its own networks, and (`same networks`) with ours; ours
-is run as train.py does, and without the deterministic operations that it asks for on a CPU.
- is run twice: with its own networks, and (`same networks`) with ours.
-Multiply-adds per image are counted and printed beside the speeds, for the networks differ.
+PixelCNN of masked 7x7 and 3x3 convolutions. It is run twice: with its own networks, and (`same networks`) with ours. Ours
+is run twice too: as train.py does, and without the deterministic operations that it asks for on a CPU. Multiply-adds per
+image are counted and printed beside the speeds, for the networks differ.
 
-Every measurement is a process of its own: one epoch to warm up, one that counts. For ours it also gives the share of that
-epoch that was not spent in the training step, from the time of the bare step on one batch. Memory is the peak above what
-imports took. The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are images/s, ours over keras-io with its own
+Each side is a process of its own, which trains one epoch of `--steps` steps when it is asked to; the first, with its
+compilation, does not count. The sides take turns (benchmarks/common.py). Memory is the peak above what imports took. For
+ours the bare step on one batch is timed too, right after each epoch: the ratio says what feeding costs.
+
+The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are ratios of images/s, ours over keras-io with its own
 networks.
 """
 
@@ -19,10 +20,8 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import json
+import contextlib
 from pathlib import Path
-import re
-import subprocess
 import sys
 import time
 
@@ -31,9 +30,9 @@ from keras import layers
 import numpy as np
 import tensorflow as tf
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import common
 import cli
 import dataset
 import modules
@@ -159,7 +158,7 @@ def prepare(stage, side, split, codes):
         image = tf.zeros((1, size, size, 1))
         if side.startswith("ours"):
             model = modules.VQVAE(**train.model_settings(split, train.DEFAULTS))
-            model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
+            model.compile(train.adam(1e-3, 10 ** 6))
             batches = dataset.training_batches(split, BATCH, 0)
             return model, {"x": batches}, next(iter(batches)), multiply_adds(model, image)
         images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
@@ -169,76 +168,84 @@ def prepare(stage, side, split, codes):
     if side == "keras-io":
         model = keras_io_pixelcnn(grid)
         model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        return model, {"x": codes, "y": codes, "batch_size": BATCH}, None, multiply_adds(model, tf.zeros((1, grid, grid), tf.int32))
+        count = multiply_adds(model, tf.zeros((1, grid, grid), tf.int32))
+        return model, {"x": codes, "y": codes, "batch_size": BATCH}, None, count
     model = modules.PixelCNN(grid, NUM_CODES)
     if not side.startswith("ours"):
         embedding = model.code_embedding
         embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
-    model.compile(modules.Adam(1e-3, global_clipnorm=1.0))
+    model.compile(train.adam(1e-3, 10 ** 6))
     count = multiply_adds(model, {"codes": tf.zeros((1, grid, grid), tf.int32), "positions": tf.zeros(1, tf.int32)})
-    batches = dataset.code_batches(codes, split.positions, BATCH, 0)
+    below, persons = dataset.head_context(split, model, 0)
+    batches = dataset.code_batches(codes[np.newaxis], split.positions, below, persons[np.newaxis], NUM_CODES, BATCH, 0)
     if side.startswith("ours"):
         return model, {"x": batches}, next(iter(batches)), count
     return model, {"x": {"codes": codes, "positions": split.positions}, "batch_size": BATCH}, None, count
 
 
-def peak():
-    """The most memory this process has held, in bytes; not getrusage's, which a child process inherits."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
 def measure(stage, side, steps):
-    """Runs in a process of its own; prints a JSON row."""
-    before = peak()
+    """Answers every request with an epoch's images/s, in a process of its own."""
+    before = common.peak()
     keras.utils.set_random_seed(0)
     if side == "ours":
         train.prepare_devices(mixed_precision=False)  # which makes the operations deterministic
-    split = dataset.load_splits(volumes.make_demo_cohort(), ["train"])["train"]
-    count = min(steps * BATCH, len(split.images))
-    split = dataset.Split("train", split.images[:count], split.cases[:count], split.positions[:count])
+    split = dataset.load_splits(volumes.make_demo_cohort(), ["train"])["train"]  # 20 people, 640 images
+    count = min(steps * BATCH, len(split.images) // BATCH * BATCH)
+    split = split.take(slice(count))
     codes = np.random.default_rng(0).integers(0, NUM_CODES, (count, 32, 32), np.int32)
     model, data, batch, million = prepare(stage, side, split, codes)
-    steps, clock = count // BATCH, Clock()
-    epochs = {"steps_per_epoch": steps} if side.startswith("ours") else {}
-    model.fit(**data, **epochs, epochs=2, verbose=0, shuffle=not side.startswith("ours"), callbacks=[clock])
-    row = {"images_per_second": steps * BATCH / clock.seconds, "multiply_adds_million": million, "peak_bytes": peak() - before}
-    if batch is not None:
-        step = tf.function(model.train_step)
-        step(batch)
-        start = time.perf_counter()
-        for _ in range(steps):
-            result = step(batch)
-        next(iter(result.values())).numpy()
-        row["share_outside_step"] = 1 - (time.perf_counter() - start) / clock.seconds
-    print(json.dumps(row))
+    clock = Clock()
+    epochs = {"steps_per_epoch": count // BATCH} if side.startswith("ours") else {}
+    bare_step = tf.function(model.train_step)
+    for _ in common.requests():
+        model.fit(**data, **epochs, verbose=0, shuffle=not side.startswith("ours"), callbacks=[clock])
+        row = {"images_per_second": count / clock.seconds, "multiply_adds_million": million,
+               "peak_gigabytes": (common.peak() - before) / 1e9}
+        if side == "ours":
+            start = time.perf_counter()
+            for _ in range(count // BATCH):
+                result = bare_step(batch)
+            next(iter(result.values())).numpy()
+            row["bare_images_per_second"] = count / (time.perf_counter() - start)
+        common.answer(row)
+
+
+def compare(stage, steps, rounds):
+    """Measures the sides of a stage in turn; returns their rows and the ratios of ours to each."""
+    with contextlib.ExitStack() as stack:
+        sides = {side: stack.enter_context(common.Side(__file__, "--steps", steps, "--measure", stage, side)) for side in SIDES}
+        for side in sides.values():
+            side.ask()  # compiles
+        measured = common.interleave({name: side.ask for name, side in sides.items()}, rounds)
+    measured["ours, bare step"] = [{**row, "images_per_second": row["bare_images_per_second"]} for row in measured["ours"]]
+    speeds = {name: [row["images_per_second"] for row in rows] for name, rows in measured.items()}
+    rows = {name: {"images_per_second": common.spread(speeds[name]), "multiply_adds_million": rows[-1]["multiply_adds_million"],
+                   "peak_gigabytes": rows[-1]["peak_gigabytes"]} for name, rows in measured.items()}
+    return rows, {name: common.ratio(speeds["ours"], speeds[name]) for name in rows if name != "ours"}
 
 
 @cli.exit_on_input_error
 def main():
     """Prints a row per stage and side, then JSON."""
-    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=cli.number(int, 1), default=60, metavar="N", help="per epoch, at most 80 (default: 60)")
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--steps", type=cli.number(int, 1, 81), default=30, metavar="N",
+                        help="per epoch, at most 80 (default: 30)")
+    common.add_rounds(parser, 5)
     parser.add_argument("--measure", nargs=2, help="one stage and side, in this process (the script calls itself)")
     arguments = parser.parse_args()
     if arguments.measure:
         return measure(*arguments.measure, arguments.steps)
-    rows = {stage: {} for stage in STAGES}
+    rows, ratios = {}, {}
     for stage in STAGES:
-        for side in SIDES:
-            command = [sys.executable, __file__, "--steps", str(arguments.steps), "--measure", stage, side]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(done.stderr)
-            rows[stage][side] = row = json.loads(done.stdout.splitlines()[-1])
-            outside = f", outside the step {row['share_outside_step']:.1%}" if "share_outside_step" in row else ""
-            print(f"{stage:9} {side:24}{row['images_per_second']:8.1f} images/s,{row['multiply_adds_million']:8,.0f} M multiply-adds "
-                  f"per image,{row['peak_bytes'] / 1e9:6.2f} GB{outside}", flush=True)
-    ratios = {stage: {side: rows[stage]["ours"]["images_per_second"] / row["images_per_second"] for side, row in rows[stage].items()}
-              for stage in STAGES}
-    print(json.dumps({"vqvae_speedup": ratios["vqvae"]["keras-io"], "pixelcnn_speedup": ratios["pixelcnn"]["keras-io"],
-                      "same_networks": {stage: ratios[stage]["keras-io, same networks"] for stage in STAGES},
-                      "deterministic_to_not": {stage: ratios[stage]["ours, not deterministic"] for stage in STAGES},
-                      "settings": {"batch_size": BATCH, "steps": arguments.steps, "cores": os.cpu_count()}, "rows": rows}))
+        rows[stage], ratios[stage] = compare(stage, arguments.steps, arguments.rounds)
+        for side, row in rows[stage].items():
+            print("{:9} {:25}{:8.1f} images/s,{multiply_adds_million:8,.0f} M multiply-adds per image,{peak_gigabytes:6.2f} GB"
+                  .format(stage, side, row["images_per_second"]["median"], **row))
+        for side, summary in ratios[stage].items():
+            print(f"{stage:9} ours / {side}: {common.say(summary)}", flush=True)
+    common.finish("training", arguments, {
+        "vqvae_speedup": ratios["vqvae"]["keras-io"], "pixelcnn_speedup": ratios["pixelcnn"]["keras-io"], "ratios": ratios,
+        "settings": {"batch_size": BATCH, "steps": arguments.steps, "rounds": arguments.rounds}, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -95,6 +95,75 @@ def test_nifti_of_any_orientation_gives_the_same_pixels(tmp_path):
             np.testing.assert_array_equal(split.images[split.cases == case], expected)
 
 
+def make_bids(folder):
+    """Four people with a T1w volume each, one of them twice, among everything else that such a folder holds."""
+    t1w = [f"sub-{name}/anat/sub-{name}_T1w.nii.gz" for name in ("01", "02", "03", "04")] + ["sub-01/ses-2/sub-01_ses-2_T1w.nii"]
+    other = {"sub-01/anat/sub-01_T2w.nii.gz": "is not named T1w", "sub-02/anat/sub-02_FLAIR.nii": "is not named T1w",
+             "sub-01/anat/sub-01_desc-brain_mask.nii.gz": "is a mask or a segmentation",
+             "sub-02/anat/sub-02_dseg.nii.gz": "is a mask or a segmentation",
+             "sub-02/aparc+aseg.nii": "is a mask or a segmentation",
+             "derivatives/sub-01_space-MNI_T1w.nii.gz": "lies in a derivatives folder",
+             "derivatives/tool/sub-02_T1w.nii.gz": "lies in a derivatives folder"}
+    for name in (*t1w, *other):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_nifti(folder / name, head())
+    return t1w, other
+
+
+def test_of_a_bids_folder_the_t1w_volumes_are_taken_and_the_rest_is_listed(tmp_path, capsys):
+    t1w, other = make_bids(tmp_path / "bids")
+    found, skipped = volumes.find_nifti(tmp_path / "bids")
+    assert found == sorted(((name[:6], tmp_path / "bids" / name) for name in t1w), key=lambda pair: pair[1])
+    reasons = dict(line.split(": ", 1) for line in skipped)
+    assert reasons.keys() == {str(tmp_path / "bids" / name) for name in other}
+    assert all(other[name] in reasons[str(tmp_path / "bids" / name)] for name in other)
+    dataset.main(["--from-nifti", str(tmp_path / "bids"), "--output-dir", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert all(f"Skipped {line}" in said for line in skipped) and "Converted 5 sessions" in said and "skipped 7." in said
+
+
+def test_a_pattern_takes_the_place_of_the_rules(tmp_path, capsys):
+    t1w, other = make_bids(tmp_path)
+    found, skipped = volumes.find_nifti(tmp_path, "derivatives/**/*.nii.gz")
+    assert [path.name for _, path in found] == ["sub-01_space-MNI_T1w.nii.gz", "sub-02_T1w.nii.gz"]
+    assert [person for person, _ in found] == ["sub-01", "sub-02"]
+    assert len(skipped) == 10 and all(line.endswith("does not match --pattern") for line in skipped)
+    check_refused(dataset.main, ["--from-nifti", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--pattern", "*_PDw.nii"],
+                  "holds no .nii or .nii.gz files that can be used", capsys)
+
+
+def test_without_t1w_names_all_but_masks_are_taken(tmp_path):
+    for name in ("OAS1_0001_MR1_t88_masked_gfc.nii", "OAS1_0001_MR2.nii.gz", "IXI002.nii", "IXI002_MASK.nii", "labels.nii.gz"):
+        (tmp_path / name).touch()
+    found, skipped = volumes.find_nifti(tmp_path)
+    assert found == [("IXI002", tmp_path / "IXI002.nii"), ("OAS1_0001", tmp_path / "OAS1_0001_MR1_t88_masked_gfc.nii"),
+                     ("OAS1_0001", tmp_path / "OAS1_0001_MR2.nii.gz")]
+    assert [line.split(":")[0] for line in skipped] == [str(tmp_path / name) for name in ("IXI002_MASK.nii", "labels.nii.gz")]
+
+
+def test_labels_are_told_from_pictures_by_their_few_whole_numbers(tmp_path):
+    def read(volume):
+        save_nifti(tmp_path / "volume.nii", volume)
+        return volumes.read_volume(tmp_path / "volume.nii")
+
+    ramp = np.arange(20 ** 3).reshape(20, 20, 20)
+    for labels in (ramp % 2, ramp % 128):  # a mask, and the most labels
+        with pytest.raises(ValueError, match=f"holds labels, not a picture .{labels.max() + 1} different whole numbers"):
+            read(labels.astype(np.int16))
+    for picture in (ramp % 129, ramp % 5 / 2):
+        np.testing.assert_allclose(read(picture.astype(np.float32)), picture)
+
+
+def test_what_is_left_out_is_listed_even_if_too_little_is_left(tmp_path, capsys):
+    for number, volume in enumerate((head(1), head(2), head(3) // 70)):
+        save_nifti(tmp_path / f"person{number}.nii", volume)
+    with pytest.raises(SystemExit):
+        dataset.main(["--from-nifti", str(tmp_path), "--output-dir", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert "Only 2 people have usable volumes" in said.err
+    assert f"Skipped {tmp_path / 'person2.nii'}: holds labels" in said.out
+
+
 def test_samples_as_a_volume_have_orientation_and_voxel_size(tmp_path):
     slices = np.random.default_rng(0).integers(0, 256, (32, 40, 30), np.uint8)
     volumes.write_nifti(slices, tmp_path / "samples.nii.gz")
@@ -108,13 +177,14 @@ def test_samples_as_a_volume_have_orientation_and_voxel_size(tmp_path):
 
 
 def test_volumes_of_other_voxels_are_resampled_to_1_mm(tmp_path):
-    volume = np.zeros((40, 50, 80), np.int16)
-    volume[10:30, 10:40, 5:75] = 900
+    volume = np.random.default_rng(0).integers(0, 1000, (20, 25, 40)).astype(np.int16)
     save_nifti(tmp_path / "coarse.nii", volume, zoom=2.0)
     resampled = volumes.read_volume(tmp_path / "coarse.nii")
-    assert resampled.shape == (79, 99, 159)
-    inside = np.argwhere(resampled > 450)
-    np.testing.assert_allclose(inside.max(axis=0) - inside.min(axis=0) + 1, (39, 59, 139), atol=1)
+    assert resampled.shape == (39, 49, 79) and resampled.dtype == np.float32
+    np.testing.assert_array_equal(resampled[::2, ::2, ::2], volume)
+    np.testing.assert_allclose(resampled[1::2, ::2, ::2], (volume[1:] + volume[:-1]) / 2, atol=0.5)  # linear, rounded
+    save_nifti(tmp_path / "nearly.nii", volume, zoom=1.0005)
+    np.testing.assert_array_equal(volumes.read_volume(tmp_path / "nearly.nii"), volume)
 
 
 def test_the_split_is_by_person_seeded_and_85_10_5(tmp_path):
@@ -155,7 +225,7 @@ def test_the_template_becomes_a_brain(tmp_path):
 ), ids=("black", "no numbers", "cut off", "too wide", "four axes"))
 def test_unusable_volumes_say_why(tmp_path, volume, reason):
     if reason == "along x":
-        volume[:] = np.where(np.arange(volume.shape[2]) <= TOP, 500, 0)
+        volume[:] = np.where(np.arange(volume.shape[2]) <= TOP, 500 + np.arange(len(volume))[:, np.newaxis, np.newaxis], 0)
         volume[0, 0] = 0
     nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.eye(4)), tmp_path / "odd.nii")
     with pytest.raises(ValueError, match=reason):
@@ -173,4 +243,8 @@ def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monke
     save_nifti(tmp_path / "empty" / "a.nii", head())
     check_refused(dataset.main, ["--from-nifti", "empty", "--output-dir", "empty"], "empty exists already", capsys)
     check_refused(dataset.main, ["--from-nifti", "empty", "--output-dir", "out"], "Only 1 people have usable volumes", capsys)
+    command = ["--from-nifti", "empty", "--output-dir", "out", "--pattern"]
+    check_refused(dataset.main, ["--from-oasis1", *command[1:], "*"], "--pattern chooses among", capsys)
+    for pattern in ("", "/*"):
+        check_refused(dataset.main, [*command, pattern], f"--pattern '{pattern}' cannot be used", capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -148,13 +148,64 @@ def test_a_failed_reading_leaves_no_cache(cohort, tmp_path):
 
 def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
     train = dataset.load_splits(cohort)["train"]
-    codes = np.arange(32, dtype=np.int32).reshape(32, 1, 1)
-    first = dataset.code_batches(codes, train.positions, 8, seed=3).take(8)
-    orders = np.concatenate([batch["codes"] for batch in first]).ravel().reshape(2, 32)
+    told = (np.arange(64, dtype=np.int32).reshape(2, 32, 1, 1), train.positions, dataset.slices_below(train, (1, 2)),
+            np.ones((2, 32, 3), np.float32), 64, 8)
+    first = list(dataset.code_batches(*told, seed=3).take(8))
+    orders = np.concatenate([batch["codes"] for batch in first]).ravel().reshape(2, 32) % 32
     np.testing.assert_array_equal(np.sort(orders), [np.arange(32)] * 2)
     assert (orders[0] != orders[1]).any()
-    resumed = dataset.code_batches(codes, train.positions, 8, seed=3, first_epoch=1).take(4)
-    np.testing.assert_array_equal(np.concatenate([batch["codes"] for batch in resumed]).ravel(), orders[1])
+    resumed = list(dataset.code_batches(*told, seed=3, first_epoch=1).take(4))
+    for batch, again in zip(first[4:], resumed):
+        for name in ("codes", "positions", "below", "person"):
+            np.testing.assert_array_equal(batch[name], again[name])
+
+
+def test_slices_below_are_the_same_persons_or_none():
+    cases, positions = np.array([1, 1, 1, 2, 2, 3], np.int32), np.array([0, 1, 3, 1, 2, 3], np.int32)
+    split = dataset.Split("train", np.zeros((6, 8, 8), np.uint8), cases, positions)
+    np.testing.assert_array_equal(dataset.slices_below(split, (1, 2)), [[6, 6], [0, 6], [6, 1], [6, 6], [3, 6], [6, 6]])
+
+
+def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing():
+    rng = np.random.default_rng(0)
+    cases, positions = np.array([4, 4, 9], np.int32), np.array([0, 5, 31], np.int32)
+    split = dataset.Split("train", rng.integers(0, 256, (3, 64, 64), np.uint8), cases, positions)
+    pictures, person = dataset.head_pictures(split, margin=8)
+    np.testing.assert_array_equal(person, [0, 0, 1])
+    assert pictures.shape == (2, 32, 16, 16) and np.isfinite(pictures).any(axis=(2, 3)).sum() == 3
+    expected = split.images[1, 8:-8, 8:-8].reshape(16, 3, 16, 3).mean(axis=(1, 3)) / 255
+    np.testing.assert_allclose(pictures[0, 5], expected, atol=1e-5)
+
+
+def test_code_batches_in_order_tell_all_and_training_batches_withhold_their_shares():
+    rng, count, num_embeddings = np.random.default_rng(0), 4000, 50
+    codes, positions = rng.integers(0, num_embeddings, (2, count, 4, 4)), np.arange(count) % 32
+    split = dataset.Split("train", np.zeros((count, 1, 1), np.uint8), np.arange(count) // 32, positions)
+    below, persons = dataset.slices_below(split, (1, 2)), rng.normal(size=(2, count, 3)).astype(np.float32)
+    told = codes, positions, below, persons, num_embeddings
+    whole = {name: np.concatenate([batch[name] for batch in dataset.code_batches(*told, 600)]) for name in ("below", "person")}
+    np.testing.assert_array_equal(whole["below"][5], codes[0, [4, 3]])
+    np.testing.assert_array_equal(whole["below"][33], [codes[0, 32], np.full((4, 4), num_embeddings)])
+    np.testing.assert_array_equal(whole["person"], persons[0])
+
+    batches = list(dataset.code_batches(*told, 4, seed=0).take(1000))
+    withheld = {name: np.concatenate([batch[name] for batch in batches]) for name in ("codes", "below", "person")}
+    index = {one.tobytes(): place for place, one in enumerate(codes.astype(np.int32).reshape(-1, 4, 4))}
+    version, order = np.divmod([index[one.tobytes()] for one in withheld["codes"]], count)
+    assert version.mean() == pytest.approx(0.5, abs=0.03)
+    none = np.full((2, 1, 4, 4), num_embeddings)
+    full, given = np.concatenate([codes, none], axis=1)[version[:, np.newaxis], below[order]], withheld["below"]
+    was, kept = ((one[:, :, 0, 0] < num_embeddings) for one in (full, given))
+    both = was[:, 1]
+    assert 1 - kept[both, 0].mean() == pytest.approx(dataset.WITHOUT_BELOW, abs=0.03)
+    assert (kept[both, 0] & ~kept[both, 1]).mean() == pytest.approx(dataset.WITHOUT_FURTHER, abs=0.02)
+    assert not (kept & ~was).any() and not (kept[both, 1] & ~kept[both, 0]).any()
+    changed = (full != given)[kept].mean()
+    assert changed == pytest.approx(dataset.CORRUPTED * (1 - 1 / num_embeddings), abs=0.003)
+    unknown = (withheld["person"] == 0).all(axis=1)
+    assert unknown.mean() == pytest.approx(dataset.WITHOUT_PERSON, abs=0.03)
+    noise = (withheld["person"] - persons[version, order])[~unknown]
+    assert noise.std() == pytest.approx(dataset.PERSON_NOISE, rel=0.05)
 
 
 def test_image_batches_are_the_normalised_images_with_their_positions(cohort):
@@ -245,6 +296,37 @@ def test_pipelines_do_not_autotune(cohort):
     train = dataset.load_splits(cohort)["train"]
     for batches in (dataset.image_batches(train, 4), dataset.training_batches(train, 4, 0)):
         assert isinstance(batches, tf.data.Dataset) and batches.options().autotune.enabled is False
+
+
+def make_split(slices_of):
+    """A split of 1x1 images from the slices that each person has."""
+    cases, positions = np.array([(case, k) for case, slices in slices_of.items() for k in slices], np.int32).T
+    return dataset.Split("test", np.zeros((len(cases), 1, 1), np.uint8), cases, positions)
+
+
+def test_examples_are_spread_over_people_and_positions():
+    split = make_split({case: range(32) for case in range(441, 461)})
+    shown = split.take(split.examples(6))
+    assert shown.positions.tolist() == [2, 8, 13, 18, 24, 29]  # the middles of six equal parts of 0 to 31
+    assert shown.cases.tolist() == [442, 446, 449, 452, 456, 459]
+    np.testing.assert_array_equal(split.examples(6), split.examples(6))
+    for people, wanted in ((6, 6), (17, 8), (5, 6), (40, 3)):
+        split = make_split({case: range(32) for case in range(people)})
+        shown = split.take(split.examples(wanted))
+        assert shown.num_people == min(people, wanted)
+        assert np.ptp(np.diff(shown.positions)) <= 1 and np.diff(shown.positions).min() > 1
+
+
+def test_examples_make_do_with_what_is_there():
+    one = make_split({7: range(32)})
+    assert one.positions[one.examples(4)].tolist() == [4, 12, 20, 28]
+    gaps = make_split({1: range(0, 32, 10), 2: range(32), 3: [31]})  # of 5, 16 and 26, the first and the last are missing
+    shown = gaps.take(gaps.examples(3))
+    assert shown.cases.tolist() == [1, 2, 3] and shown.positions.tolist() == [0, 16, 31]
+    few = make_split({1: [3], 2: [4, 5]})
+    assert few.examples(2).tolist() == [0, 2]
+    for wanted in (3, 9):
+        assert sorted(few.examples(wanted)) == [0, 1, 2]
 
 
 def test_spread_and_take():

@@ -5,6 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from scipy import stats
 import tensorflow as tf
 
 import modules
@@ -40,7 +41,17 @@ def small_prior(**kwargs):
         weight.assign(weight + rng.normal(0, 0.4, weight.shape))
     for weight in prior.head.layers[-1].trainable_variables:
         weight.assign(0.1 * weight)  # else one code takes all
+    for weight in prior.below_convs[-1].trainable_variables:
+        weight.assign(0.02 * weight)  # else they drown the codes
+    prior.start_people(rng.uniform(size=(5, prior.num_positions, 16, 16)))
     return prior
+
+
+def small_context(prior, count, seed=4):
+    """Slices below and persons for a batch."""
+    rng, size = np.random.default_rng(seed), prior.grid_size
+    below = rng.integers(0, prior.num_embeddings, (count, len(prior.steps_below), size, size), np.int32)
+    return below, rng.normal(size=(count, prior.person_size)).astype(np.float32)
 
 
 # Vector quantiser
@@ -92,18 +103,25 @@ def test_codebook_follows_its_vectors_as_a_moving_average():
 
 
 def test_dead_codes_restart_at_vectors_of_the_batch():
-    quantizer = make_quantizer(decay=0.5, restart_below=0.5)
-    codebook = quantizer.embeddings.numpy()
-    codebook[[2, 4]] = 1e3  # never the nearest
-    quantizer.embeddings.assign(codebook)
-    quantizer.sums.assign(codebook)
-    vectors = vectors_like((60, 3))
-    for _ in range(3):
-        quantizer(vectors, training=True)
-    codebook = quantizer.embeddings.numpy()
-    assert np.abs(codebook).max() < 10
-    revived = np.linalg.norm(vectors - codebook[[2, 4]][:, np.newaxis], axis=-1).min(axis=1)
-    assert (revived < 1.5).all()
+    vectors, drawn = vectors_like((60, 3)), []
+    for seed in (0, 0, 1):
+        quantizer = make_quantizer(decay=0.5, restart_below=0.5, seed=seed)
+        codebook = quantizer.embeddings.numpy()
+        codebook[[2, 4]] = 1e3  # never the nearest
+        quantizer.embeddings.assign(codebook)
+        quantizer.sums.assign(codebook)
+        now = np.bincount(quantizer(vectors, training=True)["codes"], minlength=6)
+        counts = 0.5 + 0.5 * now
+        dead = counts < 0.5 * counts.mean()
+        assert dead[[2, 4]].all() and not dead.all()
+        np.testing.assert_allclose(quantizer.counts, np.where(dead, counts.mean(), counts), rtol=1e-6)
+        np.testing.assert_allclose(quantizer.sums, quantizer.embeddings * quantizer.counts[:, np.newaxis], rtol=1e-5)
+        restarted = quantizer.embeddings.numpy()[dead]
+        distances = np.abs(vectors - restarted[:, np.newaxis]).max(axis=-1)
+        assert (distances.min(axis=1) < 1e-6).all(), "a restarted code is no vector of the batch"
+        assert len(np.unique(distances.argmin(axis=1))) > 1
+        drawn.append(distances.argmin(axis=1).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_gradient_codebook_loss_is_that_of_2017():
@@ -174,7 +192,7 @@ def test_vqvae_is_encoder_quantizer_decoder():
     codes = vqvae.encode_to_codes(images)
     assert codes.shape == (2, 8, 8) and codes.dtype == tf.int32
     np.testing.assert_allclose(vqvae.decode_codes(codes), vqvae(images), atol=1e-5)
-    np.testing.assert_array_equal(codes, vqvae.quantize(vqvae.encode(images))["codes"])
+    np.testing.assert_array_equal(codes, vqvae.quantize_vectors(vqvae.encode(images))["codes"])
     assert np.abs(vqvae(images)).max() <= 1
 
 
@@ -186,7 +204,7 @@ def test_losses_are_error_over_variance_and_black_is_black_enough():
     vqvae.quantizer.embeddings.assign(vectors_like((16, 4)))
     for weight in vqvae.decoder.trainable_variables:
         weight.assign(weight * 4)  # so that an untrained decoder paints beyond black and white
-    outputs = vqvae.decoder(vqvae.quantize(vqvae.encode(images))["quantized"]).numpy()
+    outputs = vqvae.decoder(vqvae.quantize_vectors(vqvae.encode(images))["quantized"]).numpy()
     assert (outputs[:, :32] < -1).any() and (outputs[:, :32] > -1).any()
     errors = outputs - images
     errors[(images == -1) & (outputs < -1)] = 0
@@ -216,7 +234,7 @@ def test_codebook_stays_float32_under_mixed_precision():
         keras.mixed_precision.set_global_policy("float32")
     images = np.zeros((1, 64, 64, 1), np.float32)
     assert vqvae.encode(images).dtype == tf.bfloat16
-    result = vqvae.quantize(vqvae.encode(images))
+    result = vqvae.quantize_vectors(vqvae.encode(images))
     assert {weight.dtype for weight in vqvae.quantizer.weights if "seed" not in weight.path} == {"float32"}
     assert result["quantized"].dtype == result["loss"].dtype == vqvae(images).dtype == tf.float32
     inputs = {"codes": np.zeros((1, 6, 6), np.int32), "positions": np.zeros(1, np.int32)}
@@ -262,6 +280,27 @@ def test_prior_is_conditioned_on_the_slice_position():
     assert np.abs(logits[0] - logits[1]).min(axis=-1).max() > 0
 
 
+def test_every_code_depends_on_all_that_is_known_of_the_head():
+    prior, positions = small_prior(), np.array([2], np.int32)
+    codes, (below, person) = np.zeros((1, 6, 6), np.int32), small_context(prior, 1)
+    logits = prior({"codes": codes, "positions": positions, "below": below, "person": person}).numpy()
+    for step in range(2):
+        for row, column in np.ndindex(6, 6):
+            other = below.copy()
+            other[0, step, row, column] = (other[0, step, row, column] + 5) % 11
+            moved = prior({"codes": codes, "positions": positions, "below": other, "person": person}).numpy()
+            assert np.abs(moved - logits)[0, row, column].max() > 0
+    moved = prior({"codes": codes, "positions": positions, "below": below, "person": person + np.eye(8)[:1]}).numpy()
+    assert (np.abs(moved - logits).max(axis=-1) > 0).all()
+
+
+def test_unknown_is_the_none_code_and_the_average_person():
+    prior, positions = small_prior(), np.array([0, 3], np.int32)
+    codes = np.random.default_rng(0).integers(0, 11, (2, 6, 6), np.int32)
+    expected = prior.log_prob(codes, positions, np.full((2, 2, 6, 6), 11, np.int32), np.zeros((2, 8), np.float32))
+    np.testing.assert_array_equal(prior.log_prob(codes, positions), expected)
+
+
 def test_log_prob_is_the_sum_of_log_softmax():
     prior = small_prior()
     codes, positions = np.random.default_rng(0).integers(0, 11, (3, 6, 6), np.int32), np.array([0, 1, 2], np.int32)
@@ -270,16 +309,35 @@ def test_log_prob_is_the_sum_of_log_softmax():
     expected = np.take_along_axis(log_softmax, codes[..., np.newaxis], axis=-1).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(prior.log_prob(codes, positions), expected, rtol=1e-4)
     prior.compile()
-    bits = prior.test_step({"codes": tf.constant(codes), "positions": tf.constant(positions)})["bits_per_code"]
-    assert float(bits) == pytest.approx(-expected.mean() / 36 / np.log(2), rel=1e-4)
+    below, person = small_context(prior, 3)
+    batch = {"codes": codes, "positions": positions, "below": below, "person": person}
+    bits = prior.test_step({name: tf.constant(value) for name, value in batch.items()})
+    assert float(bits["bits_per_code_alone"]) == pytest.approx(-expected.mean() / 36 / np.log(2), rel=1e-4)
+    given = prior.log_prob(codes, positions, below, person)
+    assert float(bits["bits_per_code"]) == pytest.approx(-np.mean(given) / 36 / np.log(2), rel=1e-4)
     assert prior.distribution(codes, positions).batch_shape == (3, 6, 6)
+
+
+def test_training_counts_slices_with_and_without_one_below_apart():
+    prior = small_prior(dropout=0.0)
+    prior.compile(keras.optimizers.SGD(0.0))
+    codes, positions = np.random.default_rng(0).integers(0, 11, (3, 6, 6), np.int32), np.array([0, 1, 2], np.int32)
+    below, person = small_context(prior, 3)
+    below[1] = 11
+    batch = {"codes": codes, "positions": positions, "below": below, "person": person}
+    bits = prior.train_step({name: tf.constant(value) for name, value in batch.items()})
+    expected = -prior.log_prob(codes, positions, below, person).numpy() / 36 / np.log(2)
+    assert float(bits["bits_per_code"]) == pytest.approx(expected[[0, 2]].mean(), rel=1e-4)
+    assert float(bits["bits_per_code_alone"]) == pytest.approx(expected[1], rel=1e-4)
 
 
 def test_the_whole_distribution_sums_to_one():
     prior = small_prior(grid_size=2, num_embeddings=3, num_layers=2)
     all_codes = np.array(list(np.ndindex(3, 3, 3, 3)), np.int32).reshape(-1, 2, 2)
-    total = np.exp(prior.log_prob(all_codes, np.zeros(81, np.int32)).numpy().astype(float)).sum()
-    assert total == pytest.approx(1, abs=1e-4)
+    for below, person in ((None, None), small_context(prior, 1)):
+        known = (None if one is None else np.repeat(one, 81, axis=0) for one in (below, person))
+        total = np.exp(prior.log_prob(all_codes, np.zeros(81, np.int32), *known).numpy().astype(float)).sum()
+        assert total == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("kernel_size", (3, 5))
@@ -287,11 +345,54 @@ def test_the_whole_distribution_sums_to_one():
 def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperature):
     prior = small_prior(kernel_size=kernel_size)
     positions = tf.constant([0, 1, 3])
-    noise = prior.gumbel_noise(7, tf.range(3))
-    slow = prior.sample_by_full_forwards(positions, noise, temperature)
+    noise, (below, person) = prior.gumbel_noise(7, tf.range(3)), small_context(prior, 3)
+    slow = prior.sample_by_full_forwards(positions, noise, temperature, below, person)
     assert len(np.unique(slow)) > 4
-    np.testing.assert_array_equal(tf.function(prior.sample_from_noise)(positions, noise, temperature), slow)
-    np.testing.assert_array_equal(prior.sample(positions, seed=7, temperature=temperature), slow)
+    np.testing.assert_array_equal(tf.function(prior.sample_from_noise)(positions, noise, temperature, below, person), slow)
+    drawn = prior.draw_persons(7, tf.range(3))
+    alone = prior.sample_by_full_forwards(positions, noise, temperature, None, drawn)
+    np.testing.assert_array_equal(prior.sample(positions, seed=7, temperature=temperature), alone)
+    assert (alone != slow).any()
+
+
+def test_heads_are_drawn_upwards_each_slice_given_those_drawn_below():
+    prior = small_prior(steps_below=(1, 3))
+    heads = prior.sample_heads(3, seed=5, temperature=0.9, batch_size=2)
+    np.testing.assert_array_equal(prior.sample_heads(3, seed=5, temperature=0.9), heads)
+    assert (prior.sample_heads(3, seed=6) != heads).any() and heads.shape == (3, 4, 6, 6) and heads.dtype == np.int32
+    none, person = np.full((3, 6, 6), 11, np.int32), prior.draw_persons(5, tf.range(3))
+    for position in range(4):
+        below = np.stack([heads[:, position - step] if position >= step else none for step in (1, 3)], axis=1)
+        noise = prior.gumbel_noise(5, tf.range(3) * 4 + position)
+        slow = prior.sample_by_full_forwards(tf.fill([3], position), noise, 0.9, below, person)
+        np.testing.assert_array_equal(heads[:, position], slow)
+
+
+def test_persons_are_whitened_and_new_ones_are_drawn_as_people_are_spread():
+    rng = np.random.default_rng(0)
+    hidden = rng.uniform(-1, 1, (60, 4)) ** 3  # far from normal
+    pictures = np.einsum("np,pdhw->ndhw", hidden * [9, 6, 3, 1], rng.normal(size=(4, 4, 16, 16))) + rng.normal(size=(4, 16, 16))
+    prior = small_prior(person_size=3)
+    prior.start_people(pictures)
+    persons = prior.persons(pictures)
+    np.testing.assert_allclose(np.cov(persons.T), np.eye(3), atol=0.05)
+    decoded = prior.mean_picture.numpy() + np.einsum("dhwp,np->ndhw", prior.components.numpy(), persons)
+    assert ((decoded - pictures) ** 2).mean() < 0.1 * pictures.var(axis=0).mean()
+    drawn = prior.draw_persons(3, tf.range(4000)).numpy()
+    np.testing.assert_array_equal(prior.draw_persons(3, tf.range(2, 4)), drawn[2:4])
+    np.testing.assert_allclose(np.cov(drawn.T), np.eye(3), atol=0.12)
+    for component in range(3):
+        assert stats.ks_2samp(drawn[:, component], persons[:, component]).statistic < 0.08
+    gaps = pictures.copy()
+    gaps[0, :3] = gaps[1, 0] = np.nan
+    assert (prior.persons(gaps)[0] == 0).all() and (prior.persons(gaps)[1] != 0).all()
+
+
+def test_one_person_alone_is_the_average_person():
+    prior = small_prior()
+    prior.start_people(np.random.default_rng(0).uniform(size=(1, 4, 16, 16)))
+    assert (prior.draw_persons(0, tf.range(3)).numpy() == 0).all()
+    assert np.isfinite(prior.log_prob(np.zeros((1, 6, 6), np.int32), np.array([1]))).all()
 
 
 def test_embeddings_start_as_like_as_the_codebook():
@@ -315,12 +416,12 @@ def test_samples_depend_on_the_seed_but_not_on_the_batch_size():
 
 def test_samples_follow_the_distribution():
     prior = small_prior(grid_size=1, num_embeddings=4)
-    codes = prior.sample(np.zeros(4000, np.int32), batch_size=4000).ravel()
-    share = np.bincount(codes, minlength=4) / 4000
+    noise = prior.gumbel_noise(0, tf.range(4000))
+    codes = prior.sample_from_noise(tf.zeros(4000, tf.int32), noise, 1.0)
+    share = np.bincount(np.ravel(codes), minlength=4) / 4000
     expected = prior.distribution(np.zeros((1, 1, 1), np.int32), np.zeros(1, np.int32)).probs_parameter().numpy().ravel()
     np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / 4000))
-    coldest = prior.sample([0], temperature=0.0).item()
-    assert coldest == expected.argmax()
+    assert prior.sample_from_noise(tf.constant([0]), noise[:1], 0.0).numpy().item() == expected.argmax()
 
 
 def test_gumbel_noise_has_its_distribution():
@@ -334,7 +435,7 @@ def test_gumbel_noise_has_its_distribution():
 
 TWO_DEVICES = """
 import keras, numpy as np, tensorflow as tf
-import dataset, modules
+import dataset, devices, modules
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -349,7 +450,7 @@ for strategy in (one, two):
     with strategy.scope():
         vqvae = modules.VQVAE(64, 16, 4, width=8)
         vqvae.quantizer.restart_below = 0.9  # so that many codes restart
-        vqvae.compile(modules.Adam(1e-3, global_clipnorm=0.1))  # so small that it clips
+        vqvae.compile(devices.Adam(1e-3, global_clipnorm=0.1))  # so small that it clips
         vqvae.start_codebook(dataset.training_batches(split, 8, 1), 4, 2)
     first = vqvae.quantizer.embeddings.numpy()
     settings = {"steps_per_epoch": 4, "epochs": 2, "verbose": 0, "shuffle": False}
@@ -357,12 +458,13 @@ for strategy in (one, two):
     seen = vqvae.fit(dataset.training_batches(split, 8, 0), validation_data=dataset.image_batches(split, 8), **settings).history
     with strategy.scope():
         prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
-        prior.compile(modules.Adam(1e-2, global_clipnorm=0.1))
-    seen |= prior.fit(dataset.code_batches(codes, split.positions, 8, 0),
-                      validation_data=dataset.code_batches(codes, split.positions, 8), **settings).history
+        prior.compile(devices.Adam(1e-2, global_clipnorm=0.1))
+    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2)), np.ones((1, 33, 8)), 16, 8
+    seen |= prior.fit(dataset.code_batches(*told, 0), validation_data=dataset.code_batches(*told), **settings).history
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
+    restarts.append(16 - len(np.unique(vqvae.quantizer.counts)))  # what restarted in the last step has one count
     ends.append([*(seen[key] for key in sorted(seen)), vqvae.quantizer.embeddings.numpy(), prior.head.get_weights()[0]])
-assert len(ends[0]) == 12
+assert len(ends[0]) == 14 and restarts[0] == restarts[1] > 0
 for alone, together in zip(*ends):
     np.testing.assert_allclose(together, alone, atol=1e-4)
 """
@@ -399,22 +501,44 @@ np.testing.assert_array_equal(vqvae.quantizer.counts, expected["counts"])
     subprocess.run([sys.executable, "-c", script, tmp_path], check=True, env={**os.environ, "PYTHONPATH": "."})
 
 
+def test_no_flipped_bit_loads_as_other_weights(tmp_path):
+    prior, path = small_prior(), tmp_path / "prior.keras"
+    prior.compile(modules.Adam())
+    prior.save(path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for place in rng.integers(0, len(whole), 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = modules.load_model(path)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error), place
+        else:  # a date in the archive, say
+            for one, other in zip(loaded.get_weights(), prior.get_weights(), strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=str(place))
+    assert refused > 50
+
+
 def test_exported_models_run_without_this_repository(tmp_path):
     vqvae, prior = small_vqvae(), small_prior(grid_size=8, num_embeddings=small_vqvae().quantizer.num_embeddings)
     rng = np.random.default_rng(0)
     images, positions = rng.uniform(-1, 1, (3, 64, 64, 1)).astype(np.float32), np.array([0, 3, 1], np.int32)
     codes = vqvae.encode_to_codes(images)
     np.savez(tmp_path / "expected.npz", images=images, codes=codes, decoded=vqvae.decode_codes(codes), positions=positions,
-             sampled=prior.sample(positions, seed=5, temperature=0.9))
+             sampled=prior.sample(positions, seed=5, temperature=0.9), heads=prior.sample_heads(2, seed=5, temperature=0.9))
     modules.export(vqvae, prior, tmp_path)
     script = """
 import numpy as np, tensorflow as tf
-encoder, decoder, sampler = (tf.saved_model.load(name) for name in ("encoder", "decoder", "sampler"))
+encoder, decoder, sampler, head_sampler = (
+    tf.saved_model.load(name) for name in ("encoder", "decoder", "sampler", "head_sampler"))
 expected = np.load("expected.npz")
 np.testing.assert_array_equal(encoder(expected["images"]), expected["codes"])
 np.testing.assert_allclose(decoder(encoder(expected["images"])), expected["decoded"], atol=1e-5)
 np.testing.assert_allclose(decoder(encoder(expected["images"][:1])), expected["decoded"][:1], atol=1e-5)
 np.testing.assert_array_equal(sampler(expected["positions"], 5, 0.9), expected["sampled"])
+np.testing.assert_array_equal(head_sampler(2, 5, 0.9), expected["heads"])
 served = decoder.signatures["serving_default"](codes=tf.constant(expected["codes"]))
 np.testing.assert_allclose(next(iter(served.values())), expected["decoded"], atol=1e-5)
 """

@@ -1,30 +1,57 @@
-"""The README says what the repository does."""
+"""The README says what the repository does, and no number that no run stands behind."""
 
 import json
 import re
 
 import pytest
 
+from benchmarks import tables
 from tests.conftest import ROOT
 import dataset
 import predict
 import train
 
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in tables.DOCUMENTS}
+README = DOCUMENTS["README.md"]
+RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
+BENCHMARKS = {"codecs", "faults", "loading", "reconstruction", "sampling", "scaling", "training"}
+
+# Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
+SENTENCES = (
+    "spends {real_slices[bits_per_code]:.2f} bits per code on test people",
+    "independent codes, {real_slices[code_entropy]:.2f}, and {real_slices[bits_per_code_train]:.2f} on as many images of",
+    "(C_T = {real_slices[copy_test]:.1f}; median distance {real_slices[nearest_samples]:.2f}, of test people "
+    "{real_slices[nearest_real]:.2f})",
+    "takes {sampling[seconds_per_image]:.3f} seconds per image, {sampling[speedup][median]:.0f} times less than",
+    "{faults[tried]} kills at random moments, {faults[survived]} resumed to the same bits",
+)
 
 
-def test_links_and_pictures_resolve():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert len(links) > 10
+def unmarked_tables(text):
+    """The header lines of tables with digits below no marker, and of those with numbers for cells below "not measured"."""
+    lines = ["", *text.splitlines()]
+    headers = [i for i in range(1, len(lines)) if lines[i].startswith("|") and not lines[i - 1].startswith("|")]
+    for start in headers:
+        end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+        marker = re.fullmatch(r"<!-- (results|not measured)(: \w+)? -->", lines[start - 1])
+        digits = {None: r"\d", "not measured": r"\| *\**\d[\d.,]*( ?\S{1,3})?\** *\|", "results": r"$^"}[marker and marker[1]]
+        if re.search(digits, "\n".join(lines[start:end])):
+            yield lines[start]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_and_pictures_resolve(name):
+    links = re.findall(r"\]\(([^)#]+)\)", DOCUMENTS[name])
+    assert links
     for link in links:
-        assert link.startswith("https://") or (ROOT / link).is_file(), link
+        assert link.startswith("https://") or ((ROOT / name).parent / link).is_file(), link
 
 
 def test_every_script_and_asset_is_named():
-    for path in (*ROOT.glob("*.py"), *(ROOT / "assets").glob("*")):
+    for path in ROOT.glob("*.py"):
         assert path.name in README, path
-    for path in (ROOT / "benchmarks").glob("*.py"):
-        assert f"benchmarks/{path.name}" in README, path
+    for path in (*(ROOT / "assets").glob("*"), *(ROOT / "benchmarks").glob("*.py")):
+        assert any(f"{path.parent.name}/{path.name}" in text for text in DOCUMENTS.values()), path
 
 
 @pytest.mark.parametrize("script, main", (("train.py", train.main), ("predict.py", predict.main), ("dataset.py", dataset.main)))
@@ -36,13 +63,62 @@ def test_usage_lists_the_options_that_exist(script, main, capsys):
     assert set(re.findall(r"--[a-z0-9-]+", usage)) == options
 
 
-def test_results_are_those_of_the_record():
-    results = json.loads((ROOT / "assets" / "results.json").read_text())["real_slices"]
-    row = next(line for line in README.splitlines() if line.startswith("| real T1 slices"))
-    for key, digits in (("ssim", 3), ("ssim_gaussian", 3), ("ssim_foreground", 3), ("psnr", 1), ("perplexity", 0)):
-        assert f"{results[key]:.{digits}f}" in row, key
-    assert f"/ {results['bytes_per_image']:.0f} |" in row
-    assert results["command"].split(" && ")[0] in row
-    assert results["copy_test_says"] in " ".join(README.split())
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_tables_are_those_of_the_record(name):
+    """If this fails after a benchmark was recorded: python benchmarks/tables.py."""
+    assert DOCUMENTS[name] == tables.fill(DOCUMENTS[name], RESULTS)
+    assert not list(unmarked_tables(DOCUMENTS[name]))
+
+
+def test_every_table_is_shown_once():
+    shown = [match[2] for text in DOCUMENTS.values() for match in tables.MARKED.finditer(text)]
+    assert sorted(shown) == sorted(tables.TABLES)
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_numbers_in_sentences_are_those_of_the_record(sentence):
+    assert any(sentence.format(**RESULTS) in " ".join(text.split()) for text in DOCUMENTS.values()), sentence.format(**RESULTS)
+
+
+def test_a_changed_number_and_an_unmarked_table_are_seen():
+    table = "<!-- results: faults -->\n" + tables.render(tables.faults(RESULTS))
+    text = f"# Title\n\n{table}\n| a | b |\n|---|---|\n| no | number |\n\nEnd.\n"
+    assert tables.fill(text, RESULTS) == text and not list(unmarked_tables(text))
+    changed = {**RESULTS, "faults": {**RESULTS["faults"], "survived": 19}}
+    assert tables.fill(text, changed).splitlines()[5] == "| 20 | 19 | 0 | 0 | 0 |"
+    assert tables.fill(table.replace("| 20 |", "| 21 |"), RESULTS) == table
+    assert list(unmarked_tables(text.replace("number", "in 20 cases"))) == ["| a | b |"]
+    excused = text.replace("| a |", "<!-- not measured -->\n| a |")
+    assert not list(unmarked_tables(excused.replace("number", "in 20 cases")))
+    for number in ("0.97", "**0.97**", "31.7 dB", "5%", "1,152"):
+        assert list(unmarked_tables(excused.replace("number", number))) == ["| a | b |"], number
+    with pytest.raises(KeyError):
+        tables.fill("<!-- results: nothing -->\n| 1 |\n", RESULTS)
+
+
+def test_numbers_are_written_as_the_readme_has_them():
+    record = {"bytes": 1152.4, "prior": 523.4, "seconds": {"median": 0.0504}}
+    formats = "{bytes:,.0f} / {prior:.0f}", "{seconds[median]:.3f}", "{missing:.1f}"
+    assert tables.cells(record, formats) == ["1,152 / 523", "0.050", ""]
+    assert tables.ratio({"median": 1.374, "min": 1.2, "max": 1.5}) == "1.37 (1.2 to 1.5)"
+    assert tables.ratio({"verdict": "no difference measurable", "rounds": 5}) == "no difference measurable"
+
+
+def test_a_difference_that_is_noise_gets_no_number_in_the_table():
+    rows = RESULTS["scaling"]["rows"]
+    noise = {"128 codes": {"vqvae_images_per_second": {"verdict": "no difference measurable", "rounds": 5}}}
+    table = tables.scaling({"scaling": {"rows": rows, "ratios": noise}})
+    line = 1 + list(rows).index("128 codes")
+    speed = rows["128 codes"]["pixelcnn_images_per_second"]["median"]
+    assert table[line][4:6] == ["no difference", f"{speed:.1f}"]
+    assert sum(row.count("no difference") for row in table) == 1
+
+
+def test_the_record_says_where_everything_comes_from():
+    assert RESULTS.keys() == BENCHMARKS | {"real_slices", "demo"}
+    for key, entry in RESULTS.items():
+        assert all(entry[field] for field in ("command", "commit", "date", "hardware")), key
+        assert key not in BENCHMARKS or entry["command"].startswith(f"python benchmarks/{key}.py")
     assert {"ssim", "bits_per_code", "code_entropy", "frechet", "frechet_floor", "kid", "density", "coverage", "coverage_floor",
-            "ms_ssim_samples", "ms_ssim_real", "copy_test"} <= results.keys()
+            "ms_ssim_samples", "ms_ssim_real", "copy_test"} <= RESULTS["real_slices"].keys()
+    assert RESULTS["real_slices"]["copy_test_says"] in " ".join(README.split())

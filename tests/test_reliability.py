@@ -1,6 +1,5 @@
 """Kill it, starve it, feed it rubbish: benchmarks/faults.py has what takes longer."""
 
-import csv
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from benchmarks.tiny import assert_same_run
 from tests.conftest import check_refused, ROOT, run_script, TINY, write_cohort
 import cli
 import dataset
@@ -23,24 +23,6 @@ import train
 
 
 # Training: killed, starved, locked out
-
-
-def assert_same_run(run, other):
-    """Bit for bit: weights and optimiser of both models, histories but for the clock, GIF, metrics."""
-    for name in ("vqvae", "pixelcnn"):
-        models = [keras.models.load_model(folder / f"{name}.keras") for folder in (run, other)]
-        variables = [[variable for variable in model.variables + model.optimizer.variables if "seed" not in variable.path]
-                     for model in models]
-        assert len(variables[0]) == len(variables[1]) > 20
-        for one, two in zip(*variables):
-            np.testing.assert_array_equal(one, two, err_msg=one.path)
-        rows = []
-        for folder in (run, other):
-            with open(folder / f"{name}_history.csv") as file:
-                rows.append([{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)])
-        assert rows[0] == rows[1]
-    for name in ("progress.gif", "metrics.json"):
-        assert (run / name).read_bytes() == (other / name).read_bytes()
 
 
 STOP_AFTER_FIRST_EPOCH = """

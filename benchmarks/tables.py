@@ -1,0 +1,199 @@
+"""Writes the tables of README.md and benchmarks/README.md from assets/results.json.
+
+    python benchmarks/tables.py
+
+Each stands below a line ``<!-- results: NAME -->``, where NAME is one of `TABLES`; what stands there is replaced. So no
+number of a table is copied by hand, and tests/test_readme.py sees to it that none was changed by hand.
+"""
+
+import json
+from pathlib import Path
+import re
+import sys
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+DOCUMENTS = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+MARKED = re.compile(r"(<!-- results: (\w+) -->\n)((?:\|.*\n)*)")
+
+
+def fill(text, results):
+    """A document with every marked table as the results have it.
+
+    Raises:
+        KeyError: if a marker's name is none of `TABLES`, or a result that a table needs is not there.
+    """
+    return MARKED.sub(lambda match: match[1] + render(TABLES[match[2]](results)), text)
+
+
+def render(rows):
+    """Rows of strings, the first of them the header, as a Markdown table; no rows, no table."""
+    lines = ["|".join(["", *(f" {cell} " if cell else " " for cell in row), ""]) for row in rows]
+    return "".join(f"{line}\n" for line in [*lines[:1], *["|" + "---|" * len(row) for row in rows[:1]], *lines[1:]])
+
+
+def cells(record, formats):
+    """A record in each of the formats; empty where it has nothing of that name."""
+    filled = []
+    for template in formats:
+        try:
+            filled.append(template.format(**record))
+        except KeyError:
+            filled.append("")
+    return filled
+
+
+def runs(results):
+    """What train.py reached on the real slices and on the demo cohort."""
+    formats = ("{num_images}", "{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB",
+               "{bytes_fixed:,.0f} / {bytes_per_image:.0f}", "{codes_used} of {num_embeddings}, {perplexity:.0f}", "{time}")
+    rows = [["data", "command", "test images", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR",
+             "bytes, fixed / by the prior", "codes used, perplexity", "time"]]
+    people = sum(results["real_slices"]["people"].values())
+    for key, label in (("real_slices", f"real T1 slices of {people} people"), ("demo", "demo cohort (simulated)")):
+        row = results[key]
+        record = {**row, "bytes_fixed": row["bits_fixed"] / 8, "time": duration(row["seconds"])}
+        rows.append([label, f"`{row['command'].split(' && ')[0]}`", *cells(record, formats)])
+    return rows
+
+
+def duration(seconds):
+    """The minutes of the stages that were timed; or, where only that is known, of the whole command."""
+    if "all" in seconds:
+        return f"{seconds['all'] // 60} min {seconds['all'] % 60} s, all of it"
+    return " + ".join(f"{one / 60:.0f}" for one in seconds.values()) + " min"
+
+
+def samples(results):
+    """Samples beside test people, and what other real people score there."""
+    row = results["real_slices"]
+    plain = (("Fréchet distance", "frechet", 1), ("kernel distance (KID)", "kid", 3), ("density", "density", 3),
+             ("coverage", "coverage", 3), ("`brain_area_ks`", "brain_area_ks", 3), ("`dark_fraction_ks`", "dark_fraction_ks", 3),
+             ("`symmetry_ks`", "symmetry_ks", 3))
+    return [["", "samples", "floor: other real people"],
+            *([label, f"{row[key]:.{digits}f}", f"{row[f'{key}_floor']:.{digits}f}"] for label, key, digits in plain),
+            ["mean pairwise MS-SSIM at one slice position (`ms_ssim_samples`, `ms_ssim_real`)",
+             *cells(row, ("{ms_ssim_samples:.3f}", "{ms_ssim_real:.3f} (test people)"))],
+            ["median distance to the nearest training image",
+             *cells(row, ("{nearest_samples:.2f}", "{nearest_real:.2f} (test people)"))]]
+
+
+def reconstruction(results):
+    """benchmarks/reconstruction.py: the followed project's model beside ours."""
+    formats = ("{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB", "{bits_fixed:,.0f}",
+               "{perplexity:.0f} of {num_embeddings}", "{images_per_second:.1f}", "{steps:,} x {batch_size}")
+    labels = {"ours": "ours", "followed": "followed", "mean_image": "the mean training image",
+              "blurred_original": "the original, blurred (sigma 2 pixels)"}
+    record = results["reconstruction"]
+    ratios = ["", "", "", "", *cells(record, ["{bits_ratio:.2f}"]), "", ratio(record.get("images_per_second_ratio", {})), ""]
+    return [["", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR", "bits per image", "perplexity", "images/s",
+             "steps x batch"],
+            *([label, *cells(record[key], formats)] for key, label in labels.items()),
+            ["ours over followed", *ratios]]
+
+
+def codecs(results):
+    """benchmarks/codecs.py: image codecs within the model's bytes."""
+    record = results["codecs"]
+    names = "AVIF", "WebP", "JPEG 2000", "JPEG"
+    by_weight = record["model"]["by_rate_weight"]
+    budgets = {"rate weight 0": ("nearest codes", by_weight["0"]["bytes"], by_weight["0"]),
+               "rate weight 4": ("rate weight 4", by_weight["4"]["bytes"], by_weight["4"]),
+               "fixed length": ("codes of fixed length", record["model"]["bytes_fixed_length"], by_weight["0"])}
+
+    def cell(row):
+        return f"{row['ssim']:.3f}" + (f" ({row['fitted']:.0%} fit)" if row["fitted"] < 1 else "")
+
+    rows = [["`ssim` at the same bytes", "model", *names]]
+    for budget, (label, limit, model) in budgets.items():
+        table = record["codecs"][budget]
+        rows += [[f"{label}, {limit:,.0f} bytes", f"**{model['ssim']:.3f}**",
+                  *(cell(table[name]["without_container"]) for name in names)],
+                 ["the same, containers counted", "", *(cell(table[name]["with_container"]) for name in names)]]
+    return [*rows, ["container, bytes", "0", *(str(record["container_bytes"][name]) for name in names)]]
+
+
+def loading(results):
+    """benchmarks/loading.py: seconds and memory until the images can be used."""
+    labels = {"theirs": "the followed project's way", "ours_first": "ours, first start", "ours_second": "ours, from the cache"}
+    rows = results["loading"]["rows"]
+    return [["", "images", "seconds", "peak memory"],
+            *([label, *cells(rows[key], ("{images:,}", "{seconds[median]:.3g}", "{peak_gigabytes:.2f} GB"))]
+              for key, label in labels.items())]
+
+
+def epochs(results):
+    """benchmarks/loading.py: the memory of an epoch of stage 1 from the memory map."""
+    formats = "{people}", "{images:,}", "{image_gigabytes:.2f} GB", "{peak_gigabytes:.2f} GB"
+    rows = [cells(row, formats) for row in results["loading"].get("epochs", [])]
+    return [["people", "images", "pixels on disk", "peak memory"], *rows] if rows else []
+
+
+def training(results):
+    """benchmarks/training.py: speed beside the plain keras-io way."""
+    rows = [["", "images/s", "million multiply-adds per image", "peak memory", "ours, times as fast"]]
+    for stage, name in (("vqvae", "VQ-VAE"), ("pixelcnn", "PixelCNN")):
+        ratios = results["training"].get("ratios", {}).get(stage, {})
+        for side, row in results["training"]["rows"][stage].items():
+            rows.append([f"{name}, {side}", *cells(row, ("{images_per_second[median]:.1f}", "{multiply_adds_million:,.0f}",
+                                                         "{peak_gigabytes:.2f} GB")), ratio(ratios.get(side, {}))])
+    return rows
+
+
+def ratio(summary):
+    """A ratio of `common.ratio` with its range, or its verdict; empty if it was not measured in rounds."""
+    if "verdict" in summary:
+        return summary["verdict"]
+    return " ".join(cells(summary, ("{median:.3g}", "({min:.3g} to {max:.3g})"))).strip()
+
+
+def scaling(results):
+    """benchmarks/scaling.py: how cost grows; no number where it does not differ measurably from the first row's."""
+    timed = {"vqvae_images_per_second": 1, "pixelcnn_images_per_second": 1, "sampling_seconds_per_image": 3}
+    ratios = results["scaling"].get("ratios", {})
+    rows = [["image", "grid", "codes", "people", "VQ-VAE images/s", "PixelCNN images/s", "sampling, s per image", "peak memory"]]
+    for name, row in results["scaling"]["rows"].items():
+        medians = ["no difference" if "verdict" in ratios.get(name, {}).get(key, {}) else f"{row[key]['median']:.{digits}f}"
+                   for key, digits in timed.items()]
+        rows.append([*cells(row, ("{image_size}", "{grid}x{grid}", "{num_embeddings}", "{people}")), *medians,
+                     *cells(row, ["{peak_gigabytes:.1f} GB"])])
+    return rows
+
+
+def sampling(results):
+    """benchmarks/sampling.py: seconds per image in batches of 16."""
+    row = results["sampling"]
+    return [["grid", "seconds per image", "full forward passes, times as long", "same codes"],
+            [*cells(row, ("{grid_size}x{grid_size}", "{seconds_per_image:.3f}")), ratio(row["speedup"]),
+             "yes" if row["codes_identical"] else "no"]]
+
+
+def faults(results):
+    """benchmarks/faults.py: what became of trainings that were killed."""
+    names = "tried", "survived", "lost", "differing", "left_over"
+    return [["killed", "resumed to the same bits", "lost", "differing", "files left over"],
+            cells(results["faults"], [f"{{{name}}}" for name in names])]
+
+
+def origins(results):
+    """Where each key of assets/results.json comes from."""
+    return [["key", "command", "commit", "date", "machine", "note"],
+            *([f"`{key}`", f"`{row['command']}`", *cells(row, ("{commit}", "{date}", "{hardware}", "{transcribed}"))]
+              for key, row in results.items())]
+
+
+TABLES = {table.__name__: table for table in (runs, samples, reconstruction, codecs, sampling, loading, epochs, training, scaling,
+                                              faults, origins)}
+
+
+def main():
+    """Rewrites both documents."""
+    results = json.loads((ROOT / "assets" / "results.json").read_text())
+    for path in DOCUMENTS:
+        path.write_text(fill(path.read_text(), results))
+        print(f"Written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The smallest training there is: a cohort of drawn heads, and when two runs on it are the same. For faults.py and the tests."""
+
+import csv
+
+import keras
+import numpy as np
+from PIL import Image
+
+SIZE = 64
+TINY = ["--epochs", "2", "--prior-epochs", "2", "--num-embeddings", "16", "--embedding-dim", "4"]
+
+
+def draw_head(rng, position, size=SIZE):
+    """A bright ellipse with dark ventricles and noise, black outside: uint8 (size, size)."""
+    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
+    radius = np.hypot(x / rng.uniform(0.5, 0.6), y / rng.uniform(0.65, 0.74))
+    head = np.where(radius < 1, 0.75 + 0.2 * np.cos(9 * x + rng.uniform(0, 6)) * np.cos(7 * y), 0)
+    head[np.hypot((np.abs(x) - 0.15) / 0.08, y / (0.1 + 0.01 * position)) < 1] = 0.15
+    return np.uint8(255 * np.clip(head + (radius < 1) * rng.normal(0, 0.02, head.shape), 0, 1))
+
+
+def write_cohort(folder, people=(4, 2, 2), slices=8, size=SIZE):
+    """Writes the three split folders and returns the folder."""
+    rng = np.random.default_rng(0)
+    first_cases = 1, 402, 441
+    for name, count, first in zip(("train", "validate", "test"), people, first_cases):
+        split_folder = folder / f"keras_png_slices_{name}"
+        split_folder.mkdir(parents=True)
+        for case in range(first, first + count):
+            for position in range(slices):
+                Image.fromarray(draw_head(rng, position, size)).save(
+                    split_folder / f"case_{case:03d}_slice_{position}.nii.png")
+    return folder
+
+
+def assert_same_run(run, other):
+    """Bit for bit: weights and optimiser of both models, histories but for the clock, GIF, metrics."""
+    for name in ("vqvae", "pixelcnn"):
+        models = [keras.models.load_model(folder / f"{name}.keras") for folder in (run, other)]
+        variables = [[variable for variable in model.variables + model.optimizer.variables if "seed" not in variable.path]
+                     for model in models]
+        assert len(variables[0]) == len(variables[1]) > 20
+        for one, two in zip(*variables):
+            np.testing.assert_array_equal(one, two, err_msg=one.path)
+        rows = []
+        for folder in (run, other):
+            with open(folder / f"{name}_history.csv") as file:
+                rows.append([{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)])
+        assert rows[0] == rows[1]
+    for name in ("progress.gif", "metrics.json"):
+        assert (run / name).read_bytes() == (other / name).read_bytes()

@@ -1,0 +1,308 @@
+"""What depends on the machine: one GPU, several, several machines, and the precision of their arithmetic.
+
+The rest of the code is written as for one device. It is a file of its own because the networks (modules.py) and the commands
+(train.py, predict.py) both need it, and because it leans on two private methods of Keras, which one wants to find in one place.
+
+References:
+    TensorFlow: Distributed training. https://www.tensorflow.org/guide/distributed_training
+"""
+
+import contextlib
+import functools
+import os
+from pathlib import Path
+import shutil
+
+import keras
+from keras import layers
+import numpy as np
+import tensorflow as tf
+
+from cli import InputError
+
+PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
+CUDA_COMMAND = 'pip install "tensorflow[and-cuda]>=2.21,<2.22"'
+STEPS_AT_ONCE = 16  # at most, on a GPU: between them Python does not get a word in
+SAMPLES_AT_ONCE = {"CPU": 16, "GPU": 256}
+
+
+# What is there --------------------------------------------------------------------------------------------------------
+
+
+def prepare(exact=False):
+    """Sets up TensorFlow for this machine. Call it before anything else touches a device.
+
+    Args:
+        exact: turn TensorFloat-32 off, which on recent GPUs rounds the inputs of convolutions to 10 bits, and so changes a
+            code here and there.
+
+    Returns:
+        What it computes on, for people: "CPU", "GPU", "2 GPUs", ...
+    """
+    cluster()  # under Slurm it chooses this task's GPUs, before TensorFlow looks for them
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if exact:
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    if not gpus:
+        tf.config.experimental.enable_op_determinism()  # the same seed gives the same bits; on a GPU it would cost much
+        if _is_gpu_idle():
+            print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
+                  f"To use the GPU: {CUDA_COMMAND}", flush=True)
+    return "CPU" if not gpus else "GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
+
+
+def _is_gpu_idle():
+    """Whether there is an NVIDIA driver whose GPUs were not hidden on purpose."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
+
+
+def kind():
+    """"GPU" or "CPU": what TensorFlow computes on."""
+    return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+
+
+def precision(mixed):
+    """The Keras dtype policy of a run.
+
+    Raises:
+        InputError: if bfloat16 is asked for on a GPU that cannot compute in it.
+    """
+    if mixed:
+        for gpu in tf.config.list_physical_devices("GPU"):
+            details = tf.config.experimental.get_device_details(gpu)
+            capability = details.get("compute_capability", (0, 0))
+            if capability < (8, 0):
+                raise InputError(f"--mixed-precision needs GPUs of compute capability 8.0 or more, for bfloat16, but "
+                                 f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}; leave it out.")
+        if kind() == "CPU":
+            print("Note: on most CPUs --mixed-precision is slower, not faster.", flush=True)
+    return "mixed_bfloat16" if mixed else "float32"
+
+
+def steps_per_execution(steps_per_epoch):
+    """How many steps TensorFlow runs without Python in between: a divisor of the epoch's, or its end would be overshot.
+
+    On a GPU small steps wait for Python more than they compute; on a CPU, and among several devices, it is 1.
+    """
+    if kind() == "CPU" or strategy().num_replicas_in_sync > 1:
+        return 1
+    return max(steps for steps in range(1, STEPS_AT_ONCE + 1) if steps_per_epoch % steps == 0)
+
+
+# Several devices ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def cluster():
+    """The resolver of the cluster that TF_CONFIG or a Slurm step of several tasks describes, or None.
+
+    Raises:
+        InputError: if what describes it cannot be understood.
+    """
+    try:
+        if "TF_CONFIG" in os.environ:
+            resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        elif (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+            # Without GPUs the resolver has none to share out, and fails; so it is told of one for each task.
+            no_gpus = {} if shutil.which("nvidia-smi") else {"gpus_per_node": tasks, "gpus_per_task": 1, "auto_set_gpu": False}
+            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**no_gpus)
+        else:
+            return None
+        machines = sum(map(len, resolver.cluster_spec().as_dict().values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{'TF_CONFIG' if 'TF_CONFIG' in os.environ else 'The Slurm step'} describes no cluster "
+                         f"({_first_line(error)}); see README, Several machines.") from error
+    return resolver if machines > 1 else None
+
+
+def is_chief():
+    """Whether this process writes the run folder: the chief, else worker 0, of a cluster; any process without one."""
+    resolver = cluster()
+    if resolver is None or resolver.task_type == "chief":
+        return True
+    return "chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0
+
+
+@functools.cache
+def strategy():
+    """How the work is shared: all machines of the cluster, all GPUs of this one, or (with one or none) not at all.
+
+    In a cluster it has to be made before any other TensorFlow operation.
+    """
+    if cluster():
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster())
+    gpus = tf.config.list_logical_devices("GPU")
+    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+
+
+def global_batch(wanted, available):
+    """The batch of all devices together: `wanted` rounded up to a multiple of their number, at most `available` items.
+
+    Raises:
+        InputError: if there are fewer items than devices.
+    """
+    replicas = strategy().num_replicas_in_sync
+    if available < replicas:
+        raise InputError(f"{available} training images cannot be shared out among {replicas} devices; use fewer of them.")
+    return min(-(-wanted // replicas), available // replicas) * replicas
+
+
+def even_batch(wanted, count):
+    """The largest batch size up to `wanted` that leaves no device without a part of the last of `count` items."""
+    replicas = strategy().num_replicas_in_sync
+    sizes = (size for size in range(wanted, 0, -1) if count % size == 0 or count % size >= replicas)
+    return next((size for size in sizes if size >= replicas), wanted)
+
+
+def _alone():
+    return tf.distribute.get_strategy().num_replicas_in_sync == 1 or tf.distribute.in_cross_replica_context()
+
+
+def replica():
+    """The number of this replica, an int32 tensor, or 0 where there is one or none is meant."""
+    return 0 if _alone() else tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def sum_over_replicas(values):
+    """The sum of a tensor, or of each of a list, over the replicas of a `tf.distribute` strategy; without one, itself."""
+    return values if _alone() else tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+# Several machines -----------------------------------------------------------------------------------------------------
+
+
+def broadcast(array):
+    """The chief's numbers on every machine of a cluster; without one, what was given.
+
+    Args:
+        array: NumPy array, or number; of one shape on all machines.
+    """
+    if cluster() is None:
+        return array
+    # The first replica of all is the chief's.
+    return _over_machines(lambda value: tf.where(tf.equal(replica(), 0), value, tf.zeros_like(value)), np.asarray(array))
+
+
+def _over_machines(give, array):
+    """The sum over all replicas of what `give` makes of each machine's array."""
+    value = tf.constant(array, tf.float32 if array.dtype.kind == "f" else tf.int64)
+    add = tf.function(lambda value: strategy().run(lambda mine: sum_over_replicas(give(mine)), args=(value,)))
+    return strategy().experimental_local_results(add(value))[0].numpy().astype(array.dtype)
+
+
+def broadcast_variables(variables):
+    """Gives all machines of a cluster the chief's values of some variables."""
+    if cluster():
+        for variable in variables:
+            variable.assign(broadcast(np.asarray(variable)))
+
+
+def broadcast_text(text):
+    """The chief's text on every machine of a cluster; without one, what was given."""
+    data = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+    padded = np.zeros(int(broadcast(np.int64(len(data)))), np.int64)
+    padded[:len(data)] = data[:len(padded)]
+    return broadcast(padded).astype(np.uint8).tobytes().decode()
+
+
+@contextlib.contextmanager
+def together():
+    """Ends all machines of a cluster where one of them is refused its input; every one has to pass here.
+
+    Raises:
+        InputError: on the others.
+    """
+    try:
+        yield
+    except InputError:
+        if cluster():
+            _over_machines(tf.identity, np.array(1))
+        raise
+    if cluster() and _over_machines(tf.identity, np.array(0)):
+        raise InputError("Another machine of the cluster has stopped; what it printed says why.")
+
+
+@contextlib.contextmanager
+def report_failures(advice, resume=""):
+    """Says in one sentence that memory ran out, or that another machine is gone; other errors stay what they are.
+
+    Args:
+        advice: what to do about the memory.
+        resume: how a cluster goes on.
+    """
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        raise InputError(f"Out of memory ({_first_line(error)}); {advice}.") from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
+            tf.errors.InternalError) as error:
+        if cluster() is None:
+            raise
+        raise InputError(f"Another machine of the cluster does not answer ({_first_line(error)}); {resume}.") from error
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def cluster_size():
+    """" of 2 machines", say, or nothing without a cluster."""
+    return f" of {sum(map(len, cluster().cluster_spec().as_dict().values()))} machines each" if cluster() else ""
+
+
+# What Keras lacks -----------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Adam(keras.optimizers.Adam):
+    """Adam that clips the norm of the whole batch's gradient, as one device would; Keras' own clips each replica's part.
+
+    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean. Keras adds up
+    what is returned here.
+    """
+
+    def _clip_gradients(self, grads):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        mean = [grad / replicas for grad in sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])]
+        return [grad / replicas for grad in super()._clip_gradients(mean)]
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Dropout(layers.Dropout):
+    """Dropout by a mask of its own on every replica; Keras' own draws the same one on all."""
+
+    def call(self, inputs, training=False):
+        """Drops a share of the inputs and scales the rest."""
+        if not training or not self.rate:
+            return inputs
+        seed = tf.cast(tf.math.floormod(self.seed_generator.next(), tf.int32.max - 1), tf.int32)
+        seed += tf.stack([0, tf.constant(1_000_003) * replica()])
+        return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed)
+
+
+class Distributed:
+    """Mends, for Keras 3.15 (hence its pin), `fit` under a `tf.distribute` strategy. Goes before `keras.Model` in the bases.
+
+    Keras builds models by averaging a first batch over the replicas, which fails where their parts differ in size; and it
+    averages the logs of several machines over an axis that scalars do not have.
+    """
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if self._distribute_strategy is not None and self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    def _make_function(self, step):
+        share = self.distribute_strategy
+        if not isinstance(share, tf.distribute.MultiWorkerMirroredStrategy):
+            return super()._make_function(step)
+        run = tf.function(lambda data: share.run(step, args=(data,)), reduce_retracing=True)
+
+        def one_step(iterator):
+            # The logs of one replica show how it goes; those of an epoch come from the metrics, which are synchronised.
+            return {name: share.experimental_local_results(value)[0] for name, value in run(next(iterator)).items()}
+
+        return one_step
