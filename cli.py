@@ -26,6 +26,14 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help.")
 
 
+def script_parser(doc, description=None):
+    """The parser of a script by its docstring: the first line, unless `description` is given, and the examples, which are indented."""
+    lines = doc.split("\n")
+    examples = "\n".join(line for line in lines[1:] if line.startswith("    "))
+    return ArgumentParser(description=description or lines[0], epilog=f"examples:\n{examples}",
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def number(kind, minimum, maximum=float("inf")):
     """An argparse type: an int or a finite float of at least `minimum` and less than `maximum`."""
 

@@ -24,7 +24,7 @@ from skimage import util
 import tensorflow as tf
 from tqdm import tqdm
 
-from cli import ArgumentParser, exit_on_input_error, InputError, number, report_write_errors, SEEDS
+from cli import exit_on_input_error, InputError, number, report_write_errors, script_parser, SEEDS
 from volumes import FILE_NAME, NUM_POSITIONS, SPLITS
 import volumes
 
@@ -446,7 +446,7 @@ def warn_of_lost_border(split, margin):
 @exit_on_input_error
 def main(argv=None):
     """Converts volumes; or prints a table of the splits and writes a contact sheet."""
-    parser = ArgumentParser(description="Show what the data folder holds, or make one from volumes.")
+    parser = script_parser(__doc__, "Show what the data folder holds, or make one from volumes.")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder that holds its discs")

@@ -3,15 +3,20 @@
 import base64
 import html
 import io
+import itertools
 
 import imageio.v3 as imageio
 from keras import layers
 import matplotlib
+from matplotlib import patches
 from matplotlib import pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.decomposition import PCA
 
 matplotlib.use("Agg")  # no screen is needed, nor looked for
+WIDTH = 7  # inches: at 120 dots per inch the width of a page on GitHub
+LARGEST_ERROR = 0.25  # of the colour scale of differences, of intensities in [0, 1]
 
 
 def _save(figure, path):
@@ -19,24 +24,30 @@ def _save(figure, path):
     plt.close(figure)
 
 
-def plot_losses(history, path, scale):
-    """Draws stage 1's total, reconstruction and VQ loss, training and validation.
+def crop(images, margin):
+    """Images (..., H, W) without the margin that the model paints black."""
+    return images[..., margin:images.shape[-2] - margin, margin:images.shape[-1] - margin]
+
+
+def plot_losses(history, path):
+    """Draws stage 1's total, reconstruction and VQ loss, training and validation, on a linear and a logarithmic axis.
 
     Args:
         history: dict of columns of vqvae_history.csv.
         path: PNG to write.
-        scale: "linear" or "log".
     """
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
     epochs = history["epoch"] + 1
-    for name, label, colour in (("loss", "total", "C0"), ("reconstruction_loss", "reconstruction (MSE / variance)", "C1"),
-                                ("vq_loss", "vector quantisation", "C2")):
-        axes.plot(epochs, history[name], "o-", color=colour, markersize=3, label=f"{label}: training")
-        axes.plot(epochs, history[f"val_{name}"], "s--", color=colour, markersize=3, label="validation")
-    axes.set(xlabel="epoch", ylabel=f"loss ({scale} axis)", yscale=scale, title="VQ-VAE losses")
-    if scale == "linear":
-        axes.set_ylim(bottom=0)
-    _finish(axes)
+    for axes, scale in zip(panels, ("linear", "log")):
+        for name, label, colour in (("loss", "total", "C0"), ("reconstruction_loss", "reconstruction (MSE / variance)", "C1"),
+                                    ("vq_loss", "vector quantisation", "C2")):
+            axes.plot(epochs, history[name], "o-", color=colour, markersize=3, label=f"{label}: training")
+            axes.plot(epochs, history[f"val_{name}"], "s--", color=colour, markersize=3, label="validation")
+        axes.set(xlabel="epoch", ylabel="loss", yscale=scale, title=f"{'linear' if scale == 'linear' else 'logarithmic'} axis")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylim(bottom=0)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     _save(figure, path)
 
 
@@ -71,41 +82,100 @@ def _finish(axes):
     axes.figure.legend(loc="outside lower center", ncols=3, fontsize="small")  # beside the curves, not over them
 
 
-def reconstruction_grid(originals, reconstructions, codes, ssims, num_embeddings, path):
-    """Draws originals over reconstructions with their SSIM, over their codes.
+def code_colours(codebook):
+    """A colour for each code, such that like codes look alike: the first three principal components of their vectors.
+
+    Args:
+        codebook: float (K, D).
+
+    Returns:
+        float (K, 3), red, green and blue in [0, 1], all on one scale: colours are as far apart as vectors.
+    """
+    codebook = np.asarray(codebook, np.float64)
+    scores = PCA(min(3, *codebook.shape), svd_solver="full").fit_transform(codebook)
+    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
+    return (0.5 + scores / (4 * max(scores[:, 0].std(), 1e-12))).clip(0, 1)
+
+
+def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path, title=None):
+    """Draws originals, reconstructions, their differences and their codes, a column per image.
 
     Args:
         originals: (N, H, W) in [0, 1].
         reconstructions: (N, H, W) in [0, 1].
         codes: int (N, g, g).
-        ssims: float (N,).
-        num_embeddings: K, the range of the codes' colours.
+        captions: N texts, written over the columns.
+        colours: (K, 3), see `code_colours`.
+        margin: pixels that the model paints black on each side; they are left out, as they have no codes.
         path: PNG to write.
+        title: one line, or None.
     """
     count = len(originals)
-    figure, axes = plt.subplots(3, count, figsize=(1.7 * count + 0.4, 5.6), layout="constrained", squeeze=False)
+    originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
+    size = WIDTH, 0.5 + 4 * (WIDTH - 0.8) / max(count, 4)
+    figure, axes = plt.subplots(4, count, figsize=size, layout="constrained", squeeze=False)
     for column in range(count):
         axes[0, column].imshow(originals[column], cmap="gray", vmin=0, vmax=1)
+        axes[0, column].set_title(captions[column], fontsize="small")
         axes[1, column].imshow(reconstructions[column], cmap="gray", vmin=0, vmax=1)
-        axes[1, column].set_xlabel(f"SSIM {ssims[column]:.3f}", fontsize="small")
-        axes[2, column].imshow(codes[column], cmap="nipy_spectral", vmin=0, vmax=num_embeddings - 1, interpolation="nearest")
-    for row, label in enumerate(("original", "reconstruction", "codes")):
-        axes[row, 0].set_ylabel(label)
+        difference = axes[2, column].imshow(reconstructions[column] - originals[column], cmap="RdBu_r", vmin=-LARGEST_ERROR,
+                                            vmax=LARGEST_ERROR)
+        axes[3, column].imshow(colours[codes[column]], interpolation="nearest")
+    figure.colorbar(difference, ax=list(axes[2]), extend="both", shrink=0.95, pad=0.01, ticks=(-0.2, 0, 0.2))
+    for row, label in enumerate(("original", "reconstruction", "reconstruction - original", "codes")):
+        axes[row, 0].set_ylabel(label, fontsize="small")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
+    if title:
+        figure.suptitle(title, fontsize="medium")
     _save(figure, path)
 
 
-def sample_grid(images, positions, path):
-    """Draws sampled images, (N, H, W) in [0, 1], each under its slice position, up to eight in a row."""
-    columns = min(8, len(images))
+def plot_errors(ssims, positions, errors, margin, path):
+    """Draws where reconstructions of test images are wrong: SSIM over the slice position, and the mean error of each pixel.
+
+    Args:
+        ssims: float (N,).
+        positions: int (N,).
+        errors: (H, W), the mean absolute error over all images, of intensities in [0, 1].
+        margin: pixels that the model paints black on each side; they are left out.
+        path: PNG to write.
+    """
+    figure, (curve, picture) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", width_ratios=(1.25, 1))
+    shown = np.unique(positions)
+    quantiles = np.array([np.quantile(ssims[positions == place], (0, 0.1, 0.5, 0.9)) for place in shown]).T
+    curve.fill_between(shown, quantiles[1], quantiles[3], color="C0", alpha=0.25, linewidth=0, label="middle 80 % of the images")
+    curve.plot(shown, quantiles[2], "o-", color="C0", markersize=3, label="median")
+    curve.plot(shown, quantiles[0], "v", color="0.4", markersize=3, label="worst image")
+    curve.set(xlabel="slice position, 0 the lowest", ylabel="SSIM (7x7 window)", title=f"SSIM of {len(ssims)} test images")
+    curve.xaxis.get_major_locator().set_params(integer=True)
+    curve.grid(alpha=0.3)
+    curve.legend(fontsize="small")
+    drawn = picture.imshow(crop(errors, margin), cmap="magma", vmin=0)
+    picture.set(xticks=[], yticks=[], title="mean absolute error of each pixel")
+    figure.colorbar(drawn, ax=picture, label="intensity, 0 black to 1 white")
+    _save(figure, path)
+
+
+def sample_grid(images, positions, margin, path):
+    """Draws sampled images, four in a row, each with its slice position inside.
+
+    Args:
+        images: (N, H, W) in [0, 1].
+        positions: int (N,).
+        margin: pixels that the model paints black on each side; they are left out.
+        path: PNG to write.
+    """
+    columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.9 * rows), layout="constrained", squeeze=False)
+    side = WIDTH / 4
+    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, side * rows), squeeze=False,
+                                gridspec_kw={"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.02, "hspace": 0.02})
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, position in zip(axes.flat, images, positions):
+    for axis, image, position in zip(axes.flat, crop(images, margin), positions):
         axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-        axis.set_title(f"slice {position}", fontsize="small")
+        axis.text(0.03, 0.97, position, color="white", fontsize="medium", va="top", transform=axis.transAxes)
     _save(figure, path)
 
 
@@ -151,83 +221,147 @@ def plot_tissue(samples, sample_positions, people, positions, path):
         path: PNG to write.
     """
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
-    titles = {"brain_area": "brain area (share of the frame)", "dark_fraction": "dark share of the deep brain",
-              "symmetry": "left-right symmetry (correlation)"}
-    for axes, (name, title) in zip(panels, titles.items()):
-        for values, places, colour, label in ((people[name], positions, "0.4", "test people"),
-                                              (samples[name], sample_positions, "C3", "samples")):
+    titles = {"brain_area": ("size of the brain", "share of the picture inside its outline"),
+              "dark_fraction": ("ventricles and deep fissures", "dark share of the inner half of the brain"),
+              "symmetry": ("symmetry", "correlation with the mirror image")}
+    for axes, (name, (title, unit)) in zip(panels, titles.items()):
+        for values, places, colour, line, label in ((people[name], positions, "0.3", "-", "test people"),
+                                                    (samples[name], sample_positions, "C3", "--", "samples")):
             shown = np.unique(places)
             low, middle, high = np.array([np.quantile(values[places == place], (0.1, 0.5, 0.9)) for place in shown]).T
             axes.fill_between(shown, low, high, color=colour, alpha=0.25, linewidth=0)
-            axes.plot(shown, middle, color=colour, label=f"{label}: median, middle 80 %")
-        axes.set(xlabel="slice position, 0 the lowest", title=title)
+            axes.plot(shown, middle, line, color=colour, label=f"{label}: median, and the middle 80 % as a band")
+        axes.set(xlabel="slice position, 0 the lowest", ylabel=unit, title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    for axes in panels[:2]:
-        axes.margins(y=0.1)
-        axes.set_ylim(bottom=0)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     _save(figure, path)
 
 
 def outline(vqvae, prior):
-    """The steps of both networks with the shapes of their outputs, read from the models, for a diagram.
+    """What the schematic of both networks says, read from the models.
 
     Returns:
-        (list of (step, shape) of the VQ-VAE, the same of the PixelCNN), texts all.
+        A dict of texts: `image`, `vectors`, `codebook`, `codes` and `logits`, the shapes of these; `encoder`, `decoder` and
+        `prior`, lists of the steps of these; `told`, a list of what the prior is told, each (name, shape). And `colours`, those
+        of the codes.
     """
     def shape(*sizes):
-        return "x".join(map(str, sizes))
+        return " x ".join(map(str, sizes))
 
-    grid, codes = vqvae.grid_size, vqvae.quantizer.num_embeddings
-    steps = [("image", shape(vqvae.image_size, vqvae.image_size, 1)), *_layer_steps(vqvae.encoder),
-             (f"nearest of {codes} codes", shape(grid, grid)), ("their vectors", shape(grid, grid, vqvae.quantizer.embedding_dim)),
-             *_layer_steps(vqvae.decoder)]
-    filters = prior.num_filters
-    prior_steps = [("codes above and to the left", shape(grid, grid)), ("embedding + place", shape(grid, grid, filters))]
-    for index, block in enumerate(prior.blocks):
-        if index % 3 == 2:
-            prior_steps.append(("axial attention (vertical stack)", shape(grid, grid, filters)))
-        prior_steps.append((f"gated block, {block.codes_left} to the left, + slice position", f"2 x {shape(grid, grid, filters)}"))
-    head = [layer for layer in prior.head.layers if isinstance(layer, layers.Dense)]
-    prior_steps += [(f"dense {layer.units}", shape(grid, grid, layer.units)) for layer in head]
-    return steps, [*prior_steps, ("softmax: p(code | codes before)", shape(grid, grid, codes))]
+    size, grid, settings = vqvae.image_size, vqvae.grid_size, prior.settings
+    count, length = vqvae.quantizer.num_embeddings, vqvae.quantizer.embedding_dim
+    told = [("codes above and to the left", shape(grid, grid))]
+    if settings.get("steps_below"):
+        told.append(("codes of the slices below", shape(len(settings["steps_below"]), grid, grid)))
+    if settings.get("person_size"):
+        told.append(("person", str(settings["person_size"])))
+    told.append(("slice position", f"1 of {prior.num_positions}"))
+    rows_up = prior.blocks[0].rows_up
+    dense = [layer.units for layer in prior.head.layers if isinstance(layer, layers.Dense)]
+    return {
+        "image": shape(size, size, 1), "vectors": shape(grid, grid, length), "codebook": shape(count, length),
+        "codes": shape(grid, grid), "logits": shape(grid, grid, count), "told": told,
+        "encoder": _steps(vqvae.encoder), "decoder": _steps(vqvae.decoder),
+        "prior": [f"embeddings of {prior.num_filters}", f"{len(prior.blocks)} gated blocks, {rows_up} row{'s' * (rows_up > 1)} up,",
+                  f"up to {max(block.codes_left for block in prior.blocks)} codes to the left",
+                  f"{len(prior.attentions)} axial attentions", f"dense {', '.join(map(str, dense))}"],
+        "colours": code_colours(vqvae.quantizer.embeddings)}
 
 
-def _layer_steps(model):
+def _steps(model):
     steps = []
     for layer in model.layers:
-        output = "x".join(map(str, layer.output.shape[1:]))
         if isinstance(layer, layers.Add):
-            steps[-2:] = [("residual block", output)]
+            steps[-2:] = ["residual block"]
         elif isinstance(layer, (layers.Conv2D, layers.Conv2DTranspose)):
-            kind = "transposed convolution" if isinstance(layer, layers.Conv2DTranspose) else "convolution"
-            steps.append((f"{kind} {'x'.join(map(str, layer.kernel_size))}, stride {layer.strides[0]}", output))
-        elif isinstance(layer, (layers.Cropping2D, layers.ZeroPadding2D)):
-            steps.append(("less the black margin" if isinstance(layer, layers.Cropping2D) else "black margin", output))
+            kind = "up-convolution" if isinstance(layer, layers.Conv2DTranspose) else "convolution"
+            stride = f", stride {layer.strides[0]}" if layer.strides[0] > 1 else ""
+            steps.append(f"{kind} {' x '.join(map(str, layer.kernel_size))}{stride}")
+        elif isinstance(layer, layers.Cropping2D) and layer.cropping[0][0]:
+            steps.append(f"less {layer.cropping[0][0]} black pixels")
+        elif isinstance(layer, layers.ZeroPadding2D) and layer.padding[0][0]:
+            steps.append(f"plus {layer.padding[0][0]} black pixels")
     return steps
 
 
-def plot_architecture(vqvae, prior, path):
-    """Draws both networks as columns of steps with the shapes of their tensors.
+def plot_architecture(told, path):
+    """Draws the schematic of both networks.
 
     Args:
-        vqvae: list of (step, shape as text).
-        prior: the same.
+        told: the dict of `outline`.
         path: PNG to write.
     """
-    longest = max(len(vqvae), len(prior))
-    figure, panels = plt.subplots(1, 2, figsize=(10, 0.5 * longest + 0.6), layout="constrained")
-    for axes, title, steps in zip(panels, ("VQ-VAE", "PixelCNN prior"), (vqvae, prior)):
-        axes.set(xlim=(0, 1), ylim=(-longest, 0.4), title=title)
-        axes.axis("off")
-        for row, (step, shape) in enumerate(steps):
-            box = {"boxstyle": "round", "facecolor": "0.93", "edgecolor": "0.5"}
-            axes.text(0.36, -row - 0.4, step, ha="center", va="center", fontsize="small", bbox=box)
-            axes.text(0.98, -row - 0.4, shape, ha="right", va="center", fontsize="small", family="monospace")
-            if row:
-                axes.annotate("", (0.36, -row - 0.18), (0.36, -row + 0.18), arrowprops={"arrowstyle": "->", "color": "0.4"})
+    figure, axes = plt.subplots(figsize=(8.3, 5.2))
+    figure.subplots_adjust(0, 0, 1, 1)
+    axes.set(xlim=(0, 100), ylim=(0, 62.65), aspect="equal")
+    axes.axis("off")
+    rng = np.random.default_rng(0)
+    cells = told["colours"][rng.integers(0, len(told["colours"]), (8, 8))]
+    middle = 42  # the height of the VQ-VAE's row
+
+    def arrow(start, end, label="", colour="0.3"):
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
+        axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 1.2, label, ha="center", fontsize=7.5)
+
+    def tensor(left, name, shape, picture, **options):
+        axes.imshow(picture, extent=(left, left + 9, middle - 4.5, middle + 4.5), interpolation="nearest", zorder=2, **options)
+        axes.add_patch(patches.Rectangle((left, middle - 4.5), 9, 9, fill=False, edgecolor="0.3", zorder=3))
+        axes.text(left + 4.5, middle - 5.3, f"{name}\n{shape}", ha="center", va="top", fontsize=7.5, linespacing=1.4)
+
+    def box(corners, title, steps, colour):
+        axes.add_patch(patches.Polygon(corners, facecolor=colour, edgecolor="0.3"))
+        x, y = np.mean(corners, axis=0)
+        axes.text(x, y + len(steps) * 1.15, title, ha="center", va="center", fontsize=9, weight="bold")
+        axes.text(x, y - 1.15, "\n".join(steps), ha="center", va="center", fontsize=6.8, linespacing=1.35)
+
+    head = _drawn_head()
+    tensor(1, "image", told["image"], head, cmap="gray", vmin=0, vmax=1)
+    box([(13, middle - 12), (13, middle + 12), (32, middle + 8), (32, middle - 8)], "encoder", _merged(told["encoder"]), "#dbe9f6")
+    gray = np.repeat(cells.mean(axis=-1, keepdims=True), 3, axis=-1)
+    tensor(34.5, "vectors", told["vectors"], (gray + 0.15 * rng.normal(size=gray.shape)).clip(0, 1))
+    tensor(52.5, "codes", told["codes"], cells)
+    box([(68, middle - 8), (68, middle + 8), (87, middle + 12), (87, middle - 12)], "decoder", _merged(told["decoder"]), "#dbe9f6")
+    tensor(90, "image", told["image"], head, cmap="gray", vmin=0, vmax=1)
+    for start, end, label in ((10, 13, ""), (32, 34.5, ""), (43.5, 52.5, "nearest"), (61.5, 68, "look up"), (87, 90, "")):
+        arrow((start, middle), (end, middle), label)
+    codebook = told["colours"][np.linspace(0, len(told["colours"]) - 1, 16).astype(int)][np.newaxis]
+    axes.imshow(codebook, extent=(45, 67.7, 55, 57), aspect="auto", interpolation="nearest")
+    axes.text(56.4, 58, f"codebook, {told['codebook']}", ha="center", fontsize=7.5)
+    for x in (48, 64.7):
+        arrow((x, 55), (x, middle + 3.4), colour="0.6")
+
+    for row, (name, shape) in enumerate(told["told"]):
+        y = 11.5 + 2.5 * (len(told["told"]) - 1) - 5 * row
+        axes.add_patch(patches.FancyBboxPatch((2, y - 1.5), 22, 3, boxstyle="round,pad=0.3", facecolor="0.95", edgecolor="0.5"))
+        axes.text(13, y, name, ha="center", va="center", fontsize=7.5)
+        axes.text(25, y, shape, va="center", fontsize=7.5)
+        arrow((33.5, y), (38, 11.5 + (y - 11.5) * 0.6))
+    box([(38, 3), (38, 20), (62, 20), (62, 3)], "PixelCNN prior", told["prior"], "#fbe3d4")
+    arrow((62, 11.5), (68, 11.5))
+    axes.add_patch(patches.FancyBboxPatch((68.5, 8.8), 23, 5.4, boxstyle="round,pad=0.3", facecolor="0.95", edgecolor="0.5"))
+    axes.text(80, 11.5, f"p(code | codes before, ...)\n{told['logits']}", ha="center", va="center", fontsize=7.5, linespacing=1.4)
+    axes.plot((80, 80, 57), (14.8, 25, 25), color="0.3", linewidth=1)
+    arrow((57, 25), (57, 31.5))
+    axes.text(68.5, 26, "draw one code after another", ha="center", fontsize=7.5)
+    axes.set(xlim=(0, 100), ylim=(0, 62.65))  # imshow has moved them
     _save(figure, path)
+
+
+def _merged(steps):
+    """Equal steps in a row as one line: "2 residual blocks"."""
+    runs = [(step, len(list(run))) for step, run in itertools.groupby(steps)]
+    return [step if times == 1 else f"{times} {step}s" for step, times in runs]
+
+
+def _drawn_head():
+    """A head as a schematic shows it: float (64, 64) in [0, 1]."""
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    radius = np.hypot(x / 0.68, y / 0.86)
+    head = np.where(radius < 1, np.where(radius < 0.9, 0.75, 0.5), 0.0)
+    head[np.hypot((np.abs(x) - 0.14) / 0.08, (y + 0.05) / 0.3) < 1] = 0.15
+    return head
 
 
 def code_use_plot(codes, num_embeddings):
@@ -332,20 +466,20 @@ def head_viewer(head, spacing):
             f"</output></div><div>{cuts}</div></div>")
 
 
-def write_report(path, title, metrics, originals, reconstructions, codes, ssims, all_codes, num_embeddings, samples, captions,
-                 neighbours=None, heads=(), spacing=1.0, head_table=()):
+def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, samples, captions, neighbours=None, heads=(),
+                 spacing=1.0, head_table=()):
     """Writes one HTML page that needs neither network nor other files.
 
     Args:
         path: file to write.
         title: one line.
         metrics: dict of numbers and sentences.
-        originals: (N, H, W) in [0, 1]; each is laid under its reconstruction, with a slider between them.
-        reconstructions: (N, H, W) in [0, 1].
-        codes: int (N, g, g), drawn as maps.
-        ssims: float (N,).
+        shown: (originals, reconstructions, codes, captions) of test images: (N, H, W) in [0, 1], the same, int (N, g, g) and N
+            texts. Each original is laid under its reconstruction, with a slider between them; the codes are drawn as maps.
+        bits: float (N, g, g), what the prior spends on each code, drawn as maps too.
         all_codes: int (...), whose use is plotted.
-        num_embeddings: K.
+        colours: (K, 3), see `code_colours`.
+        margin: pixels that the model paints black on each side; they are left out.
         samples: (M, H, W) in [0, 1].
         captions: M texts.
         neighbours: uint8 (M, H, W), each sample's nearest training image, or None to leave them out.
@@ -355,20 +489,22 @@ def write_report(path, title, metrics, originals, reconstructions, codes, ssims,
     """
     rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(f'{value:.4g}' if isinstance(value, float) else str(value))}"
                    "</td></tr>" for name, value in metrics.items())
-    spectrum = matplotlib.colormaps["nipy_spectral"]
+    most = float(np.ceil(np.max(bits)))
+    surprise = matplotlib.colormaps["inferno"](bits / max(most, 1))[..., :3]
     pairs = "".join(
         f'<figure class="pair"><div><img src="{_data_url(original)}" alt="original"><img class="over" src="{_data_url(reconstruction)}" '
-        f'alt="reconstruction"></div><input type="range" value="50" aria-label="share of the reconstruction">'
-        f'<img class="codes" src="{_data_url(spectrum(grid / (num_embeddings - 1))[..., :3])}" alt="codes">'
-        f"<figcaption>SSIM {ssim:.3f}</figcaption></figure>"
-        for original, reconstruction, grid, ssim in zip(originals, reconstructions, codes, ssims))
+        f'alt="reconstruction"><input type="range" value="50" aria-label="share of the reconstruction"></div>'
+        f'<img class="codes" src="{_data_url(colours[grid])}" alt="codes"><img class="codes" src="{_data_url(map_)}" '
+        f'alt="bits per code"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        for original, reconstruction, grid, caption, map_ in zip(*(crop(images, margin) for images in shown[:2]), *shown[2:], surprise))
     drawn = "".join(
         f'<figure><img src="{_data_url(sample)}" alt="sample">'
-        + (f'<img src="{_data_url(neighbours[index] / 255)}" alt="nearest training image">' if neighbours is not None else "")
+        + (f'<img src="{_data_url(crop(neighbours[index], margin) / 255)}" alt="nearest training image">'
+           if neighbours is not None else "")
         + f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for index, (sample, caption) in enumerate(zip(samples, captions)))
+        for index, (sample, caption) in enumerate(zip(crop(samples, margin), captions)))
     plot = io.BytesIO()
-    figure = code_use_plot(all_codes, num_embeddings)
+    figure = code_use_plot(all_codes, len(colours))
     figure.savefig(plot, format="png", dpi=120)
     plt.close(figure)
     use = "data:image/png;base64," + base64.b64encode(plot.getvalue()).decode()
@@ -376,7 +512,8 @@ def write_report(path, title, metrics, originals, reconstructions, codes, ssims,
     viewers = "".join(head_viewer(head, spacing) for head in heads)
     judged = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in head_table)
     whole = HEADS.format(viewers=viewers, judged=judged) if viewers or judged else ""
-    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below, heads=whole)
+    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below, most=most,
+                         heads=whole)
     path.write_text(page, encoding="utf-8")
 
 
@@ -393,8 +530,10 @@ REPORT = """<!doctype html>
 body {{ font: 16px/1.5 sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse }} th, td {{ text-align: left; padding: .1rem 1rem .1rem 0; border-bottom: 1px solid #ddd }}
 section div.all {{ display: flex; flex-wrap: wrap; gap: 1rem }}
-figure {{ margin: 0; width: 10.5rem }} figure img, figure input {{ width: 100%; display: block }}
-.pair div {{ position: relative }} .pair .over {{ position: absolute; inset: 0; clip-path: inset(0 0 0 50%) }}
+figure {{ margin: 0; width: 10.5rem }} figure img, figure input {{ width: 100%; display: block }} input {{ margin: .3rem 0 0 }}
+.pair {{ display: grid; grid-template-columns: repeat(3, 1fr); gap: .3rem; width: 33rem; max-width: 100% }}
+.pair div {{ position: relative }} .pair .over {{ position: absolute; top: 0; left: 0; clip-path: inset(0 0 0 50%) }}
+.pair figcaption {{ grid-column: 1 / 4 }}
 .codes {{ image-rendering: pixelated }} figcaption {{ text-align: center; font-size: .85rem }}
 .head {{ display: flex; flex-wrap: wrap; gap: 1rem; background: #000; color: #ddd; padding: 1rem; margin-bottom: 1rem }}
 .head > div {{ flex: 1 1 20rem; max-width: 28rem }} .head input {{ width: 100% }}
@@ -406,7 +545,10 @@ figure {{ margin: 0; width: 10.5rem }} figure img, figure input {{ width: 100%; 
 <h1>{title}</h1>
 <section><h2>Metrics</h2><table>{rows}</table></section>
 <section><h2>Reconstructions of test images</h2>
-<p>Left of the slider: the original; right of it: the reconstruction. Below: the codes.</p><div class="all">{pairs}</div></section>
+<p>Left of the slider: the original; right of it: the reconstruction. Beside it: the codes, coloured so that like codes look
+alike; and what the prior did not expect: the bits that it spends on each code, from 0 (black) to {most:.0f} (bright), when it is
+told the codes before and the slice's position. For research only: what surprises this model need not be of medical interest, and
+what is need not surprise it.</p><div class="all">{pairs}</div></section>
 <section><h2>Samples</h2><p>Invented by the prior, by slice position.{below}</p><div class="all">{samples}</div></section>
 {heads}<section><h2>Use of the codebook</h2><p>By all test images.</p><img src="{use}" alt="use of the codes" style="max-width: 100%"></section>
 <script>
@@ -425,33 +567,57 @@ left. The line shows where the slice lies.</p>{viewers}<table>{judged}</table></
 """
 
 
-def progress_frame(originals, reconstructions, title):
-    """Draws one frame of the progress GIF: originals over reconstructions under a title.
+def progress_frame(originals, reconstructions, margin, title):
+    """Draws one frame of the progress GIF: originals, their reconstructions and what these miss, under a title.
 
     Args:
         originals: uint8 (N, H, W).
         reconstructions: uint8 (N, H, W).
+        margin: pixels that the model paints black on each side; they are left out.
         title: one line.
 
     Returns:
-        uint8 (2 H + 24, N W).
+        uint8, N pictures and a strip of 24 pixels wide, three pictures and 24 pixels high. Small pictures are enlarged by a
+        whole factor, to about 800 pixels for all N.
     """
-    pictures = np.vstack([np.hstack(originals), np.hstack(reconstructions)])
-    frame = Image.fromarray(np.vstack([np.zeros((24, pictures.shape[1]), np.uint8), pictures]))
-    ImageDraw.Draw(frame).text((6, 3), title, fill=255, font=ImageFont.load_default(14))
-    return np.asarray(frame)
+    originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
+    errors = np.abs(reconstructions.astype(int) - originals)
+    rows = {"original": originals, "reconstruction": reconstructions, "error x 3": np.uint8((3 * errors).clip(0, 255))}
+    factor = max(1, round(800 / (len(originals) * originals.shape[-1])))
+    pictures = [np.kron(np.hstack(images), np.ones((factor, factor), np.uint8)) for images in rows.values()]
+    labelled = [np.hstack([np.rot90(_line(name, len(picture))), picture]) for name, picture in zip(rows, pictures)]
+    return np.vstack([_line(title, labelled[0].shape[1]), *labelled])
 
 
-def write_gif(frame_paths, path, seconds=0.4):
-    """Writes PNG frames as an endless GIF that rests on the last one."""
-    frames = [imageio.imread(frame) for frame in frame_paths]
-    durations = [1000 * seconds] * (len(frames) - 1) + [2000]
+def _line(text, width):
+    """A line of white text on black: uint8 (24, width)."""
+    picture = Image.new("L", (width, 24))
+    ImageDraw.Draw(picture).text((6, 3), text, fill=255, font=ImageFont.load_default(14))
+    return np.asarray(picture)
+
+
+def write_gif(frame_paths, path, most=10, levels=32):
+    """Writes PNG frames as an endless GIF that rests on the first and longer on the last.
+
+    Args:
+        frame_paths: the frames in their order.
+        path: GIF to write.
+        most: frames to keep, at most: the first, the last, and more of the early ones, where most changes.
+        levels: of gray; with all 256 the file would be several times as large.
+    """
+    kept = np.unique(np.geomspace(1, len(frame_paths), most).round().astype(int)) - 1
+    step = 255 / (levels - 1)
+    frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[index]) / step) * step)) for index in kept]
+    durations = [1200, *[600] * (len(frames) - 2), 3000]
     # Of a single frame, Pillow wants a single duration.
-    imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 2000, loop=0)
+    imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)
 
 
 def plot_rate_distortion(curves, model, fixed, path):
     """Draws SSIM over bytes per image, containers not counted.
+
+    Of a codec only those points are drawn that no smaller file of it reaches. Some qualities decode black as 1 or 2 of 255,
+    which no eye sees and SSIM punishes: their curves would jump.
 
     Args:
         curves: dict of codec -> list of (bytes, SSIM).
@@ -461,11 +627,14 @@ def plot_rate_distortion(curves, model, fixed, path):
     """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for codec, points in curves.items():
-        axes.plot(*zip(*points), "o-", markersize=3, label=codec)
+        points = sorted(points)
+        best = np.maximum.accumulate([ssim for _, ssim in points])
+        kept = [point for index, point in enumerate(points) if not index or point[1] > best[index - 1]]
+        axes.plot(*zip(*kept), "o-", markersize=3, label=codec)
     axes.plot(*zip(*model), "*-", color="black", markersize=8, label="VQ-VAE, codes coded by the prior")
     axes.plot(*fixed, "D", color="black", label="VQ-VAE, codes of fixed length")
     axes.set(xlabel="bytes per image, without container (log axis)", ylabel="mean SSIM (7x7 window)", xscale="log",
              title="Rate and distortion on test people")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", title="(a codec's points that a smaller file of it beats are left out)", title_fontsize="x-small")
     _save(figure, path)

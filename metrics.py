@@ -104,6 +104,22 @@ def code_metrics(codes, num_embeddings):
     return {"code_entropy": entropy, "perplexity": 2 ** entropy, "codes_used": len(share)}
 
 
+def bits_per_place(prior, codes, positions):
+    """What the prior spends on each code, given the codes before it: where this is much, it did not expect what it saw.
+
+    Args:
+        prior: a `modules.PixelCNN`.
+        codes: int (N, g, g).
+        positions: int (N,).
+
+    Returns:
+        float64 (N, g, g), in bits.
+    """
+    parts = np.array_split(np.arange(len(codes)), -(-len(codes) // 32))
+    nats = [prior.distribution(codes[part], positions[part]).log_prob(codes[part]).numpy() for part in parts]
+    return -np.concatenate(nats).astype(np.float64) / np.log(2)
+
+
 def to_unit(images):
     """(N, H, W, 1) in [-1, 1] -> float64 NumPy (N, H, W) in [0, 1], for the functions above."""
     return (np.asarray(images, np.float64)[..., 0] + 1) / 2

@@ -3,6 +3,8 @@
     python predict.py                                        # the newest run
     python predict.py --run-dir runs/oasis --data-dir DIR --slice all
     python predict.py --evaluate                             # and are the samples good, and new?
+    python predict.py --images scan.png head.nii.gz          # one's own images
+    python predict.py --codes runs/oasis/images/scan_codes.npy
 """
 
 import os
@@ -12,9 +14,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import argparse
 import json
 from pathlib import Path
+import re
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from skimage import transform
 import tensorflow as tf
 
 import cli
@@ -27,13 +31,18 @@ import modules
 import volumes
 
 SHOWN_HEADS = 3  # in pictures
+LARGEST_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
 
 
 def parse_arguments(argv):
     """The command line."""
-    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.script_parser(__doc__)
     parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: the newest in runs/)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: the run's own, else as in train.py)")
+    own = parser.add_mutually_exclusive_group()
+    own.add_argument("--images", nargs="+", metavar="FILE", help="reconstruct these instead of the test split: grayscale PNGs of "
+                     "any size, or NIfTI volumes")
+    own.add_argument("--codes", metavar="FILE", help="decode the codes of a .npy file, as --images writes them, into images")
     parser.add_argument("--num-examples", type=cli.number(int, 1), default=10, metavar="N",
                         help="test images to show (default: 10)")
     parser.add_argument("--num-samples", type=cli.number(int, 1), default=16, metavar="N",
@@ -49,8 +58,15 @@ def parse_arguments(argv):
                         help=f"also judge samples beside real people: a slice per test image, and up to {metrics.NUM_HEADS} heads")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
     parser.add_argument("--export", metavar="DIR", help="also write encoder, decoder and sampler as TensorFlow SavedModels")
-    parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions)")
-    return parser.parse_args(argv)
+    parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions; "
+                        "with --images or --codes RUN/images)")
+    arguments = parser.parse_args(argv)
+    if arguments.images or arguments.codes:
+        for name in ("data_dir", "slice", "evaluate", "with_neighbours", "export"):
+            if getattr(arguments, name):
+                raise InputError(f"--{name.replace('_', '-')} is of no use with {'--images' if arguments.images else '--codes'}; "
+                                 "leave out the one or the other.")
+    return arguments
 
 
 def slice_argument(text):
@@ -109,21 +125,57 @@ def load_run(run_dir):
     return config, vqvae, prior
 
 
-def write_reconstructions(folder, split, vqvae, codes, count, seed):
-    """Writes original beside reconstruction as one PNG per example, and reconstructions.png of the first ten.
+def write_reconstructions(folder, split, vqvae, details, count, seed):
+    """Writes what shows how well the split is reconstructed.
+
+    One PNG per example, original beside reconstruction; reconstructions.png of four people at four positions; errors.png over
+    all images.
+
+    Args:
+        folder: where to.
+        split: a `dataset.Split`.
+        vqvae: a `modules.VQVAE`.
+        details: of the split, from `metrics.evaluate`.
+        count: examples.
+        seed: of their draw.
 
     Returns:
-        What `figures.write_report` shows of these ten: originals, reconstructions, codes, SSIM.
+        (the indices of the first ten examples; what `figures.write_report` shows of them).
     """
-    drawn = np.sort(np.random.default_rng(seed).choice(len(codes), min(count, len(codes)), replace=False))
-    originals, reconstructions = split.images[drawn] / 255, decode(vqvae, codes[drawn])
-    ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions)]
+    margin = vqvae.settings["margin"]
+    figures.plot_errors(details["ssim"], split.positions, details["error_map"], margin, folder / "errors.png")
+
+    def shown(indices):
+        captions = [f"slice {split.positions[index]}, SSIM {details['ssim'][index]:.3f}" for index in indices]
+        return split.images[indices] / 255, decode(vqvae, details["codes"][indices]), details["codes"][indices], captions
+
+    figures.reconstruction_grid(*shown(split.examples(4)), figures.code_colours(vqvae.quantizer.embeddings), margin,
+                                folder / "reconstructions.png")
+    drawn = np.sort(np.random.default_rng(seed).choice(len(split.images), min(count, len(split.images)), replace=False))
+    reconstructions = decode(vqvae, details["codes"][drawn])
     for number, index in enumerate(drawn):
         pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[number] * 2 - 1)])
         Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{number:04d}.png")
-    shown = originals[:10], reconstructions[:10], codes[drawn[:10]], ssims[:10]
-    figures.reconstruction_grid(*shown, vqvae.quantizer.num_embeddings, folder / "reconstructions.png")
-    return shown
+    return drawn[:10], shown(drawn[:10])
+
+
+def write_template(folder, vqvae):
+    """Writes template.png: slices of the MNI152 template, which may be shown to anyone, through the model."""
+    images = volumes.template_slices()
+    positions = np.array([3, 11, 19, 27])
+    codes, reconstructions = reconstruct(vqvae, images[positions])
+    captions = [f"slice {position}, SSIM {metrics.ssim(image / 255, reconstruction):.3f}"
+                for image, reconstruction, position in zip(images[positions], reconstructions, positions)]
+    figures.reconstruction_grid(images[positions] / 255, reconstructions, codes, captions,
+                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
+                                folder / "template.png", "An average of 152 people (MNI152), which the model never saw")
+
+
+def reconstruct(vqvae, images):
+    """uint8 (N, H, W) -> (codes, int32 (N, g, g); reconstructions, float (N, H, W) in [0, 1])."""
+    codes = np.concatenate([vqvae.encode_to_codes(dataset.normalise(images[i:i + 16])[..., tf.newaxis])
+                            for i in range(0, len(images), 16)])
+    return codes, decode(vqvae, codes)
 
 
 def draw_samples(vqvae, prior, positions, seed, temperature):
@@ -136,11 +188,11 @@ def decode(vqvae, codes):
     return np.concatenate([metrics.to_unit(vqvae.decode_codes(codes[i:i + 16])) for i in range(0, len(codes), 16)])
 
 
-def write_samples(folder, samples, positions):
+def write_samples(folder, samples, positions, margin):
     """Writes samples.png and a PNG of each sample."""
     for number, image in enumerate(samples):
         Image.fromarray(dataset.to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}.png")
-    figures.sample_grid(samples, positions, folder / "samples.png")
+    figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
 def write_heads(folder, vqvae, prior, count, judged, seed, temperature):
@@ -277,18 +329,20 @@ def evaluate_samples(folder, arguments, vqvae, prior, splits):
     return {"bits_per_code_train": bits, **judge_samples(folder, samples, splits)}
 
 
-def write_predictions(folder, arguments, vqvae, prior, splits):
+def write_predictions(folder, arguments, config, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics."""
     test = splits["test"]
     print(f"Reconstructing {len(test.images)} test images ...")
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), test.positions,
                                          *dataset.head_context(test, prior, vqvae.settings["margin"]))
     codes = details["codes"]
-    shown = write_reconstructions(folder, test, vqvae, codes, arguments.num_examples, arguments.seed)
+    indices, shown = write_reconstructions(folder, test, vqvae, details, arguments.num_examples, arguments.seed)
+    if vqvae.image_size == 256 and not config["data"]["is_demo"]:  # as the template; the demo cohort is made from it
+        write_template(folder, vqvae)
     positions = sample_positions(arguments.slice, arguments.num_samples)
     print(f"Sampling {len(positions)} new brains ...")
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
-    write_samples(folder, samples, positions)
+    write_samples(folder, samples, positions, vqvae.settings["margin"])
     judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
     heads = write_heads(folder, vqvae, prior, arguments.heads, judged, arguments.seed, arguments.temperature)
     of_heads = {}
@@ -296,8 +350,9 @@ def write_predictions(folder, arguments, vqvae, prior, splits):
         measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
         of_heads = {"heads": judge_heads(folder, heads[:judged], vqvae, codes, splits)}
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
-    title = f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples"
-    figures.write_report(folder / "report.html", title, measured, *shown, codes, prior.num_embeddings, samples,
+    figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, shown,
+                         metrics.bits_per_place(prior, codes[indices], test.positions[indices]), codes,
+                         figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"], samples,
                          [f"slice {position}" for position in positions], neighbours, heads[:min(arguments.heads, SHOWN_HEADS)],
                          volumes.SLICE_SPACING, *(metrics.head_table(found) for found in of_heads.values()))
     cli.write_json(folder / "metrics.json", measured | of_heads)
@@ -314,6 +369,182 @@ def print_heads(measured):
     print(measured["copy_test_says"])
 
 
+# One's own images -----------------------------------------------------------------------------------------------------
+
+
+def read_images(files, size):
+    """Reads one's own images, brings them to the model's size and prints what was done to each file.
+
+    Args:
+        files: paths of PNGs and of NIfTI volumes (.nii, .nii.gz), each of which gives its 32 axial slices.
+        size: side in pixels.
+
+    Returns:
+        A list of (name, file, images uint8 (N, size, size), positions), a file each. The positions are a list of N; None in it
+        if a PNG's name, as `volumes.FILE_NAME`, does not tell it.
+
+    Raises:
+        InputError: if a file cannot be used.
+    """
+    found, names = [], set()
+    for path in map(Path, files):
+        stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+        name = next(name for number in range(1, len(files) + 1)
+                    if (name := stem if number == 1 else f"{stem}_{number}") not in names)
+        names.add(name)
+        if not path.is_file():
+            raise InputError(f"{path} is not a file; give PNG images or NIfTI volumes.")
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            try:
+                images = volumes.axial_slices(volumes.read_volume(path))
+            except ValueError as error:
+                raise InputError(f"{path} cannot be used as a volume ({error}); give another.") from error
+            positions, done = list(range(len(images))), [f"{len(images)} axial slices"]
+        else:
+            image, done = read_png(path)
+            named = volumes.FILE_NAME.fullmatch(path.name)
+            known = named is not None and int(named[2]) < volumes.NUM_POSITIONS
+            images, positions = image[np.newaxis], [int(named[2]) if known else None]
+        images, resized = bring_to_size(images, size)
+        print(f"{path}: {', '.join([*done, *resized]) or 'taken as it is'}.")
+        found.append((name, str(path), images, positions))
+    return found
+
+
+def read_png(path):
+    """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts).
+
+    Raises:
+        InputError: if it is no PNG, is damaged, too large, or has colour or transparency.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if max(image.size) > LARGEST_SIDE:
+                raise InputError(f"{path} is {image.width}x{image.height} pixels; the largest side allowed is {LARGEST_SIDE}.")
+            if image.mode == "L":
+                return np.asarray(image), []
+            if image.mode.startswith("I"):
+                deep = np.asarray(image).astype(np.float64)
+                brightest = int(deep.max())
+                done = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
+                return np.uint8(np.round(deep * 255 / max(brightest, 1))), [done]
+            mode, channels = image.mode, np.asarray(image.convert("RGBA"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        what = "is not a PNG image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+        raise InputError(f"{path} {what}; give grayscale PNG images or NIfTI volumes.") from error
+    if (channels[..., 3] < 255).any():
+        raise InputError(f"{path} is partly transparent; save it as grayscale without transparency.")
+    if (channels[..., :3] != channels[..., :1]).any():
+        raise InputError(f"{path} is in colour; the model knows gray only, so convert it.")
+    return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
+
+
+def bring_to_size(images, size):
+    """Brings images to the model's size: padded with black; resampled first if they are larger, or less than half as large.
+
+    Args:
+        images: uint8 (N, height, width).
+        size: side in pixels.
+
+    Returns:
+        (uint8 (N, size, size), what was done, a list of texts).
+    """
+    height, width = images.shape[1:]
+    done, longer = [], max(height, width)
+    if longer > size or 2 * longer < size:
+        shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
+        images = np.stack([np.uint8(np.round(transform.resize(image / 255, shape, order=1, anti_aliasing=longer > size) * 255))
+                           for image in images])
+        done.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
+    height, width = images.shape[1:]
+    if (height, width) != (size, size):
+        done.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
+    sides = [((size - length) // 2, (size - length + 1) // 2) for length in (height, width)]
+    return np.pad(images, ((0, 0), *sides)), done
+
+
+def fewest_bits(prior, codes, position):
+    """The bits that the prior spends on one slice's codes, int (g, g), and its position: if None, that of the fewest bits."""
+    positions = np.arange(prior.num_positions) if position is None else np.array([position])
+    bits = metrics.bits_per_place(prior, np.repeat(codes[np.newaxis], len(positions), axis=0), positions).sum(axis=(1, 2))
+    return float(bits.min()), int(positions[bits.argmin()])
+
+
+def predict_images(folder, found, vqvae, prior):
+    """Writes the reconstructions of one's own images, as `read_images` gives them, with their codes and metrics.json.
+
+    Prints a table: the SSIM of each image and its bytes, coded by the prior.
+    """
+    rows, drawn = [], []
+    print(f"{'image':32}{'SSIM':>8}{'bytes':>8}  slice position")
+    for name, file, images, positions in found:
+        codes, reconstructions = reconstruct(vqvae, images)
+        np.save(folder / f"{name}_codes.npy", codes if len(codes) > 1 else codes[0])
+        for image, reconstruction, some, position in zip(images, reconstructions, codes, positions):
+            title = name if len(images) == 1 else f"{name}_slice_{position}"
+            bits, place = fewest_bits(prior, some, position)
+            ssim = metrics.ssim(image / 255, reconstruction)
+            for kind, picture in (("original", image), ("reconstruction", dataset.to_uint8(reconstruction * 2 - 1))):
+                Image.fromarray(picture).save(folder / f"{title}_{kind}.png")
+            rows.append({"image": title, "file": file, "ssim": ssim, "bytes": bits / 8, "slice": place,
+                         "slice_known": position is not None})
+            drawn.append((image / 255, reconstruction, some, f"SSIM {ssim:.3f}"))
+            guess = "" if position is not None else " (unknown: that of the fewest bytes)"
+            print(f"{title:32}{ssim:8.3f}{bits / 8:8.0f}  {place}{guess}")
+    shown = np.unique(np.linspace(0, len(drawn) - 1, 4).round().astype(int))
+    originals, reconstructions, codes, captions = zip(*(drawn[index] for index in shown))
+    figures.reconstruction_grid(np.stack(originals), np.stack(reconstructions), np.stack(codes), captions,
+                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
+                                folder / "reconstructions.png")
+    cli.write_json(folder / "metrics.json", {"images": rows})
+
+
+def read_codes(path, vqvae):
+    """Reads codes, int32 (N, g, g), from a .npy file that holds them, or those of one image, (g, g).
+
+    Raises:
+        InputError: if it holds anything else.
+    """
+    grid, count = vqvae.grid_size, vqvae.quantizer.num_embeddings
+    wanted = f"integers from 0 to {count - 1} of shape ({grid}, {grid}) or (N, {grid}, {grid})"
+    try:
+        codes = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false shape cannot fill the memory
+        shape, kind = codes.shape, codes.dtype
+    except Exception as error:  # a file from a stranger may fail in any way
+        raise InputError(f"{path} is not a .npy file of codes; give {wanted}.") from error
+    if shape[-2:] != (grid, grid) or len(shape) not in (2, 3) or not codes.size or kind.kind not in "iu":
+        raise InputError(f"{path} holds {kind} of shape {shape}; codes of this run are {wanted}.")
+    if codes.min() < 0 or codes.max() >= count:
+        raise InputError(f"{path} holds numbers from {codes.min()} to {codes.max()}; codes of this run are {wanted}.")
+    return np.asarray(codes, np.int32).reshape(-1, grid, grid)
+
+
+def write_decoded(folder, codes, stem, vqvae):
+    """Writes the images of codes, int32 (N, g, g), as STEM_NNNN.png."""
+    for first in range(0, len(codes), 32):
+        for number, image in enumerate(vqvae.decode_codes(codes[first:first + 32]).numpy()[..., 0], first):
+            Image.fromarray(dataset.to_uint8(image)).save(folder / f"{stem}_{number:04d}.png")
+
+
+def predict_own(arguments, run_dir, vqvae, prior):
+    """Does what --images or --codes ask for; nothing is written before all that was given is read."""
+    found = read_images(arguments.images, vqvae.image_size) if arguments.images else None
+    codes = read_codes(arguments.codes, vqvae) if arguments.codes else None
+    if found:
+        images, positions = np.concatenate([file[2] for file in found]), np.zeros(0, np.int32)
+        dataset.warn_of_lost_border(dataset.Split("given", images, positions, positions), vqvae.settings["margin"])
+    folder = Path(arguments.output_dir or run_dir / "images")
+    with cli.report_write_errors(folder, "give another --output-dir"):
+        folder.mkdir(parents=True, exist_ok=True)
+        if found:
+            predict_images(folder, found, vqvae, prior)
+        else:
+            write_decoded(folder, codes, Path(arguments.codes).stem, vqvae)
+    print(f"Done: see {folder}.")
+
+
 @cli.exit_on_input_error
 def main(argv=None):
     """Writes reconstructions, samples and metrics.json to the output folder."""
@@ -327,12 +558,15 @@ def predict(arguments):
     """Loads the run and the data, and writes what the arguments ask for."""
     run_dir = find_run(arguments.run_dir)
     config, vqvae, prior = load_run(run_dir)
+    if arguments.images or arguments.codes:
+        predict_own(arguments, run_dir, vqvae, prior)
+        return
     splits = load_data(arguments, config, vqvae, run_dir)
     dataset.warn_of_lost_border(splits["test"], vqvae.settings["margin"])
     folder = Path(arguments.output_dir or run_dir / "predictions")
     with cli.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        measured = write_predictions(folder, arguments, vqvae, prior, splits)
+        measured = write_predictions(folder, arguments, config, vqvae, prior, splits)
     if arguments.export:
         with cli.report_write_errors(arguments.export, "give another --export", [tf.errors.OpError]):
             modules.export(vqvae, prior, arguments.export)

@@ -94,22 +94,22 @@ PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-ima
 
 def parse_arguments(argv):
     """The command line; settings that were not given are None."""
-    parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.script_parser(__doc__)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
                         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here, so that the next start takes a moment")
     parser.add_argument("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
-    for name, kind, minimum, text in (
-            ("epochs", int, 1, "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "epochs of the PixelCNN"),
-            ("batch-size", int, 1, "images per step of the VQ-VAE"),
-            ("learning-rate", float, 1e-9, "peak learning rate of the VQ-VAE"),
-            ("num-embeddings", int, 2, "codes in the codebook"), ("embedding-dim", int, 1, "length of a code's vector"),
-            ("seed", int, 0, "of every draw"), ("limit", int, 1, "use the first N people of each split only")):
+    for name, kind, minimum, metavar, text in (
+            ("epochs", int, 1, "N", "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "N", "epochs of the PixelCNN"),
+            ("batch-size", int, 1, "B", "images per step of the VQ-VAE"),
+            ("learning-rate", float, 1e-9, "R", "peak learning rate of the VQ-VAE"),
+            ("num-embeddings", int, 2, "K", "codes in the codebook"), ("embedding-dim", int, 1, "D", "length of a code's vector"),
+            ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only")):
         key = name.replace("-", "_")
-        default = f" (default: {DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
+        default = f" (default: {'all' if DEFAULTS[key] is None else DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
         maximum = cli.SEEDS if key == "seed" else float("inf")
-        parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar="N", help=text + default)
+        parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
                         help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
@@ -292,8 +292,8 @@ class Measurements(keras.callbacks.Callback):
         seed: of the random test images.
 
     Attributes:
-        shown: uint8 (6, H, W), test images whose reconstructions are kept.
-        reconstructions: uint8 (6, H, W), those of the last epoch.
+        shown: uint8 (4, H, W), test images whose reconstructions are kept.
+        reconstructions: uint8 (4, H, W), those of the last epoch, or of the start.
         shown_ssim: their mean SSIM.
         codes: int32 (N, g, g), of the validation images.
     """
@@ -302,11 +302,13 @@ class Measurements(keras.callbacks.Callback):
         super().__init__()
         self.validation = splits["validate"].images[splits["validate"].spread(128)]
         self.test = splits["test"].images
-        self.shown = self.test[splits["test"].examples(6)]
+        self.shown = self.test[splits["test"].examples(4)]
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock."""
+        """Starts the clock; before the first epoch, reconstructs, for a picture to compare with."""
+        if epoch == 0:
+            self.shown_ssim, _, self.reconstructions = self._reconstruct(self.shown)
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs):
@@ -345,13 +347,22 @@ class Pictures(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(run_dir / "logs" / "vqvae" / "pictures"))
         self.epochs = epochs
 
+    def on_epoch_begin(self, epoch, logs=None):
+        """Draws what the first epoch begins with."""
+        if epoch == 0:
+            self._draw_frame("before the first epoch", 0)
+
+    def _draw_frame(self, when, number):
+        measured = self.measurements
+        frame = figures.progress_frame(measured.shown, measured.reconstructions, self.model.settings["margin"],
+                                       f"{when}: SSIM {measured.shown_ssim:.3f}")
+        Image.fromarray(frame).save(self.frames_dir / f"{number:04d}.png")
+        return frame
+
     def on_epoch_end(self, epoch, logs=None):
         """Draws what was measured."""
         measured = self.measurements
-        title = (f"epoch {epoch + 1} of {self.epochs}    SSIM {measured.shown_ssim:.3f}    "
-                 "above: original, below: reconstruction")
-        frame = figures.progress_frame(measured.shown, measured.reconstructions, title)
-        Image.fromarray(frame).save(self.frames_dir / f"{epoch:04d}.png")
+        frame = self._draw_frame(f"after epoch {epoch + 1} of {self.epochs}", epoch + 1)
         with self.writer.as_default(epoch):
             tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
             tf.summary.histogram("codes", measured.codes, buckets=self.model.quantizer.num_embeddings)
@@ -370,6 +381,11 @@ class Writers(keras.callbacks.CallbackList):
         """Opens the files."""
         with writing(self.run_dir):
             super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Writes what there is before the epoch."""
+        with writing(self.run_dir):
+            super().on_epoch_begin(epoch, logs)
 
     def on_test_end(self, logs=None):
         """Writes what validation gave."""
@@ -665,17 +681,18 @@ def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes):
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     num_embeddings = prior.num_embeddings
-    figures.plot_architecture(*figures.outline(vqvae, prior), folder / "architecture.png")
+    figures.plot_architecture(figures.outline(vqvae, prior), folder / "architecture.png")
     history = read_history(run_dir / "vqvae_history.csv")
-    for scale in ("linear", "log"):
-        figures.plot_losses(history, folder / f"losses_{scale}.png", scale)
+    figures.plot_losses(history, folder / "losses.png")
     figures.plot_ssim(history, folder / "ssim.png")
     entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
     figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
-    shown = test_split.examples(8)
+    shown = test_split.examples(4)
     originals, reconstructions = test_split.images[shown] / 255, metrics.to_unit(vqvae.decode_codes(codes[shown]))
-    ssims = [metrics.ssim(*pair) for pair in zip(originals, reconstructions)]
-    figures.reconstruction_grid(originals, reconstructions, codes[shown], ssims, num_embeddings,
+    captions = [f"slice {position}, SSIM {metrics.ssim(original, reconstruction):.3f}"
+                for position, original, reconstruction in zip(test_split.positions[shown], originals, reconstructions)]
+    figures.reconstruction_grid(originals, reconstructions, codes[shown], captions,
+                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
                                 folder / "reconstructions.png")
 
 
