@@ -58,7 +58,7 @@ DEFAULTS = {
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 4}
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 12, "prior_epochs": 4}
 # What no option sets. A run remembers these too, and is not resumed by a version that has others.
 CONSTANTS = {
     "warmup_steps": 60,  # of plain autoencoding before the codebook starts
@@ -188,7 +188,7 @@ def new_run(run_dir, arguments, given):
         raise InputError(f"{run_dir} is not empty; give another --run-dir, or --resume to go on with the run in it.")
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **given}
-    devices.precision(settings["mixed_precision"])
+    devices.check_precision(settings["mixed_precision"])
     splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir)
     vqvae = model_settings(splits["train"], settings)
     devices.global_batch(settings["batch_size"], len(splits["train"].images))
@@ -214,6 +214,7 @@ def with_defaults(model, given):
 def resume_run(run_dir, arguments, given):
     """The config and data of a run that goes on, which the command line must not contradict."""
     config = resumed_config(run_dir, arguments.run_dir, given)
+    devices.check_precision(config["settings"]["mixed_precision"])
     return config, matching_splits(arguments, config, run_dir)
 
 
