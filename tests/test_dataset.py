@@ -15,6 +15,7 @@ def test_normalise_reaches_both_ends_and_comes_back():
     normalised = dataset.normalise(levels).numpy()
     np.testing.assert_allclose(normalised, np.linspace(-1, 1, 256), atol=1e-6)
     np.testing.assert_array_equal(dataset.to_uint8(normalised), levels)
+    np.testing.assert_array_equal(dataset.to_uint8(np.array([-1.5, -0.999, 0.0, 0.9999, 7.0])), [0, 0, 128, 255, 255])
 
 
 def test_splits_hold_the_files_pixels_in_order_of_case_and_slice(cohort):
@@ -40,6 +41,19 @@ def test_slice_10_comes_after_slice_9(tmp_path):
 def test_limit_keeps_whole_people(cohort):
     train = dataset.load_splits(cohort, limit=2)["train"]
     assert np.unique(train.cases).tolist() == [1, 2] and len(train.images) == 16
+
+
+def test_the_largest_side_and_the_last_slice_are_allowed(tmp_path):
+    folder = tmp_path / "keras_png_slices_test"
+    folder.mkdir()
+    for size in ((1024, 32), (32, 1024)):
+        Image.new("L", size).save(folder / "case_7_slice_31.nii.png")
+        split = dataset.load_splits(tmp_path, ["test"], cache_dir=tmp_path / "cache")["test"]  # a split of one image
+        assert split.images.shape == (1, *size[::-1]) and split.positions.tolist() == [31]
+    for size in ((1025, 32), (32, 1025)):
+        Image.new("L", size).save(folder / "case_7_slice_31.nii.png")
+        with pytest.raises(cli.InputError, match=f"is {size[0]}x{size[1]} pixels; the largest side allowed is 1024"):
+            dataset.load_splits(tmp_path, ["test"])
 
 
 def _spoil(name, save):
@@ -158,6 +172,18 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
     for batch, again in zip(first[4:], resumed):
         for name in ("codes", "positions", "below", "person"):
             np.testing.assert_array_equal(batch[name], again[name])
+    other = dataset.code_batches(*told, seed=4).take(4)
+    assert (np.concatenate([batch["codes"] for batch in other]).ravel() % 32 != orders[0]).any()
+    batches = list(dataset.code_batches(*told[:-1], 5))  # once, in order, the short last one too
+    assert [len(batch["codes"]) for batch in batches] == 6 * [5] + [2]
+    np.testing.assert_array_equal(np.concatenate([batch["codes"] for batch in batches]).ravel(), np.arange(32))
+    np.testing.assert_array_equal(np.concatenate([batch["positions"] for batch in batches]), train.positions)
+    shuffled = list(dataset.training_batches(train, 5, seed=3).take(7))
+    assert [len(images) for images, _ in shuffled] == 7 * [5]  # six of an epoch, less its last two images
+    again = [dataset.training_batches(train, 5, 3, first_epoch).take(6) for first_epoch in (0, 1)]
+    for (images, positions), (same, same_positions) in zip(shuffled, (*again[0], *again[1])):
+        np.testing.assert_array_equal(images, same)
+        np.testing.assert_array_equal(positions, same_positions)
 
 
 def test_slices_below_are_the_same_persons_or_none():
@@ -229,6 +255,10 @@ def test_empty_margin_is_the_narrowest_black_border_rounded_down():
     assert dataset.empty_margin(images, 8) == 8
     images[1, 0, 0] = 1
     assert dataset.empty_margin(images, 8) == 0
+    for row, column in ((3, 20), (40, 3), (60, 20), (40, 60)):  # three pixels from each side in turn
+        marked = np.zeros((1, 64, 64), np.uint8)
+        marked[0, 30, 30] = marked[0, row, column] = 1
+        assert dataset.empty_margin(marked, 1) == 3
     assert dataset.empty_margin(np.zeros((1, 8, 8), np.uint8), 1) == 0
 
 
@@ -242,18 +272,22 @@ def test_what_lies_in_the_painted_border_is_announced(capsys):
     images = np.zeros((2, 64, 64), np.uint8)
     images[1, 30, 10] = 5  # 10 pixels from the left
     split = dataset.Split("test", images, np.arange(2), np.arange(2))
-    dataset.warn_of_lost_border(split, 8)
+    dataset.warn_of_lost_border(split, 10)
     assert capsys.readouterr().out == ""
-    dataset.warn_of_lost_border(split, 16)
-    assert "some test images reach into the border of 16 pixels" in capsys.readouterr().out
+    dataset.warn_of_lost_border(split, 11)
+    assert "some test images reach into the border of 11 pixels" in capsys.readouterr().out
 
 
 def test_fingerprint_changes_with_a_pixel(cohort):
     splits = dataset.load_splits(cohort)
     before = dataset.fingerprint(splits)
     assert before == dataset.fingerprint(dataset.load_splits(cohort))
-    splits["test"].images[0, 30, 30] ^= 1
-    assert before != dataset.fingerprint(splits)
+    assert before == dataset.fingerprint(dict(reversed(splits.items())))
+    for array in (splits["test"].images, splits["train"].cases, splits["validate"].positions):
+        array.flat[70 % array.size] ^= 1
+        assert before != dataset.fingerprint(splits)
+        array.flat[70 % array.size] ^= 1
+    assert before == dataset.fingerprint(splits)
 
 
 # Case 1 of the demo cohort: means over a grid of 4 x 4 fields of slices 3, 16 and 28.
@@ -302,7 +336,10 @@ def test_main_prints_the_table_and_writes_a_contact_sheet(cohort, tmp_path, monk
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("train"))
     assert row.split() == ["train", "32", "4", "64x64", f"{images.mean():.3f}", f"{images.var():.4f}"]
     with Image.open("runs/contact_sheet.png") as sheet:
-        assert sheet.size == (8 * 64, 6 * 64)
+        rows = np.asarray(sheet).reshape(6, 64, 8, 64).swapaxes(1, 2)
+    shown = [split.images[split.cases == case] for split in dataset.load_splits(cohort).values()
+             for case in np.unique(split.cases)[:2]]
+    np.testing.assert_array_equal(rows, shown)
 
 
 def test_pipelines_do_not_autotune(cohort):

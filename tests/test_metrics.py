@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import linalg, ndimage, stats
 from skimage.metrics import structural_similarity
+import tensorflow as tf
 
 import dataset
 import metrics
@@ -46,6 +47,7 @@ def test_gaussian_ssim_is_wang_2004_and_its_foreground_the_brain(pair):
     mean, foreground = metrics.ssim_gaussian(x, y)
     assert mean == pytest.approx(ssim_map[5:-5, 5:-5].mean(), abs=1e-9)
     assert foreground == pytest.approx(ssim_map[x > 0.03].mean(), abs=1e-9)
+    assert metrics.ssim_gaussian(x, 3 * y - 1) == metrics.ssim_gaussian(x, np.clip(3 * y - 1, 0, 1))
 
 
 def test_constant_and_black_images_have_numbers():
@@ -62,6 +64,8 @@ def test_reconstruction_metrics_are_means_over_images(pair):
     assert both["psnr"] == pytest.approx((-10 * np.log10(np.mean((x - y) ** 2)) + 100) / 2)
     assert both["ssim"] == pytest.approx((metrics.ssim(x, y) + 1) / 2)
     assert both["num_images"] == 2
+    for error, psnr in ((2e-5, 20 * np.log10(1 / 2e-5)), (0.5e-5, 100)):  # below 1e-10 of MSE, an image counts as exact
+        assert metrics.reconstruction_metrics([x], [x + error])["psnr"] == pytest.approx(psnr)
 
 
 def test_code_metrics():
@@ -70,6 +74,36 @@ def test_code_metrics():
     share = np.array([0.5, 0.25, 0.25])
     measured = metrics.code_metrics([7, 7, 7, 7, 1, 1, 2, 2], 8)
     assert measured["perplexity"] == pytest.approx(np.prod(share ** -share))
+
+
+class Halves:
+    """In place of both networks: a quarter of an image is bright, code 1, or dark, code 0, for 3 bits or 1."""
+
+    grid_size, num_embeddings = 2, 4
+
+    def encode_to_codes(self, images):
+        return tf.cast(tf.nn.avg_pool2d(images, 8, 8, "VALID")[..., 0] > 0, tf.int32)
+
+    def decode_codes(self, codes):
+        return tf.repeat(tf.repeat(2.0 * tf.cast(codes, tf.float32)[..., tf.newaxis] - 1, 8, 1), 8, 2)
+
+    def log_prob(self, codes, positions):
+        return -np.log(2) * (tf.reduce_sum(1.0 + 2 * tf.cast(codes, tf.float32), (1, 2)) + tf.cast(positions, tf.float32))
+
+
+def test_evaluate_measures_what_comes_back_through_the_codes():
+    images = np.float32(np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 1)))
+    positions, networks = np.arange(5), Halves()
+    batches = [(images[i:i + 2], positions[i:i + 2]) for i in (0, 2, 4)]  # the last one is short
+    measured, codes, reconstructions = metrics.evaluate(networks, networks, batches)
+    expected_codes = (images[..., 0].reshape(5, 2, 8, 2, 8).mean(axis=(2, 4)) > 0).astype(int)
+    np.testing.assert_array_equal(codes, expected_codes)
+    expected = expected_codes.repeat(8, 1).repeat(8, 2)
+    np.testing.assert_array_equal(reconstructions, expected)
+    bits = np.mean([(1 + 2 * code).sum() + position for code, position in zip(expected_codes, positions)]) / 4
+    assert measured == pytest.approx({
+        **metrics.reconstruction_metrics((images[..., 0].astype(float) + 1) / 2, expected),
+        **metrics.code_metrics(expected_codes, 4), "bits_per_code": bits, "bytes_per_image": bits * 4 / 8})
 
 
 # Samples
@@ -98,6 +132,11 @@ def test_features_are_whitened_principal_components():
     centred = shrunk - shrunk.mean(axis=0)
     left, _, _ = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(metrics.fit_features(heads)(heads)), np.abs(left[:, :24] * np.sqrt(24)), atol=1e-3)
+    small = images[:10, :32, :32]  # too few for 64 components, too small to be averaged
+    np.testing.assert_array_equal(metrics.fit_features(small)(small), metrics.fit_features(small)(small))
+    left, _, _ = np.linalg.svd(small.reshape(10, -1) / 255 - small.reshape(10, -1).mean(axis=0) / 255, full_matrices=False)
+    assert metrics.fit_features(small)(small).shape == (10, 10)
+    np.testing.assert_allclose(np.abs(metrics.fit_features(small)(small)[:, :5]), np.abs(left[:, :5] * 3), atol=1e-6)
 
 
 def test_frechet_distance_is_its_formula(two_sets):
@@ -129,6 +168,8 @@ def test_density_and_coverage_are_counts_over_balls(two_sets):
     assert 0 < coverage < 1
     assert density == pytest.approx(inside.sum() / (5 * len(fake)))
     assert coverage == pytest.approx(inside.any(axis=1).mean())
+    assert metrics.density_and_coverage(real, real + 0.0, k=1)[1] == 1  # every real point lies in its own ball
+    assert metrics.density_and_coverage(real, fake, k=39)[1] > coverage
 
 
 def test_ms_ssim_at_one_scale_is_scikit_images_ssim_and_drops_with_noise():
@@ -138,8 +179,15 @@ def test_ms_ssim_at_one_scale_is_scikit_images_ssim_and_drops_with_noise():
     expected = [structural_similarity(*pair, data_range=1.0, gaussian_weights=True, use_sample_covariance=False)
                 for pair in zip(a, b)]
     np.testing.assert_allclose(metrics.ms_ssim(a, b), expected, atol=1e-4)
+    many = ndimage.gaussian_filter(rng.random((20, 44, 30)), (0, 1, 1))  # two scales, and more than one batch
+    noisy = np.float32(many + rng.normal(0, 0.05, many.shape))
+    weights = [0.0448 / (0.0448 + 0.2856), 0.2856 / (0.0448 + 0.2856)]
+    expected = tf.image.ssim_multiscale(np.float32(many)[..., np.newaxis], noisy[..., np.newaxis], 1.0, weights)
+    np.testing.assert_allclose(metrics.ms_ssim(many, noisy), expected, atol=1e-6)
     large = ndimage.gaussian_filter(rng.random((1, 256, 256)), (0, 3, 3))
     values = [metrics.ms_ssim(large, large + noise * rng.normal(size=large.shape))[0] for noise in (0, 0.05, 0.2)]
+    expected = tf.image.ssim_multiscale(*(np.float32(image)[..., np.newaxis] for image in (large, large + 0.1)), 1.0)  # all five
+    assert metrics.ms_ssim(large, large + 0.1)[0] == pytest.approx(float(expected[0]), abs=1e-4)
     assert values[0] == pytest.approx(1, abs=1e-5) and values[0] > values[1] > values[2]
 
 
@@ -151,6 +199,18 @@ def test_pairwise_ms_ssim_compares_different_people_at_one_position():
     expected = (metrics.ms_ssim(two[:1], two[1:])[0] + 1) / 2
     assert metrics.mean_pairwise_ms_ssim(images, positions, cases) == pytest.approx(expected, abs=1e-6)
     assert np.isnan(metrics.mean_pairwise_ms_ssim(images, np.arange(5), cases))
+
+
+def test_pairwise_ms_ssim_draws_ten_pairs_per_position(monkeypatch):
+    compared = []
+    monkeypatch.setattr(metrics, "ms_ssim", lambda a, b: compared.extend(zip(a[:, 0, 0], b[:, 0, 0])) or np.zeros(len(a)))
+    images = np.arange(33)[:, np.newaxis, np.newaxis] * np.ones((1, 2, 2))
+    cases, positions = np.arange(33) % 11, np.arange(33) // 11  # three positions of eleven people
+    for seed in (0, 0, 1):
+        metrics.mean_pairwise_ms_ssim(images, positions, cases, seed)
+    first, second, other = (compared[i:i + 30] for i in (0, 30, 60))
+    assert first == second != other and len(compared) == 90 and len({frozenset(pair) for pair in first}) == 30
+    assert all(a // 11 == b // 11 and a != b for a, b in compared)
 
 
 def test_tissue_statistics_of_drawn_heads():
@@ -166,6 +226,20 @@ def test_tissue_statistics_of_drawn_heads():
     np.testing.assert_allclose(measured["dark_fraction"][:2], [0, np.pi * 0.105 * 0.205 / 4 / (area / 2)], rtol=0.05)
     assert measured["symmetry"][1] == pytest.approx(1) and measured["symmetry"][2] < 0.9
     assert measured["symmetry"][3] == 0
+    outline = head > 0
+    expected = np.corrcoef(lopsided[outline], lopsided[:, ::-1][outline])[0, 1]
+    assert measured["symmetry"][2] == pytest.approx(expected, abs=1e-6)
+    assert measured["symmetry"][0] == 1  # a head without any contrast
+    aside = np.roll(lopsided, 40, axis=1)
+    aside[:3, :3] = 1.0  # and a bright speck, which is no brain
+    for name, value in metrics.tissue_statistics(aside[np.newaxis]).items():
+        assert value[0] == pytest.approx(measured[name][2], abs=1e-6)
+    # Darker than half the median is dark; what is not deep does not count.
+    depth = ndimage.distance_transform_edt(outline)
+    rim, half = np.where(outline & (depth < np.median(depth[outline])), 0.05, head), np.where(ventricles, 0.39, head)
+    np.testing.assert_allclose(metrics.tissue_statistics(np.stack([half, half + 0.02 * ventricles]))["dark_fraction"],
+                               [measured["dark_fraction"][1], 0], atol=1e-9)
+    assert metrics.tissue_statistics(rim[np.newaxis])["dark_fraction"][0] == 0
 
 
 def test_nearest_training_image_is_the_nearest(two_sets):
@@ -191,6 +265,18 @@ def test_copy_test_is_the_mean_z_score_of_u_and_finds_copies():
         assert metrics.copy_test(samples, positions, real, positions) == pytest.approx(by_hand(samples))
     assert metrics.copy_test(0.1 * real, positions, real, positions) < -3 < metrics.copy_test(real, positions, real, positions)
     assert np.isnan(metrics.copy_test(real, positions, real, positions + 9))
+    near, far = np.full(20, -99.0), np.full(20, 99.0)  # copies at position 0, strangers at position 1; 5 and 15 held-out images
+    samples, held_out = np.concatenate([near, far]), rng.normal(5, 1, 20)
+    scores = [(u - 20 * n / 2) / np.sqrt(20 * n * (20 + n + 1) / 12) for u, n in ((0, 5), (20 * 15, 15))]
+    score = metrics.copy_test(samples, np.repeat([0, 1], 20), held_out, np.repeat([0, 1], (5, 15)))
+    assert score == pytest.approx((5 * scores[0] + 15 * scores[1]) / 20)
+
+
+@pytest.mark.parametrize("score, verdict", ((-3.1, "they copy"), (-3, "somewhat nearer"), (-1.1, "somewhat nearer"),
+                                            (-1, "no sign"), (1, "no sign"), (1.1, "further")))
+def test_the_copy_test_in_words(score, verdict):
+    said = metrics.say_copy_test({"copy_test": score, "nearest_samples": 1.234, "nearest_real": 5.678})
+    assert verdict in said and f"C_T = {score:.1f}; median distance 1.23, of test people 5.68" in said
 
 
 def test_copies_are_told_from_new_people():
@@ -207,6 +293,16 @@ def test_copies_are_told_from_new_people():
     assert abs(new["copy_test"]) < 1 and "no sign of copying" in new["copy_test_says"]
     assert 0.5 < new["frechet"] / new["frechet_floor"] < 2
     assert new["nearest_samples"] == np.median(details["sample_distances"])
+    assert new["nearest_real"] == np.median(details["test_distances"]) and new["num_samples"] == 64
+    real, floor = (features_of(splits[name].images) for name in ("test", "validate"))
+    assert new["frechet_floor"] == metrics.frechet_distance(real, floor)
+    assert new["kid_floor"] == metrics.kernel_distance(real, floor)
+    assert (new["density_floor"], new["coverage_floor"]) == metrics.density_and_coverage(real, floor)
+    for name, values in metrics.tissue_statistics(splits["test"].images / 255).items():
+        np.testing.assert_array_equal(details["tissue"]["test"][name], values)
+        samples = details["tissue"]["samples"][name]
+        below = [abs((samples <= value).mean() - (values <= value).mean()) for value in (*samples, *values)]
+        assert new[f"{name}_ks"] == pytest.approx(max(below))
     dark, _ = metrics.evaluate_samples(0.3 * people(8).images / 255, np.tile(np.arange(8), 8), splits, features_of)
     assert dark["frechet"] > 3 * dark["frechet_floor"] and dark["kid"] > new["kid"] and dark["coverage"] == 0
 

@@ -145,17 +145,46 @@ def test_k_means_start_finds_the_clusters():
     found = np.linalg.norm(quantizer.embeddings.numpy() - centres[:, np.newaxis], axis=-1).min(axis=1)
     assert (found < 0.1).all()
     np.testing.assert_allclose(quantizer.sums / quantizer.counts[:, np.newaxis], quantizer.embeddings, rtol=1e-5)
+    quantizer.fit_codebook(np.concatenate([vectors, np.repeat(vectors[:40], 2, axis=0)]))  # the first cluster thrice
+    np.testing.assert_allclose(np.sort(quantizer.counts), 6 * np.array([40, 40, 40, 40, 40, 120]) / 320, rtol=1e-6)
+    by_gradient = make_quantizer(decay=None)
+    by_gradient.fit_codebook(vectors[:6])
+    np.testing.assert_allclose(np.sort(by_gradient.embeddings, axis=0), np.sort(vectors[:6], axis=0), atol=1e-5)
     with pytest.raises(ValueError, match="5 vectors cannot start 6 codes"):
         quantizer.fit_codebook(vectors[:5])
+
+
+def test_a_new_codebook_is_uniform_and_its_averages_agree_with_it():
+    quantizer = modules.VectorQuantizer(200, 10)
+    quantizer.build((None, 10))
+    codebook = quantizer.embeddings.numpy()
+    assert np.abs(codebook).max() <= 1 / 200
+    np.testing.assert_allclose([codebook.min(), codebook.mean(), codebook.max()], [-1 / 200, 0, 1 / 200], atol=2e-4)
+    np.testing.assert_array_equal(quantizer.counts, np.ones(200))
+    np.testing.assert_array_equal(quantizer.sums, codebook)
+    assert not quantizer.trainable_variables
+    settings = {"num_embeddings": 7, "embedding_dim": 5, "commitment_cost": 0.5, "decay": 0.8, "restart_below": 0.1, "seed": 3}
+    kept = modules.VectorQuantizer.from_config(modules.VectorQuantizer(**settings).get_config()).get_config()
+    assert {key: kept[key] for key in settings} == settings
+
+
+def test_without_restarts_an_unused_code_stays_finite():
+    quantizer = make_quantizer(decay=0.01, restart_below=0)
+    for _ in range(12):  # its count falls to 0.01 ** 12
+        quantizer(np.zeros((4, 3), np.float32) + quantizer.embeddings[0], training=True)
+    assert np.isfinite(quantizer.embeddings).all() and float(tf.reduce_min(quantizer.counts)) < 1e-20
 
 
 def test_quantizer_refuses_what_does_not_fit_and_takes_an_empty_batch():
     with pytest.raises(ValueError, match="embedding_dim=3"):
         modules.VectorQuantizer(6, 3)(np.zeros((2, 4)))
-    with pytest.raises(ValueError, match="decay"):
-        modules.VectorQuantizer(decay=1.5)
-    with pytest.raises(ValueError, match="num_embeddings"):
-        modules.VectorQuantizer(0)
+    for decay in (0, 1, 1.5):
+        with pytest.raises(ValueError, match="decay"):
+            modules.VectorQuantizer(decay=decay)
+    for sizes in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="num_embeddings and embedding_dim must be at least 1"):
+            modules.VectorQuantizer(*sizes)
+    assert modules.VectorQuantizer(1, 1)(np.ones((2, 1)))["codes"].numpy().tolist() == [0, 0]
     empty = make_quantizer()(np.zeros((0, 2, 2, 3), np.float32))
     assert empty["quantized"].shape == (0, 2, 2, 3) and empty["codes"].shape == (0, 2, 2)
 
