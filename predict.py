@@ -297,8 +297,9 @@ def write_predictions(folder, arguments, config, vqvae, prior, splits):
         judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
         measured |= judge_samples(folder, samples, judged, splits)
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
-    figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, shown,
-                         metrics.bits_per_place(prior, codes[indices], test.positions[indices]), codes,
+    title = f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples"
+    bits = metrics.bits_per_place(prior, codes[indices], test.positions[indices])
+    figures.write_report(folder / "report.html", title, measured, shown, bits, codes,
                          figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"], samples,
                          [f"slice {position}" for position in positions], neighbours)
     cli.write_json(folder / "metrics.json", measured)
