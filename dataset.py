@@ -85,6 +85,12 @@ class Split:
         """The split of these images alone."""
         return Split(self.name, self.images[indices], self.cases[indices], self.positions[indices])
 
+    def heads(self, positions):
+        """Indices, int (people, len(positions)), of the images of each person who has a slice at each of `positions`."""
+        index = {key: i for i, key in enumerate(zip(self.cases.tolist(), self.positions.tolist()))}
+        rows = ([index.get((case, position), -1) for position in positions] for case in np.unique(self.cases).tolist())
+        return np.array([row for row in rows if -1 not in row], int).reshape(-1, len(positions))
+
 
 def find_data(data_dir=None):
     """Finds the folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data, else the demo cohort.

@@ -377,7 +377,99 @@ def code_use_plot(codes, num_embeddings):
     return figure
 
 
-def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, samples, captions, neighbours=None):
+# Whole heads ----------------------------------------------------------------------------------------------------------
+
+
+def crop_to_brain(heads):
+    """Cuts heads, uint8 (N, S, H, W), to the rows and columns that any slice of them reaches, and two pixels more."""
+    inked = (heads > 8).any(axis=(0, 1))
+    sides = []
+    for axis in (0, 1):
+        found = np.flatnonzero(inked.any(axis=1 - axis))
+        sides.append(slice(max(0, found[0] - 2), found[-1] + 3) if found.size else slice(None))
+    return heads[:, :, sides[0], sides[1]]
+
+
+def head_cuts(head):
+    """The coronal and the sagittal cut through the middle of a head.
+
+    Args:
+        head: uint8 (S, H, W), axial slices from the lowest up, front up, the head's left on the left.
+
+    Returns:
+        (uint8 (S, W), top up, the head's left on the left; uint8 (S, H), top up, front on the left).
+    """
+    return head[::-1, head.shape[1] // 2], head[::-1, :, head.shape[2] // 2]
+
+
+def head_figure(heads, spacing, path, num_slices=5):
+    """Draws each head as a row: axial slices from low to high, and at their right a sagittal over a coronal cut.
+
+    Args:
+        heads: uint8 (N, S, H, W), as `head_cuts` takes them, pixels of 1 mm.
+        spacing: mm between slices.
+        path: PNG to write.
+        num_slices: axial slices to draw.
+    """
+    heads = crop_to_brain(heads)
+    count, depth, height, width = heads.shape
+    shown = np.unique(np.linspace(0, depth - 1, num_slices + 2).round().astype(int)[1:-1])
+    # All lengths are in mm of the axial slices. The cuts are drawn larger, so that two are nearly as high as a slice.
+    gap, line = 5, 24
+    scale = (height - 3 * gap) / (2 * depth * spacing)
+    cuts_left = len(shown) * (width + gap)
+    total = np.array([cuts_left + scale * max(height, width), 2 * line + count * (height + gap)])
+    figure = plt.figure(figsize=10 * total / total[0], facecolor="black")
+
+    def draw(picture, left, top, *size):
+        corner = (left, total[1] - top - size[1]) / total
+        axes = figure.add_axes([*corner, *(size / total)])
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="bilinear")
+        axes.axis("off")
+
+    def write(text, middle, top):
+        figure.text(middle / total[0], 1 - top / total[1], text, color="0.8", fontsize=10, ha="center", va="center")
+
+    cuts_middle = (cuts_left + total[0]) / 2
+    for column, index in enumerate(shown):
+        write(f"slice {index}", column * (width + gap) + width / 2, line / 2)
+    write("sagittal and coronal cut", cuts_middle, line / 2)
+    write("Front is up, the head's left on the left; in sagittal cuts, front is on the left.", total[0] / 2, total[1] - line / 2)
+    for row, head in enumerate(heads):
+        top = line + row * (height + gap)
+        for column, index in enumerate(shown):
+            draw(head[index], column * (width + gap), top, width, height)
+        for cut, place in zip(head_cuts(head)[::-1], (gap, 2 * gap + scale * depth * spacing)):
+            draw(cut, cuts_middle - scale * cut.shape[1] / 2, top + place, scale * cut.shape[1], scale * depth * spacing)
+    figure.savefig(path, dpi=166, facecolor="black")  # 1660 pixels wide: sharp at half of that
+    plt.close(figure)
+
+
+def head_viewer(head, spacing):
+    """A head as HTML: its axial slices under a slider, and beside them both cuts, with a line where the slice lies.
+
+    Args:
+        head: uint8 (S, H, W), as `head_cuts` takes it, pixels of 1 mm.
+        spacing: mm between slices.
+
+    Returns:
+        A text without references to anything outside.
+    """
+    head = crop_to_brain(head[np.newaxis])[0]
+    depth, height, width = head.shape
+    cuts = "".join(
+        f'<div class="cut" style="aspect-ratio: {cut.shape[1]} / {depth * spacing:.1f}"><img src="{_data_url(cut / 255)}" '
+        f'alt="{name} cut"><i></i></div>' for name, cut in zip(("coronal", "sagittal"), head_cuts(head)))
+    # One picture of all slices, of which a window shows one.
+    return (f'<div class="head" style="--slices: {depth}; --slice: {depth // 2}"><div>'
+            f'<div class="slice" style="aspect-ratio: {width} / {height}"><img src="{_data_url(np.concatenate(head) / 255)}" '
+            f'alt="slices of a sampled head"></div>'
+            f'<input type="range" min="0" max="{depth - 1}" value="{depth // 2}" aria-label="slice"><output>slice {depth // 2}'
+            f"</output></div><div>{cuts}</div></div>")
+
+
+def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, samples, captions, neighbours=None, heads=(),
+                 spacing=1.0, head_table=()):
     """Writes one HTML page that needs neither network nor other files.
 
     Args:
@@ -393,6 +485,9 @@ def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, 
         samples: (M, H, W) in [0, 1].
         captions: M texts.
         neighbours: uint8 (M, H, W), each sample's nearest training image, or None to leave them out.
+        heads: uint8 (P, S, H, W), whole heads to look through; see `head_viewer`.
+        spacing: mm between their slices.
+        head_table: rows of texts, the first a heading: what was measured of heads.
     """
     rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(f'{value:.4g}' if isinstance(value, float) else str(value))}"
                    "</td></tr>" for name, value in metrics.items())
@@ -418,7 +513,10 @@ def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, 
     plt.close(figure)
     use = "data:image/png;base64," + base64.b64encode(plot.getvalue()).decode()
     below = " Below each sample: its nearest training image." if neighbours is not None else ""
-    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below, most=most)
+    viewers = "".join(head_viewer(head, spacing) for head in heads)
+    judged = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in head_table)
+    whole = HEADS.format(viewers=viewers, judged=judged) if viewers or judged else ""
+    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below, heads=whole, most=most)
     path.write_text(page, encoding="utf-8")
 
 
@@ -440,6 +538,12 @@ figure {{ margin: 0; width: 10.5rem }} figure img, figure input {{ width: 100%; 
 .pair div {{ position: relative }} .pair .over {{ position: absolute; top: 0; left: 0; clip-path: inset(0 0 0 50%) }}
 .pair figcaption {{ grid-column: 1 / 4 }}
 .codes {{ image-rendering: pixelated }} figcaption {{ text-align: center; font-size: .85rem }}
+.head {{ display: flex; flex-wrap: wrap; gap: 1rem; background: #000; color: #ddd; padding: 1rem; margin-bottom: 1rem }}
+.head > div {{ flex: 1 1 20rem; max-width: 28rem }} .head input {{ width: 100% }}
+.slice, .cut {{ position: relative; overflow: hidden; margin-bottom: .5rem }} .cut img {{ width: 100%; height: 100% }}
+.slice img {{ width: 100%; position: absolute; transform: translateY(calc(-100% * var(--slice) / var(--slices))) }}
+.cut i {{ position: absolute; left: 0; right: 0; border-top: 1px solid #fb0;
+  top: calc(100% * (1 - (var(--slice) + .5) / var(--slices))) }}
 </style></head><body>
 <h1>{title}</h1>
 <section><h2>Metrics</h2><table>{rows}</table></section>
@@ -449,11 +553,20 @@ alike; and what the prior did not expect: the bits that it spends on each code, 
 told the codes before and the slice's position. For research only: what surprises this model need not be of medical interest, and
 what is need not surprise it.</p><div class="all">{pairs}</div></section>
 <section><h2>Samples</h2><p>Invented by the prior, by slice position.{below}</p><div class="all">{samples}</div></section>
-<section><h2>Use of the codebook</h2><p>By all test images.</p><img src="{use}" alt="use of the codes" style="max-width: 100%"></section>
+{heads}<section><h2>Use of the codebook</h2><p>By all test images.</p><img src="{use}" alt="use of the codes" style="max-width: 100%"></section>
 <script>
 document.querySelectorAll(".pair").forEach(pair => pair.querySelector("input").addEventListener("input", event =>
   pair.querySelector(".over").style.clipPath = `inset(0 0 0 ${{event.target.value}}%)`));
+document.querySelectorAll(".head").forEach(head => head.querySelector("input").addEventListener("input", event => {{
+  head.style.setProperty("--slice", event.target.value);
+  head.querySelector("output").textContent = `slice ${{event.target.value}}`;
+}}));
 </script></body></html>
+"""
+
+HEADS = """<section><h2>Whole heads</h2>
+<p>Sampled slice by slice, from the lowest up. Front is up and the head's left on the left; in the sagittal cut, front is on the
+left. The line shows where the slice lies.</p>{viewers}<table>{judged}</table></section>
 """
 
 

@@ -3,6 +3,9 @@
 Images here are NumPy float (height, width) in [0, 1]; codes are int arrays.
 """
 
+import concurrent.futures
+import os
+
 import numpy as np
 from scipy import linalg, ndimage, stats
 from skimage.measure import block_reduce
@@ -18,6 +21,9 @@ FEATURE_SIDE = 64  # pixels of the pictures whose principal components are compa
 NUM_FEATURES = 64
 NUM_NEIGHBOURS = 5  # k of density and coverage, as in the paper
 PAIRS_PER_POSITION = 10  # of the mean pairwise MS-SSIM
+NUM_HEADS = 128  # sampled heads that are judged, or as many as there are training people, if these are fewer
+SLICES_APART = 1, 4, 8  # of which a head's slices are compared
+RESAMPLES = 1000  # of the people, for an interval
 MS_SSIM_WEIGHTS = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333  # Wang et al. 2003, finest scale first
 
 
@@ -195,18 +201,21 @@ def fit_features(images):
     shape of head, ventricles and larger folds, not the finest texture.
 
     Args:
-        images: uint8 (N, H, W), of training people.
+        images: uint8 (N, H, W), of training people, or their whole heads (N, S, H, W); a head is shrunk to half as many slices
+            and half as many pixels along each side as an image is.
 
     Returns:
-        A function from images, uint8 or float in [0, 1], (M, H, W) to features, float64 (M, F), F = 64 (or N, if less).
+        A function from images (or heads), uint8 or float in [0, 1], (M, ...) to features, float64 (M, F), F = 64 (or N - 1, if
+        that is less).
     """
-    side = max(1, images.shape[1] // FEATURE_SIDE)
+    side = max(1, images.shape[-1] // FEATURE_SIDE)
+    block = (side, side) if images.ndim == 3 else (2, 2 * side, 2 * side)
 
     def shrink(images):
         scale = 255 if images.dtype == np.uint8 else 1
-        return np.stack([block_reduce(image, side, np.mean).ravel() / scale for image in images])
+        return np.stack([block_reduce(image, block, np.mean).ravel() / scale for image in images])
 
-    pca = PCA(min(NUM_FEATURES, len(images)), whiten=True, svd_solver="randomized", random_state=0).fit(shrink(images))
+    pca = PCA(min(NUM_FEATURES, len(images) - 1), whiten=True, svd_solver="randomized", random_state=0).fit(shrink(images))
     return lambda images: pca.transform(shrink(images))
 
 
@@ -326,7 +335,8 @@ def tissue_statistics(images):
         darker than half the brain's median: ventricles and the deepest fissures; `symmetry`, the correlation of the brain
         with its mirror image, left for right. An image without brain has 0 in all.
     """
-    rows = np.array([_tissue(image) for image in images])
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = np.array(list(pool.map(_tissue, images)))
     return dict(zip(("brain_area", "dark_fraction", "symmetry"), rows.T))
 
 
@@ -334,7 +344,11 @@ def _tissue(image):
     regions, count = ndimage.label(image > FOREGROUND)
     if not count:
         return 0.0, 0.0, 0.0
-    outline = ndimage.binary_fill_holes(regions == np.bincount(regions.ravel())[1:].argmax() + 1)
+    largest = np.bincount(regions.ravel())[1:].argmax()
+    # What lies beyond a black border of one pixel changes nothing below.
+    box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in ndimage.find_objects(regions)[largest])
+    size, image = image.size, image[box]
+    outline = ndimage.binary_fill_holes(regions[box] == largest + 1)
     depth = ndimage.distance_transform_edt(outline)
     deep = outline & (depth >= np.median(depth[outline]))
     dark = (image[deep] < np.median(image[outline]) / 2).mean()
@@ -342,7 +356,7 @@ def _tissue(image):
     brain, outline_box = (picture[:, columns[0]:columns[-1] + 1] for picture in (np.where(outline, image, 0), outline))
     either = outline_box | outline_box[:, ::-1]
     symmetry = np.corrcoef(brain[either], brain[:, ::-1][either])[0, 1] if np.ptp(brain[either]) else 1.0
-    return outline.mean(), dark, symmetry
+    return outline.sum() / size, dark, symmetry
 
 
 def nearest_training(features, training_features):
@@ -423,12 +437,209 @@ def evaluate_samples(samples, positions, splits, features_of):
     return measured, {"sample_distances": distances, "test_distances": test_distances, "tissue": tissue}
 
 
-def say_copy_test(measured):
+def say_copy_test(measured, what="Samples"):
     """One sentence on what the copy test found, from `copy_test`, `nearest_samples` and `nearest_real`."""
     score = measured["copy_test"]
     verdict = ("nearer to the training people than new people do: they copy" if score < -3 else
                "somewhat nearer to the training people than new people do" if score < -1 else
                "about as near to the training people as new people do: no sign of copying" if score <= 1 else
                "further from the training people than new people do: no copies, but not quite where people are")
-    return (f"Samples lie {verdict} (C_T = {score:.1f}; median distance {measured['nearest_samples']:.2f}, of test people "
+    return (f"{what} lie {verdict} (C_T = {score:.1f}; median distance {measured['nearest_samples']:.2f}, of test people "
             f"{measured['nearest_real']:.2f}).")
+
+
+# Whole heads ----------------------------------------------------------------------------------------------------------
+
+
+def slice_correlation(head, apart=1):
+    """How much slices of one head have in common.
+
+    Args:
+        head: uint8 (S, H, W).
+        apart: by how many slices the compared ones are apart, less than S.
+
+    Returns:
+        The mean over pairs of the correlation of their pixels inside the brain, where either exceeds 0.03; 0 if no pair has any
+        contrast there.
+    """
+    head = np.float32(head) / 255
+    head = head[:, *np.ix_((head > FOREGROUND).any(axis=(0, 2)), (head > FOREGROUND).any(axis=(0, 1)))] if head.any() else head
+    found = []
+    for first, second in zip(head, head[apart:]):
+        brain = (first > FOREGROUND) | (second > FOREGROUND)
+        pair = np.stack([first[brain], second[brain]])
+        if brain.any() and np.ptp(pair, axis=1).all():
+            found.append(np.corrcoef(pair)[0, 1])
+    return float(np.mean(found)) if found else 0.0
+
+
+def head_statistics(heads):
+    """What one would look at first, of each whole head.
+
+    Args:
+        heads: uint8 (N, S, H, W).
+
+    Returns:
+        A dict of float64 (N,): `dark`, `volume` and `symmetry`, the means of `dark_fraction`, `brain_area` and `symmetry` of
+        `tissue_statistics` over the head's slices; `brightness`, the mean of what is brighter than 0.03.
+    """
+    rows = []
+    for head in tqdm(heads, "Measuring", unit=" heads", leave=False, disable=None):
+        tissue = tissue_statistics(head / 255)
+        brain = head[head > 255 * FOREGROUND]
+        rows.append([*(tissue[name].mean() for name in ("dark_fraction", "brain_area", "symmetry")),
+                     brain.mean() / 255 if brain.size else 0.0])
+    return dict(zip(("dark", "volume", "symmetry", "brightness"), np.array(rows).T))
+
+
+def stack_people(heads, seed=0):
+    """As many stacks as there are heads, uint8 (N, S, H, W), of slices of which each is drawn from any of them."""
+    drawn = np.random.default_rng(seed).integers(len(heads), size=heads.shape[:2])
+    return heads[drawn, np.arange(heads.shape[1])]
+
+
+def with_interval(name, statistic, *groups):
+    """A figure and its 95 % interval: the basic (pivotal) bootstrap over draws of people, with replacement, from each group.
+
+    Args:
+        name: of the figure.
+        statistic: a function from as many arrays as there are groups to a float; faster if it takes an `axis`.
+        groups: float (N,), a value per person each.
+
+    Returns:
+        A dict of `name`, a float, and `NAME_interval`, (low, high), which may reach past what the figure can be.
+
+    References:
+        Davison, Hinkley: Bootstrap Methods and their Application, 1997, section 5.2.1.
+    """
+    drawn = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="basic", random_state=0)
+    return {name: float(statistic(*groups)), f"{name}_interval": list(map(float, drawn.confidence_interval))}
+
+
+def ks_distance(a, b):
+    """The Kolmogorov-Smirnov distance of two samples, float (N,) and (M,): 0 if they are spread alike, 1 if they are apart."""
+    places = np.concatenate([a, b])
+    shares = [np.searchsorted(np.sort(values), places, side="right") / len(values) for values in (a, b)]
+    return np.abs(shares[0] - shares[1]).max()
+
+
+def ks_floor(name, count, reference):
+    """The `ks_distance` of two draws from the same people: `count` of them, and as many as they are.
+
+    Args:
+        name: of the figure.
+        count: how many are compared with the reference.
+        reference: float (N,), a value per person.
+
+    Returns:
+        A dict of `name`, the mean over draws, and `NAME_interval`, in which 95 % of them lie.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [ks_distance(*(rng.choice(reference, size) for size in (count, len(reference)))) for _ in range(RESAMPLES)]
+    return {name: float(np.mean(drawn)), f"{name}_interval": np.percentile(drawn, (2.5, 97.5)).tolist()}
+
+
+def evaluate_heads(sampled, reconstructed, people):
+    """Measures sampled heads against people: per head, never per slice.
+
+    Each figure stands for sampled heads; with `_reconstructed` behind its name for reconstructions of the test people, which
+    is what the decoder alone does; with `_floor` for other real people in their place: the test people, or, of the copy test,
+    the validation people, or, of Kolmogorov-Smirnov distances, as many people drawn from the very ones compared with (see
+    `ks_floor`). `_interval` follows each: see `with_interval`.
+
+    Args:
+        sampled: uint8 (N, S, H, W).
+        reconstructed: uint8 (T, S, H, W), of the test people.
+        people: dict of the heads of train, validate and test, uint8 (P, S, H, W) each.
+
+    Returns:
+        (metrics, details). The metrics: `neighbour_correlation`, `correlation_4_apart`, `correlation_8_apart` (see
+        `slice_correlation`; with `_stacked` of slices of different test people); for each of `head_statistics`, say `dark`:
+        `dark_mean`, `dark_sd` (both also with `_train`), `dark_sd_ratio` (to the training people's), `dark_ks_train` and
+        `dark_ks_test` (Kolmogorov-Smirnov distances to training and test people); `copy_test` (of whole heads), `nearest_samples`,
+        `nearest_real` (median distance to the nearest training head), `copy_test_says`; `num_heads`, `num_people`. The details:
+        `distances` (N,) of the sampled heads to the nearest training head, and its index, `nearest` (N,).
+    """
+    columns = {"": sampled, "_reconstructed": reconstructed, "_floor": people["test"]}
+    measured = {"num_heads": len(sampled), "num_people": {name: len(heads) for name, heads in people.items()}}
+    for suffix, heads in {**columns, "_stacked": stack_people(people["test"])}.items():
+        for apart in (apart for apart in SLICES_APART if apart < heads.shape[1]):
+            name = "neighbour_correlation" if apart == 1 else f"correlation_{apart}_apart"
+            measured |= with_interval(name + suffix, np.mean, np.array([slice_correlation(head, apart) for head in heads]))
+    values = {suffix: head_statistics(heads) for suffix, heads in columns.items()}
+    for name, train in head_statistics(people["train"]).items():
+        measured |= compare_statistic(name, {suffix: found[name] for suffix, found in values.items()}, train)
+    copying, details = head_copy_test(columns, people)
+    return measured | copying, details
+
+
+def compare_statistic(name, values, train):
+    """The figures of `evaluate_heads` for one of the `head_statistics`.
+
+    Args:
+        name: of the statistic.
+        values: dict of float (N,) by what stands behind the names of the figures; "_floor" are the test people.
+        train: float (P,), of training people.
+
+    Returns:
+        A dict of numbers and intervals.
+    """
+    def spread(found, axis=-1):
+        return np.std(found, ddof=1, axis=axis)
+
+    def spread_ratio(found, reference, axis=-1):
+        return spread(found, axis) / np.maximum(spread(reference, axis), np.finfo(float).tiny)
+
+    measured = {}
+    for suffix, found in {**values, "_train": train}.items():
+        measured |= with_interval(f"{name}_mean{suffix}", np.mean, found) | with_interval(f"{name}_sd{suffix}", spread, found)
+    for suffix, found in values.items():
+        measured |= with_interval(f"{name}_sd_ratio{suffix}", spread_ratio, found, train)
+        for group, reference in (("train", train), ("test", values["_floor"])):
+            key = f"{name}_ks_{group}{suffix}"
+            measured |= (ks_floor(key, len(values[""]), reference) if suffix == "_floor" else
+                         with_interval(key, ks_distance, found, reference))
+    return measured
+
+
+def head_copy_test(columns, people):
+    """The copy test on whole heads: is a sampled head nearer to some training person than a new person is?
+
+    Args:
+        columns: dict of heads, uint8 (N, S, H, W), by what stands behind the names of the figures: see `evaluate_heads`.
+        people: as there.
+
+    Returns:
+        What `evaluate_heads` returns, as far as it is about copying.
+    """
+    features_of = fit_features(people["train"])
+    train = features_of(people["train"])
+
+    def score(found, real):
+        return copy_test(found, np.zeros(len(found)), real, np.zeros(len(real)))
+
+    real, _ = nearest_training(features_of(people["test"]), train)
+    measured = {"nearest_real": float(np.median(real))}
+    for suffix, heads in {**columns, "_floor": people["validate"]}.items():
+        distances, indices = nearest_training(features_of(heads), train)
+        if not suffix:
+            details, measured["nearest_samples"] = {"distances": distances, "nearest": indices}, float(np.median(distances))
+        measured |= with_interval(f"copy_test{suffix}", score, distances, real)
+    return measured | {"copy_test_says": say_copy_test(measured, "Sampled heads")}, details
+
+
+def head_table(measured):
+    """The figures of `evaluate_heads` as rows of texts, a heading first, for people to read."""
+    def cell(name):
+        if name not in measured:
+            return ""
+        low, high = measured[f"{name}_interval"]
+        return f"{measured[name]:.3g} ({low:.3g} to {high:.3g})"
+
+    rows = [("", "sampled heads", "reconstructions", "other people", "beside")]
+    for name in measured:
+        if f"{name}_floor_interval" in measured:
+            beside = [f"{what}: {cell(name + suffix)}" for what, suffix in (("slices of different people", "_stacked"),
+                                                                           ("training people", "_train")) if cell(name + suffix)]
+            rows.append((name, cell(name), cell(f"{name}_reconstructed"), cell(f"{name}_floor"), *(beside or [""])))
+    return rows

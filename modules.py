@@ -670,7 +670,9 @@ class PixelCNN(Distributed, keras.Model):
         deviations = np.nan_to_num(pictures - self.mean_picture.numpy()).reshape(len(pictures), -1)
         squares = (components ** 2).sum(axis=0)
         persons = deviations @ components / np.where(squares > 0, squares, 1)
-        persons[np.isnan(pictures).any(axis=(2, 3)).mean(axis=1) > 0.5] = 0
+        usual = self.mean_picture.numpy().any(axis=(1, 2))  # the positions that training people have
+        missing = np.isnan(pictures).any(axis=(2, 3)) & usual
+        persons[missing.sum(axis=1) > usual.sum() / 2] = 0
         return (np.round(persons * 32).clip(-128, 127) / 32).astype(np.float32)
 
     def draw_persons(self, seed, indices):

@@ -30,6 +30,7 @@ import metrics
 import modules
 import volumes
 
+SHOWN_HEADS = 3  # in pictures
 LARGEST_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
 
 
@@ -48,12 +49,14 @@ def parse_arguments(argv):
                         help="brains to sample (default: 16)")
     parser.add_argument("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
                         "or all for one sample of each (default: --num-samples spread over all)")
+    parser.add_argument("--heads", type=cli.number(int, 0), default=1, metavar="N",
+                        help="whole heads to sample, 32 slices of one new person each (default: 1)")
     parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=cli.number(int, 0, cli.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
-    parser.add_argument("--evaluate", action="store_true", help="also judge samples: one per test image, beside real people")
+    parser.add_argument("--evaluate", action="store_true",
+                        help=f"also judge samples beside real people: a slice per test image, and up to {metrics.NUM_HEADS} heads")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
-    parser.add_argument("--nifti", action="store_true", help="also write the samples as one volume, samples.nii.gz")
     parser.add_argument("--export", metavar="DIR", help="also write encoder, decoder and sampler as TensorFlow SavedModels")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions; "
                         "with --images or --codes RUN/images)")
@@ -192,34 +195,76 @@ def write_samples(folder, samples, positions, margin):
     figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
+def write_heads(folder, vqvae, prior, count, judged, seed, temperature):
+    """Samples whole heads, the slices from the lowest up; writes `count` as NIfTI volumes, and head.png of the first few.
+
+    Returns:
+        uint8 (N, 32, H, W), N the larger one of `count` and `judged`.
+    """
+    if not max(count, judged):
+        return []
+    print(f"Sampling whole heads: {max(count, judged)} ...")
+    codes = prior.sample_heads(max(count, judged), seed, temperature, batch_size=32)
+    # In uint8, as people's slices are: many heads do not fit into memory as floats.
+    heads = np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+    for number, head in enumerate(heads[:count]):
+        volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz")
+    if count:
+        figures.head_figure(heads[:min(count, SHOWN_HEADS)], volumes.SLICE_SPACING, folder / "head.png")
+    return heads
+
+
 def nearest_training(samples, train):
     """The training image nearest to each sample, uint8 (N, H, W)."""
     features_of = metrics.fit_features(train.images)
     return train.images[metrics.nearest_training(features_of(samples), features_of(train.images))[1]]
 
 
-def judge_samples(folder, shown, samples, splits):
+def judge_samples(folder, samples, splits):
     """Measures samples against real people, and draws what was found.
 
     Args:
-        folder: where neighbours.png, distances.png and tissue.png go.
-        shown: samples whose nearest training slices are drawn, (N, H, W) in [0, 1].
-        samples: those measured, one at the position of each test image.
+        folder: where distances.png and tissue.png go.
+        samples: one at the position of each test image, (N, H, W) in [0, 1].
         splits: dict of all three `dataset.Split`.
 
     Returns:
         The dict of metrics of `metrics.evaluate_samples`.
     """
     train, test = splits["train"], splits["test"]
-    features_of = metrics.fit_features(train.images)
-    measured, details = metrics.evaluate_samples(samples, test.positions, splits, features_of)
-    distances, nearest = metrics.nearest_training(features_of(shown), features_of(train.images))
-    captions = [f"case {train.cases[i]}, slice {train.positions[i]}\ndistance {distance:.1f}"
-                for i, distance in zip(nearest, distances)]
-    figures.neighbour_grid(shown, train.images[nearest], captions, folder / "neighbours.png")
+    measured, details = metrics.evaluate_samples(samples, test.positions, splits, metrics.fit_features(train.images))
     figures.plot_distances(details["sample_distances"], details["test_distances"], folder / "distances.png")
     figures.plot_tissue(details["tissue"]["samples"], test.positions, details["tissue"]["test"], test.positions,
                         folder / "tissue.png")
+    return measured
+
+
+def judge_heads(folder, heads, vqvae, codes, splits):
+    """Measures whole heads against people, and draws the first few, each over its nearest training person.
+
+    Args:
+        folder: where neighbours.png goes.
+        heads: uint8 (N, 32, H, W), sampled.
+        vqvae: the model.
+        codes: int (T, g, g), of the test images.
+        splits: dict of all three `dataset.Split`.
+
+    Returns:
+        The dict of metrics of `metrics.evaluate_heads`.
+    """
+    train = splits["train"]
+    positions = np.unique(train.positions)
+    rows = {name: split.heads(positions) for name, split in splits.items()}
+    people = {name: split.images[rows[name]] for name, split in splits.items()}
+    heads = heads[:, positions]
+    reconstructions = np.stack([dataset.to_uint8(decode(vqvae, codes[head]) * 2 - 1) for head in rows["test"]])
+    measured, details = metrics.evaluate_heads(heads, reconstructions, people)
+    places = np.unique(np.linspace(0, len(positions) - 1, 8).round().astype(int))
+    nearest = details["nearest"][:SHOWN_HEADS]
+    captions = [f"case {train.cases[rows['train'][person, 0]]}, slice {positions[place]}\nhead's distance {distance:.1f}"
+                for person, distance in zip(nearest, details["distances"]) for place in places]
+    figures.neighbour_grid(np.concatenate(heads[:SHOWN_HEADS, places]) / 255, np.concatenate(people["train"][nearest][:, places]),
+                           captions, folder / "neighbours.png")
     return measured
 
 
@@ -253,6 +298,8 @@ def load_data(arguments, config, vqvae, run_dir):
         if arguments.evaluate and len(split.images) <= metrics.NUM_NEIGHBOURS:
             raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
                              f"has {len(split.images)}.")
+        if arguments.evaluate and len(split.heads(np.unique(splits["train"].positions))) < 2:
+            raise InputError(f"--evaluate needs two people with all their slices in each split, but {name} of {data_dir} has not.")
     check_people(splits, config["data"]["fingerprints"], data_dir, run_dir)
     return splits
 
@@ -271,6 +318,17 @@ def check_people(splits, fingerprints, data_dir, run_dir):
         print(f"Note: the test people in {data_dir} are not those of {run_dir}.")
 
 
+def evaluate_samples(folder, arguments, vqvae, prior, splits):
+    """Samples a slice at the position of each test image and judges them; and what the prior spends on people it has seen."""
+    train, test = splits["train"], splits["test"]
+    print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
+    seen = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
+    codes_seen = np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(seen, 32)])
+    bits = metrics.bits_per_code(prior, codes_seen, seen.positions, *dataset.head_context(seen, prior, vqvae.settings["margin"]))
+    samples = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
+    return {"bits_per_code_train": bits, **judge_samples(folder, samples, splits)}
+
+
 def write_predictions(folder, arguments, config, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics."""
     test = splits["test"]
@@ -285,25 +343,31 @@ def write_predictions(folder, arguments, config, vqvae, prior, splits):
     print(f"Sampling {len(positions)} new brains ...")
     samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
     write_samples(folder, samples, positions, vqvae.settings["margin"])
-    if arguments.nifti:
-        volumes.write_nifti(dataset.to_uint8(samples * 2 - 1), folder / "samples.nii.gz")
+    judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
+    heads = write_heads(folder, vqvae, prior, arguments.heads, judged, arguments.seed, arguments.temperature)
+    of_heads = {}
     if arguments.evaluate:
-        print(f"Sampling {len(test.images)} more, to judge beside the test people ...")
-        train = splits["train"]
-        seen = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
-        codes_seen = np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(seen, 32)])
-        measured["bits_per_code_train"] = metrics.bits_per_code(prior, codes_seen, seen.positions,
-                                                                *dataset.head_context(seen, prior, vqvae.settings["margin"]))
-        judged = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
-        measured |= judge_samples(folder, samples, judged, splits)
+        measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
+        of_heads = {"heads": judge_heads(folder, heads[:judged], vqvae, codes, splits)}
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
     title = f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples"
     bits = metrics.bits_per_place(prior, codes[indices], test.positions[indices])
     figures.write_report(folder / "report.html", title, measured, shown, bits, codes,
                          figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"], samples,
-                         [f"slice {position}" for position in positions], neighbours)
-    cli.write_json(folder / "metrics.json", measured)
-    return measured
+                         [f"slice {position}" for position in positions], neighbours, heads[:min(arguments.heads, SHOWN_HEADS)],
+                         volumes.SLICE_SPACING, *(metrics.head_table(found) for found in of_heads.values()))
+    cli.write_json(folder / "metrics.json", measured | of_heads)
+    return measured | of_heads
+
+
+def print_heads(measured):
+    """Prints what `metrics.evaluate_heads` found, as a table of figures with their 95 % intervals."""
+    table = metrics.head_table(measured)
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print(f"{measured['num_heads']} sampled heads, with 95 % intervals:")
+    for row in table:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+    print(measured["copy_test_says"])
 
 
 # One's own images -----------------------------------------------------------------------------------------------------
@@ -507,7 +571,10 @@ def predict(arguments):
     if arguments.export:
         with cli.report_write_errors(arguments.export, "give another --export", [tf.errors.OpError]):
             modules.export(vqvae, prior, arguments.export)
+    of_heads = measured.pop("heads", None)
     print(json.dumps(measured, indent=2))
+    if of_heads:
+        print_heads(of_heads)
     print(f"Done: see {folder}.")
 
 

@@ -124,8 +124,8 @@ def measure_epoch(folder, people):
     batch_size = settings["batch_size"]
     steps = len(split.images) // batch_size
     model = modules.VQVAE(**train.model_settings(split, settings))
-    model.compile(train.adam(settings["learning_rate"], train.WARMUP_STEPS + steps))
-    model.start_codebook(dataset.training_batches(split, batch_size, 1), train.WARMUP_STEPS)
+    model.compile(train.adam(settings["learning_rate"], train.CONSTANTS["warmup_steps"] + steps))
+    model.start_codebook(dataset.training_batches(split, batch_size, 1), train.CONSTANTS["warmup_steps"])
     model.fit(dataset.training_batches(split, batch_size, 0), steps_per_epoch=steps, verbose=0, shuffle=False)
     for images, _ in dataset.image_batches(split, 32):
         model.encode_to_codes(images)

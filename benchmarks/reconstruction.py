@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import common
 import cli
 import dataset
+import devices
 import metrics
 import modules
 import train
@@ -128,7 +129,7 @@ def start_ours(split, total_steps):
     batch_size = min(settings["batch_size"], len(split.images))
     model = modules.VQVAE(**train.model_settings(split, settings))
     model.compile(train.adam(settings["learning_rate"], total_steps))
-    model.start_codebook(dataset.training_batches(split, batch_size, settings["seed"] + 1), train.WARMUP_STEPS)
+    model.start_codebook(dataset.training_batches(split, batch_size, settings["seed"] + 1), train.CONSTANTS["warmup_steps"])
     return model, dataset.training_batches(split, batch_size, settings["seed"])
 
 
@@ -140,18 +141,18 @@ def steps_within(split, seconds):
     begun = time.perf_counter()
     model.fit(batches, steps_per_epoch=TIMED_STEPS, verbose=0, shuffle=False)
     ended = time.perf_counter()
-    return train.WARMUP_STEPS + max(1, round((seconds - (begun - start)) * TIMED_STEPS / (ended - begun)))
+    return train.CONSTANTS["warmup_steps"] + max(1, round((seconds - (begun - start)) * TIMED_STEPS / (ended - begun)))
 
 
 def train_ours(split, seconds):
     """Trains our model as train.py does, its learning rate's schedule laid over the seconds."""
-    train.prepare_devices(mixed_precision=False)
+    devices.prepare()
     total_steps = steps_within(split, seconds)
     keras.utils.set_random_seed(0)
     batch_size = min(train.DEFAULTS["batch_size"], len(split.images))
     turns = Turns(batch_size)
     model, batches = start_ours(split, total_steps)
-    turns.steps, turns.images = train.WARMUP_STEPS, train.WARMUP_STEPS * batch_size  # the start's steps are steps
+    turns.steps, turns.images = train.CONSTANTS["warmup_steps"], train.CONSTANTS["warmup_steps"] * batch_size  # the start's steps are steps
     model.fit(batches, steps_per_epoch=10 ** 6, verbose=0, shuffle=False, callbacks=[turns])
     return model, batch_size
 

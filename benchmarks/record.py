@@ -26,7 +26,7 @@ import cli
 def describe(run_dir):
     """What a run folder says of itself: its commit, date, size, seconds, and all that was measured on it."""
     config = json.loads((run_dir / "config.json").read_text())
-    model = config["model"]
+    model = config["vqvae"]
     entry = {"commit": config["git_commit"],
              "date": time.strftime("%Y-%m-%d", time.localtime((run_dir / "metrics.json").stat().st_mtime)),
              "people": config["data"]["people"], "num_embeddings": model["num_embeddings"],

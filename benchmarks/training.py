@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import common
 import cli
 import dataset
+import devices
 import modules
 import train
 import volumes
@@ -188,7 +189,7 @@ def measure(stage, side, steps):
     before = common.peak()
     keras.utils.set_random_seed(0)
     if side == "ours":
-        train.prepare_devices(mixed_precision=False)  # which makes the operations deterministic
+        devices.prepare()  # which makes the operations deterministic
     split = dataset.load_splits(volumes.make_demo_cohort(), ["train"])["train"]  # 20 people, 640 images
     count = min(steps * BATCH, len(split.images) // BATCH * BATCH)
     split = split.take(slice(count))

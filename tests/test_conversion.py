@@ -4,6 +4,7 @@ import csv
 
 import nibabel
 import numpy as np
+from PIL import Image
 import pytest
 
 from tests.conftest import check_refused
@@ -170,6 +171,8 @@ def test_samples_as_a_volume_have_orientation_and_voxel_size(tmp_path):
     image = nibabel.load(tmp_path / "samples.nii.gz")
     assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
     np.testing.assert_allclose(image.header.get_zooms(), (1, 1, 1.4), atol=1e-6)
+    # The middle of a slice lies above the origin, the first slice 8 mm below it.
+    np.testing.assert_allclose(image.affine @ [14.5, 19.5, 0, 1], (0, 0, -8, 1))
     volume = np.asarray(image.dataobj)
     assert volume.dtype == np.uint8 and volume.shape == (30, 40, 32)
     for z, row, column in ((0, 0, 0), (31, 39, 29), (7, 3, 20)):  # row 0 is the front, column 0 the left
@@ -202,6 +205,19 @@ def test_the_split_is_by_person_seeded_and_85_10_5(tmp_path):
     assert tables[0] == tables[1] != tables[2]
     table = list(csv.DictReader(tables[0].splitlines()))
     assert all(len({row["split"] for row in table if row["person"] == person}) == 1 for person in people)
+    assert [int(row["case"]) for row in table] == list(range(1, 81))
+    assert [row["split"] for row in table] == 68 * ["train"] + 8 * ["validate"] + 4 * ["test"]
+    for row in table:
+        with Image.open(volumes.slice_file(tmp_path / "a", row["split"], int(row["case"]), 0)) as image:
+            assert (row["person"], row["source"]) == rows[image.getpixel((0, 0))]
+    assert not list((tmp_path / "a").glob("*.npy"))
+
+
+def test_three_people_are_enough_and_the_smallest_splits_have_one(tmp_path):
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", np.zeros((1, 8, 8), np.uint8))
+    counts = volumes._split_by_person(tmp_path, [(str(number), "") for number in range(3)], 0)
+    assert counts == {"train": 1, "validate": 1, "test": 1}
 
 
 def test_the_template_becomes_a_brain(tmp_path):
@@ -217,6 +233,37 @@ def test_the_template_becomes_a_brain(tmp_path):
     centre = round((columns.min() + columns.max()) / 2)
     left, right = middle[:, centre - 60:centre], middle[:, centre + 1:centre + 61][:, ::-1]
     assert np.corrcoef(left.ravel(), right.ravel())[0, 1] > 0.9
+
+
+def test_the_top_is_the_highest_slice_with_a_square_centimetre_of_head():
+    volume = np.zeros(SHAPE, np.float32)
+    volume[5:-5, 5:-5, :TOP + 1] = 100 + 8 * np.arange(TOP + 1)  # 5 mm are 10 of 255 levels
+    expected = volumes.axial_slices(volume).astype(int)
+    for pixels, brightness, counts in ((99, 1, False), (100, 1, True), (2000, 0.09, False), (2000, 0.11, True)):
+        hat = volume.copy()
+        hat[10:50, 10:60, TOP + 5] = (np.arange(2000) < pixels).reshape(40, 50) * brightness * volume.max()
+        lower = np.median((expected - volumes.axial_slices(hat))[:, 128, 110:140])
+        assert -12 < lower < -8 if counts else abs(lower) <= 2, (pixels, brightness)
+
+
+def test_a_head_may_end_86_mm_below_its_top_and_no_higher():
+    whole = volumes.axial_slices(head()).astype(int)
+    assert np.abs(volumes.axial_slices(head()[..., TOP - 86:]) - whole).max() <= 2  # the percentiles are another volume's
+    with pytest.raises(ValueError, match="ends 3 mm too high"):
+        volumes.axial_slices(head()[..., TOP - 83:])
+
+
+@pytest.mark.parametrize("axis", (0, 1))
+def test_a_dark_surplus_is_cut_off_on_both_sides(axis):
+    volume, widths = head().astype(np.float32), [(0, 0)] * 3
+    widths[axis] = (120, 101)  # 60 + 221 or 80 + 221 voxels
+    wide = np.pad(volume, widths)
+    slices = volumes.axial_slices(wide)
+    assert slices.shape == (32, 256, 256)
+    cut = (wide.shape[axis] - 256) // 2
+    window = [slice(None)] * 3
+    window[axis] = slice(cut, cut + 256) if axis == 0 else slice(wide.shape[1] - 256 - cut, wide.shape[1] - cut)
+    np.testing.assert_array_equal(slices > 0, volumes.axial_slices(wide[tuple(window)]) > 0)
 
 
 @pytest.mark.parametrize("volume, reason", (

@@ -256,7 +256,14 @@ def test_fingerprint_changes_with_a_pixel(cohort):
     assert before != dataset.fingerprint(splits)
 
 
-def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path):
+# Case 1 of the demo cohort: means over a grid of 4 x 4 fields of slices 3, 16 and 28.
+DEMO_PERSON = (
+    (48.0, 159.1, 150.4, 39.4, 77.2, 142.9, 139.2, 75.1, 130.2, 131.1, 128.8, 126.8, 51.7, 146.5, 142.8, 43.1),
+    (49.7, 154.4, 153.8, 42.4, 113.2, 148.0, 145.7, 107.8, 99.7, 139.1, 140.6, 95.5, 46.0, 148.1, 147.7, 43.7),
+    (24.6, 123.7, 132.4, 24.8, 111.2, 181.1, 165.9, 96.7, 141.9, 174.3, 175.6, 134.7, 34.8, 115.8, 119.3, 37.6))
+
+
+def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypatch):
     people = {"train": 1, "validate": 1, "test": 1}
     folder = volumes.make_demo_cohort(tmp_path / "a", people)
     again = volumes.make_demo_cohort(tmp_path / "b", people)
@@ -269,6 +276,12 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path):
     assert dataset.empty_margin(images, 32) == 32
     assert 0.6 < (images == 0).mean() < 0.8  # as OASIS: about 70 % black
     assert (images != splits["validate"].images).any()
+    assert [np.unique(splits[name].cases).tolist() for name in volumes.SPLITS] == [[1], [402], [441]]  # as OASIS numbers them
+    fields = images[[3, 16, 28], 48:208, 56:200].reshape(3, 4, 40, 4, 36).mean(axis=(2, 4)).reshape(3, 16)
+    np.testing.assert_allclose(fields, DEMO_PERSON, atol=0.06, err_msg="another simulation needs another DEMO_VERSION")
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes, "_write_demo_cohort", None)
+        assert volumes.make_demo_cohort(tmp_path / "a", people) == folder  # the second time, nothing is simulated
     # The two hemispheres mirror each other far better than the front mirrors the back.
     centre = images[16].astype(float)
     across, along = np.corrcoef(centre.ravel(), centre[:, ::-1].ravel()), np.corrcoef(centre.ravel(), centre[::-1].ravel())
@@ -334,3 +347,11 @@ def test_spread_and_take():
     assert split.spread(4).tolist() == [0, 3, 6, 9] and split.spread(99).tolist() == list(range(10))
     taken = split.take([2, 7])
     assert taken.images.ravel().tolist() == [2, 7] and taken.positions.tolist() == [7, 12] and taken.num_people == 2
+
+
+def test_heads_are_the_people_with_all_slices():
+    cases, positions = np.array([[3, 0], [3, 2], [3, 1], [5, 0], [5, 2], [8, 1], [8, 2], [8, 0], [8, 7]]).T
+    split = dataset.Split("train", np.zeros((9, 8, 8), np.uint8), cases, positions)
+    np.testing.assert_array_equal(split.heads([0, 1, 2]), [[0, 2, 1], [7, 5, 6]])
+    np.testing.assert_array_equal(split.heads([2, 0]), [[1, 0], [4, 3], [6, 7]])
+    assert split.heads([4, 7]).shape == (0, 2)

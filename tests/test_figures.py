@@ -171,6 +171,56 @@ def test_report_shows_what_it_was_given(report):
     assert '".pair"' in page.script and '"input"' in page.script and '".over"' in page.script and "clipPath" in page.script
 
 
+def draw_marked_head():
+    """Slices whose gray tells their number; left, front and right are marked by gray 30, 60 and 90; a frame of 3 pixels."""
+    head = np.zeros((8, 40, 30), np.uint8)
+    head[:, 3:-3, 3:-3] = np.arange(100, 180, 10)[:, np.newaxis, np.newaxis]
+    head[:, 3:-3, 3], head[:, 3, 3:-3], head[:, 3:-3, -4] = 30, 60, 90
+    return head
+
+
+def test_cuts_of_a_head_have_top_and_front_where_they_are_said_to_be():
+    head = draw_marked_head()
+    np.testing.assert_array_equal(figures.crop_to_brain(head[np.newaxis])[0], head[:, 1:-1, 1:-1])  # two pixels are kept
+    coronal, sagittal = figures.head_cuts(head)
+    assert coronal.shape == (8, 30) and sagittal.shape == (8, 40)
+    np.testing.assert_array_equal(coronal[:, 15], np.arange(170, 90, -10))  # the highest slice on top
+    assert (coronal[:, 3] == 30).all() and (coronal[:, -4] == 90).all()  # left on the left
+    np.testing.assert_array_equal(sagittal[:, 20], np.arange(170, 90, -10))
+    assert (sagittal[:, 3] == 60).all() and (sagittal[:, -4] != 60).all()  # front on the left
+
+
+def test_head_figure_keeps_proportions(tmp_path):
+    head = np.zeros((8, 60, 60), np.uint8)
+    head[:, 10:50, 15:45] = 200
+    figures.head_figure(np.stack([head, head]), 1.4, tmp_path / "head.png")
+    picture = np.asarray(Image.open(tmp_path / "head.png").convert("L")).astype(int)
+    regions, _ = ndimage.label(np.abs(picture - 200) < 2)
+    boxes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in ndimage.find_objects(regions)]
+    boxes = [box for box in boxes if min(box) > 60]  # the rest are bits of letters
+    slices = [box for box in boxes if box[0] > box[1]]
+    assert len(slices) == 2 * 5 and len(boxes) == 2 * 7
+    for height, width in slices:
+        assert height / width == pytest.approx(40 / 30, rel=0.03)
+    lengths = sorted(width / height for height, width in boxes if width > height)
+    np.testing.assert_allclose(lengths, [30 / (8 * 1.4)] * 2 + [40 / (8 * 1.4)] * 2, rtol=0.05)
+
+
+def test_report_shows_heads_slice_by_slice(tmp_path):
+    head, shown = draw_marked_head(), (np.zeros((1, 8, 8)), np.zeros((1, 8, 8)), np.zeros((1, 2, 2), int), ["slice 0"])
+    figures.write_report(tmp_path / "report.html", "t", {}, shown, np.zeros((1, 2, 2)), shown[2], np.zeros((8, 3)), 0,
+                         np.zeros((1, 8, 8)), ["slice 0"], None, [head], 1.4, [("", "sampled"), ("dark & deep", "0.1")])
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert not Page(page).open and page.count("</output>") == 1
+    viewer = page[page.index('<div class="head"'):page.index("<table><tr><td></td>")]
+    assert 'max="7" value="4"' in viewer and "<output>slice 4</output>" in viewer and "<td>dark &amp; deep</td>" in page
+    found = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in re.findall("base64,([^\"]+)", viewer)]
+    cropped = head[:, 1:-1, 1:-1]
+    np.testing.assert_array_equal(found[0].reshape(cropped.shape), cropped)
+    for picture, cut in zip(found[1:], figures.head_cuts(cropped)):
+        np.testing.assert_array_equal(picture, cut)
+
+
 def test_outline_is_read_from_the_models(tmp_path):
     vqvae = modules.VQVAE(margin=32, num_embeddings=64)
     told = figures.outline(vqvae, modules.PixelCNN(num_embeddings=64))

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy import linalg, ndimage
+from scipy import linalg, ndimage, stats
 from skimage.metrics import structural_similarity
 
 import dataset
@@ -93,6 +93,11 @@ def test_features_are_whitened_principal_components():
     left, _, _ = np.linalg.svd(shrunk - shrunk.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(np.abs(features[:, :5]), np.abs(left[:, :5] * np.sqrt(199)), atol=1e-3)
     np.testing.assert_allclose(features_of(images[:3] / 255), features[:3], atol=1e-9)
+    heads = images.reshape(25, 8, 128, 128)
+    shrunk = heads.reshape(25, 4, 2, 32, 4, 32, 4).mean(axis=(2, 4, 6)).reshape(25, -1) / 255
+    centred = shrunk - shrunk.mean(axis=0)
+    left, _, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(metrics.fit_features(heads)(heads)), np.abs(left[:, :24] * np.sqrt(24)), atol=1e-3)
 
 
 def test_frechet_distance_is_its_formula(two_sets):
@@ -204,3 +209,93 @@ def test_copies_are_told_from_new_people():
     assert new["nearest_samples"] == np.median(details["sample_distances"])
     dark, _ = metrics.evaluate_samples(0.3 * people(8).images / 255, np.tile(np.arange(8), 8), splits, features_of)
     assert dark["frechet"] > 3 * dark["frechet_floor"] and dark["kid"] > new["kid"] and dark["coverage"] == 0
+
+
+# Whole heads
+
+
+def draw_people(count, seed=0, slices=12, size=64):
+    """Smooth heads in a black frame that change slowly from slice to slice, each with a dark middle of its own width."""
+    rng = np.random.default_rng(seed)
+    heads = ndimage.gaussian_filter(rng.random((count, slices, size, size)), (0, 3, 3, 3))
+    heads = 0.6 + 0.3 * (heads - heads.mean()) / heads.std() / 3
+    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
+    for head, width in zip(heads, rng.uniform(0.1, 0.3, count)):
+        head[:, np.hypot(x, y) < width] = 0.1
+    return np.uint8(255 * np.where(np.hypot(x / 0.7, y / 0.85) < 1, heads.clip(0.05, 1), 0))
+
+
+def test_slice_correlation_is_the_mean_over_pairs_inside_the_brain():
+    head = draw_people(1)[0]
+    for apart in (1, 4):
+        found = []
+        for k in range(len(head) - apart):
+            a, b = head[k] / 255, head[k + apart] / 255
+            brain = (a > 0.03) | (b > 0.03)
+            found.append(stats.pearsonr(a[brain], b[brain]).statistic)
+        assert metrics.slice_correlation(head, apart) == pytest.approx(np.mean(found), abs=1e-6)
+    assert metrics.slice_correlation(np.repeat(head[:1], 5, axis=0)) == pytest.approx(1)
+    blank_above = np.concatenate([head, 0 * head])  # says nothing about the head
+    assert metrics.slice_correlation(blank_above) == pytest.approx(metrics.slice_correlation(head))
+    assert metrics.slice_correlation(0 * head) == 0
+
+
+def test_head_statistics_are_means_over_slices():
+    heads = draw_people(3)
+    found = metrics.head_statistics(heads)
+    tissue = [metrics.tissue_statistics(head / 255) for head in heads]
+    for name, of_slices in (("dark", "dark_fraction"), ("volume", "brain_area"), ("symmetry", "symmetry")):
+        np.testing.assert_allclose(found[name], [values[of_slices].mean() for values in tissue])
+    np.testing.assert_allclose(found["brightness"], [(head / 255)[head / 255 > 0.03].mean() for head in heads])
+
+
+def test_stacks_mix_people_and_keep_places():
+    heads = np.arange(5 * 6, dtype=np.uint8).reshape(5, 6, 1, 1)
+    stacks = metrics.stack_people(heads)
+    assert stacks.shape == heads.shape
+    np.testing.assert_array_equal(stacks % 6, heads % 6)  # each slice at its place
+    assert all(len(np.unique(stack // 6)) > 1 for stack in stacks)
+
+
+def test_ks_distance_and_its_floor():
+    rng = np.random.default_rng(0)
+    for a, b in ((rng.normal(size=30), rng.normal(0.5, 2, 50)), (rng.integers(0, 4, 30), rng.integers(0, 5, 20))):
+        assert metrics.ks_distance(a, b) == pytest.approx(stats.ks_2samp(a, b).statistic)
+    floor = metrics.ks_floor("d", 300, rng.normal(size=200))
+    # Kolmogorov's distribution: its mean is 0.869, its quantiles as scipy has them.
+    scale = np.sqrt(1 / 300 + 1 / 200)
+    assert floor["d"] == pytest.approx(0.869 * scale, rel=0.1)
+    np.testing.assert_allclose(floor["d_interval"], stats.kstwobign.ppf([0.025, 0.975]) * scale, rtol=0.15)
+
+
+def test_intervals_are_those_of_the_normal_distribution_for_means():
+    values = np.random.default_rng(0).normal(3, 2, 200)
+    found = metrics.with_interval("mean", np.mean, values)
+    assert found["mean"] == pytest.approx(values.mean())
+    half = 1.96 * values.std() / np.sqrt(200)
+    np.testing.assert_allclose(found["mean_interval"], [values.mean() - half, values.mean() + half], atol=0.15 * half)
+
+
+def test_heads_are_judged_by_head():
+    people = {name: draw_people(count, seed) for seed, (name, count) in enumerate({"train": 40, "validate": 12, "test": 12}.items())}
+    new, _ = metrics.evaluate_heads(draw_people(24, 7), people["test"], people)
+    assert new["neighbour_correlation_floor"] == new["neighbour_correlation_reconstructed"]
+    assert new["neighbour_correlation"] > 0.9 > new["correlation_8_apart"]
+    low, high = new["dark_sd_ratio_interval"]
+    assert low < 1 < high and new["dark_ks_train"] < new["dark_ks_train_floor_interval"][1]
+    assert new["dark_sd_ratio"] == pytest.approx(new["dark_sd"] / new["dark_sd_train"])
+    assert abs(new["copy_test"]) < 2 and new["dark_ks_test_reconstructed"] == 0
+    # Copies, if somewhat changed; and heads of one width all.
+    noise = np.random.default_rng(0).integers(0, 20, (24, 12, 64, 64))
+    copies = np.uint8(np.where(people["train"][:24] > 0, people["train"][:24].clip(20) - noise, 0))
+    alike = draw_people(24, 9)
+    alike[:, :, 20:44, 20:44] = 25
+    copied, details = metrics.evaluate_heads(copies, people["test"], people)
+    narrow, _ = metrics.evaluate_heads(alike, people["test"], people)
+    assert copied["copy_test"] < -3 and "Sampled heads" in copied["copy_test_says"] and "they copy" in copied["copy_test_says"]
+    np.testing.assert_array_equal(details["nearest"], np.arange(24))
+    assert narrow["dark_sd_ratio_interval"][1] < 0.5 and narrow["dark_ks_train"] > narrow["dark_ks_train_floor_interval"][1]
+    rows = metrics.head_table(new)
+    assert rows[0][1:4] == ("sampled heads", "reconstructions", "other people")
+    row = next(row for row in rows if row[0] == "dark_mean")
+    assert row[1].startswith(f"{new['dark_mean']:.3g} (") and "training people" in row[4]

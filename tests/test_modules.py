@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
+import devices
 import modules
 
 
@@ -386,6 +387,9 @@ def test_persons_are_whitened_and_new_ones_are_drawn_as_people_are_spread():
     gaps = pictures.copy()
     gaps[0, :3] = gaps[1, 0] = np.nan
     assert (prior.persons(gaps)[0] == 0).all() and (prior.persons(gaps)[1] != 0).all()
+    pictures[:, 1:] = gaps[:, 1:] = np.nan  # of a cohort that has one slice of each head, that one is enough
+    prior.start_people(pictures)
+    assert (prior.persons(gaps)[:2] == 0).all() and (prior.persons(gaps)[2:] != 0).any(axis=1).all()
 
 
 def test_one_person_alone_is_the_average_person():
@@ -503,7 +507,7 @@ np.testing.assert_array_equal(vqvae.quantizer.counts, expected["counts"])
 
 def test_no_flipped_bit_loads_as_other_weights(tmp_path):
     prior, path = small_prior(), tmp_path / "prior.keras"
-    prior.compile(modules.Adam())
+    prior.compile(devices.Adam())
     prior.save(path)
     whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
     for place in rng.integers(0, len(whole), 60):

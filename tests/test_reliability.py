@@ -293,7 +293,7 @@ def spoil_other_codebook(run):
 
 def spoil_config(run):
     config = json.loads((run / "config.json").read_text())
-    config["model"]["embedding_dim"] = 5
+    config["vqvae"]["embedding_dim"] = 5
     (run / "config.json").write_text(json.dumps(config))
     return "vqvae.keras is not the model that config.json describes"
 

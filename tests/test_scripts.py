@@ -43,11 +43,12 @@ def test_predict_writes_pictures_and_the_same_metrics(trained, monkeypatch):
     predict.main(["--num-examples", "3", "--num-samples", "5"])
     folder = trained / "runs" / "tiny" / "predictions"
     assert {path.name for path in folder.iterdir()} == {
-        "reconstructions.png", "errors.png", "samples.png", "metrics.json", "report.html", *(f"sample_{i:04d}.png" for i in range(5)),
+        "reconstructions.png", "errors.png", "samples.png", "head_000.nii.gz", "head.png", "metrics.json", "report.html",
+        *(f"sample_{i:04d}.png" for i in range(5)),
         *(f"original_vs_reconstructed_{i:04d}.png" for i in range(3))}
     measured, by_train = (json.loads((path / "metrics.json").read_text()) for path in (folder, folder.parent))
     assert measured.keys() == {"ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse", "num_images", "code_entropy",
-                               "perplexity", "codes_used", "bits_per_code", "bytes_per_image"}
+                               "perplexity", "codes_used", "bits_per_code", "bits_per_code_alone", "bytes_per_image"}
     assert measured == pytest.approx(by_train, rel=1e-4)
     assert measured["num_images"] == 16
     assert measured["bytes_per_image"] == pytest.approx(measured["bits_per_code"] * 64 / 8)
@@ -67,6 +68,10 @@ def test_evaluate_judges_samples_beside_people(trained, tmp_path, monkeypatch, c
     assert measured["num_samples"] == 16
     # Two epochs on drawn heads teach nobody to sample: the judge has to see that.
     assert measured["frechet"] > measured["frechet_floor"] and measured["symmetry_ks"] > measured["symmetry_ks_floor"]
+    heads = measured["heads"]
+    assert heads["num_heads"] == 4 and heads["num_people"] == {"train": 4, "validate": 2, "test": 2}
+    table = capsys.readouterr().out.split("4 sampled heads")[1]
+    assert f"dark_sd_ratio            {heads['dark_sd_ratio']:.3g} (" in table and heads["copy_test_says"] in table
     assert {"neighbours.png", "distances.png", "tissue.png"} <= {path.name for path in tmp_path.iterdir()}
     few = tmp_path / "few"
     for name in ("train", "validate", "test"):
@@ -74,6 +79,9 @@ def test_evaluate_judges_samples_beside_people(trained, tmp_path, monkeypatch, c
         for path in sorted((trained / "cohort" / f"keras_png_slices_{name}").iterdir())[:5]:
             (few / path.parent.name / path.name).write_bytes(path.read_bytes())
     check_refused(predict.main, ["--evaluate", "--data-dir", str(few)], "more than 5 images in each split, but train", capsys)
+    write_cohort(tmp_path / "lone", people=(2, 1, 1))
+    check_refused(predict.main, ["--evaluate", "--data-dir", str(tmp_path / "lone")],
+                  "two people with all their slices in each split, but validate", capsys)
 
 
 def test_sampling_options(trained, tmp_path, monkeypatch):
@@ -82,12 +90,28 @@ def test_sampling_options(trained, tmp_path, monkeypatch):
         predict.main(["--slice", "3", "--num-samples", "2", "--output-dir", str(tmp_path / name), *options])
     samples = {name: [(tmp_path / name / f"sample_{i:04d}.png").read_bytes() for i in range(2)] for name in "abc"}
     assert samples["a"] == samples["b"] != samples["c"]
-    predict.main(["--slice", "all", "--nifti", "--output-dir", str(tmp_path / "all"), "--export", str(tmp_path / "exported")])
+    predict.main(["--slice", "all", "--heads", "0", "--output-dir", str(tmp_path / "all"), "--export", str(tmp_path / "exported")])
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {"encoder", "decoder", "sampler"}
-    volume = np.asarray(nibabel.load(tmp_path / "all" / "samples.nii.gz").dataobj)
-    np.testing.assert_array_equal(volume[:, ::-1, 31].T, np.asarray(Image.open(tmp_path / "all" / "sample_0031.png")))
+    assert not list((tmp_path / "all").glob("head*"))
     assert len(list((tmp_path / "all").glob("sample_*.png"))) == 32
     assert predict.sample_positions(None, 3).tolist() == [0, 16, 31]
+
+
+def test_heads_are_volumes_of_the_sampled_codes(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    for count in (1, 3):
+        predict.main(["--heads", str(count), "--num-samples", "1", "--seed", "5", "--output-dir", str(tmp_path / str(count))])
+    assert len(list((tmp_path / "3").glob("head_*.nii.gz"))) == 3
+    first, second = (nibabel.load(tmp_path / "3" / f"head_00{number}.nii.gz") for number in (0, 1))
+    alone = nibabel.load(tmp_path / "1" / "head_000.nii.gz")
+    # The first head is the same, however many follow; the next is another person.
+    np.testing.assert_array_equal(first.dataobj, alone.dataobj)
+    assert (np.asarray(first.dataobj) != np.asarray(second.dataobj)).mean() > 0.01
+    _, vqvae, prior = predict.load_run(Path("runs/tiny"))
+    decoded = vqvae.decode_codes(prior.sample_heads(1, seed=5)[0]).numpy()[..., 0]
+    # RAS: x to the right, y to the front, z up; the image's rows run backwards, its columns to the right.
+    assert nibabel.aff2axcodes(alone.affine) == ("R", "A", "S") and alone.header.get_zooms() == pytest.approx((1, 1, 1.4))
+    np.testing.assert_allclose(np.asarray(alone.dataobj).transpose(2, 1, 0)[:, ::-1] / 127.5 - 1, decoded, atol=0.5 / 127.5 + 1e-4)
 
 
 def test_finer_grid_and_mixed_precision(trained, tmp_path, monkeypatch):
