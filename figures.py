@@ -94,7 +94,7 @@ def code_colours(codebook):
     codebook = np.asarray(codebook, np.float64)
     scores = PCA(min(3, *codebook.shape), svd_solver="full").fit_transform(codebook)
     scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
-    return (0.5 + scores / (4 * max(scores[:, 0].std(), 1e-12))).clip(0, 1)
+    return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 
 def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path, title=None):
@@ -516,7 +516,8 @@ def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, 
     viewers = "".join(head_viewer(head, spacing) for head in heads)
     judged = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in head_table)
     whole = HEADS.format(viewers=viewers, judged=judged) if viewers or judged else ""
-    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below, heads=whole, most=most)
+    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below, heads=whole,
+                         most=most)
     path.write_text(page, encoding="utf-8")
 
 

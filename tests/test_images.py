@@ -32,7 +32,8 @@ def test_a_test_slice_gives_what_the_test_split_gives(trained, tmp_path, monkeyp
     vqvae, prior = (modules.load_model(f"runs/tiny/{name}.keras", compile=False) for name in ("vqvae", "pixelcnn"))
     test = dataset.load_splits("cohort", ["test"])["test"]
     batches = dataset.image_batches(test, 32)
-    _, details = metrics.evaluate(vqvae, prior, batches, test.positions, *dataset.head_context(test, prior, vqvae.settings["margin"]))
+    context = dataset.head_context(test, prior, vqvae.settings["margin"])
+    _, details = metrics.evaluate(vqvae, prior, batches, test.positions, *context)
     index = int(np.flatnonzero((test.cases == 441) & (test.positions == 3))[0])
     assert row["ssim"] == pytest.approx(details["ssim"][index], abs=1e-6)
     nats = -float(prior.log_prob(details["codes"][index:index + 1], np.array([3]))[0])
