@@ -1,7 +1,7 @@
 """What depends on the machine: one GPU, several, several machines, and the precision of their arithmetic.
 
-The rest of the code is written as for one device. It is a file of its own because the networks (modules.py) and the commands
-(train.py, predict.py) both need it, and because it leans on two private methods of Keras, which one wants to find in one place.
+The rest of the code is written as for one device. It is a file of its own because the networks (modules.py, prior.py) and the
+commands (train.py, predict.py) both need it, and because it leans on two private methods of Keras, which one wants to find in one place.
 
 References:
     TensorFlow: Distributed training. https://www.tensorflow.org/guide/distributed_training
@@ -23,7 +23,7 @@ from cli import InputError
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 CUDA_COMMAND = 'pip install "tensorflow[and-cuda]>=2.21,<2.22"'
 STEPS_AT_ONCE = 16  # at most, on a GPU: between them Python does not get a word in
-SAMPLES_AT_ONCE = {"CPU": 16, "GPU": 256}
+SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
 
 
 # What is there --------------------------------------------------------------------------------------------------------
@@ -80,6 +80,22 @@ def precision(mixed):
         if kind() == "CPU":
             print("Note: on most CPUs --mixed-precision is slower, not faster.", flush=True)
     return "mixed_bfloat16" if mixed else "float32"
+
+
+@contextlib.contextmanager
+def layers_of(policy):
+    """Gives the layers made inside it a model's dtype policy: a saved model then comes back in the precision it was trained in."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def samples_at_once():
+    """How many samples to draw side by side: a GPU has room for more, and waits less for each."""
+    return SAMPLES_AT_ONCE[kind()]
 
 
 def steps_per_execution(steps_per_epoch):

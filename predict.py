@@ -204,7 +204,7 @@ def write_heads(folder, vqvae, prior, count, judged, seed, temperature):
     if not max(count, judged):
         return []
     print(f"Sampling whole heads: {max(count, judged)} ...")
-    codes = prior.sample_heads(max(count, judged), seed, temperature, batch_size=32)
+    codes = prior.sample_heads(max(count, judged), seed, temperature)
     # In uint8, as people's slices are: many heads do not fit into memory as floats.
     heads = np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
     for number, head in enumerate(heads[:count]):
