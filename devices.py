@@ -65,21 +65,26 @@ def kind():
 
 
 def precision(mixed):
-    """The Keras dtype policy of a run.
+    """The Keras dtype policy of a run, with mixed precision or without."""
+    return "mixed_bfloat16" if mixed else "float32"
+
+
+def check_precision(mixed):
+    """Says what mixed precision is worth on this machine, if a run asks for it.
 
     Raises:
-        InputError: if bfloat16 is asked for on a GPU that cannot compute in it.
+        InputError: if a GPU cannot compute in bfloat16.
     """
-    if mixed:
-        for gpu in tf.config.list_physical_devices("GPU"):
-            details = tf.config.experimental.get_device_details(gpu)
-            capability = details.get("compute_capability", (0, 0))
-            if capability < (8, 0):
-                raise InputError(f"--mixed-precision needs GPUs of compute capability 8.0 or more, for bfloat16, but "
-                                 f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}; leave it out.")
-        if kind() == "CPU":
-            print("Note: on most CPUs --mixed-precision is slower, not faster.", flush=True)
-    return "mixed_bfloat16" if mixed else "float32"
+    if not mixed:
+        return
+    for gpu in tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpu)
+        capability = details.get("compute_capability", (0, 0))
+        if capability < (8, 0):
+            raise InputError(f"--mixed-precision needs GPUs of compute capability 8.0 or more, for bfloat16, but "
+                             f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}; leave it out.")
+    if kind() == "CPU":
+        print("Note: on most CPUs --mixed-precision is slower, not faster.", flush=True)
 
 
 @contextlib.contextmanager

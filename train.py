@@ -58,7 +58,7 @@ DEFAULTS = {
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 4}
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 12, "prior_epochs": 4}
 # What no option sets. A run remembers these too, and is not resumed by a version that has others.
 CONSTANTS = {
     "warmup_steps": 60,  # of plain autoencoding before the codebook starts
@@ -188,7 +188,7 @@ def new_run(run_dir, arguments, given):
         raise InputError(f"{run_dir} is not empty; give another --run-dir, or --resume to go on with the run in it.")
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **given}
-    devices.precision(settings["mixed_precision"])
+    devices.check_precision(settings["mixed_precision"])
     splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir)
     vqvae = model_settings(splits["train"], settings)
     devices.global_batch(settings["batch_size"], len(splits["train"].images))
@@ -214,6 +214,7 @@ def with_defaults(model, given):
 def resume_run(run_dir, arguments, given):
     """The config and data of a run that goes on, which the command line must not contradict."""
     config = resumed_config(run_dir, arguments.run_dir, given)
+    devices.check_precision(config["settings"]["mixed_precision"])
     return config, matching_splits(arguments, config, run_dir)
 
 
@@ -541,23 +542,23 @@ def read_history(path):
     return np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
 
 
-def load_backup(path):
-    """A model that was saved while training, with its optimiser.
+def load_for_all(path, build, with_optimizer=False):
+    """The model in a file that the chief alone need have; other machines of a cluster build theirs and get its weights.
 
     Raises:
         InputError: if the file is damaged.
     """
-    try:
-        return modules.load_model(path)
-    except ValueError as error:
-        raise InputError(f"{error}; remove it to begin this stage again.") from error
-
-
-def load_for_all(path, build):
-    """The model in a file that the chief alone need have; other machines of a cluster build theirs and get its weights."""
     with devices.together():
-        model = load_backup(path) if devices.is_chief() else build()
-    devices.broadcast_variables(model.variables + (model.optimizer.variables if model.optimizer else []))
+        if devices.is_chief():
+            try:
+                model = modules.load_model(path, compile=with_optimizer)
+            except ValueError as error:
+                raise InputError(f"{error}; remove it to begin this stage again.") from error
+        else:
+            model = build()
+            if with_optimizer:
+                model.optimizer.build(model.trainable_variables)
+    devices.broadcast_variables(model.variables + (model.optimizer.variables if with_optimizer else []))
     return model
 
 
@@ -606,7 +607,7 @@ def train_vqvae(run_dir, config, splits):
     first_epoch = finished_epochs(backup)
     with devices.strategy().scope():
         if first_epoch:
-            vqvae = load_for_all(backup, lambda: new_vqvae(config, steps_per_epoch))
+            vqvae = load_for_all(backup, lambda: new_vqvae(config, steps_per_epoch), with_optimizer=True)
         else:
             vqvae = new_vqvae(config, steps_per_epoch)
             say(f"{CONSTANTS['warmup_steps']} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
@@ -655,7 +656,7 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
         def build():
             return new_pixelcnn(config, vqvae, splits["train"], steps_per_epoch)
 
-        prior = load_for_all(backup, build) if first_epoch else build()
+        prior = load_for_all(backup, build, with_optimizer=True) if first_epoch else build()
     if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
         raise InputError(f"{backup} was trained on the codes of another codebook than that of {run_dir / 'vqvae.keras'}; "
                          "remove it to begin this stage again.")

@@ -2,7 +2,7 @@
 
     python benchmarks/record.py KEY --run-dir DIR --command "python train.py ..."
 
-KEY is `real_slices` or `demo`. The command is what was typed, for a run does not keep it. To be run on the same machine, for
+KEY is `real_slices` or `demo`; what `predict.py --evaluate` found of whole heads goes under `heads`. The command is what was typed, for a run does not keep it. To be run on the same machine, for
 the machine is recorded too.
 """
 
@@ -59,7 +59,11 @@ def main():
     if not (run_dir / "metrics.json").is_file():
         raise cli.InputError(f"{run_dir} holds no finished run (metrics.json); give another --run-dir.")
     entry = {"command": arguments.command, "hardware": common.hardware(), **describe(run_dir)}
+    of_heads = entry.pop("heads", None)
     common.record(common.RESULTS, arguments.key, entry)
+    if of_heads and arguments.key == "real_slices":
+        origin = {name: entry[name] for name in ("command", "commit", "date", "hardware")}
+        common.record(common.RESULTS, "heads", {**origin, **of_heads})
     print(json.dumps(entry))
 
 

@@ -44,6 +44,37 @@ def cells(record, formats):
     return filled
 
 
+def summary(results):
+    """The first table of all: reconstruction, beside two pictures that need no model."""
+    formats = "{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"
+    rows = [["test images", "SSIM", "SSIM in the brain", "PSNR", "bytes per image"]]
+    for key, label in (("real_slices", "real people"), ("demo", "simulated people (demo)")):
+        row = results[key]
+        rows.append([label, *cells(row, formats), f"{row['bits_fixed'] / 8:,.0f}; by the prior {row['bytes_per_image']:.0f}"])
+    for key, label in (("mean_image", "real: the mean training image"), ("blurred_original", "real: the original, blurred")):
+        rows.append([label, *cells(results["reconstruction"][key], formats), ""])
+    return rows
+
+
+def heads(results):
+    """Whole sampled heads beside people."""
+    names = (("neighbour_correlation", "correlation of neighbouring slices"), ("correlation_4_apart", "of slices 4 apart"),
+             ("correlation_8_apart", "of slices 8 apart"), ("dark_sd_ratio", "spread of ventricle size, over training people's"),
+             ("dark_ks_train", "ventricle size: distance to training people ↓"),
+             ("volume_ks_train", "brain volume: distance to training people ↓"),
+             ("symmetry_ks_train", "symmetry: distance to training people ↓"), ("copy_test", "C_T, below 0 is too near"))
+    record = results["heads"]
+
+    def cell(name):
+        if name not in record:
+            return ""
+        low, high = record[f"{name}_interval"]
+        return f"{record[name]:.2f} ({low:.2f} to {high:.2f})"
+
+    return [["", "sampled heads", "reconstructions", "people"],
+            *([label, cell(name), cell(f"{name}_reconstructed"), cell(f"{name}_floor")] for name, label in names)]
+
+
 def runs(results):
     """What train.py reached on the real slices and on the demo cohort."""
     formats = ("{num_images}", "{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB",
@@ -183,7 +214,7 @@ def origins(results):
               for key, row in results.items())]
 
 
-TABLES = {table.__name__: table for table in (runs, samples, reconstruction, codecs, sampling, loading, epochs, training, scaling,
+TABLES = {table.__name__: table for table in (summary, heads, runs, samples, reconstruction, codecs, sampling, loading, epochs, training, scaling,
                                               faults, origins)}
 
 

@@ -98,14 +98,15 @@ def gpu(monkeypatch, capability):
 
 
 def test_bfloat16_wants_a_gpu_that_has_it(monkeypatch, capsys):
-    assert devices.precision(False) == "float32"
-    assert devices.precision(True) == "mixed_bfloat16" and "slower" in capsys.readouterr().out
+    devices.check_precision(True)
+    assert "slower" in capsys.readouterr().out
     gpu(monkeypatch, (8, 0))
-    assert devices.precision(True) == "mixed_bfloat16" and not capsys.readouterr().out
+    devices.check_precision(True)
     gpu(monkeypatch, (7, 5))
+    devices.check_precision(False)
+    assert not capsys.readouterr().out
     with pytest.raises(cli.InputError, match="8.0 or more, for bfloat16, but A card has 7.5"):
-        devices.precision(True)
-    assert devices.precision(False) == "float32"
+        devices.check_precision(True)
 
 
 def test_a_driver_without_a_gpu_in_tensorflow_is_told(monkeypatch, capsys):
