@@ -27,7 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def script_parser(doc, description=None):
-    """The parser of a script by its docstring: the first line, unless `description` is given, and the examples, which are indented."""
+    """The parser of a script by its docstring: the first line (unless `description` is given) and the indented examples."""
     lines = doc.split("\n")
     examples = "\n".join(line for line in lines[1:] if line.startswith("    "))
     return ArgumentParser(description=description or lines[0], epilog=f"examples:\n{examples}",

@@ -94,7 +94,7 @@ def code_colours(codebook):
     codebook = np.asarray(codebook, np.float64)
     scores = PCA(min(3, *codebook.shape), svd_solver="full").fit_transform(codebook)
     scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
-    return (0.5 + scores / (4 * max(scores[:, 0].std(), 1e-12))).clip(0, 1)
+    return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 
 def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path, title=None):
@@ -264,7 +264,8 @@ def outline(vqvae, prior):
         "image": shape(size, size, 1), "vectors": shape(grid, grid, length), "codebook": shape(count, length),
         "codes": shape(grid, grid), "logits": shape(grid, grid, count), "told": told,
         "encoder": _steps(vqvae.encoder), "decoder": _steps(vqvae.decoder),
-        "prior": [f"embeddings of {prior.num_filters}", f"{len(prior.blocks)} gated blocks, {rows_up} row{'s' * (rows_up > 1)} up,",
+        "prior": [f"embeddings of {prior.num_filters}",
+                  f"{len(prior.blocks)} gated blocks, {rows_up} row{'s' * (rows_up > 1)} up,",
                   f"up to {max(block.codes_left for block in prior.blocks)} codes to the left",
                   f"{len(prior.attentions)} axial attentions", f"dense {', '.join(map(str, dense))}"],
         "colours": code_colours(vqvae.quantizer.embeddings)}
@@ -300,6 +301,7 @@ def plot_architecture(told, path):
     rng = np.random.default_rng(0)
     cells = told["colours"][rng.integers(0, len(told["colours"]), (8, 8))]
     middle = 42  # the height of the VQ-VAE's row
+    blue, orange = "#dbe9f6", "#fbe3d4"
 
     def arrow(start, end, label="", colour="0.3"):
         axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
@@ -318,11 +320,11 @@ def plot_architecture(told, path):
 
     head = _drawn_head()
     tensor(1, "image", told["image"], head, cmap="gray", vmin=0, vmax=1)
-    box([(13, middle - 12), (13, middle + 12), (32, middle + 8), (32, middle - 8)], "encoder", _merged(told["encoder"]), "#dbe9f6")
+    box([(13, middle - 12), (13, middle + 12), (32, middle + 8), (32, middle - 8)], "encoder", _merged(told["encoder"]), blue)
     gray = np.repeat(cells.mean(axis=-1, keepdims=True), 3, axis=-1)
     tensor(34.5, "vectors", told["vectors"], (gray + 0.15 * rng.normal(size=gray.shape)).clip(0, 1))
     tensor(52.5, "codes", told["codes"], cells)
-    box([(68, middle - 8), (68, middle + 8), (87, middle + 12), (87, middle - 12)], "decoder", _merged(told["decoder"]), "#dbe9f6")
+    box([(68, middle - 8), (68, middle + 8), (87, middle + 12), (87, middle - 12)], "decoder", _merged(told["decoder"]), blue)
     tensor(90, "image", told["image"], head, cmap="gray", vmin=0, vmax=1)
     for start, end, label in ((10, 13, ""), (32, 34.5, ""), (43.5, 52.5, "nearest"), (61.5, 68, "look up"), (87, 90, "")):
         arrow((start, middle), (end, middle), label)
@@ -338,7 +340,7 @@ def plot_architecture(told, path):
         axes.text(13, y, name, ha="center", va="center", fontsize=7.5)
         axes.text(25, y, shape, va="center", fontsize=7.5)
         arrow((33.5, y), (38, 11.5 + (y - 11.5) * 0.6))
-    box([(38, 3), (38, 20), (62, 20), (62, 3)], "PixelCNN prior", told["prior"], "#fbe3d4")
+    box([(38, 3), (38, 20), (62, 20), (62, 3)], "PixelCNN prior", told["prior"], orange)
     arrow((62, 11.5), (68, 11.5))
     axes.add_patch(patches.FancyBboxPatch((68.5, 8.8), 23, 5.4, boxstyle="round,pad=0.3", facecolor="0.95", edgecolor="0.5"))
     axes.text(80, 11.5, f"p(code | codes before, ...)\n{told['logits']}", ha="center", va="center", fontsize=7.5, linespacing=1.4)
@@ -492,11 +494,13 @@ def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, 
     most = float(np.ceil(np.max(bits)))
     surprise = matplotlib.colormaps["inferno"](bits / max(most, 1))[..., :3]
     pairs = "".join(
-        f'<figure class="pair"><div><img src="{_data_url(original)}" alt="original"><img class="over" src="{_data_url(reconstruction)}" '
-        f'alt="reconstruction"><input type="range" value="50" aria-label="share of the reconstruction"></div>'
+        f'<figure class="pair"><div><img src="{_data_url(original)}" alt="original">'
+        f'<img class="over" src="{_data_url(reconstruction)}" alt="reconstruction">'
+        f'<input type="range" value="50" aria-label="share of the reconstruction"></div>'
         f'<img class="codes" src="{_data_url(colours[grid])}" alt="codes"><img class="codes" src="{_data_url(map_)}" '
         f'alt="bits per code"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        for original, reconstruction, grid, caption, map_ in zip(*(crop(images, margin) for images in shown[:2]), *shown[2:], surprise))
+        for original, reconstruction, grid, caption, map_
+        in zip(crop(shown[0], margin), crop(shown[1], margin), *shown[2:], surprise))
     drawn = "".join(
         f'<figure><img src="{_data_url(sample)}" alt="sample">'
         + (f'<img src="{_data_url(crop(neighbours[index], margin) / 255)}" alt="nearest training image">'
@@ -512,8 +516,8 @@ def write_report(path, title, metrics, shown, bits, all_codes, colours, margin, 
     viewers = "".join(head_viewer(head, spacing) for head in heads)
     judged = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in head_table)
     whole = HEADS.format(viewers=viewers, judged=judged) if viewers or judged else ""
-    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below, most=most,
-                         heads=whole)
+    page = REPORT.format(title=html.escape(title), rows=rows, pairs=pairs, samples=drawn, use=use, below=below, heads=whole,
+                         most=most)
     path.write_text(page, encoding="utf-8")
 
 
@@ -636,5 +640,5 @@ def plot_rate_distortion(curves, model, fixed, path):
     axes.set(xlabel="bytes per image, without container (log axis)", ylabel="mean SSIM (7x7 window)", xscale="log",
              title="Rate and distortion on test people")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", title="(a codec's points that a smaller file of it beats are left out)", title_fontsize="x-small")
+    axes.legend(fontsize="small", title="a codec's points that a smaller file of it beats are left out", title_fontsize="x-small")
     _save(figure, path)

@@ -350,8 +350,9 @@ def write_predictions(folder, arguments, config, vqvae, prior, splits):
         measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
         of_heads = {"heads": judge_heads(folder, heads[:judged], vqvae, codes, splits)}
     neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
-    figures.write_report(folder / "report.html", f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples", measured, shown,
-                         metrics.bits_per_place(prior, codes[indices], test.positions[indices]), codes,
+    title = f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples"
+    bits = metrics.bits_per_place(prior, codes[indices], test.positions[indices])
+    figures.write_report(folder / "report.html", title, measured, shown, bits, codes,
                          figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"], samples,
                          [f"slice {position}" for position in positions], neighbours, heads[:min(arguments.heads, SHOWN_HEADS)],
                          volumes.SLICE_SPACING, *(metrics.head_table(found) for found in of_heads.values()))

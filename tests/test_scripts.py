@@ -22,7 +22,7 @@ def test_train_leaves_a_whole_run_folder(trained):
         "config.json", "vqvae.keras", "pixelcnn.keras", "vqvae_history.csv", "pixelcnn_history.csv", "metrics.json",
         "figures", "progress.gif", "logs"}
     assert {path.name for path in (run / "figures").iterdir()} == {
-        "architecture.png", "losses_linear.png", "losses_log.png", "ssim.png", "prior.png", "reconstructions.png"}
+        "architecture.png", "losses.png", "ssim.png", "prior.png", "reconstructions.png"}
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["num_embeddings"] == 16 and config["settings"]["batch_size"] == 8
     assert config["data"]["people"] == {"train": 4, "validate": 2, "test": 2}
@@ -34,7 +34,7 @@ def test_train_leaves_a_whole_run_folder(trained):
         assert float(row["loss"]) == pytest.approx(float(row["reconstruction_loss"]) + float(row["vq_loss"]), rel=1e-4)
         assert {"val_ssim", "test_ssim", "perplexity", "val_codes_used"} <= row.keys()
     assert float(rows[1]["reconstruction_loss"]) < float(rows[0]["reconstruction_loss"])
-    assert len(imageio.imread(run / "progress.gif")) == 2
+    assert len(imageio.imread(run / "progress.gif")) == 3  # before the first epoch, and after each
     assert list((run / "logs").glob("*/train/*tfevents*"))
 
 
@@ -43,7 +43,7 @@ def test_predict_writes_pictures_and_the_same_metrics(trained, monkeypatch):
     predict.main(["--num-examples", "3", "--num-samples", "5"])
     folder = trained / "runs" / "tiny" / "predictions"
     assert {path.name for path in folder.iterdir()} == {
-        "reconstructions.png", "samples.png", "head_000.nii.gz", "head.png", "metrics.json", "report.html",
+        "reconstructions.png", "errors.png", "samples.png", "head_000.nii.gz", "head.png", "metrics.json", "report.html",
         *(f"sample_{i:04d}.png" for i in range(5)),
         *(f"original_vs_reconstructed_{i:04d}.png" for i in range(3))}
     measured, by_train = (json.loads((path / "metrics.json").read_text()) for path in (folder, folder.parent))
