@@ -588,7 +588,7 @@ def compare_statistic(name, values, train):
         return np.std(found, ddof=1, axis=axis)
 
     def spread_ratio(found, reference, axis=-1):
-        return spread(found, axis) / np.maximum(spread(reference, axis), np.finfo(float).tiny)
+        return spread(found, axis) / np.maximum(spread(reference, axis), np.finfo(float).eps)
 
     measured = {}
     for suffix, found in {**values, "_train": train}.items():
