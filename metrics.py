@@ -155,7 +155,8 @@ def bits_per_code(prior, codes, positions, below, persons):
     Takes the arguments of `code_lengths`; a person's numbers are of 8 bits each (`PixelCNN.persons`).
     """
     lengths = code_lengths(prior, codes, positions, below, persons)
-    return float(lengths.mean() + 8 * np.unique(persons, axis=0).size / codes.size)
+    heads = len(positions) / (np.unique(positions).size)
+    return float(lengths.mean() + 8 * heads * persons.shape[1] / codes.size)
 
 
 def evaluate(vqvae, prior, batches, positions, below, persons):
@@ -359,10 +360,20 @@ def _tissue(image):
     return outline.sum() / size, dark, symmetry
 
 
-def nearest_training(features, training_features):
-    """(distance float (N,), index int (N,)) of the nearest training image in feature space."""
-    distances, indices = NearestNeighbors(n_neighbors=1).fit(training_features).kneighbors(features)
-    return distances[:, 0], indices[:, 0]
+def nearest_training(features_of, pictures, train):
+    """The nearest training picture of each, the mirror images of all counted too: the prior learns from both.
+
+    Args:
+        features_of: see `fit_features`.
+        pictures: images or heads, (N, ..., W).
+        train: the same of the training people, uint8 (P, ..., W).
+
+    Returns:
+        (distance in feature space, float (N,); its index, int (N,); whether it is mirrored, bool (N,)).
+    """
+    reference = np.concatenate([features_of(train), features_of(train[..., ::-1])])
+    distances, indices = NearestNeighbors(n_neighbors=1).fit(reference).kneighbors(features_of(pictures))
+    return distances[:, 0], indices[:, 0] % len(train), indices[:, 0] >= len(train)
 
 
 def copy_test(sample_distances, sample_positions, real_distances, real_positions):
@@ -414,7 +425,7 @@ def evaluate_samples(samples, positions, splits, features_of):
         `sample_distances` (N,) and `test_distances` (M,) to the nearest training image, and `tissue`, a dict of the
         `tissue_statistics` of "samples", "test" and "validate".
     """
-    real = {name: features_of(split.images) for name, split in splits.items()}
+    real = {name: features_of(splits[name].images) for name in ("test", "validate")}
     fake = features_of(samples)
     tissue = {"samples": tissue_statistics(samples),
               **{name: tissue_statistics(splits[name].images / 255) for name in ("test", "validate")}}
@@ -429,8 +440,8 @@ def evaluate_samples(samples, positions, splits, features_of):
     test = splits["test"]
     measured["ms_ssim_samples"] = mean_pairwise_ms_ssim(samples, positions, np.arange(len(samples)))
     measured["ms_ssim_real"] = mean_pairwise_ms_ssim(test.images / 255, test.positions, test.cases)
-    distances, _ = nearest_training(fake, real["train"])
-    test_distances, _ = nearest_training(real["test"], real["train"])
+    distances, *_ = nearest_training(features_of, samples, splits["train"].images)
+    test_distances, *_ = nearest_training(features_of, test.images, splits["train"].images)
     measured |= {"nearest_samples": float(np.median(distances)), "nearest_real": float(np.median(test_distances)),
                  "copy_test": copy_test(distances, positions, test_distances, test.positions)}
     measured["copy_test_says"] = say_copy_test(measured)
@@ -523,19 +534,21 @@ def ks_distance(a, b):
     return np.abs(shares[0] - shares[1]).max()
 
 
-def ks_floor(name, count, reference):
-    """The `ks_distance` of two draws from the same people: `count` of them, and as many as they are.
+def ks_floor(name, count, reference, fixed=False):
+    """The `ks_distance` of `count` people drawn from the very ones compared with, and these.
 
     Args:
         name: of the figure.
         count: how many are compared with the reference.
         reference: float (N,), a value per person.
+        fixed: whether the reference is all there is, as the training people are to a prior; else it is drawn too.
 
     Returns:
         A dict of `name`, the mean over draws, and `NAME_interval`, in which 95 % of them lie.
     """
     rng = np.random.default_rng(0)
-    drawn = [ks_distance(*(rng.choice(reference, size) for size in (count, len(reference)))) for _ in range(RESAMPLES)]
+    drawn = [ks_distance(rng.choice(reference, count), reference if fixed else rng.choice(reference, len(reference)))
+             for _ in range(RESAMPLES)]
     return {name: float(np.mean(drawn)), f"{name}_interval": np.percentile(drawn, (2.5, 97.5)).tolist()}
 
 
@@ -545,7 +558,7 @@ def evaluate_heads(sampled, reconstructed, people):
     Each figure stands for sampled heads; with `_reconstructed` behind its name for reconstructions of the test people, which
     is what the decoder alone does; with `_floor` for other real people in their place: the test people, or, of the copy test,
     the validation people, or, of Kolmogorov-Smirnov distances, as many people drawn from the very ones compared with (see
-    `ks_floor`). `_interval` follows each: see `with_interval`.
+    `ks_floor`). `_interval` follows each that has one: see `with_interval`.
 
     Args:
         sampled: uint8 (N, S, H, W).
@@ -558,7 +571,8 @@ def evaluate_heads(sampled, reconstructed, people):
         `dark_mean`, `dark_sd` (both also with `_train`), `dark_sd_ratio` (to the training people's), `dark_ks_train` and
         `dark_ks_test` (Kolmogorov-Smirnov distances to training and test people); `copy_test` (of whole heads), `nearest_samples`,
         `nearest_real` (median distance to the nearest training head), `copy_test_says`; `num_heads`, `num_people`. The details:
-        `distances` (N,) of the sampled heads to the nearest training head, and its index, `nearest` (N,).
+        `distances` (N,) of the sampled heads to the nearest training head, its index, `nearest` (N,), and whether it is that
+        head's mirror image, `mirrored` (N,).
     """
     columns = {"": sampled, "_reconstructed": reconstructed, "_floor": people["test"]}
     measured = {"num_heads": len(sampled), "num_people": {name: len(heads) for name, heads in people.items()}}
@@ -597,8 +611,9 @@ def compare_statistic(name, values, train):
         measured |= with_interval(f"{name}_sd_ratio{suffix}", spread_ratio, found, train)
         for group, reference in (("train", train), ("test", values["_floor"])):
             key = f"{name}_ks_{group}{suffix}"
-            measured |= (ks_floor(key, len(values[""]), reference) if suffix == "_floor" else
-                         with_interval(key, ks_distance, found, reference))
+            # No interval: a bootstrap of a largest distance is biased, and the floor says what chance alone gives.
+            measured |= (ks_floor(key, len(values[""]), reference, group == "train") if suffix == "_floor" else
+                         {key: float(ks_distance(found, reference))})
     return measured
 
 
@@ -613,18 +628,20 @@ def head_copy_test(columns, people):
         What `evaluate_heads` returns, as far as it is about copying.
     """
     features_of = fit_features(people["train"])
-    train = features_of(people["train"])
 
     def score(found, real):
         return copy_test(found, np.zeros(len(found)), real, np.zeros(len(real)))
 
-    real, _ = nearest_training(features_of(people["test"]), train)
+    real, *_ = nearest_training(features_of, people["test"], people["train"])
     measured = {"nearest_real": float(np.median(real))}
     for suffix, heads in {**columns, "_floor": people["validate"]}.items():
-        distances, indices = nearest_training(features_of(heads), train)
+        distances, indices, mirrored = nearest_training(features_of, heads, people["train"])
         if not suffix:
-            details, measured["nearest_samples"] = {"distances": distances, "nearest": indices}, float(np.median(distances))
-        measured |= with_interval(f"copy_test{suffix}", score, distances, real)
+            details = {"distances": distances, "nearest": indices, "mirrored": mirrored}
+            measured["nearest_samples"] = float(np.median(distances))
+        # Reconstructions are of the very people they are compared with: to draw both anew would be wrong.
+        measured |= ({f"copy_test{suffix}": score(distances, real)} if suffix == "_reconstructed" else
+                     with_interval(f"copy_test{suffix}", score, distances, real))
     return measured | {"copy_test_says": say_copy_test(measured, "Sampled heads")}, details
 
 
@@ -633,8 +650,8 @@ def head_table(measured):
     def cell(name):
         if name not in measured:
             return ""
-        low, high = measured[f"{name}_interval"]
-        return f"{measured[name]:.3g} ({low:.3g} to {high:.3g})"
+        low_and_high = measured.get(f"{name}_interval")
+        return f"{measured[name]:.3g}" + (" ({:.3g} to {:.3g})".format(*low_and_high) if low_and_high else "")
 
     rows = [("", "sampled heads", "reconstructions", "other people", "beside")]
     for name in measured:

@@ -63,7 +63,7 @@ def parse_arguments(argv):
     arguments = parser.parse_args(argv)
     if arguments.images or arguments.codes:
         for name in ("data_dir", "slice", "evaluate", "with_neighbours", "export"):
-            if getattr(arguments, name):
+            if getattr(arguments, name) not in (None, False):
                 raise InputError(f"--{name.replace('_', '-')} is of no use with {'--images' if arguments.images else '--codes'}; "
                                  "leave out the one or the other.")
     return arguments
@@ -113,11 +113,12 @@ def load_run(run_dir):
         # Needed later; if missing, fail here.
         config["settings"]["limit"], config["data"]["folder"], config["data"]["is_demo"], config["data"]["fingerprints"]
         vqvae, prior = (modules.load_model(run_dir / name, compile=False) for name in ("vqvae.keras", "pixelcnn.keras"))
+        as_described = isinstance(vqvae, modules.VQVAE) and model == {name: vqvae.settings[name] for name in model}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"The run in {run_dir} cannot be loaded: {error}; train it again.") from error
     if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
         raise InputError(f"In {run_dir}, vqvae.keras or pixelcnn.keras holds the other's model; train it again.")
-    if any(vqvae.settings[key] != value for key, value in model.items()):
+    if not as_described:
         raise InputError(f"{run_dir / 'vqvae.keras'} is not the model that config.json describes; put back the one or the other.")
     if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
         raise InputError(f"{run_dir / 'pixelcnn.keras'} was trained on the codes of another codebook than that of vqvae.keras; "
@@ -215,9 +216,9 @@ def write_heads(folder, vqvae, prior, count, judged, seed, temperature):
 
 
 def nearest_training(samples, train):
-    """The training image nearest to each sample, uint8 (N, H, W)."""
-    features_of = metrics.fit_features(train.images)
-    return train.images[metrics.nearest_training(features_of(samples), features_of(train.images))[1]]
+    """The training image nearest to each sample, or its mirror image if that is nearer, uint8 (N, H, W)."""
+    _, indices, mirrored = metrics.nearest_training(metrics.fit_features(train.images), samples, train.images)
+    return np.where(mirrored[:, np.newaxis, np.newaxis], train.images[indices][..., ::-1], train.images[indices])
 
 
 def judge_samples(folder, samples, splits):
@@ -263,8 +264,10 @@ def judge_heads(folder, heads, vqvae, codes, splits):
     nearest = details["nearest"][:SHOWN_HEADS]
     captions = [f"case {train.cases[rows['train'][person, 0]]}, slice {positions[place]}\nhead's distance {distance:.1f}"
                 for person, distance in zip(nearest, details["distances"]) for place in places]
-    figures.neighbour_grid(np.concatenate(heads[:SHOWN_HEADS, places]) / 255, np.concatenate(people["train"][nearest][:, places]),
-                           captions, folder / "neighbours.png")
+    neighbours = [people["train"][person][places, :, ::-1 if mirrored else 1]
+                  for person, mirrored in zip(nearest, details["mirrored"])]
+    figures.neighbour_grid(np.concatenate(heads[:SHOWN_HEADS, places]) / 255, np.concatenate(neighbours), captions,
+                           folder / "neighbours.png")
     return measured
 
 
@@ -392,7 +395,6 @@ def read_images(files, size):
         stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
         name = next(name for number in range(1, len(files) + 1)
                     if (name := stem if number == 1 else f"{stem}_{number}") not in names)
-        names.add(name)
         if not path.is_file():
             raise InputError(f"{path} is not a file; give PNG images or NIfTI volumes.")
         if path.name.lower().endswith((".nii", ".nii.gz")):
@@ -406,6 +408,7 @@ def read_images(files, size):
             named = volumes.FILE_NAME.fullmatch(path.name)
             known = named is not None and int(named[2]) < volumes.NUM_POSITIONS
             images, positions = image[np.newaxis], [int(named[2]) if known else None]
+        names |= {name, *(f"{name}_slice_{position}" for position in positions)}
         images, resized = bring_to_size(images, size)
         print(f"{path}: {', '.join([*done, *resized]) or 'taken as it is'}.")
         found.append((name, str(path), images, positions))
@@ -470,7 +473,8 @@ def fewest_bits(prior, codes, position):
     """The bits that the prior spends on one slice's codes, int (g, g), and its position: if None, that of the fewest bits."""
     positions = np.arange(prior.num_positions) if position is None else np.array([position])
     bits = metrics.bits_per_place(prior, np.repeat(codes[np.newaxis], len(positions), axis=0), positions).sum(axis=(1, 2))
-    return float(bits.min()), int(positions[bits.argmin()])
+    which = 0 if position is not None else np.log2(prior.num_positions)  # it has to be told, too
+    return float(bits.min() + which), int(positions[bits.argmin()])
 
 
 def predict_images(folder, found, vqvae, prior):

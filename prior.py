@@ -229,7 +229,8 @@ class PixelCNN(Distributed, keras.Model):
         self.person_embedding.build((None, self.person_size))
         self.head.build((None, self.grid_size, self.grid_size, self.num_filters))
         shape = self.num_positions, PICTURE_SIDE, PICTURE_SIDE
-        fixed = {"trainable": False, "initializer": "zeros"}
+        # Not cast: the sampler, outside of `call`, takes them whole.
+        fixed = {"trainable": False, "initializer": "zeros", "autocast": False}
         self.mean_picture = self.add_weight(name="mean_picture", shape=shape, **fixed)
         self.components = self.add_weight(name="components", shape=(*shape, self.person_size), **fixed)
         self.quantiles = self.add_weight(name="quantiles", shape=(NUM_QUANTILES, self.person_size), **fixed)

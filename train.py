@@ -307,13 +307,12 @@ class Measurements(keras.callbacks.Callback):
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock; before the first epoch, reconstructs, for a picture to compare with."""
+        """Before the first epoch, reconstructs, for a picture to compare with."""
         if epoch == 0:
             self.shown_ssim, _, self.reconstructions = self._reconstruct(self.shown)
-        self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs):
-        """Adds to the logs: val_ssim, val_perplexity, val_codes_used, test_ssim and the epoch's seconds."""
+        """Adds to the logs: val_ssim, val_perplexity, val_codes_used, and test_ssim."""
         logs["val_ssim"], self.codes, _ = self._reconstruct(self.validation)
         use = metrics.code_metrics(self.codes, self.model.quantizer.num_embeddings)
         logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
@@ -321,7 +320,6 @@ class Measurements(keras.callbacks.Callback):
         drawn = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
         logs["test_ssim"], _, _ = self._reconstruct(self.test[drawn])
         self.shown_ssim, _, self.reconstructions = self._reconstruct(self.shown)
-        logs["seconds"] = time.perf_counter() - self.start
 
     def _reconstruct(self, images):
         """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
@@ -388,6 +386,11 @@ class Writers(keras.callbacks.CallbackList):
         with writing(self.run_dir):
             super().on_epoch_begin(epoch, logs)
 
+    def on_epoch_begin(self, epoch, logs=None):
+        """Writes what there is before the epoch."""
+        with writing(self.run_dir):
+            super().on_epoch_begin(epoch, logs)
+
     def on_test_end(self, logs=None):
         """Writes what validation gave."""
         with writing(self.run_dir):
@@ -402,6 +405,18 @@ class Writers(keras.callbacks.CallbackList):
         """Closes the files."""
         with writing(self.run_dir):
             super().on_train_end(logs)
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Adds the seconds of each epoch to the logs, all that was measured before this callback's turn included."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts."""
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs):
+        """Stops."""
+        logs["seconds"] = time.perf_counter() - self.start
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -511,7 +526,7 @@ def fit(stage, model, batches, validation, *, steps_per_epoch, first_epoch, epoc
             watching.append(measurements)
         # In this order: what is measured goes into the logs, then the logs are written, then the model, so that no epoch
         # counts as saved whose history is not.
-        callbacks = [*watching, Writers(run_dir, writers)]
+        callbacks = [*watching, Stopwatch(), Writers(run_dir, writers)]
     else:
         callbacks = [*watching, SavesNothing()]
     verbose = 0 if not devices.is_chief() else 1 if sys.stdout.isatty() else 2

@@ -273,6 +273,8 @@ def axial_slices(volume):
         ValueError: if the volume does not reach low enough, or what it shows is wider than 256 mm.
     """
     low = np.percentile(volume, 1)
+    if not (volume > low).any():
+        raise ValueError("holds no picture (nearly constant)")
     high = np.percentile(volume[volume > low], 99.5)
     scaled = ((volume - low) / (high - low)).clip(0, 1)
     # The top: the highest slice with a square centimetre of something a tenth as bright as the brightest.

@@ -68,8 +68,8 @@ def heads(results):
     def cell(name):
         if name not in record:
             return ""
-        low, high = record[f"{name}_interval"]
-        return f"{record[name]:.2f} ({low:.2f} to {high:.2f})"
+        low_and_high = record.get(f"{name}_interval")
+        return f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
 
     return [["", "sampled heads", "reconstructions", "people"],
             *([label, cell(name), cell(f"{name}_reconstructed"), cell(f"{name}_floor")] for name, label in names)]
@@ -93,7 +93,8 @@ def duration(seconds):
     """The minutes of the stages that were timed; or, where only that is known, of the whole command."""
     if "all" in seconds:
         return f"{seconds['all'] // 60} min {seconds['all'] % 60} s, all of it"
-    return " + ".join(f"{one / 60:.0f}" for one in seconds.values()) + " min"
+    stages = [f"{seconds[name] / 60:.0f} min" if name in seconds else "not timed" for name in ("vqvae", "pixelcnn")]
+    return " + ".join(stages)
 
 
 def samples(results):

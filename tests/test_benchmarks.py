@@ -84,12 +84,12 @@ def test_finish_prints_the_last_line_and_records_it_with_its_origin(tmp_path, mo
 def test_a_run_is_described_by_its_own_files(tmp_path):
     (tmp_path / "predictions").mkdir()
     model = {"image_size": 256, "downsample": 8, "num_embeddings": 512}
-    (tmp_path / "config.json").write_text(json.dumps({"git_commit": "abc", "model": model, "data": {"people": {"train": 3}}}))
+    (tmp_path / "config.json").write_text(json.dumps({"git_commit": "abc", "vqvae": model, "data": {"people": {"train": 3}}}))
     (tmp_path / "metrics.json").write_text('{"ssim": 0.9}')
     (tmp_path / "predictions" / "metrics.json").write_text('{"ssim": 0.9, "frechet": 13.0}')
     (tmp_path / "vqvae_history.csv").write_text("epoch,seconds\n0,60.5\n1,59.5\n")
-    (tmp_path / "pixelcnn_history.csv").write_text("epoch,loss\n0,3\n")
+    (tmp_path / "pixelcnn_history.csv").write_text("epoch,seconds\n0,30\n")
     entry = record.describe(tmp_path)
     assert len(entry.pop("date")) == 10
     assert entry == {"commit": "abc", "people": {"train": 3}, "num_embeddings": 512, "codes_per_image": 1024,
-                     "bits_fixed": 9216.0, "seconds": {"vqvae": 120.0}, "ssim": 0.9, "frechet": 13.0}
+                     "bits_fixed": 9216.0, "seconds": {"vqvae": 120.0, "pixelcnn": 30.0}, "ssim": 0.9, "frechet": 13.0}

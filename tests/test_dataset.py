@@ -138,7 +138,7 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
         patch.setattr(dataset, "_read", None)  # the second time, nothing is decoded
         second = dataset.load_splits(cohort, cache_dir=cache)
     for splits in (first, second):
-        assert dataset.fingerprint(splits) == dataset.fingerprint(plain)
+        assert dataset.fingerprints(splits) == dataset.fingerprints(plain)
         assert isinstance(splits["train"].images, np.memmap) and not splits["train"].images.flags.writeable
     path = cohort / "keras_png_slices_train" / "case_001_slice_0.nii.png"
     before, status = path.read_bytes(), path.stat()
@@ -280,14 +280,14 @@ def test_what_lies_in_the_painted_border_is_announced(capsys):
 
 def test_fingerprint_changes_with_a_pixel(cohort):
     splits = dataset.load_splits(cohort)
-    before = dataset.fingerprint(splits)
-    assert before == dataset.fingerprint(dataset.load_splits(cohort))
-    assert before == dataset.fingerprint(dict(reversed(splits.items())))
-    for array in (splits["test"].images, splits["train"].cases, splits["validate"].positions):
+    before = dataset.fingerprints(splits)
+    assert before == dataset.fingerprints(dataset.load_splits(cohort)) and len(set(before.values())) == 3
+    for name, array in (("test", splits["test"].images), ("train", splits["train"].cases), ("validate", splits["validate"].positions)):
         array.flat[70 % array.size] ^= 1
-        assert before != dataset.fingerprint(splits)
+        after = dataset.fingerprints(splits)
+        assert [key for key in before if before[key] != after[key]] == [name]
         array.flat[70 % array.size] ^= 1
-    assert before == dataset.fingerprint(splits)
+    assert before == dataset.fingerprints(splits)
 
 
 # Case 1 of the demo cohort: means over a grid of 4 x 4 fields of slices 3, 16 and 28.

@@ -242,12 +242,15 @@ def test_tissue_statistics_of_drawn_heads():
     assert metrics.tissue_statistics(rim[np.newaxis])["dark_fraction"][0] == 0
 
 
-def test_nearest_training_image_is_the_nearest(two_sets):
-    a, b = two_sets
-    between = np.linalg.norm(a[:, np.newaxis] - b, axis=-1)
-    distances, indices = metrics.nearest_training(a, b)
-    np.testing.assert_array_equal(indices, between.argmin(axis=1))
-    np.testing.assert_allclose(distances, between.min(axis=1))
+def test_nearest_training_image_is_the_nearest_or_its_mirror_image():
+    rng = np.random.default_rng(0)
+    pictures, train = rng.random((20, 3, 4)), rng.random((30, 3, 4))
+    pictures[:2] = train[4], train[7, :, ::-1]
+    between = np.linalg.norm((pictures[:, np.newaxis] - np.concatenate([train, train[..., ::-1]])).reshape(20, 60, 12), axis=-1)
+    distances, indices, mirrored = metrics.nearest_training(lambda found: found.reshape(len(found), -1), pictures, train)
+    np.testing.assert_array_equal(indices + 30 * mirrored, between.argmin(axis=1))
+    np.testing.assert_allclose(distances, between.min(axis=1), atol=1e-12)
+    assert indices[:2].tolist() == [4, 7] and mirrored[:2].tolist() == [False, True]
 
 
 def test_copy_test_is_the_mean_z_score_of_u_and_finds_copies():
@@ -362,6 +365,8 @@ def test_ks_distance_and_its_floor():
     scale = np.sqrt(1 / 300 + 1 / 200)
     assert floor["d"] == pytest.approx(0.869 * scale, rel=0.1)
     np.testing.assert_allclose(floor["d_interval"], stats.kstwobign.ppf([0.025, 0.975]) * scale, rtol=0.15)
+    fixed = metrics.ks_floor("d", 300, rng.normal(size=200), fixed=True)
+    np.testing.assert_allclose(fixed["d_interval"], stats.kstwobign.ppf([0.025, 0.975]) / np.sqrt(300), rtol=0.15)
 
 
 def test_intervals_are_those_of_the_normal_distribution_for_means():
@@ -390,6 +395,13 @@ def test_heads_are_judged_by_head():
     narrow, _ = metrics.evaluate_heads(alike, people["test"], people)
     assert copied["copy_test"] < -3 and "Sampled heads" in copied["copy_test_says"] and "they copy" in copied["copy_test_says"]
     np.testing.assert_array_equal(details["nearest"], np.arange(24))
+    assert not details["mirrored"].any()
+    mirrored, details = metrics.evaluate_heads(copies[..., ::-1], people["test"], people)
+    assert mirrored["copy_test"] == pytest.approx(copied["copy_test"], abs=0.5) and details["mirrored"].all()
+    for measured in (new, copied, narrow):
+        for name in measured:
+            if f"{name}_interval" in measured and "_ks_" not in name:
+                assert measured[f"{name}_interval"][0] <= measured[name] <= measured[f"{name}_interval"][1], name
     assert narrow["dark_sd_ratio_interval"][1] < 0.5 and narrow["dark_ks_train"] > narrow["dark_ks_train_floor_interval"][1]
     rows = metrics.head_table(new)
     assert rows[0][1:4] == ("sampled heads", "reconstructions", "other people")

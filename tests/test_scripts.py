@@ -91,7 +91,7 @@ def test_sampling_options(trained, tmp_path, monkeypatch):
     samples = {name: [(tmp_path / name / f"sample_{i:04d}.png").read_bytes() for i in range(2)] for name in "abc"}
     assert samples["a"] == samples["b"] != samples["c"]
     predict.main(["--slice", "all", "--heads", "0", "--output-dir", str(tmp_path / "all"), "--export", str(tmp_path / "exported")])
-    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"encoder", "decoder", "sampler"}
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"encoder", "decoder", "sampler", "head_sampler"}
     assert not list((tmp_path / "all").glob("head*"))
     assert len(list((tmp_path / "all").glob("sample_*.png"))) == 32
     assert predict.sample_positions(None, 3).tolist() == [0, 16, 31]
