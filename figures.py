@@ -434,7 +434,7 @@ def head_figure(heads, spacing, path, num_slices=5):
     for column, index in enumerate(shown):
         write(f"slice {index}", column * (width + gap) + width / 2, line / 2)
     write("sagittal and coronal cut", cuts_middle, line / 2)
-    write("Front is up, the head's left on the left; in sagittal cuts, front is on the left.", total[0] / 2, total[1] - line / 2)
+    write("Front is up; in sagittal cuts, front is on the left.", total[0] / 2, total[1] - line / 2)
     for row, head in enumerate(heads):
         top = line + row * (height + gap)
         for column, index in enumerate(shown):

@@ -386,11 +386,6 @@ class Writers(keras.callbacks.CallbackList):
         with writing(self.run_dir):
             super().on_epoch_begin(epoch, logs)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Writes what there is before the epoch."""
-        with writing(self.run_dir):
-            super().on_epoch_begin(epoch, logs)
-
     def on_test_end(self, logs=None):
         """Writes what validation gave."""
         with writing(self.run_dir):

@@ -305,7 +305,9 @@ def write_nifti(slices, path):
     volume = slices[:, ::-1].transpose(2, 1, 0)
     affine = np.diag([1, 1, SLICE_SPACING, 1])
     affine[:3, 3] = -(volume.shape[0] - 1) / 2, -(volume.shape[1] - 1) / 2, -8
-    nibabel.save(nibabel.Nifti1Image(volume, affine), path)
+    unfinished = path.with_name(f".{path.name}")
+    nibabel.save(nibabel.Nifti1Image(volume, affine), unfinished)
+    unfinished.replace(path)
 
 
 def convert_volumes(found, skipped, output_dir, seed=0):

@@ -92,7 +92,9 @@ class Side:
     def __init__(self, script, *arguments):
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([sys.executable, script, *map(str, arguments)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=self.errors, text=True)
+                                        stdout=subprocess.PIPE, stderr=self.errors, text=True,
+                                        # Several sides share a GPU: none may take all of its memory.
+                                        env={**os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"})
 
     def __enter__(self):
         return self

@@ -144,15 +144,14 @@ def steps_within(split, seconds):
     return train.CONSTANTS["warmup_steps"] + max(1, round((seconds - (begun - start)) * TIMED_STEPS / (ended - begun)))
 
 
-def train_ours(split, seconds):
-    """Trains our model as train.py does, its learning rate's schedule laid over the seconds."""
-    devices.prepare()
-    total_steps = steps_within(split, seconds)
+def train_ours(split, total_steps):
+    """Trains our model as train.py does, its learning rate's schedule laid over the steps."""
     keras.utils.set_random_seed(0)
     batch_size = min(train.DEFAULTS["batch_size"], len(split.images))
     turns = Turns(batch_size)
     model, batches = start_ours(split, total_steps)
-    turns.steps, turns.images = train.CONSTANTS["warmup_steps"], train.CONSTANTS["warmup_steps"] * batch_size  # the start's steps are steps
+    turns.steps = train.CONSTANTS["warmup_steps"]  # the start's steps are steps
+    turns.images = turns.steps * batch_size
     model.fit(batches, steps_per_epoch=10 ** 6, verbose=0, shuffle=False, callbacks=[turns])
     return model, batch_size
 
@@ -174,9 +173,12 @@ def run_side(name, splits, budget):
     """The process of a side: trains in turns, then answers once more, with what the test images show."""
     keras.utils.set_random_seed(0)
     next(common.requests())
+    if name == "ours":
+        devices.prepare()
+        total_steps = steps_within(splits["train"], budget)
     common.answer("loaded")
     if name == "ours":
-        (model, batch_size), scale = train_ours(splits["train"], budget), 1 / 127.5
+        (model, batch_size), scale = train_ours(splits["train"], total_steps), 1 / 127.5
     else:
         (model, batch_size), scale = train_followed(splits["train"]), 1 / 255
     common.answer({**measure(model, splits["test"].images, scale, -1), "batch_size": batch_size})
