@@ -566,7 +566,7 @@ document.querySelectorAll(".head").forEach(head => head.querySelector("input").a
 """
 
 HEADS = """<section><h2>Whole heads</h2>
-<p>Sampled slice by slice, from the lowest up. Front is up and the head's left on the left; in the sagittal cut, front is on the
+<p>Sampled slice by slice, from the lowest up. Front is up; in the sagittal cut, front is on the
 left. The line shows where the slice lies.</p>{viewers}<table>{judged}</table></section>
 """
 
