@@ -148,8 +148,9 @@ def test_k_means_start_finds_the_clusters():
     quantizer.fit_codebook(np.concatenate([vectors, np.repeat(vectors[:40], 2, axis=0)]))  # the first cluster thrice
     np.testing.assert_allclose(np.sort(quantizer.counts), 6 * np.array([40, 40, 40, 40, 40, 120]) / 320, rtol=1e-6)
     by_gradient = make_quantizer(decay=None)
-    by_gradient.fit_codebook(vectors[:6])
-    np.testing.assert_allclose(np.sort(by_gradient.embeddings, axis=0), np.sort(vectors[:6], axis=0), atol=1e-5)
+    by_gradient.fit_codebook(vectors)
+    found = np.linalg.norm(by_gradient.embeddings.numpy() - centres[:, np.newaxis], axis=-1).min(axis=1)
+    assert (found < 0.1).all()
     with pytest.raises(ValueError, match="5 vectors cannot start 6 codes"):
         quantizer.fit_codebook(vectors[:5])
 
