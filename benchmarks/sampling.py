@@ -40,17 +40,25 @@ def random_prior(grid_size):
     prior = modules.PixelCNN(grid_size)
     for weight in prior.trainable_variables:
         weight.assign_add(0.05 * tf.random.normal(weight.shape))
+    prior.start_people(np.random.default_rng(0).random((20, *prior.mean_picture.shape)))
     return prior
 
 
 def compare(prior, batch):
     """One row: seconds per image both ways, compilation apart, and whether the codes are the same."""
     positions = tf.range(batch) % prior.num_positions
-    noise = prior.gumbel_noise(0, tf.range(batch))
-    fast = tf.function(prior.sample_from_noise, jit_compile=True)
-    slow = tf.function(lambda codes: prior({"codes": codes, "positions": positions}))
+    noise, person = prior.gumbel_noise(0, tf.range(batch)), prior.draw_persons(0, tf.range(batch))
+    below = tf.random.stateless_uniform((batch, len(prior.steps_below), prior.grid_size, prior.grid_size), (0, 0),
+                                        maxval=prior.num_embeddings, dtype=tf.int32)
+    known = {"positions": positions, "below": below, "person": person}
+    compiled = tf.function(prior.sample_from_noise, jit_compile=True)
+    slow = tf.function(lambda codes: prior({"codes": codes, **known}))
+
+    def fast():
+        return compiled(positions, noise, tf.constant(1.0), below, person)
+
     start = time.perf_counter()
-    codes = fast(positions, noise, tf.constant(1.0))
+    codes = fast()
     compilation = time.perf_counter() - start
     again = tf.argmax(slow(codes) + noise, axis=-1, output_type=tf.int32)
 
@@ -60,12 +68,20 @@ def compare(prior, batch):
         return time.perf_counter() - start
 
     measured = common.interleave({
-        "fast": lambda: seconds(lambda: fast(positions, noise, tf.constant(1.0)).numpy()),
+        "fast": lambda: seconds(lambda: fast().numpy()),
         "slow": lambda: seconds(lambda: slow(codes)[0, 0, 0, 0].numpy()) * prior.grid_size ** 2}, ROUNDS)
     return {"grid_size": prior.grid_size, "batch": batch, "seconds_per_image": statistics.median(measured["fast"]) / batch,
             "slow_seconds_per_image": statistics.median(measured["slow"]) / batch,
             "speedup": common.ratio(measured["slow"], measured["fast"]), "first_call_seconds": compilation,
             "codes_identical": bool(np.array_equal(codes, again))}
+
+
+def time_heads(prior, count=4):
+    """The seconds per slice of whole heads drawn side by side, compilation apart."""
+    prior.sample_heads(count)
+    start = time.perf_counter()
+    prior.sample_heads(count, seed=1)
+    return (time.perf_counter() - start) / (count * prior.num_positions)
 
 
 @cli.exit_on_input_error
@@ -85,10 +101,12 @@ def main():
             print("{grid_size}x{grid_size}, batch {batch:2}: {seconds_per_image:.4f} s per image against "
                   "{slow_seconds_per_image:.1f}: {0}, codes identical: {codes_identical}"
                   .format(common.say(rows[-1]["speedup"]), **rows[-1]), flush=True)
+    head_seconds = time_heads(priors[-1])
+    print(f"4 heads side by side: {head_seconds:.4f} s per slice", flush=True)
     chosen = next(row for row in reversed(rows) if row["batch"] == 16)
     common.finish("sampling", arguments, {
         "speedup": chosen["speedup"], "seconds_per_image": chosen["seconds_per_image"], "grid_size": chosen["grid_size"],
-        "codes_identical": all(row["codes_identical"] for row in rows),
+        "codes_identical": all(row["codes_identical"] for row in rows), "head_seconds_per_slice": head_seconds,
         "settings": {"run_dir": arguments.run_dir, "rounds": ROUNDS,
                      "slow_side": "one forward pass, scaled to one for each code"},
         "rows": rows})
