@@ -124,4 +124,4 @@ def test_the_record_says_where_everything_comes_from():
 
 
 def test_the_readme_is_read_in_one_sitting():
-    assert len(README.split()) <= 1_700
+    assert sum(bool(re.search(r"\w", word)) for word in README.split()) <= 1_700
