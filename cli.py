@@ -82,6 +82,12 @@ def report_write_errors(folder, advice, also=()):
     try:
         yield
     except (OSError, *also) as error:
+        message, named = str(error), getattr(error, "filename", None)
+        if type(error).__name__ == "ResourceExhaustedError" and "No space left" not in message:
+            raise  # memory, not the disk
+        if isinstance(named, str) and not any(Path(one).absolute().is_relative_to(Path(other).absolute())
+                                              for one, other in ((named, folder), (folder, named))):
+            raise  # of another file
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"{folder} cannot be written ({reason}); {advice}.") from error
 

@@ -12,6 +12,9 @@ import functools
 import os
 from pathlib import Path
 import shutil
+import subprocess
+import sys
+import threading
 
 import keras
 from keras import layers
@@ -22,6 +25,7 @@ from cli import InputError
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 CUDA_COMMAND = 'pip install "tensorflow[and-cuda]>=2.21,<2.22"'
+PATIENCE = 600  # seconds to wait for the other machines to start
 STEPS_AT_ONCE = 16  # at most, on a GPU: between them Python does not get a word in
 SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
 
@@ -47,7 +51,7 @@ def prepare(exact=False):
         tf.config.experimental.enable_tensor_float_32_execution(False)
     if not gpus:
         tf.config.experimental.enable_op_determinism()  # the same seed gives the same bits; on a GPU it would cost much
-        if _is_gpu_idle():
+        if is_chief() and _is_gpu_idle():
             print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
                   f"To use the GPU: {CUDA_COMMAND}", flush=True)
     return "CPU" if not gpus else "GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
@@ -98,9 +102,9 @@ def layers_of(policy):
         keras.config.set_dtype_policy(before)
 
 
-def samples_at_once():
-    """How many samples to draw side by side: a GPU has room for more, and waits less for each."""
-    return SAMPLES_AT_ONCE[kind()]
+def samples_at_once(bytes_each):
+    """How many samples to draw side by side: a GPU has room for more, and waits less for each; 1 GB of noise at most."""
+    return max(1, min(SAMPLES_AT_ONCE[kind()], 2 ** 30 // bytes_each))
 
 
 def steps_per_execution(steps_per_epoch):
@@ -116,6 +120,10 @@ def steps_per_execution(steps_per_epoch):
 # Several devices ------------------------------------------------------------------------------------------------------
 
 
+def _has_nvidia_gpus():
+    return shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+
+
 @functools.cache
 def cluster():
     """The resolver of the cluster that TF_CONFIG or a Slurm step of several tasks describes, or None.
@@ -124,18 +132,18 @@ def cluster():
         InputError: if what describes it cannot be understood.
     """
     try:
-        if "TF_CONFIG" in os.environ:
+        if os.environ.get("TF_CONFIG"):
             resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         elif (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
             # Without GPUs the resolver has none to share out, and fails; so it is told of one for each task.
-            no_gpus = {} if shutil.which("nvidia-smi") else {"gpus_per_node": tasks, "gpus_per_task": 1, "auto_set_gpu": False}
+            no_gpus = {} if _has_nvidia_gpus() else {"gpus_per_node": tasks, "gpus_per_task": 1, "auto_set_gpu": False}
             resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**no_gpus)
         else:
             return None
         machines = sum(map(len, resolver.cluster_spec().as_dict().values()))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{'TF_CONFIG' if 'TF_CONFIG' in os.environ else 'The Slurm step'} describes no cluster "
-                         f"({_first_line(error)}); see README, Several machines.") from error
+        raise InputError(f"{'TF_CONFIG' if os.environ.get('TF_CONFIG') else 'The Slurm step'} describes no cluster "
+                         f"({_first_line(error)}); see README, Many devices.") from error
     return resolver if machines > 1 else None
 
 
@@ -154,9 +162,29 @@ def strategy():
     In a cluster it has to be made before any other TensorFlow operation.
     """
     if cluster():
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster())
+        return _wait_for_cluster()
     gpus = tf.config.list_logical_devices("GPU")
     return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+
+
+def _wait_for_cluster():
+    machines = sum(cluster().cluster_spec().as_dict().values(), [])
+
+    def give_up():
+        print(f"Not all machines of {', '.join(machines)} have started within {PATIENCE // 60} minutes; look at the others.",
+              file=sys.stderr, flush=True)
+        os._exit(2)  # TensorFlow waits without end, and lets no signal through
+
+    timer = threading.Timer(PATIENCE, give_up)
+    timer.daemon = True
+    timer.start()
+    print(f"Waiting for all machines of {', '.join(machines)} ...", flush=True)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster())
+    except ValueError as error:
+        raise InputError(f"The cluster cannot be joined ({_first_line(error)}); see README, Many devices.") from error
+    finally:
+        timer.cancel()
 
 
 def global_batch(wanted, available):
@@ -171,13 +199,6 @@ def global_batch(wanted, available):
     return min(-(-wanted // replicas), available // replicas) * replicas
 
 
-def even_batch(wanted, count):
-    """The largest batch size up to `wanted` that leaves no device without a part of the last of `count` items."""
-    replicas = strategy().num_replicas_in_sync
-    sizes = (size for size in range(wanted, 0, -1) if count % size == 0 or count % size >= replicas)
-    return next((size for size in sizes if size >= replicas), wanted)
-
-
 def _alone():
     return tf.distribute.get_strategy().num_replicas_in_sync == 1 or tf.distribute.in_cross_replica_context()
 
@@ -185,6 +206,14 @@ def _alone():
 def replica():
     """The number of this replica, an int32 tensor, or 0 where there is one or none is meant."""
     return 0 if _alone() else tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def fill_if_empty(batch):
+    """A replica's part of a batch, or one item of zeros where it got none: oneDNN's convolutions refuse empty batches."""
+    if _alone():
+        return batch
+    missing = tf.maximum(1 - tf.shape(batch)[0], 0)
+    return tf.concat([batch, tf.zeros(tf.concat([[missing], tf.shape(batch)[1:]], axis=0), batch.dtype)], axis=0)
 
 
 def sum_over_replicas(values):
@@ -271,7 +300,7 @@ def report_failures(advice, resume=""):
         raise InputError(f"Out of memory ({_first_line(error)}); {advice}.") from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
             tf.errors.InternalError) as error:
-        if cluster() is None:
+        if not resume or cluster() is None:
             raise
         raise InputError(f"Another machine of the cluster does not answer ({_first_line(error)}); {resume}.") from error
 

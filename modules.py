@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 import tensorflow as tf
 
-from devices import broadcast, Distributed, layers_of, PACKAGE, replica, sum_over_replicas
+from devices import broadcast, Distributed, fill_if_empty, layers_of, PACKAGE, replica, sum_over_replicas
 from prior import PixelCNN
 
 
@@ -340,7 +340,7 @@ class VQVAE(Distributed, keras.Model):
 
     def test_step(self, data):
         """The losses on a batch of (images, positions)."""
-        return self._track(self._batch_losses(data[0], training=False), data[0])
+        return self._track(self._batch_losses(fill_if_empty(data[0]), training=False), data[0])
 
     def _track(self, values, images):
         count = tf.shape(images)[0]  # the last batch of a split may be short, and a replica's part of it empty
@@ -401,6 +401,8 @@ def load_model(path, compile=True):
         if damaged:
             raise ValueError(f"{damaged} in it is damaged")
         model = keras.models.load_model(path, compile=compile, safe_mode=True)
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise  # not the file's fault
     except Exception as error:  # a file from a stranger may fail in any way
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error

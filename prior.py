@@ -399,9 +399,11 @@ class PixelCNN(Distributed, keras.Model):
 
     def test_step(self, data):
         """The code length of a batch: `bits_per_code`, with all that it tells, and `..._alone`, of the slice by itself."""
+        count = tf.shape(data["codes"])[0]
+        data = {name: devices.fill_if_empty(values) for name, values in data.items()}
         alone = {"codes": data["codes"], "positions": data["positions"]}
         for tracker, known in zip(self.trackers, (data, alone)):
-            tracker.update_state(self._bits(known, training=False))
+            tracker.update_state(self._bits(known, training=False)[:count])
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
     @property
@@ -426,7 +428,7 @@ class PixelCNN(Distributed, keras.Model):
         positions = np.asarray(positions, np.int32)
         if positions.size and not 0 <= positions.min() <= positions.max() < self.num_positions:
             raise ValueError(f"positions must lie in 0 to {self.num_positions - 1}, got {positions.min()} to {positions.max()}.")
-        size = max(1, min(batch_size or devices.samples_at_once(), len(positions)))
+        size = max(1, min(batch_size or devices.samples_at_once(self._noise_bytes), len(positions)))
         codes = np.zeros((len(positions), self.grid_size, self.grid_size), np.int32)
         for first in tqdm(range(0, len(positions), size), "Sampling", unit=" batches", leave=False, disable=None):
             # The last batch is filled up: another size would be compiled anew.
@@ -452,7 +454,7 @@ class PixelCNN(Distributed, keras.Model):
             codes, int32 NumPy (N, num_positions, g, g).
         """
         heads = np.zeros((count, self.num_positions, self.grid_size, self.grid_size), np.int32)
-        size = max(1, min(batch_size or devices.samples_at_once(), count))
+        size = max(1, min(batch_size or devices.samples_at_once(self._noise_bytes), count))
         with tqdm(total=count * self.num_positions, desc="Sampling", unit=" slices", leave=False, disable=None) as progress:
             for first in range(0, count, size):
                 indices = tf.range(first, first + size)  # the last batch is filled up: another size would be compiled anew
@@ -470,6 +472,10 @@ class PixelCNN(Distributed, keras.Model):
             below = tf.stack([drawn[-step] if step <= position else none for step in self.steps_below], axis=1)
             drawn.append(sampler(tf.fill(tf.shape(indices), position), noise, tf.cast(temperature, tf.float32), below, person))
             yield drawn[-1]
+
+    @property
+    def _noise_bytes(self):
+        return 4 * self.grid_size ** 2 * self.num_embeddings
 
     def _none_below(self, count):
         return tf.fill((count, len(self.steps_below), self.grid_size, self.grid_size), self.num_embeddings)

@@ -68,6 +68,9 @@ CONSTANTS = {
     **{name: getattr(dataset, name.upper())
        for name in ("without_below", "without_further", "corrupted", "without_person", "person_noise")},
 }
+# With which TensorFlow's own files fail; it computes with others.
+WRITE_ERRORS = (tf.errors.PermissionDeniedError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
+                tf.errors.ResourceExhaustedError)
 EXPLODED = 1e6  # no loss of a network that learns comes near
 
 
@@ -139,7 +142,10 @@ def open_run(arguments):
                 stack.enter_context(claimed(run_dir, config, arguments.resume))
         config = json.loads(devices.broadcast_text(json.dumps(config)))
         with devices.together():
-            splits = splits or matching_splits(arguments, config, run_dir)
+            if not devices.is_chief():
+                devices.check_precision(config["settings"]["mixed_precision"])
+                arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # their own disk's, if it is named
+                splits = matching_splits(arguments, config, run_dir)
         yield run_dir, config, splits
 
 
@@ -161,7 +167,7 @@ def claimed(run_dir, config, resumed):
 def writing(run_dir, advice=None):
     """Reports a failure to write into the run's folder: to be put around what writes, and around nothing else."""
     return cli.report_write_errors(run_dir, advice or (
-        f"what was saved before is whole: mend that, then python train.py --run-dir {run_dir} --resume"), [tf.errors.OpError])
+        f"what was saved before is whole: mend that, then python train.py --run-dir {run_dir} --resume"), WRITE_ERRORS)
 
 
 @contextlib.contextmanager
@@ -362,7 +368,7 @@ class Pictures(keras.callbacks.Callback):
         """Draws what was measured."""
         measured = self.measurements
         frame = self._draw_frame(f"after epoch {epoch + 1} of {self.epochs}", epoch + 1)
-        with self.writer.as_default(epoch):
+        with tf.device("CPU"), self.writer.as_default(epoch):  # the GPU's memory is not for histograms
             tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
             tf.summary.histogram("codes", measured.codes, buckets=self.model.quantizer.num_embeddings)
             tf.summary.histogram("codebook", self.model.quantizer.embeddings)
@@ -552,23 +558,48 @@ def read_history(path):
     return np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
 
 
-def load_for_all(path, build, with_optimizer=False):
+def load_for_all(path, build):
     """The model in a file that the chief alone need have; other machines of a cluster build theirs and get its weights.
 
     Raises:
         InputError: if the file is damaged.
     """
     with devices.together():
-        if devices.is_chief():
-            try:
-                model = modules.load_model(path, compile=with_optimizer)
-            except ValueError as error:
-                raise InputError(f"{error}; remove it to begin this stage again.") from error
-        else:
-            model = build()
-            if with_optimizer:
-                model.optimizer.build(model.trainable_variables)
-    devices.broadcast_variables(model.variables + (model.optimizer.variables if with_optimizer else []))
+        try:
+            model = modules.load_model(path, compile=False) if devices.is_chief() else build()
+        except ValueError as error:
+            raise InputError(f"{error}; put back the file, or start a new run.") from error
+    devices.broadcast_variables(model.variables)
+    return model
+
+
+def go_on(path, build, steps):
+    """A model as `build` makes it for this machine, with weights and optimiser of a backup that the chief alone need have.
+
+    Not the loaded model itself: Keras saves how it was compiled, which may not suit other devices than those it began on.
+
+    Args:
+        path: the backup.
+        build: makes the model.
+        steps: what the optimiser has made, counted in steps of the batches that are used now.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    with devices.together():  # before any variable is made, for which machines wait for each other
+        try:
+            saved = modules.load_model(path) if devices.is_chief() else None
+        except ValueError as error:
+            raise InputError(f"{error}; remove it to begin this stage again.") from error
+    with devices.strategy().scope():
+        model = build()
+        model.optimizer.build(model.trainable_variables)
+    variables = model.variables + model.optimizer.variables
+    if saved is not None:
+        for variable, value in zip(variables, saved.variables + saved.optimizer.variables, strict=True):
+            variable.assign(np.asarray(value))
+    devices.broadcast_variables(variables)
+    model.optimizer.iterations.assign(steps)
     return model
 
 
@@ -615,10 +646,10 @@ def train_vqvae(run_dir, config, splits):
     steps_per_epoch = len(splits["train"].images) // batch_size
     backup = run_dir / "backup" / "vqvae.keras"
     first_epoch = finished_epochs(backup)
-    with devices.strategy().scope():
-        if first_epoch:
-            vqvae = load_for_all(backup, lambda: new_vqvae(config, steps_per_epoch), with_optimizer=True)
-        else:
+    if first_epoch:
+        vqvae = go_on(backup, lambda: new_vqvae(config, steps_per_epoch), CONSTANTS["warmup_steps"] + first_epoch * steps_per_epoch)
+    else:
+        with devices.strategy().scope():
             vqvae = new_vqvae(config, steps_per_epoch)
             say(f"{CONSTANTS['warmup_steps']} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
             # Another seed than the epochs': the first of them then sees every image afresh.
@@ -629,7 +660,7 @@ def train_vqvae(run_dir, config, splits):
                 raise InputError(f"Training vqvae went astray at its start: {error}. "
                                  "Start again with a lower --learning-rate.") from error
     if first_epoch < settings["epochs"]:
-        validation = dataset.image_batches(splits["validate"], devices.even_batch(32, len(splits["validate"].images)))
+        validation = dataset.image_batches(splits["validate"], 32)
         fit(VQVAE, vqvae, dataset.training_batches(splits["train"], batch_size, seed, first_epoch), validation,
             steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, epochs=settings["epochs"], seed=seed, run_dir=run_dir,
             measurements=Measurements(splits, seed) if devices.is_chief() else None)
@@ -662,24 +693,42 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
     steps_per_epoch = len(splits["train"].images) // batch_size
     backup = run_dir / "backup" / "pixelcnn.keras"
     first_epoch = finished_epochs(backup)
-    with devices.strategy().scope():
-        def build():
-            return new_pixelcnn(config, vqvae, splits["train"], steps_per_epoch)
+    check_codebook(backup, vqvae, run_dir)
 
-        prior = load_for_all(backup, build, with_optimizer=True) if first_epoch else build()
-    if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
-        raise InputError(f"{backup} was trained on the codes of another codebook than that of {run_dir / 'vqvae.keras'}; "
-                         "remove it to begin this stage again.")
+    def build():
+        return new_pixelcnn(config, vqvae, splits["train"], steps_per_epoch)
+
+    if first_epoch:
+        prior = go_on(backup, build, first_epoch * steps_per_epoch)
+    else:
+        with devices.strategy().scope():
+            prior = build()
     if first_epoch < settings["prior_epochs"]:
         told = {}
         for name, some in versions.items():
             below, persons = zip(*(dataset.head_context(split, prior, vqvae.settings["margin"]) for split in some))
             told[name] = codes[name], some[0].positions, below[0], np.stack(persons), prior.num_embeddings
-        validation_batch = devices.even_batch(32, len(splits["validate"].images))
         fit(PIXELCNN, prior, dataset.code_batches(*told["train"], batch_size, seed, first_epoch),
-            dataset.code_batches(*told["validate"], validation_batch),
+            dataset.code_batches(*told["validate"], 32),
             steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, epochs=settings["prior_epochs"], seed=seed, run_dir=run_dir)
     return load_for_all(run_dir / "pixelcnn.keras", build), codes["validate"][0]
+
+
+def check_codebook(backup, vqvae, run_dir):
+    """Compares the codebook that a prior's backup was trained on with the one there is; the chief does so for all.
+
+    Raises:
+        InputError: if it is another.
+    """
+    with devices.together():
+        if devices.is_chief() and backup.exists():
+            try:
+                digest = modules.load_model(backup, compile=False).settings["codebook_digest"]
+            except ValueError as error:
+                raise InputError(f"{error}; remove it to begin this stage again.") from error
+            if digest != vqvae.quantizer.digest():
+                raise InputError(f"{backup} was trained on the codes of another codebook than that of {run_dir / 'vqvae.keras'}; "
+                                 "remove it to begin this stage again.")
 
 
 def encode(vqvae, split):
@@ -737,7 +786,7 @@ def main(argv=None):
         with open_run(arguments) as (run_dir, config, splits):
             people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
             say(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {device}{devices.cluster_size()}.")
-            for name in ("validate", "test"):
+            for name in ("validate", "test") if devices.is_chief() else ():
                 dataset.warn_of_lost_border(splits[name], config["vqvae"]["margin"])
             with stoppable(run_dir):
                 run_stages(run_dir, config, splits)

@@ -124,6 +124,17 @@ def test_a_driver_without_a_gpu_in_tensorflow_is_told(monkeypatch, capsys):
 # Failures are reported as what they are
 
 
+def test_out_of_memory_is_no_damaged_file(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    model, _ = small_models()
+    model.save(tmp_path / "model.keras")
+    monkeypatch.setattr(keras.models, "load_model", fail)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        modules.load_model(tmp_path / "model.keras")
+
+
 @pytest.mark.parametrize("error, expected", (
     (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,64]"),
      "Out of memory (OOM when allocating tensor with shape[8,64]); give a smaller --batch-size"),
@@ -235,11 +246,6 @@ def test_batches_are_shared_out_evenly_by_any_number_of_devices(monkeypatch):
             batch = devices.global_batch(wanted, available)
             assert batch % count == 0 and 0 < batch <= available
             assert batch >= min(wanted, available - count + 1)
-        for images in range(1, 70):
-            batch = devices.even_batch(32, images)
-            assert 1 <= batch <= 32
-            rest = images % batch
-            assert rest == 0 or rest >= count or images < count
     replicas(monkeypatch, 4)
     with pytest.raises(cli.InputError, match="3 training images cannot be shared out among 4 devices"):
         devices.global_batch(8, 3)
@@ -270,7 +276,7 @@ def run_on(count, stop_in, folder, *arguments):
 
 
 def test_two_devices_stop_and_three_go_on(tmp_path):
-    write_cohort(tmp_path / "cohort", people=(3, 2, 2), slices=5)
+    write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=5)
     new = ["--data-dir", "cohort", "--run-dir", "run", *TINY]
     stopped = run_on(2, "vqvae", tmp_path, *new)
     assert stopped.returncode == 7, stopped.stderr
@@ -315,7 +321,7 @@ train.main(sys.argv[1:])
 
 
 def test_two_machines_end_with_the_weights_of_one(tmp_path):
-    write_cohort(tmp_path / "cohort", people=(3, 2, 2), slices=5)
+    write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=8)
     arguments = ["--data-dir", "cohort", *TINY, "--prior-epochs", "1"]
     workers = free_addresses(2)
     both = [start_worker(index, workers, tmp_path, WITHOUT_DROPOUT, *arguments, "--run-dir", f"two-{index}") for index in range(2)]
@@ -335,7 +341,8 @@ def test_two_machines_end_with_the_weights_of_one(tmp_path):
         alone, together = (modules.load_model(tmp_path / run / f"{name}.keras") for run in ("one", "two-0"))
         for one, two in zip(alone.variables, together.variables, strict=True):
             if "seed" not in one.path:
-                np.testing.assert_allclose(two, one, atol=2e-4, err_msg=one.path)
+                # Five steps of each epoch are shared: a gradient of one machine alone moves weights by 1e-4 and more.
+                np.testing.assert_allclose(two, one, rtol=1e-4, atol=2e-5, err_msg=one.path)
 
 
 def test_what_one_machine_is_refused_ends_the_other(tmp_path):
