@@ -87,23 +87,34 @@ class Halves:
     def decode_codes(self, codes):
         return tf.repeat(tf.repeat(2.0 * tf.cast(codes, tf.float32)[..., tf.newaxis] - 1, 8, 1), 8, 2)
 
-    def log_prob(self, codes, positions):
-        return -np.log(2) * (tf.reduce_sum(1.0 + 2 * tf.cast(codes, tf.float32), (1, 2)) + tf.cast(positions, tf.float32))
+    def log_prob(self, codes, positions, below=None, person=None):
+        """A bit more for each position; two bits less for every slice below that is known, one less for a person."""
+        bits = tf.reduce_sum(1.0 + 2 * tf.cast(codes, tf.float32), (1, 2)) + tf.cast(positions, tf.float32)
+        if below is not None:
+            bits -= 2 * tf.reduce_sum(tf.cast(below[:, :, 0, 0] < self.num_embeddings, tf.float32), axis=1)
+        if person is not None:
+            bits -= tf.reduce_sum(person, axis=1)
+        return -np.log(2) * bits
 
 
 def test_evaluate_measures_what_comes_back_through_the_codes():
     images = np.float32(np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 1)))
     positions, networks = np.arange(5), Halves()
     batches = [(images[i:i + 2], positions[i:i + 2]) for i in (0, 2, 4)]  # the last one is short
-    measured, codes, reconstructions = metrics.evaluate(networks, networks, batches)
+    below = np.array([[5, 5], [0, 5], [1, 0], [2, 1], [3, 2]])  # 5 for none
+    persons = np.float32([[1, 0]] * 5)
+    measured, details = metrics.evaluate(networks, networks, batches, positions, below, persons)
     expected_codes = (images[..., 0].reshape(5, 2, 8, 2, 8).mean(axis=(2, 4)) > 0).astype(int)
-    np.testing.assert_array_equal(codes, expected_codes)
-    expected = expected_codes.repeat(8, 1).repeat(8, 2)
-    np.testing.assert_array_equal(reconstructions, expected)
-    bits = np.mean([(1 + 2 * code).sum() + position for code, position in zip(expected_codes, positions)]) / 4
+    np.testing.assert_array_equal(details["codes"], expected_codes)
+    originals, expected = (images[..., 0].astype(float) + 1) / 2, expected_codes.repeat(8, 1).repeat(8, 2)
+    np.testing.assert_allclose(details["ssim"], [metrics.ssim(*pair) for pair in zip(originals, expected)])
+    np.testing.assert_allclose(details["error_map"], np.abs(originals - expected).mean(axis=0))
+    alone = np.array([(1 + 2 * code).sum() + position for code, position in zip(expected_codes, positions)]) / 4
+    told = alone - (2 * np.array([0, 1, 2, 2, 2]) + 1) / 4
+    bits = told.mean() + 8 * 2 / (5 * 4)  # two numbers of 8 bits for the one head's five slices
     assert measured == pytest.approx({
-        **metrics.reconstruction_metrics((images[..., 0].astype(float) + 1) / 2, expected),
-        **metrics.code_metrics(expected_codes, 4), "bits_per_code": bits, "bytes_per_image": bits * 4 / 8})
+        **metrics.reconstruction_metrics(originals, expected), **metrics.code_metrics(expected_codes, 4), "bits_per_code": bits,
+        "bits_per_code_alone": alone.mean(), "bytes_per_image": bits * 4 / 8}, rel=1e-5)
 
 
 # Samples
@@ -135,7 +146,7 @@ def test_features_are_whitened_principal_components():
     small = images[:10, :32, :32]  # too few for 64 components, too small to be averaged
     np.testing.assert_array_equal(metrics.fit_features(small)(small), metrics.fit_features(small)(small))
     left, _, _ = np.linalg.svd(small.reshape(10, -1) / 255 - small.reshape(10, -1).mean(axis=0) / 255, full_matrices=False)
-    assert metrics.fit_features(small)(small).shape == (10, 10)
+    assert metrics.fit_features(small)(small).shape == (10, 9)
     np.testing.assert_allclose(np.abs(metrics.fit_features(small)(small)[:, :5]), np.abs(left[:, :5] * 3), atol=1e-6)
 
 
