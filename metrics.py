@@ -449,9 +449,11 @@ def evaluate_samples(samples, positions, splits, features_of):
 
 
 def say_copy_test(measured, what="Samples"):
-    """One sentence on what the copy test found, from `copy_test`, `nearest_samples` and `nearest_real`."""
+    """What the copy test found in words, from `copy_test`, `nearest_samples`, `nearest_real`; of heads `nearest_over_second` too."""
     score = measured["copy_test"]
-    verdict = ("nearer to the training people than new people do: they copy" if score < -3 else
+    # A copy is near to one person; who keeps to the middle of all is somewhat near to many.
+    who = ": they copy" if measured.get("nearest_over_second", 0) < 0.5 else ", but to no one of them in particular"
+    verdict = (f"nearer to the training people than new people do{who}" if score < -3 else
                "somewhat nearer to the training people than new people do" if score < -1 else
                "about as near to the training people as new people do: no sign of copying" if score <= 1 else
                "further from the training people than new people do: no copies, but not quite where people are")
@@ -570,7 +572,8 @@ def evaluate_heads(sampled, reconstructed, people):
         `slice_correlation`; with `_stacked` of slices of different test people); for each of `head_statistics`, say `dark`:
         `dark_mean`, `dark_sd` (both also with `_train`), `dark_sd_ratio` (to the training people's), `dark_ks_train` and
         `dark_ks_test` (Kolmogorov-Smirnov distances to training and test people); `copy_test` (of whole heads), `nearest_samples`,
-        `nearest_real` (median distance to the nearest training head), `copy_test_says`; `num_heads`, `num_people`. The details:
+        `nearest_real` (median distance to the nearest training head), `nearest_over_second` (its median), `copy_test_says`;
+        `num_heads`, `num_people`. The details:
         `distances` (N,) of the sampled heads to the nearest training head, its index, `nearest` (N,), and whether it is that
         head's mirror image, `mirrored` (N,).
     """
@@ -642,7 +645,21 @@ def head_copy_test(columns, people):
         # Reconstructions are of the very people they are compared with: to draw both anew would be wrong.
         measured |= ({f"copy_test{suffix}": score(distances, real)} if suffix == "_reconstructed" else
                      with_interval(f"copy_test{suffix}", score, distances, real))
-    return measured | {"copy_test_says": say_copy_test(measured, "Sampled heads")}, details
+        measured |= with_interval(f"nearest_over_second{suffix}", np.median, nearest_over_second(features_of, heads, people["train"]))
+    says = say_copy_test(measured, "Sampled heads")
+    says += (f" The nearest of them is at {measured['nearest_over_second']:.2f} of the distance of the second nearest; for new people "
+             f"it is {measured['nearest_over_second_floor']:.2f}, for a copy 0.")
+    return measured | {"copy_test_says": says}, details
+
+
+def nearest_over_second(features_of, pictures, train):
+    """How much nearer the nearest training person is than the second nearest, float (N,): a copy has 0, who is like no one 1.
+
+    The arguments are those of `nearest_training`; a person's mirror image counts as the person.
+    """
+    found, people, mirrored = (features_of(some) for some in (pictures, train, train[..., ::-1]))
+    distances = np.sort(np.minimum(euclidean_distances(found, people), euclidean_distances(found, mirrored)), axis=1)
+    return distances[:, 0] / np.maximum(distances[:, 1], np.finfo(float).eps)
 
 
 def head_table(measured):

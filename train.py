@@ -58,7 +58,7 @@ DEFAULTS = {
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 12, "prior_epochs": 4}
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 8, "prior_epochs": 4}
 # What no option sets. A run remembers these too, and is not resumed by a version that has others.
 CONSTANTS = {
     "warmup_steps": 60,  # of plain autoencoding before the codebook starts

@@ -62,7 +62,8 @@ def heads(results):
              ("correlation_8_apart", "of slices 8 apart"), ("dark_sd_ratio", "spread of ventricle size, over training people's"),
              ("dark_ks_train", "ventricle size: distance to training people ↓"),
              ("volume_ks_train", "brain volume: distance to training people ↓"),
-             ("symmetry_ks_train", "symmetry: distance to training people ↓"), ("copy_test", "C_T, below 0 is too near"))
+             ("symmetry_ks_train", "symmetry: distance to training people ↓"), ("copy_test", "C_T, below 0: nearer than new people"),
+             ("nearest_over_second", "nearest over second nearest training person; a copy: 0"))
     record = results["heads"]
 
     def cell(name):

@@ -405,6 +405,11 @@ def test_heads_are_judged_by_head():
     copied, details = metrics.evaluate_heads(copies, people["test"], people)
     narrow, _ = metrics.evaluate_heads(alike, people["test"], people)
     assert copied["copy_test"] < -3 and "Sampled heads" in copied["copy_test_says"] and "they copy" in copied["copy_test_says"]
+    assert copied["nearest_over_second"] < 0.5 < 0.8 < new["nearest_over_second"] <= 1
+    # Heads that all keep to the middle are near to many, and copies of none.
+    middle = np.uint8(people["train"].mean(axis=0, keepdims=True).repeat(24, axis=0))
+    blurred, _ = metrics.evaluate_heads(middle, people["test"], people)
+    assert blurred["copy_test"] < -3 and "to no one of them in particular" in blurred["copy_test_says"]
     np.testing.assert_array_equal(details["nearest"], np.arange(24))
     assert not details["mirrored"].any()
     mirrored, details = metrics.evaluate_heads(copies[..., ::-1], people["test"], people)
