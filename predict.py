@@ -63,7 +63,7 @@ def parse_arguments(argv):
     arguments = parser.parse_args(argv)
     if arguments.images or arguments.codes:
         for name in ("data_dir", "slice", "evaluate", "with_neighbours", "export"):
-            if (value := getattr(arguments, name)) is not None and value is not False:
+            if getattr(arguments, name) is not parser.get_default(name):  # slice 0 is given, but equals False
                 raise InputError(f"--{name.replace('_', '-')} is of no use with {'--images' if arguments.images else '--codes'}; "
                                  "leave out the one or the other.")
     return arguments
