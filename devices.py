@@ -353,7 +353,8 @@ class Distributed:
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if self._distribute_strategy is not None and self.optimizer is not None and not self.optimizer.built:
+        # Without a strategy too: an optimiser that is built inside the first step has that step traced twice.
+        if self.optimizer is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
 

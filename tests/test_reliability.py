@@ -110,11 +110,11 @@ def test_a_start_that_is_no_number_stops_with_advice(trained, tmp_path, monkeypa
 def test_an_exploding_loss_names_epoch_and_step_and_keeps_the_best(tmp_path, loss):
     best = tmp_path / "vqvae.keras"
     best.write_bytes(b"good")
-    checkpoints = train.Checkpoints(tmp_path / "backup.keras", best, "val_ssim", 0.5)
-    checkpoints.on_epoch_begin(3)
-    checkpoints.on_train_batch_end(5, {"loss": 0.3})
+    explosions = train.Explosions(best)
+    explosions.on_epoch_begin(3)
+    explosions.on_train_batch_end(5, {"loss": 0.3})
     with pytest.raises(cli.InputError, match=f"vqvae went astray in epoch 4, step 7.*best model before is in {best}"):
-        checkpoints.on_train_batch_end(6, {"loss": loss})
+        explosions.on_train_batch_end(6, {"loss": loss})
     assert best.read_bytes() == b"good"
 
 
