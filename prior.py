@@ -163,7 +163,7 @@ class PixelCNN(Distributed, keras.Model):
     of its own row because the windows of the horizontal stack widen, 1, 2, 4 ... codes from block to block (needs at least
     log2 of the grid's side of them). Beside its place in the grid and its slice's position in the head it is told, if known:
 
-    - the codes of the slices below, all over the grid: so a head is drawn slice by slice from the lowest up;
+    - the codes of the slices below, all over the grid, read by residual blocks: so a head is drawn slice by slice from the lowest up;
     - the person: what is the same throughout one head and must be decided once. A person is a short vector, the whitened
       principal components of a head's coarse picture (`start_people`). It acts on every layer, and as a picture: decoded to
       what that person's head looks like here, roughly.
@@ -177,12 +177,13 @@ class PixelCNN(Distributed, keras.Model):
         kernel_size: odd width of their windows.
         dropout: rate.
         codebook_digest: `VectorQuantizer.digest` of the codebook whose codes these are, if it is known.
-        steps_below: how far below each of the S slices in `below` lies; (1, 2) are the next one and the one under it.
+        steps_below: how far below each of the S slices in `below` lies: the next one, the one under it, and one further down,
+            so that it shows which way a fold runs.
         person_size: P, the length of the person vector.
     """
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=3,
-                 dropout=0.1, codebook_digest=None, steps_below=(1, 2), person_size=8, **kwargs):
+                 dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4), person_size=8, **kwargs):
         super().__init__(**kwargs)
         if kernel_size % 2 == 0 or kernel_size < 3:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
@@ -207,8 +208,9 @@ class PixelCNN(Distributed, keras.Model):
         self.code_embedding = layers.Embedding(self.num_embeddings, num_filters)
         self.below_embeddings = [layers.Embedding(self.num_embeddings + 1, num_filters) for _ in self.steps_below]
         self.picture_conv = layers.Conv2D(num_filters, 3, padding="same")
-        self.below_convs = [layers.Conv2D(num_filters, 3, padding="same", activation="relu"),
-                            layers.Conv2D(num_filters, 3, padding="same")]
+        # Three residual blocks: nothing here is hidden, so they may look all around, and at each place once, not at each code.
+        self.known_convs = [layers.Conv2D(num_filters, 3, padding="same", kernel_initializer=start)
+                            for start in ("glorot_uniform", "zeros") * 3]
         self.position_embedding = layers.Embedding(self.num_positions, num_filters)
         self.person_embedding = layers.Dense(num_filters, use_bias=False)
         self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
@@ -224,7 +226,7 @@ class PixelCNN(Distributed, keras.Model):
         for layer in (*self.blocks, *self.attentions):
             layer.build()
         self.picture_conv.build((None, None, None, 6))
-        for conv in self.below_convs:
+        for conv in self.known_convs:
             conv.build((None, None, None, self.num_filters))
         self.person_embedding.build((None, self.person_size))
         self.head.build((None, self.grid_size, self.grid_size, self.num_filters))
@@ -250,11 +252,10 @@ class PixelCNN(Distributed, keras.Model):
         codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
         length = codebook.shape[1]
         kernel = self.head.layers[-1].kernel
-        projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters))
-        self.code_embedding.embeddings.assign(projected)
+        for embedding in (self.code_embedding, *self.below_embeddings):
+            projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters))
+            embedding.embeddings.assign(np.pad(projected, [[0, embedding.input_dim - len(codebook)], [0, 0]]))
         kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
-        for below in self.below_embeddings:
-            below.embeddings.assign(np.pad(projected, [[0, 1], [0, 0]]))
 
     # The person
 
@@ -329,8 +330,8 @@ class PixelCNN(Distributed, keras.Model):
         known = self.picture_conv(self._pictures(positions, person))
         for index, embedding in enumerate(self.below_embeddings):
             known += embedding(below[:, index])
-        for conv in self.below_convs:
-            known = conv(known)
+        for first, second in zip(self.known_convs[::2], self.known_convs[1::2]):
+            known += second(tf.nn.relu(first(tf.nn.relu(known))))
         return places + known
 
     def _known(self, positions, below, person):

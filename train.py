@@ -591,7 +591,7 @@ def go_on(path, build, steps):
             saved = modules.load_model(path) if devices.is_chief() else None
         except ValueError as error:
             raise InputError(f"{error}; remove it to begin this stage again.") from error
-    with devices.strategy().scope():
+    with devices.new_scope():
         model = build()
         model.optimizer.build(model.trainable_variables)
     variables = model.variables + model.optimizer.variables
@@ -629,19 +629,9 @@ def adam(peak, total_steps):
     return devices.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
 
 
-def start_names():
-    """Lets Keras number the names of its layers from the start.
-
-    TensorFlow orders some sums by them: a resumed run, which loads a model before it makes one, would else differ from an
-    uninterrupted one in the last bits (4e-9 in the prior's embeddings).
-    """
-    keras.utils.clear_session(free_memory=False)
-
-
 def new_vqvae(config, steps_per_epoch):
     """A VQ-VAE with its optimiser, before any training."""
     settings = config["settings"]
-    start_names()
     vqvae = modules.VQVAE(**config["vqvae"], dtype=devices.precision(settings["mixed_precision"]))
     total = CONSTANTS["warmup_steps"] + steps_per_epoch * settings["epochs"]
     vqvae.compile(adam(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
@@ -659,7 +649,7 @@ def train_vqvae(run_dir, config, splits):
     if first_epoch:
         vqvae = go_on(backup, lambda: new_vqvae(config, steps_per_epoch), CONSTANTS["warmup_steps"] + first_epoch * steps_per_epoch)
     else:
-        with devices.strategy().scope():
+        with devices.new_scope():
             vqvae = new_vqvae(config, steps_per_epoch)
             say(f"{CONSTANTS['warmup_steps']} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
             # Another seed than the epochs': the first of them then sees every image afresh.
@@ -683,7 +673,6 @@ def train_vqvae(run_dir, config, splits):
 def new_pixelcnn(config, vqvae, train_split, steps_per_epoch):
     """A PixelCNN for the codes of a VQ-VAE, with its optimiser, before any training."""
     settings = config["settings"]
-    start_names()
     prior = modules.PixelCNN(**{**config["pixelcnn"], "codebook_digest": vqvae.quantizer.digest()},
                              dtype=devices.precision(settings["mixed_precision"]))
     prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
@@ -712,7 +701,7 @@ def train_pixelcnn(run_dir, config, vqvae, splits):
     if first_epoch:
         prior = go_on(backup, build, first_epoch * steps_per_epoch)
     else:
-        with devices.strategy().scope():
+        with devices.new_scope():
             prior = build()
     if first_epoch < settings["prior_epochs"]:
         told = {}

@@ -42,8 +42,9 @@ def small_prior(**kwargs):
         weight.assign(weight + rng.normal(0, 0.4, weight.shape))
     for weight in prior.head.layers[-1].trainable_variables:
         weight.assign(0.1 * weight)  # else one code takes all
-    for weight in prior.below_convs[-1].trainable_variables:
-        weight.assign(0.02 * weight)  # else they drown the codes
+    for conv in prior.known_convs[1::2]:
+        for weight in conv.trainable_variables:
+            weight.assign(0.02 * weight)  # else they drown the codes
     prior.start_people(rng.uniform(size=(5, prior.num_positions, 16, 16)))
     return prior
 
@@ -328,7 +329,7 @@ def test_every_code_depends_on_all_that_is_known_of_the_head():
 def test_unknown_is_the_none_code_and_the_average_person():
     prior, positions = small_prior(), np.array([0, 3], np.int32)
     codes = np.random.default_rng(0).integers(0, 11, (2, 6, 6), np.int32)
-    expected = prior.log_prob(codes, positions, np.full((2, 2, 6, 6), 11, np.int32), np.zeros((2, 8), np.float32))
+    expected = prior.log_prob(codes, positions, np.full((2, 3, 6, 6), 11, np.int32), np.zeros((2, 8), np.float32))
     np.testing.assert_array_equal(prior.log_prob(codes, positions), expected)
 
 
@@ -433,7 +434,8 @@ def test_embeddings_start_as_like_as_the_codebook():
     prior, codebook = modules.PixelCNN(4, 30, 2, num_filters=200, num_layers=1), vectors_like((30, 4))
     prior.start_embeddings(codebook)
     expected = np.linalg.norm(codebook[:, np.newaxis] - codebook, axis=-1)
-    for started in (prior.code_embedding.embeddings.numpy(), prior.head.layers[-1].kernel.numpy().T):
+    for started in (prior.code_embedding.embeddings.numpy(), prior.below_embeddings[1].embeddings.numpy()[:-1],
+                    prior.head.layers[-1].kernel.numpy().T):
         between = np.linalg.norm(started[:, np.newaxis] - started, axis=-1)
         assert np.corrcoef(between.ravel(), expected.ravel())[0, 1] > 0.95
 
@@ -493,7 +495,7 @@ for strategy in (one, two):
     with strategy.scope():
         prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
         prior.compile(devices.Adam(1e-2, global_clipnorm=0.1))
-    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2)), np.ones((1, 33, 8)), 16, 8
+    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2, 4)), np.ones((1, 33, 8)), 16, 8
     seen |= prior.fit(dataset.code_batches(*told, 0), validation_data=dataset.code_batches(*told), **settings).history
     seen.pop("val_perplexity")  # counts the black image in place of an empty part; train.py measures its own
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
