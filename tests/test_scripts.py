@@ -119,7 +119,7 @@ def test_finer_grid_and_mixed_precision(trained, tmp_path, monkeypatch):
     run = str(tmp_path / "run")
     try:
         train.main(["--data-dir", "cohort", "--run-dir", run, *TINY, "--downsample", "4", "--mixed-precision", "--limit", "1"])
-        predict.main(["--run-dir", run, "--num-samples", "2"])
+        predict.main(["--run-dir", run, "--num-samples", "2", "--heads", "0"])
     finally:
         keras.mixed_precision.set_global_policy("float32")
     measured = json.loads((tmp_path / "run" / "predictions" / "metrics.json").read_text())
