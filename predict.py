@@ -477,19 +477,31 @@ def fewest_bits(prior, codes, position):
     return float(bits.min() + which), int(positions[bits.argmin()])
 
 
+def bits_of_head(prior, images, codes, margin):
+    """The bits that the prior spends on each slice of one head, float (N,): given those below, and the person, told once.
+
+    The arguments are as in `predict_images`: images uint8 (N, H, W), all slices from the lowest up, and their codes (N, g, g).
+    """
+    count = len(images)
+    head = dataset.Split("given", images, np.zeros(count, np.int32), np.arange(count, dtype=np.int32))
+    lengths = metrics.code_lengths(prior, codes, head.positions, *dataset.head_context(head, prior, margin))
+    return lengths * codes[0].size + 8 * prior.person_size / count
+
+
 def predict_images(folder, found, vqvae, prior):
     """Writes the reconstructions of one's own images, as `read_images` gives them, with their codes and metrics.json.
 
-    Prints a table: the SSIM of each image and its bytes, coded by the prior.
+    Prints a table: the SSIM of each image and its bytes, coded by the prior; slices of a volume as those of one head.
     """
     rows, drawn = [], []
     print(f"{'image':32}{'SSIM':>8}{'bytes':>8}  slice position")
     for name, file, images, positions in found:
         codes, reconstructions = reconstruct(vqvae, images)
         np.save(folder / f"{name}_codes.npy", codes if len(codes) > 1 else codes[0])
-        for image, reconstruction, some, position in zip(images, reconstructions, codes, positions):
+        billed = ([fewest_bits(prior, codes[0], positions[0])] if len(images) == 1 else
+                  zip(bits_of_head(prior, images, codes, vqvae.settings["margin"]).tolist(), positions))
+        for image, reconstruction, some, position, (bits, place) in zip(images, reconstructions, codes, positions, billed):
             title = name if len(images) == 1 else f"{name}_slice_{position}"
-            bits, place = fewest_bits(prior, some, position)
             ssim = metrics.ssim(image / 255, reconstruction)
             for kind, picture in (("original", image), ("reconstruction", dataset.to_uint8(reconstruction * 2 - 1))):
                 Image.fromarray(picture).save(folder / f"{title}_{kind}.png")

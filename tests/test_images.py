@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -116,6 +117,11 @@ def test_a_volume_gives_its_slices(trained, tmp_path, monkeypatch, capsys):
     assert [row["slice"] for row in rows] == [*range(32), 3] and all(row["slice_known"] for row in rows)
     codes = np.load(tmp_path / "out" / "head_codes.npy")
     assert codes.shape == (32, 8, 8)
+    _, vqvae, prior = predict.load_run(Path("runs/tiny"))
+    images = np.stack([np.asarray(Image.open(tmp_path / "out" / f"head_slice_{position}_original.png")) for position in range(32)])
+    head = dataset.Split("given", images, np.zeros(32, np.int32), np.arange(32, dtype=np.int32))
+    bits = metrics.bits_per_code(prior, codes, head.positions, *dataset.head_context(head, prior, vqvae.settings["margin"]))
+    assert sum(row["bytes"] for row in rows[:32]) == pytest.approx(bits * codes.size / 8, rel=1e-4)
     assert len(list((tmp_path / "out").glob("head_slice_*_reconstruction.png"))) == 32
     predict.main(["--codes", str(tmp_path / "out" / "head_codes.npy"), "--output-dir", str(tmp_path / "decoded")])
     assert len(list((tmp_path / "decoded").glob("head_codes_*.png"))) == 32

@@ -388,8 +388,7 @@ def test_intervals_are_those_of_the_normal_distribution_for_means():
     np.testing.assert_allclose(found["mean_interval"], [values.mean() - half, values.mean() + half], atol=0.15 * half)
 
 
-def test_heads_are_judged_by_head(monkeypatch):
-    monkeypatch.setattr(metrics, "RESAMPLES", 300)
+def test_heads_are_judged_by_head():
     people = {name: draw_people(count, seed) for seed, (name, count) in enumerate({"train": 40, "validate": 12, "test": 12}.items())}
     new, _ = metrics.evaluate_heads(draw_people(24, 7), people["test"], people)
     assert new["neighbour_correlation_floor"] == new["neighbour_correlation_reconstructed"]
