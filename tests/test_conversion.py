@@ -246,6 +246,11 @@ def test_the_top_is_the_highest_slice_with_a_square_centimetre_of_head():
         assert -12 < lower < -8 if counts else abs(lower) <= 2, (pixels, brightness)
 
 
+def test_neither_the_scale_nor_the_zero_of_brightness_matters():
+    expected = volumes.axial_slices(head())
+    np.testing.assert_allclose(volumes.axial_slices(head() * 3 + 400).astype(int), expected, atol=1)
+
+
 def test_a_head_may_end_86_mm_below_its_top_and_no_higher():
     whole = volumes.axial_slices(head()).astype(int)
     assert np.abs(volumes.axial_slices(head()[..., TOP - 86:]) - whole).max() <= 2  # the percentiles are another volume's

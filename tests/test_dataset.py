@@ -214,7 +214,7 @@ def test_code_batches_in_order_tell_all_and_training_batches_withhold_their_shar
     np.testing.assert_array_equal(whole["below"][33], [codes[0, 32], np.full((4, 4), num_embeddings)])
     np.testing.assert_array_equal(whole["person"], persons[0])
 
-    batches = list(dataset.code_batches(*told, 4, seed=0).take(1000))
+    batches = list(dataset.code_batches(*told, 8, seed=0).take(500))
     withheld = {name: np.concatenate([batch[name] for batch in batches]) for name in ("codes", "below", "person")}
     index = {one.tobytes(): place for place, one in enumerate(codes.astype(np.int32).reshape(-1, 4, 4))}
     version, order = np.divmod([index[one.tobytes()] for one in withheld["codes"]], count)

@@ -231,7 +231,7 @@ def test_outline_is_read_from_the_models(tmp_path):
                                "residual block", "residual block", "convolution 1 x 1"]
     assert told["decoder"][-2:] == ["up-convolution 6 x 6, stride 3", "plus 32 black pixels"]
     assert told["decoder"].count("residual block") == 3
-    assert told["told"] == [("codes above and to the left", "32 x 32"), ("codes of the slices below", "2 x 32 x 32"),
+    assert told["told"] == [("codes above and to the left", "32 x 32"), ("codes of the slices below", "3 x 32 x 32"),
                             ("person", "8"), ("slice position", "1 of 32")]
     assert "8 gated blocks, 1 row up," in told["prior"] and "2 axial attentions" in told["prior"]
     assert "dense 128, 64" in told["prior"]

@@ -421,5 +421,7 @@ def test_heads_are_judged_by_head():
     assert narrow["dark_sd_ratio_interval"][1] < 0.5 and narrow["dark_ks_train"] > narrow["dark_ks_train_floor_interval"][1]
     rows = metrics.head_table(new)
     assert rows[0][1:4] == ("sampled heads", "reconstructions", "other people")
+    row = next(row for row in rows if row[0] == "neighbour_correlation")
+    assert row[4].startswith(f"slices of different people: {new['neighbour_correlation_stacked']:.3g}")
     row = next(row for row in rows if row[0] == "dark_mean")
     assert row[1].startswith(f"{new['dark_mean']:.3g} (") and "training people" in row[4]

@@ -9,7 +9,9 @@ from scipy import stats
 import tensorflow as tf
 
 import devices
+import metrics
 import modules
+import prior as prior_module
 
 
 @pytest.fixture(autouse=True)
@@ -178,8 +180,9 @@ def test_without_restarts_an_unused_code_stays_finite():
 
 
 def test_quantizer_refuses_what_does_not_fit_and_takes_an_empty_batch():
-    with pytest.raises(ValueError, match="embedding_dim=3"):
-        modules.VectorQuantizer(6, 3)(np.zeros((2, 4)))
+    for channels in (2, 4):
+        with pytest.raises(ValueError, match="embedding_dim=3"):
+            modules.VectorQuantizer(6, 3)(np.zeros((2, channels)))
     for decay in (0, 1, 1.5):
         with pytest.raises(ValueError, match="decay"):
             modules.VectorQuantizer(decay=decay)
@@ -216,6 +219,9 @@ def test_impossible_shapes_are_refused():
         modules.build_encoder(image_size=64, margin=5)
     with pytest.raises(ValueError, match="multiple of 8"):
         modules.build_decoder(image_size=60)
+    for kernel_size in (1, 4):
+        with pytest.raises(ValueError, match=f"odd and at least 3, got {kernel_size}"):
+            small_prior(kernel_size=kernel_size)
 
 
 def test_vqvae_is_encoder_quantizer_decoder():
@@ -331,6 +337,23 @@ def test_unknown_is_the_none_code_and_the_average_person():
     codes = np.random.default_rng(0).integers(0, 11, (2, 6, 6), np.int32)
     expected = prior.log_prob(codes, positions, np.full((2, 3, 6, 6), 11, np.int32), np.zeros((2, 8), np.float32))
     np.testing.assert_array_equal(prior.log_prob(codes, positions), expected)
+
+
+def test_bits_of_places_add_up_to_the_code_length():
+    prior, count = small_prior(), 40  # more than go through the network at once
+    codes, positions = np.random.default_rng(0).integers(0, 11, (count, 6, 6), np.int32), np.arange(count, dtype=np.int32) % 4
+    for some in (slice(0, 3), slice(0, count)):
+        bits = metrics.bits_per_place(prior, codes[some], positions[some])
+        assert bits.shape == codes[some].shape and bits.min() > 0
+        np.testing.assert_allclose(bits.mean(axis=(1, 2)), metrics.code_lengths(prior, codes[some], positions[some]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("new_length", (5, 16, 40))
+def test_pictures_are_resampled_linearly_over_the_same_extent(new_length):
+    signal = np.random.default_rng(0).normal(size=16)
+    places = (np.arange(new_length) + 0.5) * 16 / new_length - 0.5
+    expected = np.interp(places, np.arange(16), signal)
+    np.testing.assert_allclose(prior_module._linear_interpolation(16, new_length) @ signal, expected, atol=1e-6)
 
 
 def test_log_prob_is_the_sum_of_log_softmax():
