@@ -171,7 +171,8 @@ def new_scope():
     """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start.
 
     TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one, would else differ
-    from an uninterrupted one in the last bits (4e-9 in the prior's embeddings).
+    from an uninterrupted one in the last bits (4e-9 in the prior's embeddings). With the names Keras' global seed and dtype
+    policy go back to their defaults, which nothing here relies on.
     """
     keras.utils.clear_session(free_memory=False)
     return strategy().scope()
@@ -356,8 +357,9 @@ class Dropout(layers.Dropout):
 
 
 class Distributed:
-    """Mends, for Keras 3.15 (hence its pin), `fit` under a `tf.distribute` strategy. Goes before `keras.Model` in the bases.
+    """Mends `fit` for Keras 3.15 (hence its pin). Goes before `keras.Model` in the bases.
 
+    Keras builds the optimiser inside the first step, which is then traced twice; it is built before, with or without a strategy.
     Keras builds models by averaging a first batch over the replicas, which fails where their parts differ in size; and it
     averages the logs of several machines over an axis that scalars do not have.
     """

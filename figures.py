@@ -264,7 +264,7 @@ def outline(vqvae, prior):
         "image": shape(size, size, 1), "vectors": shape(grid, grid, length), "codebook": shape(count, length),
         "codes": shape(grid, grid), "logits": shape(grid, grid, count), "told": told,
         "encoder": _steps(vqvae.encoder), "decoder": _steps(vqvae.decoder),
-        "prior": [f"embeddings of {prior.num_filters}",
+        "prior": [f"embeddings of {prior.num_filters}", f"{len(prior.known_convs) // 2} residual blocks for the slices below",
                   f"{len(prior.blocks)} gated blocks, {rows_up} row{'s' * (rows_up > 1)} up,",
                   f"up to {max(block.codes_left for block in prior.blocks)} codes to the left",
                   f"{len(prior.attentions)} axial attentions", f"dense {', '.join(map(str, dense))}"],

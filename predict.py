@@ -480,7 +480,11 @@ def fewest_bits(prior, codes, position):
 def bits_of_head(prior, images, codes, margin):
     """The bits that the prior spends on each slice of one head, float (N,): given those below, and the person, told once.
 
-    The arguments are as in `predict_images`: images uint8 (N, H, W), all slices from the lowest up, and their codes (N, g, g).
+    Args:
+        prior: a `modules.PixelCNN`.
+        images: uint8 (N, H, W), all slices from the lowest up.
+        codes: int (N, g, g), of these.
+        margin: pixels of border without codes.
     """
     count = len(images)
     head = dataset.Split("given", images, np.zeros(count, np.int32), np.arange(count, dtype=np.int32))

@@ -163,7 +163,8 @@ class PixelCNN(Distributed, keras.Model):
     of its own row because the windows of the horizontal stack widen, 1, 2, 4 ... codes from block to block (needs at least
     log2 of the grid's side of them). Beside its place in the grid and its slice's position in the head it is told, if known:
 
-    - the codes of the slices below, all over the grid, read by residual blocks: so a head is drawn slice by slice from the lowest up;
+    - the codes of the slices below, all over the grid, read by residual blocks: so a head is drawn slice by slice from the
+      lowest up;
     - the person: what is the same throughout one head and must be decided once. A person is a short vector, the whitened
       principal components of a head's coarse picture (`start_people`). It acts on every layer, and as a picture: decoded to
       what that person's head looks like here, roughly.

@@ -1,4 +1,4 @@
-"""Kills a tiny training with SIGKILL at random moments and resumes it, many times over.
+"""Kills a tiny training with SIGKILL at random moments and resumes it, many times over, on the CPU.
 
     python benchmarks/faults.py [--kills 20] [--seed 0]
 
@@ -11,6 +11,7 @@ same to the bit, and no file may be left over. The last line is JSON: `tried`, `
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # to the bit: on the CPU
 
 from pathlib import Path
 import shutil

@@ -16,11 +16,11 @@ import modules
 def models():
     keras.utils.set_random_seed(0)
     vqvae = modules.VQVAE(image_size=32, num_embeddings=16, embedding_dim=4)
-    prior = modules.PixelCNN(4, 16, 4, num_filters=8, num_layers=3)
+    prior = modules.PixelCNN(4, 16, 6, num_filters=8, num_layers=3)
     rng = np.random.default_rng(0)
     for model in (vqvae, prior):  # no layer that starts at 0 stays there
         model.set_weights([weight + rng.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
-    return vqvae, prior, rng.integers(0, 256, (2, 4, 32, 32), np.uint8), np.float32(rng.normal(size=(2, prior.settings["person_size"])))
+    return vqvae, prior, rng.integers(0, 256, (2, 6, 32, 32), np.uint8), np.float32(rng.normal(size=(2, prior.settings["person_size"])))
 
 
 @pytest.mark.parametrize("weight", (0, 2))
@@ -28,7 +28,7 @@ def test_codes_of_a_head_are_chosen_given_those_below_as_chosen(models, weight):
     vqvae, prior, heads, persons = models
     codes, bits = codecs.choose_heads(vqvae, prior, heads, persons, weight)
     none = np.full((2, 4, 4), 16)
-    for position in range(4):
+    for position in range(6):
         below = np.stack([codes[:, position - step] if step <= position else none for step in prior.steps_below], axis=1)
         positions = np.full(2, position)
         vectors = vqvae.encode(dataset.normalise(heads[:, position, ..., np.newaxis])).numpy()

@@ -207,11 +207,11 @@ def test_code_batches_in_order_tell_all_and_training_batches_withhold_their_shar
     rng, count, num_embeddings = np.random.default_rng(0), 4000, 50
     codes, positions = rng.integers(0, num_embeddings, (2, count, 4, 4)), np.arange(count) % 32
     split = dataset.Split("train", np.zeros((count, 1, 1), np.uint8), np.arange(count) // 32, positions)
-    below, persons = dataset.slices_below(split, (1, 2)), rng.normal(size=(2, count, 3)).astype(np.float32)
+    below, persons = dataset.slices_below(split, (1, 2, 4)), rng.normal(size=(2, count, 3)).astype(np.float32)
     told = codes, positions, below, persons, num_embeddings
     whole = {name: np.concatenate([batch[name] for batch in dataset.code_batches(*told, 600)]) for name in ("below", "person")}
-    np.testing.assert_array_equal(whole["below"][5], codes[0, [4, 3]])
-    np.testing.assert_array_equal(whole["below"][33], [codes[0, 32], np.full((4, 4), num_embeddings)])
+    np.testing.assert_array_equal(whole["below"][5], codes[0, [4, 3, 1]])
+    np.testing.assert_array_equal(whole["below"][33], [codes[0, 32], *np.full((2, 4, 4), num_embeddings)])
     np.testing.assert_array_equal(whole["person"], persons[0])
 
     batches = list(dataset.code_batches(*told, 8, seed=0).take(500))
@@ -226,6 +226,7 @@ def test_code_batches_in_order_tell_all_and_training_batches_withhold_their_shar
     assert 1 - kept[both, 0].mean() == pytest.approx(dataset.WITHOUT_BELOW, abs=0.03)
     assert (kept[both, 0] & ~kept[both, 1]).mean() == pytest.approx(dataset.WITHOUT_FURTHER, abs=0.02)
     assert not (kept & ~was).any() and not (kept[both, 1] & ~kept[both, 0]).any()
+    np.testing.assert_array_equal(kept[was[:, 2], 2], kept[was[:, 2], 1])  # those further down are kept or left out together
     changed = (full != given)[kept].mean()
     assert changed == pytest.approx(dataset.CORRUPTED * (1 - 1 / num_embeddings), abs=0.003)
     unknown = (withheld["person"] == 0).all(axis=1)

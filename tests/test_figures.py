@@ -234,7 +234,7 @@ def test_outline_is_read_from_the_models(tmp_path):
     assert told["told"] == [("codes above and to the left", "32 x 32"), ("codes of the slices below", "3 x 32 x 32"),
                             ("person", "8"), ("slice position", "1 of 32")]
     assert "8 gated blocks, 1 row up," in told["prior"] and "2 axial attentions" in told["prior"]
-    assert "dense 128, 64" in told["prior"]
+    assert "dense 128, 64" in told["prior"] and "3 residual blocks for the slices below" in told["prior"]
     assert figures.outline(modules.VQVAE(downsample=4), modules.PixelCNN())["encoder"][0] == "convolution 8 x 8, stride 4"
     figures.plot_architecture(told, tmp_path / "architecture.png")
     picture = np.asarray(Image.open(tmp_path / "architecture.png").convert("L"))

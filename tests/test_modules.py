@@ -322,7 +322,7 @@ def test_every_code_depends_on_all_that_is_known_of_the_head():
     prior, positions = small_prior(), np.array([2], np.int32)
     codes, (below, person) = np.zeros((1, 6, 6), np.int32), small_context(prior, 1)
     logits = prior({"codes": codes, "positions": positions, "below": below, "person": person}).numpy()
-    for step in range(2):
+    for step in range(len(prior.steps_below)):
         for row, column in np.ndindex(6, 6):
             other = below.copy()
             other[0, step, row, column] = (other[0, step, row, column] + 5) % 11
@@ -330,6 +330,17 @@ def test_every_code_depends_on_all_that_is_known_of_the_head():
             assert np.abs(moved - logits)[0, row, column].max() > 0
     moved = prior({"codes": codes, "positions": positions, "below": below, "person": person + np.eye(8)[:1]}).numpy()
     assert (np.abs(moved - logits).max(axis=-1) > 0).all()
+
+
+def test_what_lies_below_is_seen_up_to_six_codes_away_by_three_residual_blocks():
+    prior = small_prior(grid_size=9)
+    below, person = small_context(prior, 1)
+    other = below.copy()
+    other[0, 0, 0, 0] = (other[0, 0, 0, 0] + 5) % 11
+    one, two = (prior._places(tf.constant([2]), tf.constant(some), tf.constant(person)).numpy()[0] for some in (below, other))
+    moved = (one != two).any(axis=-1)
+    assert moved[:7, :7].mean() > 0.9 and moved[6, :7].any() and moved[:7, 6].any()
+    assert not moved[7:].any() and not moved[:, 7:].any()
 
 
 def test_unknown_is_the_none_code_and_the_average_person():
@@ -411,14 +422,15 @@ def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperat
 
 
 def test_heads_are_drawn_upwards_each_slice_given_those_drawn_below():
-    prior = small_prior(steps_below=(1, 3))
+    prior = small_prior(num_positions=6)
+    assert prior.steps_below == (1, 2, 4)
     heads = prior.sample_heads(3, seed=5, temperature=0.9, batch_size=2)
     np.testing.assert_array_equal(prior.sample_heads(3, seed=5, temperature=0.9), heads)
-    assert (prior.sample_heads(3, seed=6) != heads).any() and heads.shape == (3, 4, 6, 6) and heads.dtype == np.int32
+    assert (prior.sample_heads(3, seed=6) != heads).any() and heads.shape == (3, 6, 6, 6) and heads.dtype == np.int32
     none, person = np.full((3, 6, 6), 11, np.int32), prior.draw_persons(5, tf.range(3))
-    for position in range(4):
-        below = np.stack([heads[:, position - step] if position >= step else none for step in (1, 3)], axis=1)
-        noise = prior.gumbel_noise(5, tf.range(3) * 4 + position)
+    for position in range(6):
+        below = np.stack([heads[:, position - step] if position >= step else none for step in (1, 2, 4)], axis=1)
+        noise = prior.gumbel_noise(5, tf.range(3) * 6 + position)
         slow = prior.sample_by_full_forwards(tf.fill([3], position), noise, 0.9, below, person)
         np.testing.assert_array_equal(heads[:, position], slow)
 
