@@ -365,7 +365,6 @@ class Distributed:
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Without a strategy too: an optimiser that is built inside the first step has that step traced twice.
         if self.optimizer is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)

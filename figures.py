@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.decomposition import PCA
 
 matplotlib.use("Agg")  # no screen is needed, nor looked for
+MIDDLE = 42  # the height of the VQ-VAE in the schematic
 WIDTH = 7  # inches: at 120 dots per inch the width of a page on GitHub
 LARGEST_ERROR = 0.25  # of the colour scale of differences, of intensities in [0, 1]
 
@@ -287,6 +288,44 @@ def _steps(model):
     return steps
 
 
+def _arrow(axes, start, end, label="", colour="0.3"):
+    """Draws an arrow from point to point, its label above the middle."""
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
+    axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 1.2, label, ha="center", fontsize=7.5)
+
+
+def _tensor(axes, left, name, shape, picture, **options):
+    """Draws a picture in a frame, at the height of the VQ-VAE's row, its name and shape below."""
+    axes.imshow(picture, extent=(left, left + 9, MIDDLE - 4.5, MIDDLE + 4.5), interpolation="nearest", zorder=2, **options)
+    axes.add_patch(patches.Rectangle((left, MIDDLE - 4.5), 9, 9, fill=False, edgecolor="0.3", zorder=3))
+    axes.text(left + 4.5, MIDDLE - 5.3, f"{name}\n{shape}", ha="center", va="top", fontsize=7.5, linespacing=1.4)
+
+
+def _box(axes, corners, title, steps, colour):
+    """Draws a network: a polygon with its title and its steps inside."""
+    axes.add_patch(patches.Polygon(corners, facecolor=colour, edgecolor="0.3"))
+    x, y = np.mean(corners, axis=0)
+    axes.text(x, y + len(steps) * 1.15, title, ha="center", va="center", fontsize=9, weight="bold")
+    axes.text(x, y - 1.15, "\n".join(steps), ha="center", va="center", fontsize=6.8, linespacing=1.35)
+
+
+def _draw_prior(axes, told):
+    """Draws the lower row: what the prior is told, the prior, and what it gives."""
+    for row, (name, shape) in enumerate(told["told"]):
+        y = 11.5 + 2.5 * (len(told["told"]) - 1) - 5 * row
+        axes.add_patch(patches.FancyBboxPatch((2, y - 1.5), 22, 3, boxstyle="round,pad=0.3", facecolor="0.95", edgecolor="0.5"))
+        axes.text(13, y, name, ha="center", va="center", fontsize=7.5)
+        axes.text(25, y, shape, va="center", fontsize=7.5)
+        _arrow(axes, (33.5, y), (38, 11.5 + (y - 11.5) * 0.6))
+    _box(axes, [(38, 3), (38, 20), (62, 20), (62, 3)], "PixelCNN prior", told["prior"], "#fbe3d4")
+    _arrow(axes, (62, 11.5), (68, 11.5))
+    axes.add_patch(patches.FancyBboxPatch((68.5, 8.8), 23, 5.4, boxstyle="round,pad=0.3", facecolor="0.95", edgecolor="0.5"))
+    axes.text(80, 11.5, f"p(code | codes before, ...)\n{told['logits']}", ha="center", va="center", fontsize=7.5, linespacing=1.4)
+    axes.plot((80, 80, 57), (14.8, 25, 25), color="0.3", linewidth=1)
+    _arrow(axes, (57, 25), (57, 31.5))
+    axes.text(68.5, 26, "draw one code after another", ha="center", fontsize=7.5)
+
+
 def plot_architecture(told, path):
     """Draws the schematic of both networks.
 
@@ -300,53 +339,23 @@ def plot_architecture(told, path):
     axes.axis("off")
     rng = np.random.default_rng(0)
     cells = told["colours"][rng.integers(0, len(told["colours"]), (8, 8))]
-    middle = 42  # the height of the VQ-VAE's row
-    blue, orange = "#dbe9f6", "#fbe3d4"
-
-    def arrow(start, end, label="", colour="0.3"):
-        axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
-        axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 1.2, label, ha="center", fontsize=7.5)
-
-    def tensor(left, name, shape, picture, **options):
-        axes.imshow(picture, extent=(left, left + 9, middle - 4.5, middle + 4.5), interpolation="nearest", zorder=2, **options)
-        axes.add_patch(patches.Rectangle((left, middle - 4.5), 9, 9, fill=False, edgecolor="0.3", zorder=3))
-        axes.text(left + 4.5, middle - 5.3, f"{name}\n{shape}", ha="center", va="top", fontsize=7.5, linespacing=1.4)
-
-    def box(corners, title, steps, colour):
-        axes.add_patch(patches.Polygon(corners, facecolor=colour, edgecolor="0.3"))
-        x, y = np.mean(corners, axis=0)
-        axes.text(x, y + len(steps) * 1.15, title, ha="center", va="center", fontsize=9, weight="bold")
-        axes.text(x, y - 1.15, "\n".join(steps), ha="center", va="center", fontsize=6.8, linespacing=1.35)
-
+    blue = "#dbe9f6"
     head = _drawn_head()
-    tensor(1, "image", told["image"], head, cmap="gray", vmin=0, vmax=1)
-    box([(13, middle - 12), (13, middle + 12), (32, middle + 8), (32, middle - 8)], "encoder", _merged(told["encoder"]), blue)
+    _tensor(axes, 1, "image", told["image"], head, cmap="gray", vmin=0, vmax=1)
+    _box(axes, [(13, MIDDLE - 12), (13, MIDDLE + 12), (32, MIDDLE + 8), (32, MIDDLE - 8)], "encoder", _merged(told["encoder"]), blue)
     gray = np.repeat(cells.mean(axis=-1, keepdims=True), 3, axis=-1)
-    tensor(34.5, "vectors", told["vectors"], (gray + 0.15 * rng.normal(size=gray.shape)).clip(0, 1))
-    tensor(52.5, "codes", told["codes"], cells)
-    box([(68, middle - 8), (68, middle + 8), (87, middle + 12), (87, middle - 12)], "decoder", _merged(told["decoder"]), blue)
-    tensor(90, "image", told["image"], head, cmap="gray", vmin=0, vmax=1)
+    _tensor(axes, 34.5, "vectors", told["vectors"], (gray + 0.15 * rng.normal(size=gray.shape)).clip(0, 1))
+    _tensor(axes, 52.5, "codes", told["codes"], cells)
+    _box(axes, [(68, MIDDLE - 8), (68, MIDDLE + 8), (87, MIDDLE + 12), (87, MIDDLE - 12)], "decoder", _merged(told["decoder"]), blue)
+    _tensor(axes, 90, "image", told["image"], head, cmap="gray", vmin=0, vmax=1)
     for start, end, label in ((10, 13, ""), (32, 34.5, ""), (43.5, 52.5, "nearest"), (61.5, 68, "look up"), (87, 90, "")):
-        arrow((start, middle), (end, middle), label)
+        _arrow(axes, (start, MIDDLE), (end, MIDDLE), label)
     codebook = told["colours"][np.linspace(0, len(told["colours"]) - 1, 16).astype(int)][np.newaxis]
     axes.imshow(codebook, extent=(45, 67.7, 55, 57), aspect="auto", interpolation="nearest")
     axes.text(56.4, 58, f"codebook, {told['codebook']}", ha="center", fontsize=7.5)
     for x in (48, 64.7):
-        arrow((x, 55), (x, middle + 3.4), colour="0.6")
-
-    for row, (name, shape) in enumerate(told["told"]):
-        y = 11.5 + 2.5 * (len(told["told"]) - 1) - 5 * row
-        axes.add_patch(patches.FancyBboxPatch((2, y - 1.5), 22, 3, boxstyle="round,pad=0.3", facecolor="0.95", edgecolor="0.5"))
-        axes.text(13, y, name, ha="center", va="center", fontsize=7.5)
-        axes.text(25, y, shape, va="center", fontsize=7.5)
-        arrow((33.5, y), (38, 11.5 + (y - 11.5) * 0.6))
-    box([(38, 3), (38, 20), (62, 20), (62, 3)], "PixelCNN prior", told["prior"], orange)
-    arrow((62, 11.5), (68, 11.5))
-    axes.add_patch(patches.FancyBboxPatch((68.5, 8.8), 23, 5.4, boxstyle="round,pad=0.3", facecolor="0.95", edgecolor="0.5"))
-    axes.text(80, 11.5, f"p(code | codes before, ...)\n{told['logits']}", ha="center", va="center", fontsize=7.5, linespacing=1.4)
-    axes.plot((80, 80, 57), (14.8, 25, 25), color="0.3", linewidth=1)
-    arrow((57, 25), (57, 31.5))
-    axes.text(68.5, 26, "draw one code after another", ha="center", fontsize=7.5)
+        _arrow(axes, (x, 55), (x, MIDDLE + 3.4), colour="0.6")
+    _draw_prior(axes, told)
     axes.set(xlim=(0, 100), ylim=(0, 62.65))  # imshow has moved them
     _save(figure, path)
 
