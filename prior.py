@@ -6,6 +6,7 @@ References:
     [1] van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016. https://arxiv.org/abs/1606.05328
     [2] Ho, Kalchbrenner, Weissenborn, Salimans: Axial Attention in Multidimensional Transformers, 2019.
         https://arxiv.org/abs/1912.12180
+    [3] Ho, Salimans: Classifier-Free Diffusion Guidance, 2022. https://arxiv.org/abs/2207.12598
 """
 
 import math
@@ -23,6 +24,7 @@ from devices import Distributed, Dropout, layers_of, PACKAGE
 
 PICTURE_SIDE = 16  # pixels of the pictures of heads that tell persons apart
 NUM_QUANTILES = 101  # by which the distribution of each component of persons is known
+HEAD_GUIDANCE = 0.5  # of whole heads: the slices below drown the person out, unless what it says is said louder
 
 
 def _gate(x):
@@ -147,6 +149,11 @@ class AxialAttention(layers.Layer):
         normed = self.norms[1](rows)
         keys = tf.concat([before, normed], axis=1)
         return rows + self.up_column(normed, keys, attention_mask=seen), normed
+
+
+def _guided(told, untold, guidance):
+    """Logits that say `guidance` times more of what telling the person changes ([3] equation 6)."""
+    return told + guidance * (told - untold)
 
 
 def _linear_interpolation(length, new_length):
@@ -444,6 +451,7 @@ class PixelCNN(Distributed, keras.Model):
     def sample_heads(self, count, seed=0, temperature=1.0, batch_size=None):
         """Draws whole heads, slice by slice from the lowest up, each given its person and those below it as they were drawn.
 
+        The person is told with `HEAD_GUIDANCE`: so a head is as far from the average as its person is.
         Head i gets its noise and its person from (`seed`, i), whatever the batch size.
 
         Args:
@@ -472,7 +480,8 @@ class PixelCNN(Distributed, keras.Model):
         for position in range(self.num_positions):
             noise = self.gumbel_noise(seed, indices * self.num_positions + position)
             below = tf.stack([drawn[-step] if step <= position else none for step in self.steps_below], axis=1)
-            drawn.append(sampler(tf.fill(tf.shape(indices), position), noise, tf.cast(temperature, tf.float32), below, person))
+            drawn.append(sampler(tf.fill(tf.shape(indices), position), noise, tf.cast(temperature, tf.float32), below, person,
+                                 HEAD_GUIDANCE))
             yield drawn[-1]
 
     @property
@@ -489,11 +498,18 @@ class PixelCNN(Distributed, keras.Model):
                             indices, fn_output_signature=tf.float32)
         return -tf.math.log(-tf.math.log(uniform))
 
-    def sample_from_noise(self, positions, noise, temperature, below=None, person=None):
-        """The codes, int32 (B, g, g), that Gumbel-max draws from given noise (B, g, g, K): argmax(logits + T noise)."""
-        size, batch, filters = self.grid_size, tf.shape(positions)[0], self.num_filters
+    def sample_from_noise(self, positions, noise, temperature, below=None, person=None, guidance=0.0):
+        """The codes, int32 (B, g, g), that Gumbel-max draws from given noise (B, g, g, K): argmax(logits + T noise).
+
+        With `guidance` w, a Python float, the logits are (1 + w) those told the person less w those not told it ([3]
+        equation 6): two passes, side by side.
+        """
+        size, filters = self.grid_size, self.num_filters
         condition, places = self._known(positions, below, person)
-        dtype = places.dtype
+        if guidance:
+            untold = self._known(positions, below, None)
+            condition, places = (tf.concat(pair, axis=0) for pair in zip((condition, places), untold))
+        batch, passes, dtype = tf.shape(places)[0], 2 if guidance else 1, places.dtype
 
         def draw_row(row, previous, rows_before, looked_up_before, codes):
             vertical = tf.gather(places, [row], axis=1) + previous
@@ -518,8 +534,10 @@ class PixelCNN(Distributed, keras.Model):
                     codes_kept.append(window[:, :, 1:])
                     horizontal = block.horizontal(window, tf.gather(from_vertical, [column], axis=2), condition)
                 logits = self.head(horizontal + tf.gather(vertical, [column], axis=2))[:, 0, 0]
+                if guidance:
+                    logits = _guided(*tf.split(logits, 2), guidance)
                 code = tf.argmax(logits + temperature * noise[:, row, column], axis=-1, output_type=tf.int32)
-                previous = self.code_embedding(code)[:, tf.newaxis, tf.newaxis]
+                previous = tf.tile(self.code_embedding(code)[:, tf.newaxis, tf.newaxis], (passes, 1, 1, 1))
                 return column + 1, previous, codes_kept, row_codes.write(column, code)
 
             start = (0, tf.zeros((batch, 1, 1, filters), dtype),
@@ -527,7 +545,7 @@ class PixelCNN(Distributed, keras.Model):
                      tf.TensorArray(tf.int32, size, element_shape=positions.shape))
             row_codes = tf.while_loop(lambda column, *_: column < size, draw_code, start)[-1]
             row_codes = tf.transpose(row_codes.stack())
-            previous = tf.reshape(self.code_embedding(row_codes), (batch, 1, size, filters))
+            previous = tf.tile(self.code_embedding(row_codes)[:, tf.newaxis], (passes, 1, 1, 1))
             return row + 1, previous, rows_kept, looked_up, codes.write(row, row_codes)
 
         start = (0, tf.zeros((batch, 1, size, filters), dtype),
@@ -537,10 +555,15 @@ class PixelCNN(Distributed, keras.Model):
         codes = tf.while_loop(lambda row, *_: row < size, draw_row, start)[-1]
         return tf.transpose(codes.stack(), (1, 0, 2))
 
-    def sample_by_full_forwards(self, positions, noise, temperature=1.0, below=None, person=None):
+    def sample_by_full_forwards(self, positions, noise, temperature=1.0, below=None, person=None, guidance=0.0):
         """What `sample_from_noise` must equal, the slow way: a full forward pass for each code. For tests and benchmarks."""
         codes = np.zeros(noise.shape[:3], np.int32)
-        forward = tf.function(lambda codes: self.distribution(codes, positions, below, person).logits)
+
+        @tf.function
+        def forward(codes):
+            told, untold = (self.distribution(codes, positions, below, known).logits for known in (person, None))
+            return _guided(told, untold, guidance)
+
         for row, column in np.ndindex(*codes.shape[1:]):
             logits = forward(tf.constant(codes))[:, row, column]
             codes[:, row, column] = tf.argmax(logits + temperature * noise[:, row, column], axis=-1)

@@ -421,6 +421,16 @@ def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperat
     assert (alone != slow).any()
 
 
+def test_guided_sampling_equals_full_forwards_of_what_the_person_changes_said_louder():
+    prior = small_prior()
+    positions, noise, (below, person) = tf.constant([0, 1, 3]), prior.gumbel_noise(7, tf.range(3)), small_context(prior, 3)
+    guided = tf.function(prior.sample_from_noise)(positions, noise, 0.9, below, person, 0.7).numpy()
+    np.testing.assert_array_equal(guided, prior.sample_by_full_forwards(positions, noise, 0.9, below, person, guidance=0.7))
+    told, untold = (prior.distribution(guided, positions, below, known).logits for known in (person, None))
+    np.testing.assert_array_equal(np.argmax(1.7 * told - 0.7 * untold + 0.9 * noise, axis=-1), guided)
+    assert (guided != prior.sample_from_noise(positions, noise, 0.9, below, person).numpy()).any()
+
+
 def test_heads_are_drawn_upwards_each_slice_given_those_drawn_below():
     prior = small_prior(num_positions=6)
     assert prior.steps_below == (1, 2, 4)
@@ -431,7 +441,7 @@ def test_heads_are_drawn_upwards_each_slice_given_those_drawn_below():
     for position in range(6):
         below = np.stack([heads[:, position - step] if position >= step else none for step in (1, 2, 4)], axis=1)
         noise = prior.gumbel_noise(5, tf.range(3) * 6 + position)
-        slow = prior.sample_by_full_forwards(tf.fill([3], position), noise, 0.9, below, person)
+        slow = prior.sample_by_full_forwards(tf.fill([3], position), noise, 0.9, below, person, prior_module.HEAD_GUIDANCE)
         np.testing.assert_array_equal(heads[:, position], slow)
 
 
