@@ -195,11 +195,12 @@ def scaling(results):
 
 
 def sampling(results):
-    """benchmarks/sampling.py: seconds per image in batches of 16."""
+    """benchmarks/sampling.py: seconds per image in batches of 16, and per slice of 4 heads."""
     row = results["sampling"]
-    return [["grid", "seconds per image", "full forward passes, times as long", "same codes"],
+    return [["grid", "seconds per image", "full forward passes, times as long", "same codes",
+             "seconds per slice of whole heads"],
             [*cells(row, ("{grid_size}x{grid_size}", "{seconds_per_image:.3f}")), ratio(row["speedup"]),
-             "yes" if row["codes_identical"] else "no"]]
+             "yes" if row["codes_identical"] else "no", *cells(row, ("{head_seconds_per_slice:.3f}",))]]
 
 
 def faults(results):
