@@ -1,6 +1,6 @@
 """Trains the VQ-VAE on brain slices, then the PixelCNN prior on its codes.
 
-    python train.py                                          # OASIS if it is found, else the demo cohort in 5 minutes
+    python train.py                                          # OASIS if it is found, else the demo cohort in 7 minutes
     python train.py --data-dir DIR --run-dir runs/oasis
     python train.py --run-dir runs/oasis --resume            # goes on after the last finished epoch
 
@@ -41,7 +41,7 @@ import metrics
 import modules
 import volumes
 
-# Without an option, a setting is what stands here; the demo cohort's fit five minutes on two CPU cores.
+# Without an option, a setting is what stands here; the demo cohort's take seven minutes on two CPU cores.
 DEFAULTS = {
     # data
     "limit": None,
