@@ -6,7 +6,6 @@ References:
     [1] van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016. https://arxiv.org/abs/1606.05328
     [2] Ho, Kalchbrenner, Weissenborn, Salimans: Axial Attention in Multidimensional Transformers, 2019.
         https://arxiv.org/abs/1912.12180
-    [3] Ho, Salimans: Classifier-Free Diffusion Guidance, 2022. https://arxiv.org/abs/2207.12598
 """
 
 import math
@@ -24,7 +23,8 @@ from devices import Distributed, Dropout, layers_of, PACKAGE
 
 PICTURE_SIDE = 16  # pixels of the pictures of heads that tell persons apart
 NUM_QUANTILES = 101  # by which the distribution of each component of persons is known
-HEAD_GUIDANCE = 0.5  # of whole heads: the slices below drown the person out, unless what it says is said louder
+CALIBRATION_DOUBT = 4  # heads that are taken to have shown just what they were told, besides those that were seen
+MOST_SHIFT, MOST_SCALE = 1, 2  # of what heads are told: training told hardly any head more
 
 
 def _gate(x):
@@ -151,11 +151,6 @@ class AxialAttention(layers.Layer):
         return rows + self.up_column(normed, keys, attention_mask=seen), normed
 
 
-def _guided(told, untold, guidance):
-    """Logits that say `guidance` times more of what telling the person changes ([3] equation 6)."""
-    return told + guidance * (told - untold)
-
-
 def _linear_interpolation(length, new_length):
     """The matrix, float32 (new_length, length), that resamples a signal linearly over the same extent."""
     places = (np.arange(new_length) + 0.5) * length / new_length - 0.5
@@ -244,6 +239,8 @@ class PixelCNN(Distributed, keras.Model):
         self.mean_picture = self.add_weight(name="mean_picture", shape=shape, **fixed)
         self.components = self.add_weight(name="components", shape=(*shape, self.person_size), **fixed)
         self.quantiles = self.add_weight(name="quantiles", shape=(NUM_QUANTILES, self.person_size), **fixed)
+        self.shift = self.add_weight(name="shift", shape=(self.person_size,), **fixed)
+        self.scale = self.add_weight(name="scale", shape=(self.person_size,), **{**fixed, "initializer": "ones"})
         self.built = True
 
     def get_config(self):
@@ -316,6 +313,26 @@ class PixelCNN(Distributed, keras.Model):
         table = tf.transpose(self.quantiles)
         low, high = (tf.gather(table, lower + step, batch_dims=1) for step in (0, 1))
         return tf.transpose(low + (high - low) * (place - tf.cast(lower, tf.float32)))
+
+    def calibrate(self, told, shown):
+        """Sets what heads are told, `shift + scale * person`, so that they show persons as far apart as people are.
+
+        The slices below drown the person out, and errors pile up from slice to slice: a sampled head shows its person
+        weakened and shifted. Each component shown is taken as `offset + slope * told + noise`, by least squares; the shift
+        undoes the offset, the scale makes the variance of what is shown 1 again, that of people.
+
+        Args:
+            told: float (N, P), what N sampled heads were told.
+            shown: float (N, P), the `persons` of these heads.
+        """
+        told, shown = np.float64(told), np.float64(shown)
+        across, along = told - told.mean(axis=0), shown - shown.mean(axis=0)
+        slope = ((across * along).sum(axis=0) + CALIBRATION_DOUBT) / ((across ** 2).sum(axis=0) + CALIBRATION_DOUBT)
+        offset = (shown - slope * told).sum(axis=0) / (len(told) + CALIBRATION_DOUBT)
+        noise = (along - slope * across).var(axis=0)
+        slope = np.maximum(slope, 1 / MOST_SCALE)
+        self.shift.assign((-offset / slope).clip(-MOST_SHIFT, MOST_SHIFT))
+        self.scale.assign((np.sqrt(np.maximum(1 - noise, 0)) / slope).clip(1, MOST_SCALE))
 
     def _pictures(self, positions, person):
         """The person's head here, (B, g, g, 6): of the slice and its neighbours, the mean of all people and what differs."""
@@ -448,10 +465,9 @@ class PixelCNN(Distributed, keras.Model):
             codes[first:first + size] = drawn[:len(positions) - first]
         return codes
 
-    def sample_heads(self, count, seed=0, temperature=1.0, batch_size=None):
+    def sample_heads(self, count, seed=0, temperature=1.0, batch_size=None, told=None):
         """Draws whole heads, slice by slice from the lowest up, each given its person and those below it as they were drawn.
 
-        The person is told with `HEAD_GUIDANCE`: so a head is as far from the average as its person is.
         Head i gets its noise and its person from (`seed`, i), whatever the batch size.
 
         Args:
@@ -459,6 +475,7 @@ class PixelCNN(Distributed, keras.Model):
             seed: int; the same seed gives the same heads.
             temperature: as in `sample`.
             batch_size: heads drawn side by side; by default as many as suit the machine.
+            told: float (N, P), the persons to tell them as they are; by default drawn ones, see `calibrate`.
 
         Returns:
             codes, int32 NumPy (N, num_positions, g, g).
@@ -468,20 +485,21 @@ class PixelCNN(Distributed, keras.Model):
         with tqdm(total=count * self.num_positions, desc="Sampling", unit=" slices", leave=False, disable=None) as progress:
             for first in range(0, count, size):
                 indices = tf.range(first, first + size)  # the last batch is filled up: another size would be compiled anew
-                for position, codes in enumerate(self._draw_heads(indices, seed, temperature, self.compiled_sampler)):
+                some = None if told is None else tf.gather(told, tf.minimum(indices, count - 1))
+                for position, codes in enumerate(self._draw_heads(indices, seed, temperature, self.compiled_sampler, some)):
                     heads[first:first + size, position] = codes[:count - first]
                     progress.update(min(size, count - first))
         return heads
 
-    def _draw_heads(self, indices, seed, temperature, sampler):
+    def _draw_heads(self, indices, seed, temperature, sampler, told=None):
         """Yields the codes (B, g, g) of one position after the other."""
-        person, drawn = self.draw_persons(seed, indices), []
+        person = self.shift + self.scale * self.draw_persons(seed, indices) if told is None else told
+        drawn = []
         none = self._none_below(tf.shape(indices)[0])[:, 0]
         for position in range(self.num_positions):
             noise = self.gumbel_noise(seed, indices * self.num_positions + position)
             below = tf.stack([drawn[-step] if step <= position else none for step in self.steps_below], axis=1)
-            drawn.append(sampler(tf.fill(tf.shape(indices), position), noise, tf.cast(temperature, tf.float32), below, person,
-                                 HEAD_GUIDANCE))
+            drawn.append(sampler(tf.fill(tf.shape(indices), position), noise, tf.cast(temperature, tf.float32), below, person))
             yield drawn[-1]
 
     @property
@@ -498,18 +516,11 @@ class PixelCNN(Distributed, keras.Model):
                             indices, fn_output_signature=tf.float32)
         return -tf.math.log(-tf.math.log(uniform))
 
-    def sample_from_noise(self, positions, noise, temperature, below=None, person=None, guidance=0.0):
-        """The codes, int32 (B, g, g), that Gumbel-max draws from given noise (B, g, g, K): argmax(logits + T noise).
-
-        With `guidance` w, a Python float, the logits are (1 + w) those told the person less w those not told it ([3]
-        equation 6): two passes, side by side.
-        """
-        size, filters = self.grid_size, self.num_filters
+    def sample_from_noise(self, positions, noise, temperature, below=None, person=None):
+        """The codes, int32 (B, g, g), that Gumbel-max draws from given noise (B, g, g, K): argmax(logits + T noise)."""
+        size, batch, filters = self.grid_size, tf.shape(positions)[0], self.num_filters
         condition, places = self._known(positions, below, person)
-        if guidance:
-            untold = self._known(positions, below, None)
-            condition, places = (tf.concat(pair, axis=0) for pair in zip((condition, places), untold))
-        batch, passes, dtype = tf.shape(places)[0], 2 if guidance else 1, places.dtype
+        dtype = places.dtype
 
         def draw_row(row, previous, rows_before, looked_up_before, codes):
             vertical = tf.gather(places, [row], axis=1) + previous
@@ -534,10 +545,8 @@ class PixelCNN(Distributed, keras.Model):
                     codes_kept.append(window[:, :, 1:])
                     horizontal = block.horizontal(window, tf.gather(from_vertical, [column], axis=2), condition)
                 logits = self.head(horizontal + tf.gather(vertical, [column], axis=2))[:, 0, 0]
-                if guidance:
-                    logits = _guided(*tf.split(logits, 2), guidance)
                 code = tf.argmax(logits + temperature * noise[:, row, column], axis=-1, output_type=tf.int32)
-                previous = tf.tile(self.code_embedding(code)[:, tf.newaxis, tf.newaxis], (passes, 1, 1, 1))
+                previous = self.code_embedding(code)[:, tf.newaxis, tf.newaxis]
                 return column + 1, previous, codes_kept, row_codes.write(column, code)
 
             start = (0, tf.zeros((batch, 1, 1, filters), dtype),
@@ -545,7 +554,7 @@ class PixelCNN(Distributed, keras.Model):
                      tf.TensorArray(tf.int32, size, element_shape=positions.shape))
             row_codes = tf.while_loop(lambda column, *_: column < size, draw_code, start)[-1]
             row_codes = tf.transpose(row_codes.stack())
-            previous = tf.tile(self.code_embedding(row_codes)[:, tf.newaxis], (passes, 1, 1, 1))
+            previous = tf.reshape(self.code_embedding(row_codes), (batch, 1, size, filters))
             return row + 1, previous, rows_kept, looked_up, codes.write(row, row_codes)
 
         start = (0, tf.zeros((batch, 1, size, filters), dtype),
@@ -555,15 +564,10 @@ class PixelCNN(Distributed, keras.Model):
         codes = tf.while_loop(lambda row, *_: row < size, draw_row, start)[-1]
         return tf.transpose(codes.stack(), (1, 0, 2))
 
-    def sample_by_full_forwards(self, positions, noise, temperature=1.0, below=None, person=None, guidance=0.0):
+    def sample_by_full_forwards(self, positions, noise, temperature=1.0, below=None, person=None):
         """What `sample_from_noise` must equal, the slow way: a full forward pass for each code. For tests and benchmarks."""
         codes = np.zeros(noise.shape[:3], np.int32)
-
-        @tf.function
-        def forward(codes):
-            told, untold = (self.distribution(codes, positions, below, known).logits for known in (person, None))
-            return _guided(told, untold, guidance)
-
+        forward = tf.function(lambda codes: self.distribution(codes, positions, below, person).logits)
         for row, column in np.ndindex(*codes.shape[1:]):
             logits = forward(tf.constant(codes))[:, row, column]
             codes[:, row, column] = tf.argmax(logits + temperature * noise[:, row, column], axis=-1)

@@ -65,12 +65,14 @@ CONSTANTS = {
     "rising_steps": 100,  # over which the learning rate rises to its peak
     "prior_batch_size": 8,
     "prior_learning_rate": 2e-3,
+    "calibration_heads": 64,  # or as many as there are training people, if these are fewer
     **{name: getattr(dataset, name.upper())
        for name in ("without_below", "without_further", "corrupted", "without_person", "person_noise")},
 }
 # With which TensorFlow's own files fail; it computes with others.
 WRITE_ERRORS = (tf.errors.PermissionDeniedError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
                 tf.errors.ResourceExhaustedError)
+CALIBRATION_SEED = -1  # which no user can give
 EXPLODED = 1e6  # no loss of a network that learns comes near
 
 
@@ -805,7 +807,23 @@ def run_stages(run_dir, config, splits):
     prior, validation_codes = train_pixelcnn(run_dir, config, vqvae, splits)
     with devices.together():  # the others wait: a cluster ends as one
         if devices.is_chief():
+            calibrate(run_dir, vqvae, prior, splits["train"].num_people)
             measure(run_dir, vqvae, prior, validation_codes, splits)
+
+
+def calibrate(run_dir, vqvae, prior, num_people):
+    """Samples heads to see how they show the persons that they are told, and saves the prior that allows for it."""
+    count = min(CONSTANTS["calibration_heads"], num_people)
+    print(f"Calibrating by {count} sampled heads ...", flush=True)
+    told = prior.draw_persons(CALIBRATION_SEED, tf.range(count))
+    codes = prior.sample_heads(count, CALIBRATION_SEED, told=told)
+    images = np.concatenate([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+    heads = dataset.Split("sampled", images, *np.indices(codes.shape[:2]).reshape(2, -1))
+    prior.calibrate(told, prior.persons(dataset.head_pictures(heads, vqvae.settings["margin"])[0]))
+    unfinished = run_dir / "backup" / "calibrated.keras"
+    with writing(run_dir):
+        prior.save(unfinished)
+        unfinished.replace(run_dir / "pixelcnn.keras")
 
 
 def measure(run_dir, vqvae, prior, validation_codes, splits):

@@ -421,16 +421,6 @@ def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperat
     assert (alone != slow).any()
 
 
-def test_guided_sampling_equals_full_forwards_of_what_the_person_changes_said_louder():
-    prior = small_prior()
-    positions, noise, (below, person) = tf.constant([0, 1, 3]), prior.gumbel_noise(7, tf.range(3)), small_context(prior, 3)
-    guided = tf.function(prior.sample_from_noise)(positions, noise, 0.9, below, person, 0.7).numpy()
-    np.testing.assert_array_equal(guided, prior.sample_by_full_forwards(positions, noise, 0.9, below, person, guidance=0.7))
-    told, untold = (prior.distribution(guided, positions, below, known).logits for known in (person, None))
-    np.testing.assert_array_equal(np.argmax(1.7 * told - 0.7 * untold + 0.9 * noise, axis=-1), guided)
-    assert (guided != prior.sample_from_noise(positions, noise, 0.9, below, person).numpy()).any()
-
-
 def test_heads_are_drawn_upwards_each_slice_given_those_drawn_below():
     prior = small_prior(num_positions=6)
     assert prior.steps_below == (1, 2, 4)
@@ -441,8 +431,46 @@ def test_heads_are_drawn_upwards_each_slice_given_those_drawn_below():
     for position in range(6):
         below = np.stack([heads[:, position - step] if position >= step else none for step in (1, 2, 4)], axis=1)
         noise = prior.gumbel_noise(5, tf.range(3) * 6 + position)
-        slow = prior.sample_by_full_forwards(tf.fill([3], position), noise, 0.9, below, person, prior_module.HEAD_GUIDANCE)
+        slow = prior.sample_by_full_forwards(tf.fill([3], position), noise, 0.9, below, person)
         np.testing.assert_array_equal(heads[:, position], slow)
+
+
+def test_heads_are_told_persons_shifted_and_stretched_or_as_they_are_given():
+    prior = small_prior()
+    prior.start_people(np.random.default_rng(0).uniform(size=(20, 4, 16, 16)))
+    persons, heads = prior.draw_persons(5, tf.range(3)), prior.sample_heads(3, seed=5, batch_size=2)
+    np.testing.assert_array_equal(prior.sample_heads(3, seed=5, batch_size=2, told=persons), heads)
+    prior.shift.assign(np.linspace(-1, 1, 8))
+    prior.scale.assign(np.linspace(1, 2, 8))
+    stretched = prior.sample_heads(3, seed=5, batch_size=2)
+    told = np.linspace(-1, 1, 8) + np.linspace(1, 2, 8) * persons.numpy()
+    np.testing.assert_array_equal(prior.sample_heads(3, seed=5, told=np.float32(told)), stretched)
+    assert (stretched != heads).any()
+    np.testing.assert_array_equal(prior.sample_heads(3, seed=5, batch_size=2, told=persons), heads)
+
+
+def test_calibrated_heads_show_persons_as_far_apart_as_people_are():
+    prior, rng, count = small_prior(person_size=4), np.random.default_rng(0), 3000
+    slope, offset, noise = np.array([0.9, 0.7, 0.8, 0.6]), np.array([0.4, -0.3, 0.0, 0.2]), np.array([0.3, 0.6, 0.1, 0.5])
+
+    def show(told):
+        return offset + slope * told + noise * rng.normal(size=told.shape)
+
+    told = rng.normal(size=(count, 4))
+    for _ in range(2):  # the second time from what the first one tells
+        prior.calibrate(told, show(told))
+        told = prior.shift.numpy() + prior.scale.numpy() * rng.normal(size=(count, 4))
+        shown = show(told)
+        np.testing.assert_allclose(shown.mean(axis=0), 0, atol=0.07)
+        np.testing.assert_allclose(shown.std(axis=0), 1, atol=0.06)
+    prior.calibrate(told, 10 + rng.normal(size=told.shape))  # of a prior that has not learned: no further than training went
+    assert (prior.shift.numpy() == -1).all() and (prior.scale.numpy() == 1).all()
+    prior.calibrate(told, 0.01 * told)
+    np.testing.assert_allclose(prior.scale, 2, rtol=1e-4)
+    for few in (told[:1], np.zeros((3, 4))):  # one head alone, or people who do not differ
+        prior.calibrate(few, few)
+        np.testing.assert_array_equal(prior.shift, 0)
+        np.testing.assert_array_equal(prior.scale, 1)
 
 
 def test_persons_are_whitened_and_new_ones_are_drawn_as_people_are_spread():

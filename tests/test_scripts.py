@@ -12,6 +12,7 @@ from PIL import Image
 import pytest
 
 from tests.conftest import check_refused, TINY, write_cohort
+import modules
 import predict
 import train
 
@@ -36,6 +37,8 @@ def test_train_leaves_a_whole_run_folder(trained):
     assert float(rows[1]["reconstruction_loss"]) < float(rows[0]["reconstruction_loss"])
     assert len(imageio.imread(run / "progress.gif")) == 3  # before the first epoch, and after each
     assert list((run / "logs").glob("*/train/*tfevents*"))
+    prior = modules.load_model(run / "pixelcnn.keras")
+    assert (prior.shift.numpy() != 0).any() and np.abs(prior.shift).max() <= 1 and (prior.scale.numpy() >= 1).all()
 
 
 def test_predict_writes_pictures_and_the_same_metrics(trained, monkeypatch):
