@@ -147,6 +147,18 @@ def codecs(results):
     return [*rows, ["container, bytes", "0", *(str(record["container_bytes"][name]) for name in names)]]
 
 
+def head_codecs(results):
+    """benchmarks/codecs.py: video codecs within the model's bytes for whole heads, and the bytes for one quality."""
+    record = results["codecs"]["heads"]
+    rows = [["", "model", "HEVC", "AV1"]]
+    for weight, label in (("0", "nearest codes"), ("4", "rate weight 4")):
+        model, video = record["by_rate_weight"][weight], record["video"][f"rate weight {weight}"]
+        rows.append([f"`ssim` at the same bytes: {label}, {model['bytes']:.0f} bytes", f"**{model['ssim']:.3f}**",
+                     *(f"{video[name]['ssim']:.3f}" for name in rows[0][2:])])
+    at = record["bytes_at_ssim"]
+    return [*rows, [f"bytes at `ssim` {at['ssim']}", f"**{at['model']:.0f}**", *(f"{at[name]:.0f}" for name in rows[0][2:])]]
+
+
 def loading(results):
     """benchmarks/loading.py: seconds and memory until the images can be used."""
     labels = {"theirs": "the followed project's way", "ours_first": "ours, first start", "ours_second": "ours, from the cache"}
@@ -217,8 +229,8 @@ def origins(results):
               for key, row in results.items())]
 
 
-TABLES = {table.__name__: table for table in (summary, heads, runs, samples, reconstruction, codecs, sampling, loading, epochs, training, scaling,
-                                              faults, origins)}
+TABLES = {table.__name__: table for table in (summary, heads, runs, samples, reconstruction, codecs, head_codecs, sampling, loading,
+                                              epochs, training, scaling, faults, origins)}
 
 
 def main():
