@@ -180,13 +180,13 @@ class PixelCNN(Distributed, keras.Model):
         kernel_size: odd width of their windows.
         dropout: rate.
         codebook_digest: `VectorQuantizer.digest` of the codebook whose codes these are, if it is known.
-        steps_below: how far below each of the S slices in `below` lies: the next one, the one under it, and one further down,
-            so that it shows which way a fold runs.
+        steps_below: how far below each of the S slices in `below` lies: the next one; the one under it and one further
+            down, so that it shows which way a fold runs; and one so far that little but the anatomy is the same.
         person_size: P, the length of the person vector.
     """
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=3,
-                 dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4), person_size=8, **kwargs):
+                 dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=16, **kwargs):
         super().__init__(**kwargs)
         if kernel_size % 2 == 0 or kernel_size < 3:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")

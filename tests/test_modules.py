@@ -422,15 +422,15 @@ def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperat
 
 
 def test_heads_are_drawn_upwards_each_slice_given_those_drawn_below():
-    prior = small_prior(num_positions=6)
-    assert prior.steps_below == (1, 2, 4)
+    prior = small_prior(num_positions=10)
+    assert prior.steps_below == (1, 2, 4, 8)
     heads = prior.sample_heads(3, seed=5, temperature=0.9, batch_size=2)
     np.testing.assert_array_equal(prior.sample_heads(3, seed=5, temperature=0.9), heads)
-    assert (prior.sample_heads(3, seed=6) != heads).any() and heads.shape == (3, 6, 6, 6) and heads.dtype == np.int32
+    assert (prior.sample_heads(3, seed=6) != heads).any() and heads.shape == (3, 10, 6, 6) and heads.dtype == np.int32
     none, person = np.full((3, 6, 6), 11, np.int32), prior.draw_persons(5, tf.range(3))
-    for position in range(6):
-        below = np.stack([heads[:, position - step] if position >= step else none for step in (1, 2, 4)], axis=1)
-        noise = prior.gumbel_noise(5, tf.range(3) * 6 + position)
+    for position in range(10):
+        below = np.stack([heads[:, position - step] if position >= step else none for step in (1, 2, 4, 8)], axis=1)
+        noise = prior.gumbel_noise(5, tf.range(3) * 10 + position)
         slow = prior.sample_by_full_forwards(tf.fill([3], position), noise, 0.9, below, person)
         np.testing.assert_array_equal(heads[:, position], slow)
 
@@ -440,10 +440,10 @@ def test_heads_are_told_persons_shifted_and_stretched_or_as_they_are_given():
     prior.start_people(np.random.default_rng(0).uniform(size=(20, 4, 16, 16)))
     persons, heads = prior.draw_persons(5, tf.range(3)), prior.sample_heads(3, seed=5, batch_size=2)
     np.testing.assert_array_equal(prior.sample_heads(3, seed=5, batch_size=2, told=persons), heads)
-    prior.shift.assign(np.linspace(-1, 1, 8))
-    prior.scale.assign(np.linspace(1, 2, 8))
+    prior.shift.assign(np.linspace(-1, 1, 16))
+    prior.scale.assign(np.linspace(1, 2, 16))
     stretched = prior.sample_heads(3, seed=5, batch_size=2)
-    told = np.linspace(-1, 1, 8) + np.linspace(1, 2, 8) * persons.numpy()
+    told = np.linspace(-1, 1, 16) + np.linspace(1, 2, 16) * persons.numpy()
     np.testing.assert_array_equal(prior.sample_heads(3, seed=5, told=np.float32(told)), stretched)
     assert (stretched != heads).any()
     np.testing.assert_array_equal(prior.sample_heads(3, seed=5, batch_size=2, told=persons), heads)
@@ -568,7 +568,7 @@ for strategy in (one, two):
     with strategy.scope():
         prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
         prior.compile(devices.Adam(1e-2, global_clipnorm=0.1))
-    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2, 4)), np.ones((1, 33, 8)), 16, 8
+    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2, 4, 8)), np.ones((1, 33, 16)), 16, 8
     seen |= prior.fit(dataset.code_batches(*told, 0), validation_data=dataset.code_batches(*told), **settings).history
     seen.pop("val_perplexity")  # counts the black image in place of an empty part; train.py measures its own
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3

@@ -18,7 +18,7 @@ BENCHMARKS = {"codecs", "faults", "loading", "reconstruction", "sampling", "scal
 
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
 SENTENCES = (
-    "costs {real_slices[bits_per_code]:.2f} bits per code, each slice given those 1, 2 and 4 below it",
+    "costs {real_slices[bits_per_code]:.2f} bits per code, each slice given those 1, 2, 4 and 8 below it",
     "alone costs {real_slices[bits_per_code_alone]:.2f}. Independent codes would cost {real_slices[code_entropy]:.2f}",
     "{heads[num_heads]} sampled, beside {heads[num_people][test]} test people",
     "{heads[copy_test_says]}",
