@@ -186,7 +186,7 @@ class PixelCNN(Distributed, keras.Model):
     """
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=3,
-                 dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=16, **kwargs):
+                 dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24, **kwargs):
         super().__init__(**kwargs)
         if kernel_size % 2 == 0 or kernel_size < 3:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")

@@ -39,7 +39,7 @@ def small_batches(count=24):
     images = rng.integers(0, 256, (count, 8, 8)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
     split = dataset.Split("train", images, np.arange(count, dtype=np.int32) // 8, np.arange(count, dtype=np.int32) % 8)
     codes = rng.integers(0, 16, (count, 8, 8), np.int32)
-    told = split.positions, dataset.slices_below(split, (1, 2, 4, 8)), np.zeros((1, count, 16)), 16
+    told = split.positions, dataset.slices_below(split, (1, 2, 4, 8)), np.zeros((1, count, 24)), 16
     return dataset.training_batches(split, 8, 0), dataset.code_batches(codes[np.newaxis], *told, 8, 0)
 
 

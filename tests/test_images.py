@@ -121,8 +121,8 @@ def test_a_volume_gives_its_slices(trained, tmp_path, monkeypatch, capsys):
     images = np.stack([np.asarray(Image.open(tmp_path / "out" / f"head_slice_{position}_original.png")) for position in range(32)])
     head = dataset.Split("given", images, np.zeros(32, np.int32), np.arange(32, dtype=np.int32))
     lengths = metrics.code_lengths(prior, codes, head.positions, *dataset.head_context(head, prior, vqvae.settings["margin"]))
-    # 64 codes a slice; sixteen numbers of a byte each tell the person, once for 32 slices.
-    assert [row["bytes"] for row in rows[:32]] == pytest.approx(lengths * 64 / 8 + 16 / 32, rel=1e-4)
+    # 64 codes a slice; 24 numbers of a byte each tell the person, once for 32 slices.
+    assert [row["bytes"] for row in rows[:32]] == pytest.approx(lengths * 64 / 8 + 24 / 32, rel=1e-4)
     assert len(list((tmp_path / "out").glob("head_slice_*_reconstruction.png"))) == 32
     predict.main(["--codes", str(tmp_path / "out" / "head_codes.npy"), "--output-dir", str(tmp_path / "decoded")])
     assert len(list((tmp_path / "decoded").glob("head_codes_*.png"))) == 32

@@ -440,10 +440,10 @@ def test_heads_are_told_persons_shifted_and_stretched_or_as_they_are_given():
     prior.start_people(np.random.default_rng(0).uniform(size=(20, 4, 16, 16)))
     persons, heads = prior.draw_persons(5, tf.range(3)), prior.sample_heads(3, seed=5, batch_size=2)
     np.testing.assert_array_equal(prior.sample_heads(3, seed=5, batch_size=2, told=persons), heads)
-    prior.shift.assign(np.linspace(-1, 1, 16))
-    prior.scale.assign(np.linspace(1, 2, 16))
+    prior.shift.assign(np.linspace(-1, 1, 24))
+    prior.scale.assign(np.linspace(1, 2, 24))
     stretched = prior.sample_heads(3, seed=5, batch_size=2)
-    told = np.linspace(-1, 1, 16) + np.linspace(1, 2, 16) * persons.numpy()
+    told = np.linspace(-1, 1, 24) + np.linspace(1, 2, 24) * persons.numpy()
     np.testing.assert_array_equal(prior.sample_heads(3, seed=5, told=np.float32(told)), stretched)
     assert (stretched != heads).any()
     np.testing.assert_array_equal(prior.sample_heads(3, seed=5, batch_size=2, told=persons), heads)
@@ -568,7 +568,7 @@ for strategy in (one, two):
     with strategy.scope():
         prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
         prior.compile(devices.Adam(1e-2, global_clipnorm=0.1))
-    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2, 4, 8)), np.ones((1, 33, 16)), 16, 8
+    told = codes[np.newaxis], split.positions, dataset.slices_below(split, (1, 2, 4, 8)), np.ones((1, 33, 24)), 16, 8
     seen |= prior.fit(dataset.code_batches(*told, 0), validation_data=dataset.code_batches(*told), **settings).history
     seen.pop("val_perplexity")  # counts the black image in place of an empty part; train.py measures its own
     assert np.abs(vqvae.quantizer.embeddings.numpy() - first).max() > 1e-3
