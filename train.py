@@ -65,14 +65,15 @@ CONSTANTS = {
     "rising_steps": 100,  # over which the learning rate rises to its peak
     "prior_batch_size": 8,
     "prior_learning_rate": 2e-3,
-    "calibration_heads": 64,  # or as many as there are training people, if these are fewer
+    "calibration_heads": 64,  # in each round, or as many as there are training people, if these are fewer
+    "calibration_rounds": 2,
     **{name: getattr(dataset, name.upper())
        for name in ("without_below", "without_further", "corrupted", "without_person", "person_noise")},
 }
 # With which TensorFlow's own files fail; it computes with others.
 WRITE_ERRORS = (tf.errors.PermissionDeniedError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
                 tf.errors.ResourceExhaustedError)
-CALIBRATION_SEED = -1  # which no user can give
+CALIBRATION_SEED = -1  # of the first round, one less for each further one: no user can give these
 EXPLODED = 1e6  # no loss of a network that learns comes near
 
 
@@ -812,14 +813,23 @@ def run_stages(run_dir, config, splits):
 
 
 def calibrate(run_dir, vqvae, prior, num_people):
-    """Samples heads to see how they show the persons that they are told, and saves the prior that allows for it."""
-    count = min(CONSTANTS["calibration_heads"], num_people)
-    print(f"Calibrating by {count} sampled heads ...", flush=True)
-    told = prior.draw_persons(CALIBRATION_SEED, tf.range(count))
-    codes = prior.sample_heads(count, CALIBRATION_SEED, told=told)
-    images = np.concatenate([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
-    heads = dataset.Split("sampled", images, *np.indices(codes.shape[:2]).reshape(2, -1))
-    prior.calibrate(told, prior.persons(dataset.head_pictures(heads, vqvae.settings["margin"])[0]))
+    """Samples heads to see how they show the persons that they are told, and saves the prior that allows for it.
+
+    The first heads are told persons as they are. Later ones are told what the earlier ones taught: that lies further out,
+    where what is shown is no longer in proportion. All rounds are taken together.
+    """
+    count, rounds = min(CONSTANTS["calibration_heads"], num_people), CONSTANTS["calibration_rounds"]
+    told, shown = [], []
+    for index in range(rounds):
+        print(f"Calibrating by {count} sampled heads, round {index + 1} of {rounds} ...", flush=True)
+        seed = CALIBRATION_SEED - index
+        persons = prior.draw_persons(seed, tf.range(count))
+        told.append(prior.shift + prior.scale * persons if index else persons)
+        codes = prior.sample_heads(count, seed, told=told[-1])
+        images = np.concatenate([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+        heads = dataset.Split("sampled", images, *np.indices(codes.shape[:2]).reshape(2, -1))
+        shown.append(prior.persons(dataset.head_pictures(heads, vqvae.settings["margin"])[0]))
+        prior.calibrate(np.concatenate(told), np.concatenate(shown))
     unfinished = run_dir / "backup" / "calibrated.keras"
     with writing(run_dir):
         prior.save(unfinished)
