@@ -231,8 +231,8 @@ def test_outline_is_read_from_the_models(tmp_path):
                                "residual block", "residual block", "convolution 1 x 1"]
     assert told["decoder"][-2:] == ["up-convolution 6 x 6, stride 3", "plus 32 black pixels"]
     assert told["decoder"].count("residual block") == 3
-    assert told["told"] == [("codes above and to the left", "32 x 32"), ("codes of the slices below", "3 x 32 x 32"),
-                            ("person", "8"), ("slice position", "1 of 32")]
+    assert told["told"] == [("codes above and to the left", "32 x 32"), ("codes of the slices below", "4 x 32 x 32"),
+                            ("person", "24"), ("slice position", "1 of 32")]
     assert "8 gated blocks, 1 row up," in told["prior"] and "2 axial attentions" in told["prior"]
     assert "dense 128, 64" in told["prior"] and "3 residual blocks for the slices below" in told["prior"]
     assert figures.outline(modules.VQVAE(downsample=4), modules.PixelCNN())["encoder"][0] == "convolution 8 x 8, stride 4"

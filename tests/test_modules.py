@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import devices
 import metrics
 import modules
 import prior as prior_module
+import train
 
 
 @pytest.fixture(autouse=True)
@@ -328,7 +330,7 @@ def test_every_code_depends_on_all_that_is_known_of_the_head():
             other[0, step, row, column] = (other[0, step, row, column] + 5) % 11
             moved = prior({"codes": codes, "positions": positions, "below": other, "person": person}).numpy()
             assert np.abs(moved - logits)[0, row, column].max() > 0
-    moved = prior({"codes": codes, "positions": positions, "below": below, "person": person + np.eye(8)[:1]}).numpy()
+    moved = prior({"codes": codes, "positions": positions, "below": below, "person": person + np.eye(prior.person_size)[:1]}).numpy()
     assert (np.abs(moved - logits).max(axis=-1) > 0).all()
 
 
@@ -346,7 +348,8 @@ def test_what_lies_below_is_seen_up_to_six_codes_away_by_three_residual_blocks()
 def test_unknown_is_the_none_code_and_the_average_person():
     prior, positions = small_prior(), np.array([0, 3], np.int32)
     codes = np.random.default_rng(0).integers(0, 11, (2, 6, 6), np.int32)
-    expected = prior.log_prob(codes, positions, np.full((2, 3, 6, 6), 11, np.int32), np.zeros((2, 8), np.float32))
+    none, average = np.full((2, len(prior.steps_below), 6, 6), 11, np.int32), np.zeros((2, prior.person_size), np.float32)
+    expected = prior.log_prob(codes, positions, none, average)
     np.testing.assert_array_equal(prior.log_prob(codes, positions), expected)
 
 
@@ -471,6 +474,32 @@ def test_calibrated_heads_show_persons_as_far_apart_as_people_are():
         prior.calibrate(few, few)
         np.testing.assert_array_equal(prior.shift, 0)
         np.testing.assert_array_equal(prior.scale, 1)
+
+
+def test_calibration_tells_the_second_heads_what_the_first_ones_taught(tmp_path, monkeypatch):
+    prior, rounds = small_prior(person_size=4), []
+
+    def shown(persons):
+        return 0.2 + 0.6 * np.tanh(persons)
+
+    def sample_heads(count, seed, told):
+        return rounds.append(np.array(told)) or np.zeros((count, 2, 6, 6), np.int32)
+
+    monkeypatch.setattr(prior, "sample_heads", sample_heads)
+    monkeypatch.setattr(prior, "persons", lambda pictures: shown(rounds[-1]))
+    vqvae = SimpleNamespace(decode_codes=lambda codes: tf.zeros((len(codes), 32, 32, 1)), settings={"margin": 0})
+    (tmp_path / "backup").mkdir()
+    train.calibrate(tmp_path, vqvae, prior, num_people=20)
+
+    expected, drawn = small_prior(person_size=4), [prior.draw_persons(seed, tf.range(20)).numpy() for seed in (-1, -2)]
+    expected.calibrate(drawn[0], shown(drawn[0]))
+    told = drawn[0], expected.shift.numpy() + expected.scale.numpy() * drawn[1]
+    np.testing.assert_allclose(rounds, told, rtol=1e-6)
+    assert (expected.scale.numpy() > 1.2).all()  # so the second ones were told more
+    expected.calibrate(np.concatenate(told), shown(np.concatenate(told)))
+    saved = modules.load_model(tmp_path / "pixelcnn.keras")
+    for name in ("shift", "scale"):
+        np.testing.assert_allclose(getattr(saved, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
 
 
 def test_persons_are_whitened_and_new_ones_are_drawn_as_people_are_spread():
