@@ -209,10 +209,10 @@ def scaling(results):
 def sampling(results):
     """benchmarks/sampling.py: seconds per image in batches of 16, and per slice of 4 heads."""
     row = results["sampling"]
-    return [["grid", "seconds per image", "full forward passes, times as long", "same codes",
+    return [["grid", "seconds per image", "full forward passes, times as long", "codes that differ",
              "seconds per slice of whole heads"],
             [*cells(row, ("{grid_size}x{grid_size}", "{seconds_per_image:.3f}")), ratio(row["speedup"]),
-             "yes" if row["codes_identical"] else "no", *cells(row, ("{head_seconds_per_slice:.3f}",))]]
+             *cells(row, ("{codes_differing} of {codes:,}", "{head_seconds_per_slice:.3f}"))]]
 
 
 def faults(results):
