@@ -212,7 +212,7 @@ def sampling(results):
     return [["grid", "seconds per image", "full forward passes, times as long", "codes that differ",
              "seconds per slice of whole heads"],
             [*cells(row, ("{grid_size}x{grid_size}", "{seconds_per_image:.3f}")), ratio(row["speedup"]),
-             *cells(row, ("{codes_differing} of {codes:,}", "{head_seconds_per_slice:.3f}"))]]
+             *cells(row, ("{codes_differing} of {codes:,} ({preferred_by_at_most:.0e})", "{head_seconds_per_slice:.3f}"))]]
 
 
 def faults(results):
