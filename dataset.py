@@ -24,9 +24,9 @@ from skimage import util
 import tensorflow as tf
 from tqdm import tqdm
 
-from cli import exit_on_input_error, InputError, number, report_write_errors, script_parser, SEEDS
-from volumes import FILE_NAME, NUM_POSITIONS, SPLITS
-import volumes
+from support.cli import exit_on_input_error, InputError, number, report_write_errors, script_parser, SEEDS
+from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
+from support import template, volumes
 
 # What the prior does without in training, as shares
 WITHOUT_BELOW = 0.25  # of the slices: those below
@@ -112,7 +112,7 @@ def find_data(data_dir=None):
         return default, False
     print(f"No OASIS data found (--data-dir, OASIS_DIR, ./{default}): using the demo cohort, which is simulated from one "
           "averaged template and is no evidence about patients.", flush=True)
-    return volumes.make_demo_cohort(), True
+    return template.make_demo_cohort(), True
 
 
 def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):

@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 import tensorflow as tf
 
-from devices import broadcast, Distributed, fill_if_empty, layers_of, PACKAGE, replica, sum_over_replicas
+from support.devices import broadcast, Distributed, fill_if_empty, layers_of, PACKAGE, replica, sum_over_replicas
 from prior import PixelCNN
 
 

@@ -21,14 +21,10 @@ from PIL import Image, UnidentifiedImageError
 from skimage import transform
 import tensorflow as tf
 
-import cli
-from cli import InputError
+from support.cli import InputError
 import dataset
-import devices
-import figures
-import metrics
 import modules
-import volumes
+from support import cli, devices, figures, metrics, template, volumes
 
 SHOWN_HEADS = 3  # in pictures
 LARGEST_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
@@ -162,7 +158,7 @@ def write_reconstructions(folder, split, vqvae, details, count, seed):
 
 def write_template(folder, vqvae):
     """Writes template.png: slices of the MNI152 template, which may be shown to anyone, through the model."""
-    images = volumes.template_slices()
+    images = template.template_slices()
     positions = np.array([3, 11, 19, 27])
     codes, reconstructions = reconstruct(vqvae, images[positions])
     captions = [f"slice {position}, SSIM {metrics.ssim(image / 255, reconstruction):.3f}"

@@ -18,8 +18,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tqdm import tqdm
 
-import devices
-from devices import Distributed, Dropout, layers_of, PACKAGE
+from support import devices
+from support.devices import Distributed, Dropout, layers_of, PACKAGE
 
 PICTURE_SIDE = 16  # pixels of the pictures of heads that tell persons apart
 NUM_QUANTILES = 101  # by which the distribution of each component of persons is known

@@ -32,14 +32,10 @@ import numpy as np
 from PIL import Image
 import tensorflow as tf
 
-import cli
-from cli import InputError
+from support.cli import InputError
 import dataset
-import devices
-import figures
-import metrics
 import modules
-import volumes
+from support import cli, devices, figures, metrics, template, volumes
 
 # Without an option, a setting is what stands here; the demo cohort's take seven minutes on two CPU cores.
 DEFAULTS = {
@@ -235,7 +231,7 @@ def matching_splits(arguments, config, run_dir):
     """
     folder = arguments.data_dir or config["data"]["folder"]
     if config["data"]["is_demo"] and not Path(folder).is_dir():
-        folder = volumes.make_demo_cohort()  # another machine than the one that began
+        folder = template.make_demo_cohort()  # another machine than the one that began
     splits = dataset.load_splits(folder, limit=config["settings"]["limit"], cache_dir=arguments.cache_dir)
     if dataset.fingerprints(splits) != config["data"]["fingerprints"]:
         raise InputError(f"The data in {folder} are not those that {run_dir} began with; resume with the same data or start a "

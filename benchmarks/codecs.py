@@ -40,11 +40,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common
-import cli
-from cli import InputError
+from support.cli import InputError
 import dataset
-import figures
-import metrics
+from support import cli, figures, metrics
 import predict
 
 # Name -> (Pillow's arguments for a quality, the qualities from worst to best).

@@ -21,7 +21,7 @@ import time
 
 import tensorflow as tf
 
-import cli
+from support import cli
 import train
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import common
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
-import cli
+from support import cli
 
 
 def command(folder, run, resume=False):

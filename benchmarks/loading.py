@@ -36,11 +36,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import common
-import cli
 import dataset
 import modules
 import train
-import volumes
+from support import cli, template, volumes
 
 EPOCH_PEOPLE = 10, 40, 160  # 1, 4 and 16 times the images
 SHARES = {"train": 302 / 354, "validate": 35 / 354}  # the rest is the test split
@@ -73,7 +72,7 @@ splits = [split.images for split in dataset.load_splits(sys.argv[1], cache_dir=s
 
 def make_data(folder, people):
     """Writes the three splits: every person a demo head, shifted by a few pixels."""
-    heads = list(dataset.load_splits(volumes.make_demo_cohort())["train"].images.reshape(-1, volumes.NUM_POSITIONS, 256, 256))
+    heads = list(dataset.load_splits(template.make_demo_cohort())["train"].images.reshape(-1, volumes.NUM_POSITIONS, 256, 256))
     counts = [round(people * share) for share in SHARES.values()]
     ends = np.cumsum([*counts, people - sum(counts)])
     for name in volumes.SPLITS:

@@ -34,10 +34,8 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common
-import cli
 import dataset
-import devices
-import metrics
+from support import cli, devices, metrics
 import modules
 import train
 

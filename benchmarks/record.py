@@ -20,7 +20,7 @@ import time
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common
-import cli
+from support import cli
 
 
 def describe(run_dir):

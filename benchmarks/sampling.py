@@ -26,7 +26,7 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common
-import cli
+from support import cli
 import modules
 import predict
 

@@ -33,12 +33,10 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common
-import cli
 import dataset
-import devices
 import modules
 import train
-import volumes
+from support import cli, devices, template
 
 BATCH = 8  # the default of both stages
 NUM_CODES = 512
@@ -190,7 +188,7 @@ def measure(stage, side, steps):
     keras.utils.set_random_seed(0)
     if side == "ours":
         devices.prepare()  # which makes the operations deterministic
-    split = dataset.load_splits(volumes.make_demo_cohort(), ["train"])["train"]  # 20 people, 640 images
+    split = dataset.load_splits(template.make_demo_cohort(), ["train"])["train"]  # 20 people, 640 images
     count = min(steps * BATCH, len(split.images) // BATCH * BATCH)
     split = split.take(slice(count))
     codes = np.random.default_rng(0).integers(0, NUM_CODES, (count, 32, 32), np.int32)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import check_refused
 import dataset
-import volumes
+from support import volumes
 
 SHAPE = 60, 80, 120  # x, y, z in mm, RAS
 TOP = 109  # the highest slice of the head

@@ -5,9 +5,8 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
-import cli
 import dataset
-import volumes
+from support import cli, template, volumes
 
 
 def test_normalise_reaches_both_ends_and_comes_back():
@@ -300,8 +299,8 @@ DEMO_PERSON = (
 
 def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypatch):
     people = {"train": 1, "validate": 1, "test": 1}
-    folder = volumes.make_demo_cohort(tmp_path / "a", people)
-    again = volumes.make_demo_cohort(tmp_path / "b", people)
+    folder = template.make_demo_cohort(tmp_path / "a", people)
+    again = template.make_demo_cohort(tmp_path / "b", people)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
     assert len(files) == 96
     assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
@@ -315,8 +314,8 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     fields = images[[3, 16, 28], 48:208, 56:200].reshape(3, 4, 40, 4, 36).mean(axis=(2, 4)).reshape(3, 16)
     np.testing.assert_allclose(fields, DEMO_PERSON, atol=0.06, err_msg="another simulation needs another DEMO_VERSION")
     with monkeypatch.context() as patch:
-        patch.setattr(volumes, "_write_demo_cohort", None)
-        assert volumes.make_demo_cohort(tmp_path / "a", people) == folder  # the second time, nothing is simulated
+        patch.setattr(template, "_write_demo_cohort", None)
+        assert template.make_demo_cohort(tmp_path / "a", people) == folder  # the second time, nothing is simulated
     # The two hemispheres mirror each other far better than the front mirrors the back.
     centre = images[16].astype(float)
     across, along = np.corrcoef(centre.ravel(), centre[:, ::-1].ravel()), np.corrcoef(centre.ravel(), centre[::-1].ravel())
@@ -327,7 +326,7 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
 def test_unwritable_cache_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(cli.InputError, match="XDG_CACHE_HOME"):
-        volumes.make_demo_cohort(tmp_path / "file" / "cache")
+        template.make_demo_cohort(tmp_path / "file" / "cache")
 
 
 def test_main_prints_the_table_and_writes_a_contact_sheet(cohort, tmp_path, monkeypatch, capsys):

@@ -15,11 +15,10 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import check_refused, ROOT, TINY, write_cohort
-import cli
 import dataset
-import devices
 import modules
 import predict
+from support import cli, devices
 import train
 
 
@@ -266,7 +265,8 @@ import keras, tensorflow as tf
 count, stop_in = int(sys.argv[1]), sys.argv[2]
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-import devices, train
+import train
+from support import devices
 devices.strategy = lambda strategy=tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)]): strategy
 """ + SMALL_PRIOR + """
 save = train.Checkpoints.on_epoch_end
@@ -324,7 +324,8 @@ def free_addresses(count):
 # Each machine has a dropout mask of its own, so that without dropout alone they can end as one does.
 WITHOUT_DROPOUT = """
 import sys
-import devices, train
+import train
+from support import devices
 """ + SMALL_PRIOR + """
 devices.Dropout.call = lambda self, inputs, training=False: inputs
 train.main(sys.argv[1:])

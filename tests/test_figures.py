@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
-import figures
+from support import figures
 import modules
 
 

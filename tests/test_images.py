@@ -12,7 +12,7 @@ from skimage.transform import downscale_local_mean
 
 from tests.conftest import check_refused
 import dataset
-import metrics
+from support import metrics
 import modules
 import predict
 

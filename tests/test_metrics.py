@@ -5,7 +5,7 @@ from skimage.metrics import structural_similarity
 import tensorflow as tf
 
 import dataset
-import metrics
+from support import metrics
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-import devices
-import metrics
 import modules
 import prior as prior_module
+from support import devices, metrics
 import train
 
 
@@ -573,7 +572,8 @@ def test_gumbel_noise_has_its_distribution():
 
 TWO_DEVICES = """
 import keras, numpy as np, tensorflow as tf
-import dataset, devices, modules
+import dataset, modules
+from support import devices
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

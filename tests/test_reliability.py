@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.tiny import assert_same_run
 from tests.conftest import check_refused, ROOT, run_script, TINY, write_cohort
-import cli
+from support import cli
 import dataset
 import modules
 import predict

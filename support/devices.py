@@ -21,7 +21,7 @@ from keras import layers
 import numpy as np
 import tensorflow as tf
 
-from cli import InputError
+from support.cli import InputError
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 CUDA_COMMAND = 'pip install "tensorflow[and-cuda]>=2.21,<2.22"'
