@@ -1,0 +1,141 @@
+"""The space of persons, and `CodedSplit`: a split in codes with all that conditions them.
+
+A person is a short vector that says what is the same throughout one head. It is made of the whitened principal components
+of coarse pictures of heads. All functions here are pure: the numbers that describe the space live in `modules.PixelCNN`.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.decomposition import PCA
+import tensorflow as tf
+
+PICTURE_SIDE = 16  # pixels along each side of a head's coarse picture, in each slice
+PERSON_BITS = 8  # a person's numbers are rounded, so that each can be stored in these
+PERSON_STEP = 1 / 32  # between two values of a person's number, where people's standard deviation is 1
+NUM_QUANTILES = 101  # that describe how each number is distributed
+PSEUDO_HEADS = 4  # pseudo-counts of a calibration: as if so many more heads had followed their person exactly
+MAX_SHIFT, MAX_SCALE = 1.0, 2.0  # of a calibration; larger values were rare in training
+
+
+@dataclasses.dataclass(frozen=True)
+class CodedSplit:
+    """A split in codes, with what the prior is conditioned on.
+
+    Attributes:
+        codes: int32 (V, N, g, g), the codes of N slices in V versions: as they are, and mirrored, say.
+        positions: int32 (N,), the place of each slice in its head.
+        context: int32 (N, S), the indices of the slices below each slice; N where there is none.
+        persons: float32 (V, N, P), the person of each slice.
+        num_embeddings: K; as a code of a slice below, it stands for "no slice".
+    """
+
+    codes: np.ndarray
+    positions: np.ndarray
+    context: np.ndarray
+    persons: np.ndarray
+    num_embeddings: int
+
+    def codes_with_none(self):
+        """The codes, int32 (V, N + 1, g, g), the last slice being "no slice": what `context` points into."""
+        none = np.full_like(self.codes[:, :1], self.num_embeddings)
+        return np.concatenate([self.codes, none], axis=1)
+
+
+class PersonSpace(NamedTuple):
+    """The numbers that describe the space of persons.
+
+    Attributes:
+        mean: float (positions, 16, 16), the mean picture of the training heads.
+        components: float (positions, 16, 16, P), the principal components, each as long as people's standard deviation along it.
+        quantiles: float (101, P), of each number over the training people, scaled to a mean of 0 and a variance of 1.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    quantiles: np.ndarray
+
+
+def fit(pictures, person_size):
+    """Fits the space of persons to the training heads.
+
+    Args:
+        pictures: float (people, positions, 16, 16), the coarse pictures of heads; NaN where a slice is missing.
+        person_size: P, the length of a person.
+
+    Returns:
+        A `PersonSpace`. Numbers beyond the number of people are always 0.
+    """
+    mean = np.nan_to_num(pictures).sum(axis=0) / np.maximum(np.isfinite(pictures).sum(axis=0), 1)
+    deviations = np.nan_to_num(pictures - mean).reshape(len(pictures), -1)
+    components = np.zeros((person_size, deviations.shape[1]))
+    count = min(person_size, len(pictures) - 1)
+    if count:
+        pca = PCA(count, svd_solver="full").fit(deviations)
+        components[:count] = pca.components_ * np.sqrt(pca.explained_variance_)[:, np.newaxis]
+    components = components.T.reshape(*mean.shape, person_size).astype(np.float32)
+    mean = mean.astype(np.float32)
+    quantiles = np.quantile(encode(pictures, mean, components), np.linspace(0, 1, NUM_QUANTILES), axis=0)
+    # `sample` draws evenly between neighbouring quantiles; mean and variance of that become 0 and 1, as people's are.
+    lower, upper = quantiles[:-1], quantiles[1:]
+    center = (lower + upper).mean(axis=0) / 2
+    spread = np.sqrt((lower ** 2 + lower * upper + upper ** 2).mean(axis=0) / 3 - center ** 2)
+    return PersonSpace(mean, components, (quantiles - center) / np.where(spread > 0, spread, 1))
+
+
+def encode(pictures, mean, components):
+    """The persons of heads, float32 (N, P), from their pictures (see `fit`).
+
+    Each number is rounded to one of 256, so that it can be stored in 8 bits. A head with more than half of its slices
+    missing gets zeros, the average person.
+    """
+    flat = components.reshape(-1, components.shape[-1])
+    deviations = np.nan_to_num(pictures - mean).reshape(len(pictures), -1)
+    squares = (flat ** 2).sum(axis=0)
+    persons = deviations @ flat / np.where(squares > 0, squares, 1)
+    usual = mean.any(axis=(1, 2))  # the positions that training people have
+    missing = np.isnan(pictures).any(axis=(2, 3)) & usual
+    persons[missing.sum(axis=1) > usual.sum() / 2] = 0
+    limit = 2 ** (PERSON_BITS - 1)
+    return (np.round(persons / PERSON_STEP).clip(-limit, limit - 1) * PERSON_STEP).astype(np.float32)
+
+
+def sample(quantiles, uniform):
+    """New persons, float32 (N, P), by the inverse distribution function of each number.
+
+    The numbers are drawn independently, so that no training person is reproduced.
+
+    Args:
+        quantiles: float32 tensor (101, P), see `PersonSpace`.
+        uniform: float32 tensor (N, P) in [0, 1).
+    """
+    place = tf.transpose(uniform) * (NUM_QUANTILES - 1)
+    lower = tf.minimum(tf.cast(place, tf.int32), NUM_QUANTILES - 2)
+    table = tf.transpose(quantiles)
+    low, high = (tf.gather(table, lower + step, batch_dims=1) for step in (0, 1))
+    return tf.transpose(low + (high - low) * (place - tf.cast(lower, tf.float32)))
+
+
+def calibrate(conditions, outcomes):
+    """Fits the correction ``shift + scale * person`` that lets sampled heads differ as much as people do.
+
+    Sampled heads follow their person too weakly: the slices below weigh more, and errors pile up from slice to slice. Each
+    number of the outcome is taken as ``offset + slope * condition + noise`` (least squares). The shift undoes the offset,
+    the scale brings the variance of the outcome back to 1, that of people.
+
+    Args:
+        conditions: float (N, P), the persons on which N sampled heads were conditioned.
+        outcomes: float (N, P), the persons that `encode` finds in these heads.
+
+    Returns:
+        (shift, scale), float64 (P,) each.
+    """
+    conditions, outcomes = np.float64(conditions), np.float64(outcomes)
+    across, along = conditions - conditions.mean(axis=0), outcomes - outcomes.mean(axis=0)
+    slope = ((across * along).sum(axis=0) + PSEUDO_HEADS) / ((across ** 2).sum(axis=0) + PSEUDO_HEADS)
+    offset = (outcomes - slope * conditions).sum(axis=0) / (len(conditions) + PSEUDO_HEADS)
+    noise = (along - slope * across).var(axis=0)
+    slope = np.maximum(slope, 1 / MAX_SCALE)
+    shift = (-offset / slope).clip(-MAX_SHIFT, MAX_SHIFT)
+    return shift, (np.sqrt(np.maximum(1 - noise, 0)) / slope).clip(1, MAX_SCALE)
