@@ -4,6 +4,7 @@ All end as the same three folders of PNG slices, which `dataset.py` reads.
 """
 
 import csv
+import dataclasses
 from pathlib import Path
 import re
 import shutil
@@ -20,6 +21,23 @@ NUM_POSITIONS = 32  # axial slices per person
 SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 MOST_LABELS = 128  # different values of a segmentation; FreeSurfer's of cortex and nuclei has 113, a picture hundreds
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Where the slices of a data set lie, in millimetres.
+
+    Attributes:
+        pixel_size: of the slices' square pixels.
+        spacing: between neighbouring slices.
+        lowest: height of slice 0 above the anterior commissure; negative below it.
+        axes_known: whether front is known to be up, as measured or stated. If not, nothing is claimed of the axes.
+    """
+
+    pixel_size: float = 1.0
+    spacing: float = SLICE_SPACING
+    lowest: float = -8.0
+    axes_known: bool = True
 
 
 def slice_file(folder, split, case, position):
