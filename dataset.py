@@ -1,6 +1,6 @@
 """The OASIS PNG slices: found, checked, read, and fed to the networks.
 
-The way of the data is PNG -> uint8 array -> ``tf.data`` batches of float32 in [-1, 1]. Where no OASIS slices are to be
+The data flow is PNG -> uint8 array -> ``tf.data`` batches of float32 in [-1, 1]. Where no OASIS slices are to be
 had, a demo cohort is simulated and written as the same PNG folders, so that everything after it is the one real path.
 
     python dataset.py [--data-dir DIR]                             # a table of the splits, and runs/contact_sheet.png
@@ -28,12 +28,14 @@ from support.cli import exit_on_input_error, InputError, number, report_write_er
 from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
 from support import template, volumes
 
-# What the prior does without in training, as shares
-WITHOUT_BELOW = 0.25  # of the slices: those below
-WITHOUT_FURTHER = 0.05  # of the slices: those below but for the next one
-CORRUPTED = 0.03  # of the codes below: replaced at random
-WITHOUT_PERSON = 0.2  # of the slices: the person
-PERSON_NOISE = 0.15  # standard deviation, where people's is 1
+# What training the prior hides or corrupts, so that it can do without, and does not rely on it more than it may while sampling
+CONDITION_DROPOUT = {
+    "context": 0.25,  # share of the slices: all slices below hidden
+    "further_context": 0.05,  # share of the slices: all slices below but the nearest hidden
+    "context_codes": 0.03,  # share of the codes of slices below: replaced at random
+    "person": 0.2,  # share of the slices: the person hidden
+    "person_noise": 0.15,  # standard deviation of noise on the person, where people's is 1
+}
 LARGEST_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
 
 
@@ -84,6 +86,12 @@ class Split:
     def take(self, indices):
         """The split of these images alone."""
         return Split(self.name, self.images[indices], self.cases[indices], self.positions[indices])
+
+    @classmethod
+    def of_heads(cls, heads, positions):
+        """A split of whole heads, uint8 (N, S, H, W), of which each has the S slice positions."""
+        cases, places = np.indices(heads.shape[:2], np.int32).reshape(2, -1)
+        return cls("heads", heads.reshape(-1, *heads.shape[2:]), cases, np.asarray(positions, np.int32)[places])
 
     def heads(self, positions):
         """Indices, int (people, len(positions)), of the images of each person who has a slice at each of `positions`."""
@@ -277,77 +285,94 @@ def training_batches(split, batch_size, seed, first_epoch=0):
                          .map(_gather_images(split), num_parallel_calls=2).prefetch(2))
 
 
-def slices_below(split, steps):
-    """Where to find the slices below each slice.
+def context_indices(split, steps):
+    """Where the slices below each slice lie.
 
     Args:
-        split: a `Split` (its images are not looked at).
-        steps: how far below, each at least 1.
+        split: a `Split`.
+        steps: S numbers, how far below, each at least 1.
 
     Returns:
-        int32 (N, len(steps)), indices into the split; N where that person has no such slice.
+        int32 (N, S), indices into the split; N where that person has no such slice.
     """
     index = {key: i for i, key in enumerate(zip(split.cases.tolist(), split.positions.tolist()))}
     return np.array([[index.get((case, position - step), len(index)) for step in steps] for case, position in index],
                     np.int32).reshape(-1, len(steps))
 
 
-def head_pictures(split, margin, side=16):
-    """The heads of a split in coarse: each slice less its border of `margin` pixels, averaged over areas.
+def head_pictures(split, margin):
+    """Coarse pictures of the heads of a split: each slice less its border of `margin` pixels, averaged over areas.
 
     Returns:
-        (float32 (people, NUM_POSITIONS, side, side) in [0, 1], NaN where a slice is missing; int (N,), each image's person).
+        (float32 (people, NUM_POSITIONS, 16, 16) in [0, 1], NaN where a slice is missing; int (N,), whose head each image is of).
     """
-    people, person = np.unique(split.cases, return_inverse=True)
-    pictures = np.full((len(people), NUM_POSITIONS, side, side), np.nan, np.float32)
+    cases, head_numbers = np.unique(split.cases, return_inverse=True)
+    shape = PICTURE_SIDE, PICTURE_SIDE
     inside = slice(margin, split.images.shape[1] - margin)
-    for some in np.array_split(np.arange(len(split.images)), -(-len(split.images) // 256)):
-        images = split.images[some][:, inside, inside, np.newaxis]
-        pictures[person[some], split.positions[some]] = tf.image.resize(images, (side, side), "area")[..., 0] / 255
-    return pictures, person
+
+    def shrink(images):
+        return tf.image.resize(images[:, inside, inside, np.newaxis], shape, "area")[..., 0] / 255
+
+    pictures = np.full((len(cases), NUM_POSITIONS, *shape), np.nan, np.float32)
+    pictures[head_numbers, split.positions] = in_chunks(shrink, split.images, size=256)
+    return pictures, head_numbers
 
 
-def head_context(split, prior, margin):
-    """What a `modules.PixelCNN` is told of the heads of a split, but for the codes: (`slices_below`, persons float32 (N, P))."""
-    pictures, person = head_pictures(split, margin)
-    return slices_below(split, prior.steps_below), prior.persons(pictures)[person]
+def encode(vqvae, split):
+    """The codes, int32 (N, g, g), of a split in its order."""
+    return np.concatenate([vqvae.encode_to_codes(images) for images, _ in image_batches(split, 32)])
 
 
-def code_batches(codes, positions, below, persons, num_embeddings, batch_size, seed=None, first_epoch=0):
-    """What the prior is told: shuffled without end like `training_batches`, or once in order if `seed` is None.
-
-    For training, things are kept from it, by draws that depend on (`seed`, step) alone: so that it can also do without
-    them, and does not rely on them more than it may when they are its own samples.
+def encode_split(vqvae, prior, *versions):
+    """A split in codes, with what conditions the prior.
 
     Args:
-        codes: int32 (C, N, g, g): of N slices C versions, as they are and mirrored, say; in training, one is drawn each time.
-        positions: int32 (N,).
-        below: int32 (N, S), see `slices_below`.
-        persons: float32 (C, N, P), each slice's person.
-        num_embeddings: K; as a code below, it stands for "none".
+        vqvae: a `modules.VQVAE`.
+        prior: a `modules.PixelCNN`, for its space of persons.
+        *versions: a `Split` in one or several versions: as it is, and mirrored, say.
+
+    Returns:
+        A `people.CodedSplit`.
+    """
+    persons = []
+    for split in versions:
+        pictures, head_numbers = head_pictures(split, vqvae.margin)
+        persons.append(prior.encode_people(pictures)[head_numbers])
+    return CodedSplit(np.stack([encode(vqvae, split) for split in versions]), versions[0].positions,
+                      context_indices(versions[0], prior.steps_below), np.stack(persons), prior.num_embeddings)
+
+
+def code_batches(coded, batch_size, seed=None, first_epoch=0):
+    """Batches for the prior: shuffled without end like `training_batches`, or once in order if `seed` is None.
+
+    For training a version of each slice is drawn each time, and its conditions are partly hidden (`CONDITION_DROPOUT`). All
+    draws depend on (`seed`, step) alone.
+
+    Args:
+        coded: a `people.CodedSplit`.
         batch_size: B.
         seed: of order and draws.
         first_epoch: as in `training_batches`.
 
     Returns:
-        A dataset of dicts: `codes`, int32 (B, g, g); `positions`, int32 (B,); `below`, int32 (B, S, g, g); `person`, float32
+        A dataset of dicts: `codes`, int32 (B, g, g); `positions`, int32 (B,); `context`, int32 (B, S, g, g); `person`, float32
         (B, P).
     """
-    none = np.full((len(codes), 1, *codes.shape[2:]), num_embeddings)
     with tf.device("CPU"):
-        codes, positions = tf.constant(np.concatenate([codes, none], axis=1), tf.int32), tf.constant(positions, tf.int32)
-        below, persons = tf.constant(below, tf.int32), tf.constant(persons, tf.float32)
+        codes, positions = tf.constant(coded.codes_with_none(), tf.int32), tf.constant(coded.positions, tf.int32)
+        context, persons = tf.constant(coded.context, tf.int32), tf.constant(coded.persons, tf.float32)
 
     def gather(indices, version):
-        several = tf.stack([tf.repeat(version[:, tf.newaxis], below.shape[1], axis=1), tf.gather(below, indices)], axis=-1)
         one = tf.stack([version, indices], axis=-1)
+        below = tf.gather(context, indices)
+        of_context = tf.stack([tf.broadcast_to(version[:, tf.newaxis], tf.shape(below)), below], axis=-1)
         return {"codes": tf.gather_nd(codes, one), "positions": tf.gather(positions, indices),
-                "below": tf.gather_nd(codes, several), "person": tf.gather_nd(persons, one)}
+                "context": tf.gather_nd(codes, of_context), "person": tf.gather_nd(persons, one)}
 
     def training_batch(step, indices):
         step_seed = tf.stack([tf.constant(seed, tf.int64), step])
         version = tf.random.stateless_uniform(tf.shape(indices), step_seed, maxval=len(codes), dtype=tf.int32)
-        return _withhold(gather(indices, version), num_embeddings, step_seed)
+        return _drop_conditions(gather(indices, version), coded.num_embeddings, step_seed)
 
     if seed is None:
         batches = tf.data.Dataset.range(len(positions), output_type=tf.int32).batch(batch_size).map(
@@ -359,20 +384,22 @@ def code_batches(codes, positions, below, persons, num_embeddings, batch_size, s
     return _with_options(batches.prefetch(2))
 
 
-def _withhold(batch, num_embeddings, seed):
-    """A training batch of the prior with slices below and persons left out, codes below replaced, persons blurred."""
-    below, count = batch["below"], tf.shape(batch["below"])[0]
-    draws = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(5)]
-    random = tf.random.stateless_uniform(tf.shape(below), draws[0], maxval=num_embeddings, dtype=tf.int32)
-    replaced = (tf.random.stateless_uniform(tf.shape(below), draws[1]) < CORRUPTED) & (below < num_embeddings)
-    below = tf.where(replaced, random, below)
-    # The nearest is kept at times when those under it are not, as in the second slice of a head.
-    kept = (tf.random.stateless_uniform((count, 1), draws[2])
-            >= tf.constant([[WITHOUT_BELOW] + [WITHOUT_BELOW + WITHOUT_FURTHER] * (below.shape[1] - 1)]))
-    below = tf.where(kept[:, :, tf.newaxis, tf.newaxis], below, num_embeddings)
-    person = batch["person"] + PERSON_NOISE * tf.random.stateless_normal(tf.shape(batch["person"]), draws[3])
-    person = tf.where(tf.random.stateless_uniform((count, 1), draws[4]) >= WITHOUT_PERSON, person, 0.0)
-    return {**batch, "below": below, "person": person}
+def _drop_conditions(batch, num_embeddings, seed):
+    """A training batch of the prior with `CONDITION_DROPOUT` applied."""
+    shares = CONDITION_DROPOUT
+    context, count = batch["context"], tf.shape(batch["context"])[0]
+    seeds = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(5)]
+    random_codes = tf.random.stateless_uniform(tf.shape(context), seeds[0], maxval=num_embeddings, dtype=tf.int32)
+    corrupted = tf.random.stateless_uniform(tf.shape(context), seeds[1]) < shares["context_codes"]
+    context = tf.where(corrupted & (context < num_embeddings), random_codes, context)
+    # The nearest slice may be visible while further ones are hidden, as in the second slice of a head.
+    hidden_shares = [shares["context"]] + [shares["context"] + shares["further_context"]] * (context.shape[1] - 1)
+    visible = tf.random.stateless_uniform((count, 1), seeds[2]) >= tf.constant([hidden_shares])
+    context = tf.where(visible[:, :, tf.newaxis, tf.newaxis], context, num_embeddings)
+    noise = tf.random.stateless_normal(tf.shape(batch["person"]), seeds[3])
+    person = batch["person"] + shares["person_noise"] * noise
+    person = tf.where(tf.random.stateless_uniform((count, 1), seeds[4]) >= shares["person"], person, 0.0)
+    return {**batch, "context": context, "person": person}
 
 
 def _shuffled_indices(num_items, batch_size, seed, first_epoch):

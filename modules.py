@@ -1,27 +1,33 @@
-"""The networks and their files: vector quantiser, encoder, decoder, VQ-VAE; and `PixelCNN`, the prior over the codes.
+"""The networks and their files: vector quantiser, encoder, decoder and VQ-VAE; and the PixelCNN, the prior over the codes.
 
 Images are float32 (B, height, width, 1) in [-1, 1]; codes are int32 (B, height / downsample, width / downsample) in
 [0, num_embeddings).
 
 References:
-    [1] van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, 2017. https://arxiv.org/abs/1711.00937
-    [2] Razavi, van den Oord, Vinyals: Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019.
-        https://arxiv.org/abs/1906.00446
-    [3] Dhariwal et al.: Jukebox: A Generative Model for Music, 2020 (restart of dead codes, section 3.1).
-        https://arxiv.org/abs/2005.00341
+    [1] van den Oord et al.: Neural Discrete Representation Learning, 2017. https://arxiv.org/abs/1711.00937
+    [2] Razavi et al.: Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019. https://arxiv.org/abs/1906.00446
+    [3] Dhariwal et al.: Jukebox, 2020 (restart of dead codes, section 3.1). https://arxiv.org/abs/2005.00341
+    [4] van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016. https://arxiv.org/abs/1606.05328
+    [5] Ho et al.: Axial Attention in Multidimensional Transformers, 2019. https://arxiv.org/abs/1912.12180
 """
 
+import support.cli  # first: sets what TensorFlow, Keras and matplotlib read when imported  # noqa: F401
+
+import functools
 import hashlib
+import math
 import zipfile
 
 import keras
 from keras import layers
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 import tensorflow as tf
+import tensorflow_probability as tfp
 
-from support.devices import broadcast, Distributed, fill_if_empty, layers_of, PACKAGE, replica, sum_over_replicas
-from prior import PixelCNN
+from support import people, sampler
+from support.devices import broadcast, Distributed, Dropout, fill_if_empty, layers_of, PACKAGE, replica, sum_over_replicas
+
+ATTENTION_EVERY = 3  # of the PixelCNN's blocks has an attention before it
 
 
 # Vector quantiser -----------------------------------------------------------------------------------------------------
@@ -55,32 +61,26 @@ class VectorQuantizer(layers.Layer):
             raise ValueError(f"num_embeddings and embedding_dim must be at least 1, got {num_embeddings}, {embedding_dim}.")
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"decay must lie between 0 and 1, or be None for the gradient codebook loss, got {decay}.")
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.commitment_cost = commitment_cost
-        self.decay = decay
-        self.restart_below = restart_below
-        self.seed = seed
+        self.settings = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "commitment_cost": commitment_cost,
+                         "decay": decay, "restart_below": restart_below, "seed": seed}
+        for name, value in self.settings.items():
+            setattr(self, name, value)
 
     def build(self, input_shape):
         if input_shape[-1] != self.embedding_dim:
             raise ValueError(f"Inputs must end in embedding_dim={self.embedding_dim} channels, got shape {tuple(input_shape)}.")
         uniform = keras.initializers.RandomUniform(-1 / self.num_embeddings, 1 / self.num_embeddings, seed=self.seed)
         shape = self.num_embeddings, self.embedding_dim
-        # What the EMA assigns is the same on every replica of a `tf.distribute` strategy, so one of them may speak for all.
-        moved = {"trainable": False, "aggregation": "only_first_replica"} if self.decay is not None else {}
-        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=uniform, **moved)
+        # What the EMA assigns is the same on every replica of a `tf.distribute` strategy, so the first one's value counts.
+        by_average = {"trainable": False, "aggregation": "only_first_replica"} if self.decay is not None else {}
+        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=uniform, **by_average)
         if self.decay is not None:
-            self.counts = self.add_weight(name="counts", shape=shape[:1], initializer="ones", **moved)
-            self.sums = self.add_weight(name="sums", shape=shape, initializer="zeros", **moved)
+            self.counts = self.add_weight(name="counts", shape=shape[:1], initializer="ones", **by_average)
+            self.sums = self.add_weight(name="sums", shape=shape, initializer="zeros", **by_average)
             self.sums.assign(self.embeddings)
 
     def call(self, inputs, training=False):
-        """Quantises a batch of vectors; with `training`, moves the codebook too.
-
-        Args:
-            inputs: float (..., D).
-            training: whether to update the codebook.
+        """Quantises vectors, float (..., D); with `training`, moves the codebook too.
 
         Returns:
             A dict: `quantized`, float32 (..., D), with the straight-through gradient; `codes`, int32 (...); `loss`, the
@@ -89,9 +89,9 @@ class VectorQuantizer(layers.Layer):
         vectors = tf.reshape(inputs, (-1, self.embedding_dim))
         codes = self.nearest(vectors)
         quantized = tf.gather(self.embeddings, codes)
-        loss = self.commitment_cost * _mean_square(vectors - tf.stop_gradient(quantized))
+        loss = self.commitment_cost * tf.reduce_mean(tf.square(vectors - tf.stop_gradient(quantized)))
         if self.decay is None:
-            loss += _mean_square(tf.stop_gradient(vectors) - quantized)
+            loss += tf.reduce_mean(tf.square(tf.stop_gradient(vectors) - quantized))
         elif training:
             self._update(tf.stop_gradient(vectors), codes)
         # Not bincount, which XLA does not compile.
@@ -114,44 +114,38 @@ class VectorQuantizer(layers.Layer):
         return tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
 
     def _update(self, vectors, codes):
-        now, sums = sum_over_replicas([tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings),
-                                        tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)])
-        counts = self.decay * self.counts + (1 - self.decay) * now
+        batch_counts = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings)
+        sums = tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)
+        batch_counts, sums = sum_over_replicas([batch_counts, sums])
+        counts = self.decay * self.counts + (1 - self.decay) * batch_counts
         sums = self.decay * self.sums + (1 - self.decay) * sums
         mean_count = tf.reduce_mean(counts)
         dead = counts < self.restart_below * mean_count
         counts = tf.where(dead, mean_count, counts)
-        sums = tf.where(dead[:, tf.newaxis], self._draw(vectors, now) * mean_count, sums)
+        sums = tf.where(dead[:, tf.newaxis], self._random_vectors(vectors, batch_counts) * mean_count, sums)
         self.counts.assign(counts)
         self.sums.assign(sums)
         # The floor matters only without restarts, where an unused code's count decays towards 0 / 0.
         self.embeddings.assign(sums / tf.maximum(counts, 1e-8)[:, tf.newaxis])
 
-    def _draw(self, vectors, now):
+    def _random_vectors(self, vectors, batch_counts):
         """K random vectors of the whole batch, (K, D), the same on every replica.
 
         The codes' counts of the batch seed the draw: so replicas agree, and a resumed run needs no saved state.
         """
         number = tf.range(1, self.num_embeddings + 1)
-        seed = tf.reduce_sum(tf.cast(now, tf.int32) * number)
+        seed = tf.reduce_sum(tf.cast(batch_counts, tf.int32) * number)
         size, replicas = tf.shape(vectors)[0], tf.distribute.get_strategy().num_replicas_in_sync
-        drawn = tf.random.stateless_uniform((self.num_embeddings,), [self.seed, seed], 0, size * replicas, tf.int32)
+        indices = tf.random.stateless_uniform((self.num_embeddings,), [self.seed, seed], 0, size * replicas, tf.int32)
         if replicas == 1 or tf.distribute.in_cross_replica_context():
-            return tf.gather(vectors, drawn)
-        own = drawn // size == replica()
-        return sum_over_replicas(tf.where(own[:, tf.newaxis], tf.gather(vectors, drawn % size), 0.0))
+            return tf.gather(vectors, indices)
+        own = indices // size == replica()
+        return sum_over_replicas(tf.where(own[:, tf.newaxis], tf.gather(vectors, indices % size), 0.0))
 
-    def fit_codebook(self, vectors):
-        """Starts the codebook at the k-means centres of `vectors`, float32 NumPy (N, D), N >= K.
-
-        Raises:
-            ValueError: if there are fewer vectors than codes.
-        """
-        if len(vectors) < self.num_embeddings:
-            raise ValueError(f"{len(vectors)} vectors cannot start {self.num_embeddings} codes; give more images or fewer codes.")
-        kmeans = MiniBatchKMeans(self.num_embeddings, batch_size=4096, max_iter=20, n_init=1, random_state=self.seed)
-        counts = broadcast(np.bincount(kmeans.fit_predict(vectors), minlength=self.num_embeddings).clip(1))
-        self.embeddings.assign(broadcast(kmeans.cluster_centers_))
+    def start(self, centers, counts):
+        """Starts the codebook at the centers (K, D) of clusters of vectors; counts (K,) are the vectors in each."""
+        counts = broadcast(counts.clip(1))
+        self.embeddings.assign(broadcast(centers))
         if self.decay is not None:
             self.counts.assign(counts / counts.mean())
             self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
@@ -161,13 +155,7 @@ class VectorQuantizer(layers.Layer):
         return hashlib.sha256(np.ascontiguousarray(self.embeddings, np.float32)).hexdigest()
 
     def get_config(self):
-        return {**super().get_config(), "num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim,
-                "commitment_cost": self.commitment_cost, "decay": self.decay, "restart_below": self.restart_below,
-                "seed": self.seed}
-
-
-def _mean_square(x):
-    return tf.reduce_mean(tf.square(x))
+        return {**super().get_config(), **self.settings}
 
 
 # Encoder and decoder --------------------------------------------------------------------------------------------------
@@ -253,21 +241,12 @@ class VQVAE(Distributed, keras.Model):
 
     Args:
         image_size: side of the square images in pixels.
-        num_embeddings: K, the number of codes.
-        embedding_dim: D, the length of a code's vector.
+        num_embeddings, embedding_dim: K, the number of codes, and D, the length of a code's vector.
         downsample: pixels of `image_size` per code along each axis, 4 or 8.
-        margin: see `build_encoder`.
-        width: see `build_encoder`.
-        num_residual_blocks: see `build_encoder`.
-        commitment_cost: see `VectorQuantizer`.
-        decay: see `VectorQuantizer`.
+        margin, width, num_residual_blocks: see `build_encoder`.
+        commitment_cost, decay: see `VectorQuantizer`.
         data_variance: variance of the training pixels in [-1, 1].
         seed: of the codebook's start and restarts.
-
-    Example:
-        >>> vqvae = VQVAE()
-        >>> codes = vqvae.encode_to_codes(images)       # (B, 256, 256, 1) -> int32 (B, 32, 32)
-        >>> images = vqvae.decode_codes(codes)          # and back, in [-1, 1]
     """
 
     def __init__(self, image_size=256, num_embeddings=512, embedding_dim=16, downsample=8, margin=0, width=64,
@@ -290,13 +269,17 @@ class VQVAE(Distributed, keras.Model):
     def get_config(self):
         return {**super().get_config(), **self.settings}
 
-    def encode(self, images):
-        """Images (B, S, S, 1) in [-1, 1] -> vectors (B, g, g, D), before quantisation."""
-        return self.encoder(images)
+    @property
+    def margin(self):
+        """The border in pixels that has no codes and is painted black."""
+        return self.settings["margin"]
 
-    def quantize_vectors(self, vectors):
-        """Vectors (B, g, g, D) -> the dict of `VectorQuantizer.call`."""
-        return self.quantizer(vectors)
+    def encode(self, images):
+        """Images (B, S, S, 1) in [-1, 1] -> vectors (B, g, g, D), before quantisation; ValueError if they are not floats."""
+        images = tf.convert_to_tensor(images)
+        if not images.dtype.is_floating:
+            raise ValueError(f"images must be floats in [-1, 1], got {images.dtype.name}; see dataset.normalise.")
+        return self.encoder(images)
 
     def decode(self, vectors):
         """Quantised vectors (B, g, g, D) -> images (B, S, S, 1), clipped to [-1, 1]."""
@@ -304,7 +287,7 @@ class VQVAE(Distributed, keras.Model):
 
     def encode_to_codes(self, images):
         """Images (B, S, S, 1) in [-1, 1] -> codes int32 (B, g, g)."""
-        return self.quantize_vectors(self.encode(images))["codes"]
+        return self.quantizer(self.encode(images))["codes"]
 
     def decode_codes(self, codes):
         """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1]."""
@@ -322,12 +305,13 @@ class VQVAE(Distributed, keras.Model):
 
     def _batch_losses(self, images, training, quantise=True):
         outputs, quantized = self._forward(images, training, quantise)
-        # Blacker than black is black: outputs are clipped, so below -1 there is nothing to mend on a black pixel.
+        # Outputs are clipped to -1, so values below -1 on a black pixel are no error.
         errors = tf.where((images <= -1) & (outputs < -1), 0.0, outputs - images)
-        reconstruction_loss = _mean_square(errors) / self.data_variance
+        reconstruction_loss = tf.reduce_mean(tf.square(errors)) / self.data_variance
         return [reconstruction_loss + quantized["loss"], reconstruction_loss, quantized["loss"], quantized["perplexity"]]
 
-    def _step(self, images, quantise):
+    def step(self, images, quantise=True):
+        """One optimiser step on images (B, S, S, 1), as a plain autoencoder without `quantise`; returns what `metrics` tracks."""
         with tf.GradientTape() as tape:
             losses = self._batch_losses(images, training=True, quantise=quantise)
             scaled_loss = self.optimizer.scale_loss(losses[0])
@@ -335,8 +319,8 @@ class VQVAE(Distributed, keras.Model):
         return losses
 
     def train_step(self, data):
-        """One step on a batch of (images, positions); the positions are the prior's affair."""
-        return self._track(self._step(data[0], quantise=True), data[0])
+        """One step on a batch of (images, positions); the positions are used by the prior only."""
+        return self._track(self.step(data[0]), data[0])
 
     def test_step(self, data):
         """The losses on a batch of (images, positions)."""
@@ -346,43 +330,352 @@ class VQVAE(Distributed, keras.Model):
         count = tf.shape(images)[0]  # the last batch of a split may be short, and a replica's part of it empty
         for tracker, value in zip(self.trackers, values):
             tracker.update_state(tf.where(count > 0, value, 0.0), count)
-        return {tracker.name: tracker.result() for tracker in self.trackers}
+        return self.logs()
 
-    @property
-    def metrics(self):
-        return self.trackers
 
-    def start_codebook(self, batches, warmup_steps=60, fit_batches=8):
-        """Trains as a plain autoencoder for a few steps, then starts the codebook at k-means centres of real vectors.
+# PixelCNN -------------------------------------------------------------------------------------------------------------
 
-        A random codebook lets most codes die unused; one fitted to vectors that already mean something does not.
+
+def _gate(x):
+    """Halves the channels: ``tanh(a) sigmoid(b)``, [4] equation 2."""
+    a, b = tf.split(x, 2, axis=-1)
+    return tf.tanh(a) * tf.sigmoid(b)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class GatedBlock(layers.Layer):
+    """One layer of the gated PixelCNN: a vertical and a horizontal stack ([4] figure 2).
+
+    At (row, column) the vertical features depend on all codes of the rows above, the horizontal ones on these and on the codes
+    to the left: together on everything before, so there is no blind spot. The convolutions are unpadded; the caller pads
+    their windows: the whole grid while training, the newest row or code while sampling. So both run the same code.
+
+    Args:
+        num_filters: channels F of both stacks.
+        kernel_size: odd width k of the window; the vertical stack sees k // 2 rows up per layer.
+        dilation: d; the horizontal stack sees every d-th of the d (k // 2) codes to the left.
+        dropout: rate on the horizontal branch.
+    """
+
+    def __init__(self, num_filters, kernel_size, dilation, dropout, **kwargs):
+        super().__init__(**kwargs)
+        self.settings = {"num_filters": num_filters, "kernel_size": kernel_size, "dilation": dilation, "dropout": dropout}
+        self.rows_up = kernel_size // 2
+        self.codes_left = dilation * self.rows_up
+        self.vertical_conv = layers.Conv2D(2 * num_filters, (self.rows_up + 1, kernel_size))
+        self.horizontal_conv = layers.Conv2D(2 * num_filters, (1, self.rows_up + 1), dilation_rate=(1, dilation))
+        self.vertical_to_horizontal = layers.Dense(2 * num_filters)
+        self.condition = layers.Dense(4 * num_filters)
+        self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
+        self.horizontal_out = layers.Dense(num_filters, kernel_initializer="zeros")
+        self.dropout = Dropout(dropout)
+
+    def build(self, input_shape=None):
+        filters = self.settings["num_filters"]
+        for layer in (self.vertical_conv, self.horizontal_conv, self.condition, self.vertical_out, self.horizontal_out):
+            layer.build((None, None, None, filters))
+        self.vertical_to_horizontal.build((None, None, None, 2 * filters))
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+    def vertical(self, window, condition):
+        """One vertical step on R rows.
 
         Args:
-            batches: iterable of (images, positions); `warmup_steps` of them train, then `fit_batches` (more, if the
-                codebook needs more vectors) are encoded.
-            warmup_steps: optimiser steps without quantisation.
-            fit_batches: batches for k-means.
+            window: (B, R + k // 2, W + 2 (k // 2), F), the rows before and these, padded at the sides.
+            condition: (B, 1, 1, C), features of position and person.
 
-        Raises:
-            FloatingPointError: if the encoder's outputs are no numbers after the warm-up.
+        Returns:
+            The rows' new features (B, R, W, F), and the horizontal stack's input from them (B, R, W, 2F).
         """
-        batches = iter(batches)
-        if warmup_steps:
-            self.optimizer.build(self.trainable_variables)
-            # On many devices each trains on the whole batch here; the mean of equal gradients is the gradient.
-            step = tf.function(lambda images: self.distribute_strategy.run(self._step, args=(images, False)))
-            for _ in range(warmup_steps):
-                step(next(batches)[0])
-        vectors = []
-        while len(vectors) < fit_batches or sum(map(len, vectors)) < self.quantizer.num_embeddings:
-            vectors.append(np.reshape(self.encode(next(batches)[0]), (-1, self.quantizer.embedding_dim)))
-        vectors = np.concatenate(vectors).astype(np.float32)
-        if not np.isfinite(vectors).all():
-            raise FloatingPointError("the encoder's outputs are no numbers after the warm-up")
-        self.quantizer.fit_codebook(vectors)
+        features = self.vertical_conv(window)
+        here = window[:, self.rows_up:, self.rows_up:-self.rows_up]
+        gated = _gate(features + tf.split(self.condition(condition), 2, axis=-1)[0])
+        return here + self.vertical_out(gated), self.vertical_to_horizontal(features)
+
+    def horizontal(self, window, from_vertical, condition, training=False):
+        """One horizontal step on W codes of R rows: their new features (B, R, W, F).
+
+        Args:
+            window: (B, R, d (k // 2) + W, F), the codes before and these.
+            from_vertical: (B, R, W, 2F).
+            condition: as in `vertical`.
+            training: whether to drop out.
+        """
+        features = self.horizontal_conv(window) + from_vertical + tf.split(self.condition(condition), 2, axis=-1)[1]
+        return window[:, :, self.codes_left:] + self.horizontal_out(self.dropout(_gate(features), training=training))
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
+@keras.saving.register_keras_serializable(PACKAGE)
+class AxialAttention(layers.Layer):
+    """Attention of the vertical stack along its own row, then up its column: in two steps, to all the rows above.
+
+    The vertical features of a row depend on the rows above it alone, so along the row nothing need be masked; up the column
+    each row attends to itself and those before ([5], the encoder of the upper context). It spans the grid where convolutions
+    do not: so the shape of the whole head is there while its texture is sampled.
+
+    Args:
+        num_filters: channels F.
+        num_heads: a divisor of F.
+    """
+
+    def __init__(self, num_filters, num_heads=4, **kwargs):
+        super().__init__(**kwargs)
+        self.settings = {"num_filters": num_filters, "num_heads": num_heads}
+        self.norms = [layers.LayerNormalization(), layers.LayerNormalization()]
+        self.along_row = layers.MultiHeadAttention(num_heads, num_filters // num_heads, attention_axes=(2,))
+        self.up_column = layers.MultiHeadAttention(num_heads, num_filters // num_heads, attention_axes=(1,))
+
+    def build(self, input_shape=None):
+        shape = None, None, None, self.settings["num_filters"]
+        for norm in self.norms:
+            norm.build(shape)
+        self.along_row.build(shape, shape)
+        self.up_column.build(shape, shape)
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+    def call(self, rows, keys_before, attention_mask):
+        """Attends from rows to themselves and to those before.
+
+        Args:
+            rows: (B, R, W, F).
+            keys_before: (B, S, W, F), the keys of the rows before: what was returned second for them.
+            attention_mask: bool (1, R, S + R), which rows each row may attend to, those before first.
+
+        Returns:
+            The rows' new features (B, R, W, F), and their keys, of the same shape.
+        """
+        queries = self.norms[0](rows)
+        rows = rows + self.along_row(queries, queries)
+        queries = self.norms[1](rows)
+        keys = tf.concat([keys_before, queries], axis=1)
+        return rows + self.up_column(queries, keys, attention_mask=attention_mask), queries
+
+
+def _residual_network(grid_size, width, num_blocks):
+    """Residual blocks over a grid: float (B, g, g, width) -> (B, g, g, width)."""
+    x = features = keras.Input((grid_size, grid_size, width))
+    for _ in range(num_blocks):
+        x = _residual_block(x, width)
+    return keras.Model(features, x)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class PixelCNN(Distributed, keras.Model):
+    """The prior over codes: p(codes | position, context, person) as a product over the grid, row by row, left to right [4].
+
+    Every code depends on all codes before it: on those of the rows above through an `AxialAttention` before every third block,
+    on those of its own row because the windows of the horizontal stack widen, 1, 2, 4 ... codes from block to block. It is
+    conditioned on its place in the grid, its slice's position in the head and, where they are given, on
+
+    - the context: the codes of the slices below, all over the grid. So a head is sampled slice by slice from the lowest up;
+    - the person: what is the same throughout one head (see `support.people`). It acts on every layer, and as a picture: what
+      that person's head looks like here, roughly.
+
+    Args:
+        grid_size: side g of the square grid of codes.
+        num_embeddings: K, the number of codes; in the context it stands for "no slice".
+        num_positions: slices per head.
+        num_filters: channels of each stack.
+        num_layers: gated blocks, at least log2 of g.
+        kernel_size: odd width of their windows.
+        dropout: rate.
+        codebook_digest: `VectorQuantizer.digest` of the codebook whose codes these are, or None.
+        steps_below: how far below each of the S slices of the context lies.
+        person_size: P, the length of the person vector.
+        slice_positions: those that training people have; None for all. Others cannot be sampled.
+    """
+
+    def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8, kernel_size=3,
+                 dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24, slice_positions=None, **kwargs):
+        super().__init__(**kwargs)
+        if kernel_size % 2 == 0 or kernel_size < 3:
+            raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
+        slice_positions = list(range(num_positions) if slice_positions is None else slice_positions)
+        self.settings = {"grid_size": grid_size, "num_embeddings": num_embeddings, "num_positions": num_positions,
+                         "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size, "dropout": dropout,
+                         "codebook_digest": codebook_digest, "steps_below": list(steps_below), "person_size": person_size,
+                         "slice_positions": slice_positions}
+        self.grid_size, self.num_embeddings, self.num_positions = grid_size, num_embeddings, num_positions
+        self.num_filters, self.person_size = num_filters, person_size
+        self.steps_below, self.slice_positions = tuple(steps_below), tuple(slice_positions)
+        with layers_of(self.dtype_policy):
+            self._make_layers(num_layers, kernel_size, dropout)
+        self.to_grid = people.picture_to_grid(grid_size)
+        self.trackers = [keras.metrics.Mean(name) for name in ("bits_per_code", "bits_per_code_alone")]
+        self.compiled_sampler = tf.function(functools.partial(sampler.sample_codes, self), jit_compile=True)
+        self.build()
+
+    def _make_layers(self, num_layers, kernel_size, dropout):
+        grid_size, num_filters = self.grid_size, self.num_filters
+        self.code_embedding = layers.Embedding(self.num_embeddings, num_filters)
+        self.context_embeddings = [layers.Embedding(self.num_embeddings + 1, num_filters) for _ in self.steps_below]
+        self.picture_conv = layers.Conv2D(num_filters, 3, padding="same")
+        # Nothing of the context is hidden: so its blocks may look all around, and run once per slice, not once per code.
+        self.context_blocks = _residual_network(grid_size, num_filters, 3)
+        self.position_embedding = layers.Embedding(self.num_positions, num_filters)
+        self.person_embedding = layers.Dense(num_filters, use_bias=False)
+        self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
+        cycle = max(1, (grid_size - 1).bit_length())
+        self.blocks = [GatedBlock(num_filters, kernel_size, 2 ** (index % cycle), dropout) for index in range(num_layers)]
+        self.attentions = [AxialAttention(num_filters) for _ in range(num_layers // ATTENTION_EVERY)]
+        self.logits = keras.Sequential([layers.Activation("relu"), layers.Dense(2 * num_filters, activation="relu"),
+                                        layers.Dense(self.num_embeddings, dtype="float32")])
+
+    def build(self, input_shape=None):
+        for layer in (self.code_embedding, *self.context_embeddings, self.position_embedding, self.place_embedding,
+                      *self.blocks, *self.attentions):
+            layer.build(None)
+        self.picture_conv.build((None, None, None, 6))
+        self.person_embedding.build((None, self.person_size))
+        self.logits.build((None, self.grid_size, self.grid_size, self.num_filters))
+        size = self.person_size
+        picture = self.num_positions, people.PICTURE_SIDE, people.PICTURE_SIDE
+        shapes = {"mean_picture": picture, "components": (*picture, size), "quantiles": (people.NUM_QUANTILES, size),
+                  "person_shift": (size,), "person_scale": (size,)}
+        for name, shape in shapes.items():
+            start = "ones" if name == "person_scale" else "zeros"
+            # Not cast under mixed precision: the sampler, outside of `call`, takes them whole.
+            setattr(self, name, self.add_weight(name=name, shape=shape, initializer=start, trainable=False, autocast=False))
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+    def start_embeddings(self, codebook, seed=0):
+        """Starts the codes' input and output weights from a codebook, (K, D), so that similar codes begin alike.
+
+        All are random projections of the standardised codebook: what is learned of one code holds for its neighbours in
+        the codebook from the first step on.
+        """
+        rng = np.random.default_rng(seed)
+        codebook = np.asarray(codebook)
+        codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
+        length = codebook.shape[1]
+        kernel = self.logits.layers[-1].kernel
+        for embedding in (self.code_embedding, *self.context_embeddings):
+            projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters))
+            embedding.embeddings.assign(np.pad(projected, [[0, embedding.input_dim - len(codebook)], [0, 0]]))
+        kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
+
+    def fit_people(self, pictures):
+        """Fits the space of persons to the pictures of training heads: see `people.fit`."""
+        space = people.fit(pictures, self.person_size)
+        for name, value in space._asdict().items():
+            getattr(self, name).assign(value)
+
+    def encode_people(self, pictures):
+        """The persons of heads, float32 (N, P), from their pictures: see `people.encode`."""
+        return people.encode(pictures, self.mean_picture.numpy(), self.components.numpy())
+
+    def _person_pictures(self, positions, person):
+        """The person's head here, (B, g, g, 6): of this slice and its neighbours people's mean, and the difference from it."""
+        near = tf.clip_by_value(positions[:, tf.newaxis] + [-1, 0, 1], 0, self.num_positions - 1)
+        mean, components = (tf.cast(picture, tf.float32) for picture in (self.mean_picture, self.components))
+        unit = tf.math.rsqrt(tf.reduce_mean(tf.reduce_sum(components ** 2, axis=-1)) + 1e-12)
+        difference = unit * tf.einsum("bdhwp,bp->bdhw", tf.gather(components, near), person)
+        pictures = tf.concat([tf.gather(mean, near), difference], axis=1)
+        return tf.einsum("yh,bdhw,xw->byxd", self.to_grid, pictures, self.to_grid)
+
+    def condition_features(self, positions, context=None, person=None):
+        """What does not depend on the slice's own codes; see `call` for the arguments.
+
+        Returns:
+            (features for every layer, (B, 1, 1, F); features of each place, (B, g, g, F)).
+        """
+        count = tf.shape(positions)[0]
+        context = self.no_context(count) if context is None else context
+        person = tf.zeros((count, self.person_size)) if person is None else tf.cast(person, tf.float32)
+        everywhere = (self.position_embedding(positions) + self.person_embedding(person))[:, tf.newaxis, tf.newaxis]
+        places = self.place_embedding(tf.range(self.grid_size * self.grid_size))
+        places = tf.reshape(places, (1, self.grid_size, self.grid_size, self.num_filters))
+        around = self.picture_conv(self._person_pictures(positions, person))
+        for index, embedding in enumerate(self.context_embeddings):
+            around += embedding(context[:, index])
+        return everywhere, places + self.context_blocks(around)
+
+    def no_context(self, count):
+        """The context of slices by themselves, int32 (count, S, g, g)."""
+        return tf.fill((count, len(self.steps_below), self.grid_size, self.grid_size), self.num_embeddings)
+
+    def attention_before(self, index):
+        """The `AxialAttention` before block `index`, or None."""
+        return self.attentions[index // ATTENTION_EVERY] if index % ATTENTION_EVERY == ATTENTION_EVERY - 1 else None
+
+    def call(self, inputs, training=False):
+        """The logits of every code, given those before it.
+
+        Args:
+            inputs: a dict of `codes`, int (B, g, g); `positions`, int (B,); and, unless unknown, `context`, int (B, S, g, g), the
+                codes of the slices below, one for each of `steps_below`, all K where there is none; `person`, float (B, P),
+                zeros for the average person.
+            training: whether to drop out.
+
+        Returns:
+            float32 (B, g, g, K).
+        """
+        condition, places = self.condition_features(inputs["positions"], inputs.get("context"), inputs.get("person"))
+        embedded = self.code_embedding(inputs["codes"])
+        # Shifted by one, so that a row starts from the one above and a code from the one to its left.
+        vertical = places + tf.pad(embedded[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
+        horizontal = places + tf.pad(embedded[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
+        causal = tf.linalg.band_part(tf.ones((1, self.grid_size, self.grid_size), tf.bool), -1, 0)
+        for index, block in enumerate(self.blocks):
+            if attention := self.attention_before(index):
+                vertical, _ = attention(vertical, vertical[:, :0], causal)
+            up, left = block.rows_up, block.codes_left
+            window = tf.pad(vertical, [[0, 0], [up, 0], [up, up], [0, 0]])
+            vertical, from_vertical = block.vertical(window, condition)
+            window = tf.pad(horizontal, [[0, 0], [0, 0], [left, 0], [0, 0]])
+            horizontal = block.horizontal(window, from_vertical, condition, training)
+        return self.logits(horizontal + vertical)
+
+    def distribution(self, codes, positions, context=None, person=None, training=False):
+        """The codes' `tfp.distributions.Categorical`, batch shape (B, g, g), each given the codes before it; see `call`."""
+        inputs = {"codes": codes, "positions": positions, "context": context, "person": person}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        return tfp.distributions.Categorical(logits=self(inputs, training=training))
+
+    def log_prob(self, codes, positions, context=None, person=None, training=False):
+        """log p(codes | position, context, person) in nats, float32 (B,); the arguments are those of `call`."""
+        return tf.reduce_sum(self.distribution(codes, positions, context, person, training).log_prob(codes), axis=(1, 2))
+
+    def _bits_per_code(self, batch, training):
+        """The code length of each slice of a batch, float32 (B,)."""
+        return -self.log_prob(**batch, training=training) / (math.log(2) * self.grid_size ** 2)
+
+    def train_step(self, data):
+        """One step on a batch as `call` takes it; slices without context count as `bits_per_code_alone`."""
+        with tf.GradientTape() as tape:
+            bits = self._bits_per_code(data, training=True)
+            scaled_loss = self.optimizer.scale_loss(tf.reduce_mean(bits))
+        self.optimizer.apply(tape.gradient(scaled_loss, self.trainable_variables), self.trainable_variables)
+        has_context = (tf.cast(data["context"][:, 0, 0, 0] < self.num_embeddings, tf.float32) if "context" in data
+                       else tf.zeros_like(bits))
+        for tracker, weight in zip(self.trackers, (has_context, 1 - has_context)):
+            tracker.update_state(bits, weight)
+        return self.logs()
+
+    def test_step(self, data):
+        """The code length of a batch: `bits_per_code`, given context and person, and `bits_per_code_alone`, without both."""
+        count = tf.shape(data["codes"])[0]
+        data = {name: fill_if_empty(values) for name, values in data.items()}
+        for tracker, batch in zip(self.trackers, (data, {name: data[name] for name in ("codes", "positions")})):
+            tracker.update_state(self._bits_per_code(batch, training=False)[:count])
+        return self.logs()
+
+    def sample(self, positions, seed=0, temperature=1.0, batch_size=None):
+        """Samples the codes of single slices, int32 NumPy (N, g, g): see `sampler.sample_slices`."""
+        return sampler.sample_slices(self, positions, seed, temperature, batch_size)
+
+    def sample_heads(self, count, seed=0, temperature=1.0, batch_size=None):
+        """Samples the codes of whole heads, int32 NumPy (N, positions, g, g): see `sampler.sample_heads`."""
+        return sampler.sample_heads(self, count, seed, temperature, batch_size)
 
 
 def load_model(path, compile=True):
@@ -390,63 +683,37 @@ def load_model(path, compile=True):
 
     Args:
         path: the file.
-        compile: whether to bring back the optimiser too.
+        compile: whether to load the optimiser too.
 
     Raises:
         ValueError: if it is damaged, not of this repository, or would run code.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # Keras reads weights by seeking, where Python (from 3.13 on) checks no sum
-        if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
-        model = keras.models.load_model(path, compile=compile, safe_mode=True)
-    except (MemoryError, tf.errors.ResourceExhaustedError):
-        raise  # not the file's fault
-    except Exception as error:  # a file from a stranger may fail in any way
-        reason = str(error).strip().splitlines() or [repr(error)]
-        raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
+    model = _load(path, lambda: keras.models.load_model(path, compile=compile, safe_mode=True))
     if not isinstance(model, (VQVAE, PixelCNN)):
         raise ValueError(f"{path} cannot be loaded (it holds a {type(model).__name__})")
     return model
 
 
-def export(vqvae, prior, folder):
-    """Writes four TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository.
+def load_weights(model, path):
+    """Loads the weights of a .keras file into a model, and into its optimiser if it is compiled; errors as in `load_model`."""
+    _load(path, lambda: model.load_weights(path))
 
-    Each is called by the names of its inputs:
 
-        encoder(images): float32 (B, S, S, 1) in [-1, 1] -> codes, int32 (B, g, g)
-        decoder(codes): int32 (B, g, g) -> images, float32 (B, S, S, 1) in [-1, 1]
-        sampler(positions, seed, temperature): int32 (B,), int32, float32 -> codes, int32 (B, g, g), those of `PixelCNN.sample`
-        head_sampler(count, seed, temperature): int32, int32, float32 -> codes, int32 (count, num_positions, g, g), those of
-            `PixelCNN.sample_heads`
+def _load(path, load):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # Keras reads weights by seeking, where Python (from 3.13 on) checks no sum
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
+        return load()
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise  # not the file's fault
+    except Exception as error:  # a file from a stranger may fail in any way
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
 
-    Args:
-        vqvae: a `VQVAE`.
-        prior: its `PixelCNN`.
-        folder: where encoder/, decoder/, sampler/ and head_sampler/ go.
-    """
-    size, grid = vqvae.image_size, vqvae.grid_size
 
-    def sample(positions, seed, temperature):
-        indices = tf.range(tf.shape(positions)[0])
-        return prior.sample_from_noise(positions, prior.gumbel_noise(seed, indices), temperature,
-                                       person=prior.draw_persons(seed, indices))
-
-    compiled = tf.function(prior.sample_from_noise)
-
-    def sample_heads(count, seed, temperature):
-        return tf.stack(list(prior._draw_heads(tf.range(count), seed, temperature, compiled)), axis=1)
-
-    seed_and_temperature = [tf.TensorSpec((), tf.int32, "seed"), tf.TensorSpec((), tf.float32, "temperature")]
-    parts = {
-        "encoder": (vqvae, vqvae.encode_to_codes, [tf.TensorSpec((None, size, size, 1), tf.float32, "images")]),
-        "decoder": (vqvae, vqvae.decode_codes, [tf.TensorSpec((None, grid, grid), tf.int32, "codes")]),
-        "sampler": (prior, sample, [tf.TensorSpec((None,), tf.int32, "positions"), *seed_and_temperature]),
-        "head_sampler": (prior, sample_heads, [tf.TensorSpec((), tf.int32, "count"), *seed_and_temperature])}
-    for name, (model, function, signature) in parts.items():
-        module = tf.Module()
-        module.weights = [variable.value for variable in model.variables]
-        module.__call__ = tf.function(function, input_signature=signature)
-        tf.saved_model.save(module, f"{folder}/{name}", signatures=module.__call__.get_concrete_function())
+def check_match(vqvae, prior):
+    """Raises ValueError if a prior was trained on the codes of another codebook than the VQ-VAE's."""
+    if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
+        raise ValueError("it was trained on the codes of another codebook")

@@ -1,43 +1,36 @@
 """Trains the VQ-VAE on brain slices, then the PixelCNN prior on its codes.
 
-    python train.py                                          # OASIS if it is found, else the demo cohort in 7 minutes
+    python train.py                                          # OASIS if it is found, else the demo cohort in five minutes
     python train.py --data-dir DIR --run-dir runs/oasis
     python train.py --run-dir runs/oasis --resume            # goes on after the last finished epoch
 
-Everything it makes lies in the run folder; README.md says what each file is.
+All results lie in the run folder; README.md says what each file is.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import contextlib
-import csv
 import dataclasses
-import fcntl
-from importlib import metadata
 import inspect
 import json
+import os
 from pathlib import Path
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
 
 import keras
 import numpy as np
 from PIL import Image
+from sklearn.cluster import MiniBatchKMeans
 import tensorflow as tf
 
-from support.cli import InputError
 import dataset
 import modules
-from support import cli, devices, figures, metrics, template, volumes
+from support import callbacks, devices, figures, metrics, runs, sampler, template, volumes
+from support.cli import InputError
+from support.devices import print_on_chief
+from support.people import calibrate
+from support.runs import Run
 
-# Without an option, a setting is what stands here; the demo cohort's take seven minutes on two CPU cores.
+# Settings: the options, with their values where none is given.
 DEFAULTS = {
     # data
     "limit": None,
@@ -45,7 +38,7 @@ DEFAULTS = {
     "num_embeddings": 512,
     "embedding_dim": 16,
     "downsample": 8,
-    # optimiser: many small steps beat few large ones at equal work
+    # optimiser: small batches train better per second on a CPU
     "epochs": 20,
     "prior_epochs": 20,
     "batch_size": 8,
@@ -55,7 +48,7 @@ DEFAULTS = {
     "mixed_precision": False,
 }
 DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 8, "prior_epochs": 4}
-# What no option sets. A run remembers these too, and is not resumed by a version that has others.
+# Not options. Saved in config.json; a run with other values cannot be resumed.
 CONSTANTS = {
     "warmup_steps": 60,  # of plain autoencoding before the codebook starts
     "rising_steps": 100,  # over which the learning rate rises to its peak
@@ -63,39 +56,12 @@ CONSTANTS = {
     "prior_learning_rate": 2e-3,
     "calibration_heads": 64,  # in each round, or as many as there are training people, if these are fewer
     "calibration_rounds": 2,
-    **{name: getattr(dataset, name.upper())
-       for name in ("without_below", "without_further", "corrupted", "without_person", "person_noise")},
+    "condition_dropout": dataset.CONDITION_DROPOUT,
 }
-# With which TensorFlow's own files fail; it computes with others.
-WRITE_ERRORS = (tf.errors.PermissionDeniedError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
-                tf.errors.ResourceExhaustedError)
-CALIBRATION_SEED = -1  # of the first round, one less for each further one: no user can give these
-EXPLODED = 1e6  # no loss of a network that learns comes near
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One of the two trainings.
-
-    Attributes:
-        name: of its files.
-        monitor: the log that tells the best epoch.
-        better: `max` or `min`, which of two values of it is the better.
-    """
-
-    name: str
-    monitor: str
-    better: callable
-
-
-VQVAE = Stage("vqvae", "val_ssim", max)
-PIXELCNN = Stage("pixelcnn", "val_bits_per_code", min)
-EPOCHS_FILE = "finished_epochs.json"  # in the backup's zip archive: how many epochs its weights have seen
-PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
 
 
 def parse_arguments(argv):
-    """The command line; settings that were not given are None."""
+    """The command line; settings without an option are None."""
     parser = cli.script_parser(__doc__)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
                         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
@@ -110,7 +76,7 @@ def parse_arguments(argv):
         key = name.replace("-", "_")
         default = f" (default: {'all' if DEFAULTS[key] is None else DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
-        maximum = cli.SEEDS if key == "seed" else float("inf")
+        maximum = cli.MAX_SEED if key == "seed" else float("inf")
         parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
@@ -119,152 +85,70 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
+# The run --------------------------------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def open_run(arguments):
-    """Settles the run's folder, settings and data, and writes config.json if the run is new.
+    """Settles the run's folder, settings and data, and takes the folder for this training.
 
-    On several machines the chief does so alone, and tells the others, who read the same data from their own disks.
+    On several machines the chief does so alone; the others get its config, and read the same data from their own disks.
 
     Yields:
-        (run_dir, config, splits); meanwhile no other training may use the folder.
+        (a `Run`, dict of `dataset.Split`).
 
     Raises:
         InputError: if the folder holds another run or none to resume, or the data are unusable.
     """
-    given = {key: value for key in DEFAULTS if (value := getattr(arguments, key)) is not None}
-    run_dir = Path(arguments.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"))
-    config = splits = None
+    options = {key: value for key in DEFAULTS if (value := getattr(arguments, key)) is not None}
+    run = Run(Path(arguments.run_dir or runs.default_folder()), None)
+    splits = None
     with contextlib.ExitStack() as stack:
-        with devices.together():
+        with devices.fail_together():
             if devices.is_chief():
-                config, splits = (resume_run if arguments.resume else new_run)(run_dir, arguments, given)
-                stack.enter_context(claimed(run_dir, config, arguments.resume))
-        config = json.loads(devices.broadcast_text(json.dumps(config)))
-        with devices.together():
+                run, splits = (resumed_run if arguments.resume else new_run)(run.folder, arguments, options)
+                stack.enter_context(run.training(arguments.resume))
+        run = Run(run.folder, json.loads(devices.broadcast_text(json.dumps(run.config))))
+        with devices.fail_together():
             if not devices.is_chief():
-                devices.check_precision(config["settings"]["mixed_precision"])
-                arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # their own disk's, if it is named
-                splits = matching_splits(arguments, config, run_dir)
-        yield run_dir, config, splits
+                devices.check_precision(run.settings["mixed_precision"])
+                arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # this machine's own, if there is one
+                splits = matching_splits(arguments, run)
+        yield run, splits
 
 
-@contextlib.contextmanager
-def claimed(run_dir, config, resumed):
-    """Makes the run's folder its own: locked, and with its config.json."""
-    with writing(run_dir, "give another --run-dir"):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir):
-        if not resumed:
-            with writing(run_dir, "give another --run-dir"):
-                cli.write_json(run_dir / "config.json", config)
-        elif (run_dir / "metrics.json").exists():
-            shutil.rmtree(run_dir / "backup", ignore_errors=True)  # it may have been killed right before doing so
-            raise InputError(f"{run_dir} is finished; there is nothing to resume.")
-        yield
-
-
-def writing(run_dir, advice=None):
-    """Reports a failure to write into the run's folder: to be put around what writes, and around nothing else."""
-    return cli.report_write_errors(run_dir, advice or (
-        f"what was saved before is whole: mend that, then python train.py --run-dir {run_dir} --resume"), WRITE_ERRORS)
-
-
-@contextlib.contextmanager
-def locked(run_dir):
-    """Keeps other trainings out of the folder. The lock dies with the process and leaves no file.
-
-    Raises:
-        InputError: if one is at work in it.
-    """
-    folder = os.open(run_dir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"Another training is at work in {run_dir}; wait for its end or give another --run-dir.") from error
-        yield
-    finally:
-        os.close(folder)
-
-
-def new_run(run_dir, arguments, given):
-    """The config and data of a run that begins; `given` are the settings of the command line."""
-    if run_dir.exists() and (not run_dir.is_dir() or any(path.name != ".config.json" for path in run_dir.iterdir())):
-        raise InputError(f"{run_dir} is not empty; give another --run-dir, or --resume to go on with the run in it.")
+def new_run(folder, arguments, options):
+    """A `Run` that begins, and its data; `options` are the settings of the command line."""
+    if folder.exists() and (not folder.is_dir() or any(path.name != ".config.json" for path in folder.iterdir())):
+        raise InputError(f"{folder} is not empty; give another --run-dir, or --resume to go on with the run in it.")
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
-    settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **given}
+    settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **options}
     devices.check_precision(settings["mixed_precision"])
     splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir)
-    vqvae = model_settings(splits["train"], settings)
-    devices.global_batch(settings["batch_size"], len(splits["train"].images))
+    train = splits["train"]
+    vqvae = vqvae_arguments(train, settings)
+    devices.global_batch(settings["batch_size"], len(train.images))
+    prior = {"grid_size": vqvae["image_size"] // settings["downsample"], "num_embeddings": settings["num_embeddings"],
+             "num_positions": volumes.NUM_POSITIONS, "slice_positions": np.unique(train.positions).tolist()}
+    frame = volumes.Frame(pixel_size=volumes.FRAME_WIDTH / vqvae["image_size"])
     config = {"settings": settings, "constants": CONSTANTS, "vqvae": with_defaults(modules.VQVAE, vqvae),
-              "pixelcnn": with_defaults(modules.PixelCNN, {
-                  "grid_size": vqvae["image_size"] // settings["downsample"], "num_embeddings": settings["num_embeddings"],
-                  "num_positions": volumes.NUM_POSITIONS}),
+              "pixelcnn": with_defaults(modules.PixelCNN, prior),
               "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "fingerprints": dataset.fingerprints(splits),
+                       "front": "up", "frame": dataclasses.asdict(frame),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
-              "packages": {name: metadata.version(name) for name in PACKAGES},
-              "python": sys.version.split()[0], "git_commit": git_commit()}
-    return config, splits
+              "machine": runs.machine(), "git_commit": runs.git_commit()}
+    return Run(folder, config), splits
 
 
-def with_defaults(model, given):
-    """All arguments of a model's constructor: those given, and the defaults of the rest."""
+def with_defaults(model, arguments):
+    """All arguments of a model's constructor: these, and the defaults of the rest."""
     parameters = inspect.signature(model).parameters.values()
-    return {parameter.name: given.get(parameter.name, parameter.default) for parameter in parameters
+    return {parameter.name: arguments.get(parameter.name, parameter.default) for parameter in parameters
             if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
 
 
-def resume_run(run_dir, arguments, given):
-    """The config and data of a run that goes on, which the command line must not contradict."""
-    config = resumed_config(run_dir, arguments.run_dir, given)
-    devices.check_precision(config["settings"]["mixed_precision"])
-    return config, matching_splits(arguments, config, run_dir)
-
-
-def matching_splits(arguments, config, run_dir):
-    """The splits that a run began with.
-
-    Raises:
-        InputError: if they are others.
-    """
-    folder = arguments.data_dir or config["data"]["folder"]
-    if config["data"]["is_demo"] and not Path(folder).is_dir():
-        folder = template.make_demo_cohort()  # another machine than the one that began
-    splits = dataset.load_splits(folder, limit=config["settings"]["limit"], cache_dir=arguments.cache_dir)
-    if dataset.fingerprints(splits) != config["data"]["fingerprints"]:
-        raise InputError(f"The data in {folder} are not those that {run_dir} began with; resume with the same data or start a "
-                         "new run.")
-    return splits
-
-
-def resumed_config(run_dir, named, given):
-    """Reads the config.json of the run to resume, whose settings the command line must not contradict."""
-    if not named:
-        raise InputError("--resume needs --run-dir: the folder of the run to go on with.")
-    if not (run_dir / "config.json").is_file():
-        raise InputError(f"{run_dir} holds no run to resume (no config.json); start it without --resume.")
-    try:
-        config = json.loads((run_dir / "config.json").read_text())
-        settings = {key: config["settings"][key] for key in DEFAULTS}
-        constants = config["constants"]
-        config["vqvae"], config["pixelcnn"], config["data"]["folder"], config["data"]["is_demo"], config["data"]["fingerprints"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run_dir / 'config.json'} is damaged, or of another version of train.py ({error!r}); "
-                         "start a new run.") from error
-    for key, value in given.items():
-        if value != settings[key]:
-            raise InputError(f"--{key.replace('_', '-')} {value} differs from the {settings[key]} that {run_dir} "
-                             "began with; resume without it or start a new run.")
-    for key in CONSTANTS.keys() | constants.keys():
-        if constants.get(key) != CONSTANTS.get(key):
-            raise InputError(f"{run_dir} began with {key} {constants.get(key)}, but this version of train.py has "
-                             f"{CONSTANTS.get(key)}; check out commit {config.get('git_commit')} or start a new run.")
-    return config
-
-
-def model_settings(split, settings):
+def vqvae_arguments(split, settings):
     """The arguments of `modules.VQVAE` for the training split and the settings.
 
     Raises:
@@ -281,13 +165,46 @@ def model_settings(split, settings):
             "data_variance": max(dataset.pixel_statistics(split.images)[1], 1e-6)}
 
 
-def git_commit():
-    """The commit of this repository that is checked out, or None."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def resumed_run(folder, arguments, options):
+    """A `Run` that goes on, and its data.
+
+    Raises:
+        InputError: if there is none, the command line contradicts it, or its data are others now.
+    """
+    if not arguments.run_dir:
+        raise InputError("--resume needs --run-dir: the folder of the run to go on with.")
+    run = Run.load(folder)
+    for key, value in options.items():
+        if value != run.settings.get(key):
+            raise InputError(f"--{key.replace('_', '-')} {value} differs from the {run.settings.get(key)} that {folder} "
+                             "began with; resume without it or start a new run.")
+    constants = run.config["constants"]
+    for key in CONSTANTS.keys() | constants.keys():
+        if constants.get(key) != CONSTANTS.get(key):
+            raise InputError(f"{folder} began with {key} {constants.get(key)}, but this version of train.py has "
+                             f"{CONSTANTS.get(key)}; check out commit {run.config.get('git_commit')} or start a new run.")
+    devices.check_precision(run.settings["mixed_precision"])
+    return run, matching_splits(arguments, run)
+
+
+def matching_splits(arguments, run):
+    """The splits that a run began with.
+
+    Raises:
+        InputError: if they are others.
+    """
+    data = run.config["data"]
+    folder = arguments.data_dir or data["folder"]
+    if data["is_demo"] and not Path(folder).is_dir():
+        folder = template.make_demo_cohort()  # another machine than the one that began
+    splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir)
+    if dataset.fingerprints(splits) != data["fingerprints"]:
+        raise InputError(f"The data in {folder} are not those that {run.folder} began with; resume with the same data or start a "
+                         "new run.")
+    return splits
+
+
+# What is measured after each epoch ------------------------------------------------------------------------------------
 
 
 class Measurements(keras.callbacks.Callback):
@@ -298,9 +215,9 @@ class Measurements(keras.callbacks.Callback):
         seed: of the random test images.
 
     Attributes:
-        shown: uint8 (4, H, W), test images whose reconstructions are kept.
-        reconstructions: uint8 (4, H, W), those of the last epoch, or of the start.
-        shown_ssim: their mean SSIM.
+        examples: uint8 (4, H, W), test images for the pictures.
+        reconstructions: uint8 (4, H, W), of the examples, after the last epoch or at the start.
+        examples_ssim: their mean SSIM.
         codes: int32 (N, g, g), of the validation images.
     """
 
@@ -308,13 +225,13 @@ class Measurements(keras.callbacks.Callback):
         super().__init__()
         self.validation = splits["validate"].images[splits["validate"].spread(128)]
         self.test = splits["test"].images
-        self.shown = self.test[splits["test"].examples(4)]
+        self.examples = self.test[splits["test"].examples(4)]
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
         """Before the first epoch, reconstructs, for a picture to compare with."""
         if epoch == 0:
-            self.shown_ssim, _, self.reconstructions = self._reconstruct(self.shown)
+            self.examples_ssim, _, self.reconstructions = self._reconstruct(self.examples)
 
     def on_epoch_end(self, epoch, logs):
         """Adds to the logs: val_ssim, val_perplexity, val_codes_used, and test_ssim."""
@@ -322,15 +239,14 @@ class Measurements(keras.callbacks.Callback):
         use = metrics.code_metrics(self.codes, self.model.quantizer.num_embeddings)
         logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
         rng = np.random.default_rng([self.seed, epoch])
-        drawn = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
-        logs["test_ssim"], _, _ = self._reconstruct(self.test[drawn])
-        self.shown_ssim, _, self.reconstructions = self._reconstruct(self.shown)
+        indices = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
+        logs["test_ssim"], _, _ = self._reconstruct(self.test[indices])
+        self.examples_ssim, _, self.reconstructions = self._reconstruct(self.examples)
 
     def _reconstruct(self, images):
         """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
-        codes = np.concatenate([self.model.encode_to_codes(dataset.normalise(some)[..., tf.newaxis])
-                                for some in np.array_split(images, -(-len(images) // 32))])
-        decoded = np.concatenate([self.model.decode_codes(some) for some in np.array_split(codes, -(-len(codes) // 32))])
+        codes = metrics.in_chunks(lambda chunk: self.model.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images)
+        decoded = metrics.in_chunks(self.model.decode_codes, codes)
         pairs = zip(images / 255, metrics.to_unit(decoded))
         return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, dataset.to_uint8(decoded[..., 0])
 
@@ -340,16 +256,14 @@ class Pictures(keras.callbacks.Callback):
 
     Args:
         measurements: the `Measurements` that went before.
-        run_dir: the run's folder.
-        epochs: of the whole stage, for the frames' title.
+        run: the `Run`.
     """
 
-    def __init__(self, measurements, run_dir, epochs):
+    def __init__(self, measurements, run):
         super().__init__()
         self.measurements = measurements
-        self.frames_dir = run_dir / "backup" / "frames"
-        self.writer = tf.summary.create_file_writer(str(run_dir / "logs" / "vqvae" / "pictures"))
-        self.epochs = epochs
+        self.frames_dir, self.epochs = run.frames_dir, run.settings["epochs"]
+        self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
 
     def on_epoch_begin(self, epoch, logs=None):
         """Draws what the first epoch begins with."""
@@ -357,204 +271,60 @@ class Pictures(keras.callbacks.Callback):
             self._draw_frame("before the first epoch", 0)
 
     def _draw_frame(self, when, number):
-        measured = self.measurements
-        frame = figures.progress_frame(measured.shown, measured.reconstructions, self.model.settings["margin"],
-                                       f"{when}: SSIM {measured.shown_ssim:.3f}")
+        measurements = self.measurements
+        frame = figures.progress_frame(measurements.examples, measurements.reconstructions, self.model.margin,
+                                       f"{when}: SSIM {measurements.examples_ssim:.3f}")
         Image.fromarray(frame).save(self.frames_dir / f"{number:04d}.png")
         return frame
 
     def on_epoch_end(self, epoch, logs=None):
         """Draws what was measured."""
-        measured = self.measurements
+        measurements = self.measurements
         frame = self._draw_frame(f"after epoch {epoch + 1} of {self.epochs}", epoch + 1)
         with tf.device("CPU"), self.writer.as_default(epoch):  # the GPU's memory is not for histograms
             tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
-            tf.summary.histogram("codes", measured.codes, buckets=self.model.quantizer.num_embeddings)
+            tf.summary.histogram("codes", measurements.codes, buckets=self.model.quantizer.num_embeddings)
             tf.summary.histogram("codebook", self.model.quantizer.embeddings)
         self.writer.flush()
 
 
-class Writers(keras.callbacks.CallbackList):
-    """Callbacks that write into the run's folder and compute nothing: what fails in them is a failure to write."""
-
-    def __init__(self, run_dir, callbacks):
-        super().__init__(callbacks)
-        self.run_dir = run_dir
-
-    def on_train_begin(self, logs=None):
-        """Opens the files."""
-        with writing(self.run_dir):
-            super().on_train_begin(logs)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Writes what there is before the epoch."""
-        with writing(self.run_dir):
-            super().on_epoch_begin(epoch, logs)
-
-    def on_test_end(self, logs=None):
-        """Writes what validation gave."""
-        with writing(self.run_dir):
-            super().on_test_end(logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes what the epoch gave."""
-        with writing(self.run_dir):
-            super().on_epoch_end(epoch, logs)
-
-    def on_train_end(self, logs=None):
-        """Closes the files."""
-        with writing(self.run_dir):
-            super().on_train_end(logs)
+# The stages -----------------------------------------------------------------------------------------------------------
 
 
-class Stopwatch(keras.callbacks.Callback):
-    """Adds the seconds of each epoch to the logs, all that was measured before this callback's turn included."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts."""
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs):
-        """Stops."""
-        logs["seconds"] = time.perf_counter() - self.start
-
-
-class EpochSeeds(keras.callbacks.Callback):
-    """Makes every epoch's draws of dropout depend on (seed, epoch) alone, as the order of the data does.
-
-    Keras does not save the state of its seed generators, so a resumed run would draw otherwise than an uninterrupted one.
-    """
-
-    def __init__(self, seed):
-        super().__init__()
-        self.seed = seed
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Sets the state of each seed generator."""
-        states = [variable for variable in self.model.variables if variable.path.endswith("seed_generator_state")]
-        for index, state in enumerate(states):
-            state.assign(np.random.default_rng([self.seed, epoch, index]).integers(0, 2 ** 31, state.shape))
-
-
-class Explosions(keras.callbacks.Callback):
-    """Stops at the first loss that is no number, or beyond all measure.
+def fit(run, name, model, batches, validation, *, steps_per_epoch, first_epoch, monitor, mode, line, pictures=None):
+    """Runs Keras' fit for one stage, with the histories, logs and checkpoints that both have.
 
     Args:
-        best_path: .keras file of the best epoch so far.
+        run: the `Run`.
+        name: "vqvae" or "pixelcnn".
+        model: the compiled model.
+        batches: endless training batches.
+        validation: validation batches.
+        steps_per_epoch: of `batches`.
+        first_epoch: the first one to run; those before are in the history.
+        monitor: the log that tells the best epoch.
+        mode: "max" or "min", which values of it are better.
+        line: what is printed of an epoch's logs; see `callbacks.EpochLines`.
+        pictures: the callbacks that measure and draw, on the chief only.
     """
-
-    def __init__(self, best_path):
-        super().__init__()
-        self.best_path = best_path
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Remembers the epoch."""
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs):
-        """Looks at the loss.
-
-        Raises:
-            InputError: says at which epoch and step; what was saved before stays.
-        """
-        if not all(abs(value) < EXPLODED for value in logs.values()):
-            saved = f" The best model before is in {self.best_path}." if self.best_path.exists() else ""
-            raise InputError(f"Training {self.best_path.stem} went astray in epoch {self.epoch + 1}, step {batch + 1}: its loss is "
-                             f"not a number any more, or beyond {EXPLODED:.0e}.{saved} Start again with a lower --learning-rate.")
-
-
-class Checkpoints(keras.callbacks.Callback):
-    """After each epoch: saves the model, to resume from; and, if it is the best on validation people, as the result.
-
-    Args:
-        stage: the `Stage`.
-        run_dir: where {stage}.keras goes, the best epoch, and backup/{stage}.keras, the latest.
-        best: the best value of the monitored log in the epochs before, or None.
-    """
-
-    def __init__(self, stage, run_dir, best=None):
-        super().__init__()
-        self.stage = stage
-        self.best_path = run_dir / f"{stage.name}.keras"
-        self.backup_path = run_dir / "backup" / f"{stage.name}.keras"
-        self.best = best
-
-    def on_epoch_end(self, epoch, logs):
-        """Saves once, under a temporary name; copies it if it is the best; then renames.
-
-        Once, because on several machines all have to take part in saving, and only the chief knows whether it is the best.
-        """
-        unfinished, copy = (self.backup_path.with_name(f"{word}-{self.backup_path.name}") for word in ("unfinished", "copy"))
-        value = logs[self.stage.monitor]
-        try:
-            self.model.save(unfinished)
-            with zipfile.ZipFile(unfinished, "a") as archive:
-                archive.writestr(EPOCHS_FILE, json.dumps(epoch + 1))
-            if self.best is None or (value != self.best and self.stage.better(value, self.best) == value):
-                shutil.copyfile(unfinished, copy)
-                copy.replace(self.best_path)
-                self.best = value
-            unfinished.replace(self.backup_path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-            copy.unlink(missing_ok=True)
-
-
-class SavesNothing(keras.callbacks.Callback):
-    """On machines other than the chief: takes part in saving the model, into a folder that is then removed."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Saves and forgets."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.model.save(f"{folder}/model.keras")
-
-
-def fit(stage, model, batches, validation, *, steps_per_epoch, first_epoch, epochs, seed, run_dir, measurements=None):
-    """Runs Keras' fit for one stage, with the histories, logs and checkpoints that both have."""
-    watching = [EpochSeeds(seed), Explosions(run_dir / f"{stage.name}.keras")]
+    epochs = run.settings["epochs" if name == "vqvae" else "prior_epochs"]
+    used = [callbacks.EpochSeeds(run.seed), callbacks.StopOnDivergence(run.model_path(name))]
     if devices.is_chief():
-        with writing(run_dir):
-            history_path = run_dir / f"{stage.name}_history.csv"
-            done = trim_history(history_path, first_epoch)
-        best = stage.better((float(row[stage.monitor]) for row in done), default=None)
-        writers = [keras.callbacks.CSVLogger(history_path, append=bool(done)),
-                   keras.callbacks.TensorBoard(run_dir / "logs" / stage.name, write_graph=False),
-                   Checkpoints(stage, run_dir, best)]
-        if measurements:
-            with writing(run_dir):
-                writers.insert(0, Pictures(measurements, run_dir, epochs))
-            watching.append(measurements)
-        # In this order: what is measured goes into the logs, then the logs are written, then the model, so that no epoch
-        # counts as saved whose history is not.
-        callbacks = [*watching, Stopwatch(), Writers(run_dir, writers)]
+        with run.report_write_errors():
+            history = run.trim_history(name, first_epoch)
+            measuring, drawing = pictures() if pictures else ([], [])
+        best = (max if mode == "max" else min)((float(row[monitor]) for row in history), default=None)
+        writers = [*drawing, keras.callbacks.CSVLogger(run.history_path(name), append=bool(history)),
+                   keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
+                   callbacks.Checkpoints(run, name, monitor, mode, best)]
+        # In this order: what is measured goes into the logs, then the logs are written, then the model, so that a saved
+        # epoch always has its history row.
+        used += [*measuring, callbacks.Stopwatch(), callbacks.EpochLines(epochs, steps_per_epoch, line),
+                 *(callbacks.reporting(writer, run) for writer in writers)]
     else:
-        callbacks = [*watching, SavesNothing()]
-    verbose = 0 if not devices.is_chief() else 1 if sys.stdout.isatty() else 2
+        used.append(callbacks.SaveWithChief())
     model.fit(batches, validation_data=validation, steps_per_epoch=steps_per_epoch, epochs=epochs, initial_epoch=first_epoch,
-              shuffle=False, verbose=verbose, callbacks=callbacks)
-
-
-def trim_history(path, epochs):
-    """Cuts a history back to its first `epochs` rows, as dicts of strings; an epoch that was not saved is run again."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))[:epochs]
-    if not rows:
-        path.unlink()
-        return []
-    unfinished = path.with_name(f".{path.name}")
-    with open(unfinished, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(path)
-    return rows
-
-
-def read_history(path):
-    """A history as an array with a field per column."""
-    return np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
+              shuffle=False, verbose=0, callbacks=used)
 
 
 def load_for_all(path, build):
@@ -563,7 +333,7 @@ def load_for_all(path, build):
     Raises:
         InputError: if the file is damaged.
     """
-    with devices.together():
+    with devices.fail_together():
         try:
             model = modules.load_model(path, compile=False) if devices.is_chief() else build()
         except ValueError as error:
@@ -572,10 +342,10 @@ def load_for_all(path, build):
     return model
 
 
-def go_on(path, build, steps):
+def resume_model(path, build, steps):
     """A model as `build` makes it for this machine, with weights and optimiser of a backup that the chief alone need have.
 
-    Not the loaded model itself: Keras saves how it was compiled, which may not suit other devices than those it began on.
+    Not the saved model itself: Keras saves how it was compiled, which may not suit other devices than those it began on.
 
     Args:
         path: the backup.
@@ -585,37 +355,24 @@ def go_on(path, build, steps):
     Raises:
         InputError: if the file is damaged.
     """
-    with devices.together():  # before any variable is made, for which machines wait for each other
-        try:
-            saved = modules.load_model(path) if devices.is_chief() else None
-        except ValueError as error:
-            raise InputError(f"{error}; remove it to begin this stage again.") from error
     with devices.new_scope():
         model = build()
         model.optimizer.build(model.trainable_variables)
-    variables = model.variables + model.optimizer.variables
-    if saved is not None:
-        for variable, value in zip(variables, saved.variables + saved.optimizer.variables, strict=True):
-            variable.assign(np.asarray(value))
-    devices.broadcast_variables(variables)
+    with devices.fail_together():
+        try:
+            if devices.is_chief():
+                modules.load_weights(model, path)
+        except ValueError as error:
+            raise InputError(f"{error}; remove it to begin this stage again.") from error
+    devices.broadcast_variables(model.variables + model.optimizer.variables)
     model.optimizer.iterations.assign(steps)
     return model
 
 
-def finished_epochs(path):
-    """How many epochs the weights in a backup have seen; 0 if there is none. On all machines what the chief finds.
-
-    Raises:
-        InputError: if the file does not tell.
-    """
-    epochs = 0
-    with devices.together():
-        if devices.is_chief() and path.exists():
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    epochs = int(json.loads(archive.read(EPOCHS_FILE)))
-            except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-                raise InputError(f"{path} cannot be loaded ({error}); remove it to begin this stage again.") from error
+def finished_epochs(run, name):
+    """`Run.finished_epochs` of the chief, on all machines."""
+    with devices.fail_together():
+        epochs = run.finished_epochs(name) if devices.is_chief() else 0
     return int(devices.broadcast(epochs))
 
 
@@ -628,150 +385,222 @@ def adam(peak, total_steps):
     return devices.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
 
 
-def new_vqvae(config, steps_per_epoch):
+def new_vqvae(run, steps_per_epoch):
     """A VQ-VAE with its optimiser, before any training."""
-    settings = config["settings"]
-    vqvae = modules.VQVAE(**config["vqvae"], dtype=devices.precision(settings["mixed_precision"]))
+    settings = run.settings
+    vqvae = modules.VQVAE(**run.config["vqvae"], dtype=devices.precision(settings["mixed_precision"]))
     total = CONSTANTS["warmup_steps"] + steps_per_epoch * settings["epochs"]
     vqvae.compile(adam(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
     return vqvae
 
 
-def train_vqvae(run_dir, config, splits):
+def start_codebook(vqvae, batches, warmup_steps, fit_batches=8):
+    """Trains a VQ-VAE as a plain autoencoder for a few steps, then starts its codebook at k-means centres of real vectors.
+
+    A random codebook lets most codes die unused; one fitted to vectors that already mean something does not.
+
+    Args:
+        vqvae: a compiled `modules.VQVAE`.
+        batches: iterable of (images, positions); `warmup_steps` of them train, then `fit_batches` (more, if the codebook
+            needs more vectors) are encoded.
+        warmup_steps: optimiser steps without quantisation.
+        fit_batches: batches for k-means.
+
+    Raises:
+        InputError: if the warm-up diverged.
+    """
+    batches, quantizer = iter(batches), vqvae.quantizer
+    vqvae.optimizer.build(vqvae.trainable_variables)
+    # On many devices each trains on the whole batch here; the mean of equal gradients is the gradient.
+    step = tf.function(lambda images: vqvae.distribute_strategy.run(vqvae.step, args=(images, False)))
+    for _ in range(warmup_steps):
+        step(next(batches)[0])
+    vectors = []
+    while len(vectors) < fit_batches or sum(map(len, vectors)) < quantizer.num_embeddings:
+        vectors.append(np.reshape(vqvae.encode(next(batches)[0]), (-1, quantizer.embedding_dim)))
+    vectors = np.concatenate(vectors).astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise InputError("Training vqvae diverged at its start: the encoder's outputs are not numbers. "
+                         "Start again with a lower --learning-rate.")
+    kmeans = MiniBatchKMeans(quantizer.num_embeddings, batch_size=4096, max_iter=20, n_init=1, random_state=quantizer.seed)
+    counts = np.bincount(kmeans.fit_predict(vectors), minlength=quantizer.num_embeddings)
+    quantizer.start(kmeans.cluster_centers_, counts)
+
+
+def train_vqvae(run, splits):
     """Stage 1; returns the VQ-VAE of the epoch with the best SSIM on validation people."""
-    settings, seed = config["settings"], config["settings"]["seed"]
-    keras.utils.set_random_seed(seed)
-    batch_size = devices.global_batch(settings["batch_size"], len(splits["train"].images))
-    steps_per_epoch = len(splits["train"].images) // batch_size
-    backup = run_dir / "backup" / "vqvae.keras"
-    first_epoch = finished_epochs(backup)
+    train, epochs = splits["train"], run.settings["epochs"]
+    print_on_chief(f"Stage 1 of 2: VQ-VAE, {epochs} epochs.")
+    keras.utils.set_random_seed(run.seed)
+    batch_size = devices.global_batch(run.settings["batch_size"], len(train.images))
+    steps_per_epoch = len(train.images) // batch_size
+    first_epoch = finished_epochs(run, "vqvae")
+
+    def build():
+        return new_vqvae(run, steps_per_epoch)
+
+    def pictures():
+        measurements = Measurements(splits, run.seed)
+        return [measurements], [Pictures(measurements, run)]
+
     if first_epoch:
-        vqvae = go_on(backup, lambda: new_vqvae(config, steps_per_epoch), CONSTANTS["warmup_steps"] + first_epoch * steps_per_epoch)
+        vqvae = resume_model(run.backup_path("vqvae"), build, CONSTANTS["warmup_steps"] + first_epoch * steps_per_epoch)
     else:
         with devices.new_scope():
-            vqvae = new_vqvae(config, steps_per_epoch)
-            say(f"{CONSTANTS['warmup_steps']} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
+            vqvae = build()
             # Another seed than the epochs': the first of them then sees every image afresh.
-            batches = dataset.training_batches(splits["train"], batch_size, seed + 1)
-            try:
-                vqvae.start_codebook(batches, CONSTANTS["warmup_steps"])
-            except FloatingPointError as error:
-                raise InputError(f"Training vqvae went astray at its start: {error}. "
-                                 "Start again with a lower --learning-rate.") from error
-    if first_epoch < settings["epochs"]:
-        validation = dataset.image_batches(splits["validate"], 32)
-        fit(VQVAE, vqvae, dataset.training_batches(splits["train"], batch_size, seed, first_epoch), validation,
-            steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, epochs=settings["epochs"], seed=seed, run_dir=run_dir,
-            measurements=Measurements(splits, seed) if devices.is_chief() else None)
+            start_codebook(vqvae, dataset.training_batches(train, batch_size, run.seed + 1), CONSTANTS["warmup_steps"])
+    if first_epoch < epochs:
+        fit(run, "vqvae", vqvae, dataset.training_batches(train, batch_size, run.seed, first_epoch),
+            dataset.image_batches(splits["validate"], 32), steps_per_epoch=steps_per_epoch, first_epoch=first_epoch,
+            monitor="val_ssim", mode="max", pictures=pictures,
+            line="SSIM {val_ssim:.3f} on validation people, error {reconstruction_loss:.3f}, {val_codes_used} codes used")
     if devices.is_chief():
-        with writing(run_dir):
-            figures.write_gif(sorted((run_dir / "backup" / "frames").glob("*.png")), run_dir / "progress.gif")
-    return load_for_all(run_dir / "vqvae.keras", lambda: new_vqvae(config, steps_per_epoch))
+        with run.report_write_errors():
+            figures.write_gif(sorted(run.frames_dir.glob("*.png")), run.folder / "progress.gif")
+    return load_for_all(run.model_path("vqvae"), build)
 
 
-def new_pixelcnn(config, vqvae, train_split, steps_per_epoch):
+def new_pixelcnn(run, vqvae, train_split, steps_per_epoch):
     """A PixelCNN for the codes of a VQ-VAE, with its optimiser, before any training."""
-    settings = config["settings"]
-    prior = modules.PixelCNN(**{**config["pixelcnn"], "codebook_digest": vqvae.quantizer.digest()},
+    settings = run.settings
+    prior = modules.PixelCNN(**{**run.config["pixelcnn"], "codebook_digest": vqvae.quantizer.digest()},
                              dtype=devices.precision(settings["mixed_precision"]))
-    prior.start_embeddings(vqvae.quantizer.embeddings, settings["seed"])
-    prior.start_people(dataset.head_pictures(train_split, vqvae.settings["margin"])[0])
+    prior.start_embeddings(vqvae.quantizer.embeddings, run.seed)
+    prior.fit_people(dataset.head_pictures(train_split, vqvae.margin)[0])
     prior.compile(adam(CONSTANTS["prior_learning_rate"], steps_per_epoch * settings["prior_epochs"]),
                   steps_per_execution=devices.steps_per_execution(steps_per_epoch))
     return prior
 
 
-def train_pixelcnn(run_dir, config, vqvae, splits):
+def train_pixelcnn(run, vqvae, splits):
     """Stage 2; returns the PixelCNN of the epoch with the fewest bits per code on validation people."""
-    settings, seed = config["settings"], config["settings"]["seed"]
-    keras.utils.set_random_seed(seed)  # again, for this stage may have been resumed
-    # Few people: mirrored heads are as good as new ones.
-    versions = {"train": [splits["train"], splits["train"].mirrored()], "validate": [splits["validate"]]}
-    codes = {name: np.stack([encode(vqvae, split) for split in some]) for name, some in versions.items()}
-    batch_size = devices.global_batch(CONSTANTS["prior_batch_size"], len(splits["train"].images))
-    steps_per_epoch = len(splits["train"].images) // batch_size
-    backup = run_dir / "backup" / "pixelcnn.keras"
-    first_epoch = finished_epochs(backup)
-    check_codebook(backup, vqvae, run_dir)
+    train, epochs = splits["train"], run.settings["prior_epochs"]
+    print_on_chief(f"Stage 2 of 2: PixelCNN prior, {epochs} epochs.")
+    keras.utils.set_random_seed(run.seed)  # again, for this stage may have been resumed
+    batch_size = devices.global_batch(CONSTANTS["prior_batch_size"], len(train.images))
+    steps_per_epoch = len(train.images) // batch_size
+    backup = run.backup_path("pixelcnn")
+    first_epoch = finished_epochs(run, "pixelcnn")
+    check_codebook(backup, vqvae, run)
 
     def build():
-        return new_pixelcnn(config, vqvae, splits["train"], steps_per_epoch)
+        return new_pixelcnn(run, vqvae, train, steps_per_epoch)
 
     if first_epoch:
-        prior = go_on(backup, build, first_epoch * steps_per_epoch)
+        prior = resume_model(backup, build, first_epoch * steps_per_epoch)
     else:
         with devices.new_scope():
             prior = build()
-    if first_epoch < settings["prior_epochs"]:
-        told = {}
-        for name, some in versions.items():
-            below, persons = zip(*(dataset.head_context(split, prior, vqvae.settings["margin"]) for split in some))
-            told[name] = codes[name], some[0].positions, below[0], np.stack(persons), prior.num_embeddings
-        fit(PIXELCNN, prior, dataset.code_batches(*told["train"], batch_size, seed, first_epoch),
-            dataset.code_batches(*told["validate"], 32),
-            steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, epochs=settings["prior_epochs"], seed=seed, run_dir=run_dir)
-    return load_for_all(run_dir / "pixelcnn.keras", build), codes["validate"][0]
+    if first_epoch < epochs:
+        # Few people: mirrored heads are as good as new ones, where it is known which way left and right lie.
+        versions = [train, train.mirrored()] if run.config["data"]["front"] else [train]
+        fit(run, "pixelcnn", prior,
+            dataset.code_batches(dataset.encode_split(vqvae, prior, *versions), batch_size, run.seed, first_epoch),
+            dataset.code_batches(dataset.encode_split(vqvae, prior, splits["validate"]), 32),
+            steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, monitor="val_bits_per_code", mode="min",
+            line="{val_bits_per_code:.3f} bits per code in a head, {val_bits_per_code_alone:.3f} in a slice alone, on validation people")
+    return load_for_all(run.model_path("pixelcnn"), build)
 
 
-def check_codebook(backup, vqvae, run_dir):
+def check_codebook(backup, vqvae, run):
     """Compares the codebook that a prior's backup was trained on with the one there is; the chief does so for all.
 
     Raises:
         InputError: if it is another.
     """
-    with devices.together():
+    with devices.fail_together():
         if devices.is_chief() and backup.exists():
             try:
-                digest = modules.load_model(backup, compile=False).settings["codebook_digest"]
+                prior = modules.load_model(backup, compile=False)
+                modules.check_match(vqvae, prior)
             except ValueError as error:
-                raise InputError(f"{error}; remove it to begin this stage again.") from error
-            if digest != vqvae.quantizer.digest():
-                raise InputError(f"{backup} was trained on the codes of another codebook than that of {run_dir / 'vqvae.keras'}; "
-                                 "remove it to begin this stage again.")
+                raise InputError(f"{backup} does not go with {run.model_path('vqvae')} ({error}); remove it to begin this stage "
+                                 "again.") from error
 
 
-def encode(vqvae, split):
-    """The codes, int32 (N, g, g), of a split in its order."""
-    return np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(split, 32)])
+def calibrate_prior(run, vqvae, prior, num_people):
+    """Measures how strongly sampled heads follow their person, corrects it (see `people.calibrate`) and saves the prior.
+
+    The first round's heads get persons without correction; those of each further round are corrected by the rounds before:
+    their persons lie further out, where the outcome is no longer in proportion. All rounds are taken together.
+    """
+    count, rounds = min(CONSTANTS["calibration_heads"], num_people), CONSTANTS["calibration_rounds"]
+    conditions, outcomes = [], []
+    for number in range(1, rounds + 1):
+        print(f"Calibrating by {count} sampled heads, round {number} of {rounds} ...", flush=True)
+        stream = f"calibration {number}"
+        conditions.append(sampler.calibrated_people(prior, run.seed, stream, tf.range(count)).numpy())
+        codes = sampler.sample_heads(prior, count, run.seed, persons=conditions[-1], stream=stream)
+        images = np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+        heads = dataset.Split.of_heads(images, prior.slice_positions)
+        outcomes.append(prior.encode_people(dataset.head_pictures(heads, vqvae.margin)[0]))
+        shift, scale = calibrate(np.concatenate(conditions), np.concatenate(outcomes))
+        prior.person_shift.assign(shift)
+        prior.person_scale.assign(scale)
 
 
-def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes):
+# The results ----------------------------------------------------------------------------------------------------------
+
+
+def measure(run, vqvae, prior, splits):
+    """Writes figures/ and metrics.json, by the test people, and prints the main results."""
+    print("Measuring on the test people ...", flush=True)
+    test = splits["test"]
+    coded = dataset.encode_split(vqvae, prior, test)
+    measured, _ = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
+    baselines = metrics.baselines(splits["train"].images, test.images)
+    with run.report_write_errors():
+        draw_figures(run, vqvae, prior, splits, coded.codes[0])
+        cli.write_json(run.metrics_path, measured)
+    run.remove_backup()
+    print_results(measured, baselines, test, vqvae)
+
+
+def draw_figures(run, vqvae, prior, splits, codes):
     """Draws the run's figures/*.png from its networks, its histories and its test images' codes."""
-    folder = run_dir / "figures"
+    folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
-    num_embeddings = prior.num_embeddings
+    test = splits["test"]
+    history = run.read_history("vqvae")
     figures.plot_architecture(figures.outline(vqvae, prior), folder / "architecture.png")
-    history = read_history(run_dir / "vqvae_history.csv")
     figures.plot_losses(history, folder / "losses.png")
     figures.plot_ssim(history, folder / "ssim.png")
-    entropy = metrics.code_metrics(validation_codes, num_embeddings)["code_entropy"]
-    figures.plot_prior(read_history(run_dir / "pixelcnn_history.csv"), entropy, folder / "prior.png")
-    shown = test_split.examples(4)
-    originals, reconstructions = test_split.images[shown] / 255, metrics.to_unit(vqvae.decode_codes(codes[shown]))
+    validation_codes = dataset.encode(vqvae, splits["validate"])
+    entropy = metrics.code_metrics(validation_codes, prior.num_embeddings)["code_entropy"]
+    figures.plot_prior(run.read_history("pixelcnn"), entropy, folder / "prior.png")
+    examples = test.examples(4)
+    originals, reconstructions = test.images[examples] / 255, metrics.to_unit(vqvae.decode_codes(codes[examples]))
     captions = [f"slice {position}, SSIM {metrics.ssim(original, reconstruction):.3f}"
-                for position, original, reconstruction in zip(test_split.positions[shown], originals, reconstructions)]
-    figures.reconstruction_grid(originals, reconstructions, codes[shown], captions,
-                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
-                                folder / "reconstructions.png")
+                for position, original, reconstruction in zip(test.positions[examples], originals, reconstructions)]
+    figures.reconstruction_grid(originals, reconstructions, codes[examples], captions,
+                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin, folder / "reconstructions.png")
 
 
-def say(text):
-    """Prints a line; on several machines the chief alone does."""
-    if devices.is_chief():
-        print(text, flush=True)
+def print_results(measured, baselines, test, vqvae):
+    """Prints the main results in words, beside two baselines that need no model."""
+    mean, blur = baselines["mean_image"], baselines["blurred_original"]
+    print(f"""Results on {len(test.images)} images of {test.num_people} test people; in brackets: the mean training image, the original blurred.
+  structural similarity (SSIM)  {measured['ssim']:.3f}    ({mean['ssim']:.3f}, {blur['ssim']:.3f})
+  SSIM inside the brain         {measured['ssim_foreground']:.3f}    ({mean['ssim_foreground']:.3f}, {blur['ssim_foreground']:.3f})
+  peak signal-to-noise ratio    {measured['psnr']:.1f} dB  ({mean['psnr']:.1f}, {blur['psnr']:.1f})
+  size                          {measured['bytes_per_image']:.0f} bytes per image, of {vqvae.image_size ** 2:,} pixels
+  code length                   {measured['bits_per_code']:.2f} bits per code within a head, {measured['bits_per_code_alone']:.2f} of a slice alone""")
 
 
-@contextlib.contextmanager
-def stoppable(run_dir):
-    """Ends on SIGINT and SIGTERM with one line; every finished epoch is saved already."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"Stopped. All finished epochs are saved; python train.py --run-dir {run_dir} --resume goes on.", file=sys.stderr)
-        sys.exit(cli.STOPPED)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def run_stages(run, splits):
+    """Trains both networks; then the chief calibrates the prior, measures on the test people and draws the figures."""
+    vqvae = train_vqvae(run, splits)
+    prior = train_pixelcnn(run, vqvae, splits)
+    with devices.fail_together():  # the others wait: a cluster ends as one
+        if devices.is_chief():
+            calibrate_prior(run, vqvae, prior, splits["train"].num_people)
+            for name, model in (("vqvae", vqvae), ("pixelcnn", prior)):
+                run.save(name, model)  # without the optimiser, which the results do not need
+            measure(run, vqvae, prior, splits)
 
 
 @cli.exit_on_input_error
@@ -782,66 +611,14 @@ def main(argv=None):
     resume = f"finished epochs are saved, python train.py --run-dir {arguments.run_dir or 'RUN'} --resume goes on"
     with devices.report_failures(f"give a smaller --batch-size; {resume}", resume):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
-        with open_run(arguments) as (run_dir, config, splits):
-            people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
-            say(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {device}{devices.cluster_size()}.")
+        with open_run(arguments) as (run, splits):
+            people = ", ".join(f"{count} {name}" for name, count in run.config["data"]["people"].items())
+            print_on_chief(f"Run folder {run.folder}; {people} people in {run.config['data']['folder']}; on {device}.")
             for name in ("validate", "test") if devices.is_chief() else ():
-                dataset.warn_of_lost_border(splits[name], config["vqvae"]["margin"])
-            with stoppable(run_dir):
-                run_stages(run_dir, config, splits)
-    say(f"Done. Next: python predict.py --run-dir {run_dir}")
-
-
-def run_stages(run_dir, config, splits):
-    """Trains both networks; then the chief measures them on the test people and draws the figures."""
-    settings = config["settings"]
-    if devices.is_chief():
-        with writing(run_dir):
-            (run_dir / "backup" / "frames").mkdir(parents=True, exist_ok=True)
-    say(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
-    vqvae = train_vqvae(run_dir, config, splits)
-    say(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
-    prior, validation_codes = train_pixelcnn(run_dir, config, vqvae, splits)
-    with devices.together():  # the others wait: a cluster ends as one
-        if devices.is_chief():
-            calibrate(run_dir, vqvae, prior, splits["train"].num_people)
-            measure(run_dir, vqvae, prior, validation_codes, splits)
-
-
-def calibrate(run_dir, vqvae, prior, num_people):
-    """Samples heads to see how they show the persons that they are told, and saves the prior that allows for it.
-
-    The first heads are told persons as they are. Later ones are told what the earlier ones taught: that lies further out,
-    where what is shown is no longer in proportion. All rounds are taken together.
-    """
-    count, rounds = min(CONSTANTS["calibration_heads"], num_people), CONSTANTS["calibration_rounds"]
-    told, shown = [], []
-    for index in range(rounds):
-        print(f"Calibrating by {count} sampled heads, round {index + 1} of {rounds} ...", flush=True)
-        seed = CALIBRATION_SEED - index
-        persons = prior.draw_persons(seed, tf.range(count))
-        told.append(prior.shift + prior.scale * persons if index else persons)
-        codes = prior.sample_heads(count, seed, told=told[-1])
-        images = np.concatenate([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
-        heads = dataset.Split("sampled", images, *np.indices(codes.shape[:2]).reshape(2, -1))
-        shown.append(prior.persons(dataset.head_pictures(heads, vqvae.settings["margin"])[0]))
-        prior.calibrate(np.concatenate(told), np.concatenate(shown))
-    unfinished = run_dir / "backup" / "calibrated.keras"
-    with writing(run_dir):
-        prior.save(unfinished)
-        unfinished.replace(run_dir / "pixelcnn.keras")
-
-
-def measure(run_dir, vqvae, prior, validation_codes, splits):
-    """Writes figures/ and metrics.json, by the test people."""
-    print("Measuring on the test people ...", flush=True)
-    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(splits["test"], 32), splits["test"].positions,
-                                         *dataset.head_context(splits["test"], prior, vqvae.settings["margin"]))
-    with writing(run_dir):
-        draw_figures(run_dir, vqvae, prior, validation_codes, splits["test"], details["codes"])
-        cli.write_json(run_dir / "metrics.json", measured)
-    shutil.rmtree(run_dir / "backup", ignore_errors=True)
-    print(json.dumps(measured, indent=2))
+                dataset.warn_of_lost_border(splits[name], run.config["vqvae"]["margin"])
+            with cli.exit_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on."):
+                run_stages(run, splits)
+    print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 
 
 if __name__ == "__main__":

@@ -364,6 +364,15 @@ class Distributed:
     averages the logs of several machines over an axis that scalars do not have.
     """
 
+    @property
+    def metrics(self):
+        """What Keras resets before each epoch: the model's `trackers`."""
+        return self.trackers
+
+    def logs(self):
+        """The values of the `trackers` by name."""
+        return {tracker.name: tracker.result() for tracker in self.trackers}
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if self.optimizer is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():

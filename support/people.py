@@ -47,12 +47,12 @@ class PersonSpace(NamedTuple):
     """The numbers that describe the space of persons.
 
     Attributes:
-        mean: float (positions, 16, 16), the mean picture of the training heads.
+        mean_picture: float (positions, 16, 16), the mean picture of the training heads.
         components: float (positions, 16, 16, P), the principal components, each as long as people's standard deviation along it.
         quantiles: float (101, P), of each number over the training people, scaled to a mean of 0 and a variance of 1.
     """
 
-    mean: np.ndarray
+    mean_picture: np.ndarray
     components: np.ndarray
     quantiles: np.ndarray
 
@@ -84,17 +84,17 @@ def fit(pictures, person_size):
     return PersonSpace(mean, components, (quantiles - center) / np.where(spread > 0, spread, 1))
 
 
-def encode(pictures, mean, components):
+def encode(pictures, mean_picture, components):
     """The persons of heads, float32 (N, P), from their pictures (see `fit`).
 
     Each number is rounded to one of 256, so that it can be stored in 8 bits. A head with more than half of its slices
     missing gets zeros, the average person.
     """
     flat = components.reshape(-1, components.shape[-1])
-    deviations = np.nan_to_num(pictures - mean).reshape(len(pictures), -1)
+    deviations = np.nan_to_num(pictures - mean_picture).reshape(len(pictures), -1)
     squares = (flat ** 2).sum(axis=0)
     persons = deviations @ flat / np.where(squares > 0, squares, 1)
-    usual = mean.any(axis=(1, 2))  # the positions that training people have
+    usual = mean_picture.any(axis=(1, 2))  # the positions that training people have
     missing = np.isnan(pictures).any(axis=(2, 3)) & usual
     persons[missing.sum(axis=1) > usual.sum() / 2] = 0
     limit = 2 ** (PERSON_BITS - 1)
@@ -139,3 +139,13 @@ def calibrate(conditions, outcomes):
     slope = np.maximum(slope, 1 / MAX_SCALE)
     shift = (-offset / slope).clip(-MAX_SHIFT, MAX_SHIFT)
     return shift, (np.sqrt(np.maximum(1 - noise, 0)) / slope).clip(1, MAX_SCALE)
+
+
+def picture_to_grid(grid_size):
+    """The matrix, float32 (grid_size, 16), that resamples one axis of a picture to the grid of codes, linearly.
+
+    Not `tf.image.resize`: XLA, which compiles the sampler, does not support all of it.
+    """
+    places = (np.arange(grid_size) + 0.5) * PICTURE_SIDE / grid_size - 0.5
+    unit_signals = np.eye(PICTURE_SIDE)
+    return np.stack([np.interp(places, np.arange(PICTURE_SIDE), signal) for signal in unit_signals], axis=1).astype(np.float32)

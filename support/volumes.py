@@ -19,6 +19,7 @@ from support.cli import InputError, report_write_errors
 SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
 SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
+FRAME_WIDTH = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
 MOST_LABELS = 128  # different values of a segmentation; FreeSurfer's of cortex and nuclei has 113, a picture hundreds
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png")
 
