@@ -16,6 +16,8 @@ from sklearn.neighbors import NearestNeighbors
 import tensorflow as tf
 from tqdm import tqdm
 
+from support.people import PERSON_BITS
+
 FOREGROUND = 0.03  # intensity above which a pixel of the original counts as brain
 FEATURE_SIDE = 64  # pixels of the pictures whose principal components are compared
 NUM_FEATURES = 64
@@ -104,20 +106,19 @@ def code_metrics(codes, num_embeddings):
     return {"code_entropy": entropy, "perplexity": 2 ** entropy, "codes_used": len(share)}
 
 
-def bits_per_place(prior, codes, positions):
-    """What the prior spends on each code, given the codes before it: where this is much, it did not expect what it saw.
+def in_chunks(function, *arrays, size=32):
+    """Applies a function to a few rows of arrays at a time, so that what it needs in between fits into memory.
 
     Args:
-        prior: a `modules.PixelCNN`.
-        codes: int (N, g, g).
-        positions: int (N,).
+        function: from as many arrays as are given, of up to `size` rows each, to an array or tensor of as many rows.
+        *arrays: (N, ...), N at least 1.
+        size: the number of rows at a time.
 
     Returns:
-        float64 (N, g, g), in bits.
+        NumPy (N, ...).
     """
-    parts = np.array_split(np.arange(len(codes)), -(-len(codes) // 32))
-    nats = [prior.distribution(codes[part], positions[part]).log_prob(codes[part]).numpy() for part in parts]
-    return -np.concatenate(nats).astype(np.float64) / np.log(2)
+    starts = range(0, len(arrays[0]), size)
+    return np.concatenate([function(*(array[start:start + size] for array in arrays)) for start in starts])
 
 
 def to_unit(images):
@@ -125,70 +126,98 @@ def to_unit(images):
     return (np.asarray(images, np.float64)[..., 0] + 1) / 2
 
 
-def code_lengths(prior, codes, positions, below=None, persons=None):
-    """The prior's code length of each slice, in bits per code.
+def bits_per_place(prior, coded, indices, conditional=True):
+    """The prior's code length of each code, given the codes before it: where this is high, the code was unexpected.
 
     Args:
         prior: a `modules.PixelCNN`.
-        codes: int (N, g, g).
-        positions: int (N,).
-        below: int (N, S), where in `codes` the slices below each are; N for none. None tells the prior of none.
-        persons: float (N, P), each slice's person; None if unknown.
+        coded: a `people.CodedSplit`; its version 0 is measured.
+        indices: int (M,), of slices.
+        conditional: whether the slices below and the person are given to the prior.
 
     Returns:
-        float64 (N,).
+        float64 (M, g, g), in bits.
     """
-    log_prob = tf.function(prior.log_prob)
-    with_none = np.concatenate([codes, np.full_like(codes[:1], prior.num_embeddings)])
-    lengths = []
-    for some in np.array_split(np.arange(len(codes)), -(-len(codes) // 32)):
-        nats = -log_prob(tf.constant(codes[some]), tf.constant(positions[some]),
-                         None if below is None else tf.constant(with_none[below[some]]),
-                         None if persons is None else tf.constant(persons[some]))
-        lengths.append(nats.numpy() / np.log(2) / codes[0].size)
-    return np.concatenate(lengths).astype(float)
+    codes = coded.codes_with_none()[0]
+
+    @tf.function(reduce_retracing=True)
+    def log_prob(codes, positions, below=None, person=None):
+        return prior.distribution(codes, positions, below, person).log_prob(codes)
+
+    def bits(indices):
+        inputs = [codes[indices], coded.positions[indices]]
+        if conditional:
+            inputs += [codes[coded.context[indices]], coded.persons[0, indices]]
+        return -log_prob(*map(tf.constant, inputs)).numpy().astype(np.float64) / np.log(2)
+
+    return in_chunks(bits, np.asarray(indices))
 
 
-def bits_per_code(prior, codes, positions, below, persons):
-    """The code length of whole heads in bits per code, what it costs to tell each head's person included.
+def code_lengths(prior, coded, conditional=True):
+    """The code length of each slice, float64 (N,), in bits per code; see `bits_per_place`."""
+    return bits_per_place(prior, coded, np.arange(len(coded.positions)), conditional).mean(axis=(1, 2))
 
-    Takes the arguments of `code_lengths`; a person's numbers are of 8 bits each (`PixelCNN.persons`).
+
+def person_bits_per_code(coded):
+    """What each head's person costs, in bits per code of the head: `people.PERSON_BITS` a number."""
+    num_heads = len(coded.positions) / len(np.unique(coded.positions))
+    return PERSON_BITS * num_heads * coded.persons.shape[-1] / coded.codes[0].size
+
+
+def bits_per_code(prior, coded):
+    """The code length of whole heads in bits per code: the mean of `code_lengths`, and the persons."""
+    return float(code_lengths(prior, coded).mean() + person_bits_per_code(coded))
+
+
+def spread_over_people(values, cases):
+    """The standard deviation of the people's means.
+
+    Args:
+        values: float (N,), one for each image.
+        cases: int (N,), the person of each image.
+
+    Returns:
+        A float; NaN of a single person.
     """
-    lengths = code_lengths(prior, codes, positions, below, persons)
-    heads = len(positions) / (np.unique(positions).size)
-    return float(lengths.mean() + 8 * heads * persons.shape[1] / codes.size)
+    people = np.unique(cases)
+    means = [values[cases == case].mean() for case in people]
+    return float(np.std(means, ddof=1)) if len(people) > 1 else float("nan")
 
 
-def evaluate(vqvae, prior, batches, positions, below, persons):
-    """Measures a trained pair of models on a split, batch by batch, so that it need not fit into memory.
+def evaluate(vqvae, prior, batches, coded, cases):
+    """Measures a trained pair of models on a split, batch by batch, so that its images need not fit into memory as floats.
 
     Args:
         vqvae: a `modules.VQVAE`.
         prior: a `modules.PixelCNN`.
         batches: (images in [-1, 1], positions), each image once, in order.
-        positions: int (N,).
-        below: see `code_lengths`.
-        persons: see `code_lengths`.
+        coded: the `people.CodedSplit` of these images; version 0 has the codes of the images as they are.
+        cases: int (N,), the person of each image.
 
     Returns:
-        (the dict of metrics.json, details). Besides the keys of the functions above: `bits_per_code`, the prior's code length
-        of whole heads, each slice given those below it and the person; `bytes_per_image`, that times codes over 8;
-        `bits_per_code_alone`, of slices by themselves. The details: `codes`, int32 (N, g, g); `ssim`, float (N,); `error_map`,
-        the mean absolute error of each pixel, float (H, W).
+        (the dict of metrics.json, details). The metrics are those of `reconstruction_metrics` and `code_metrics`, and
+        `bits_per_code`, the prior's code length of whole heads, each slice given those below it and the person, which is
+        paid for; `bytes_per_image`, that times codes over 8; `bits_per_code_alone`, of slices by themselves. `NAME_sd` is
+        the `spread_over_people` of what `QUALITY` names and of `bits_per_code`; it is left out for a single person.
+        The details: `per_image`, a dict of float (N,): `ssim`, `ssim_foreground`, `psnr` and `bits_per_code` (without what
+        the person costs); `error_map`, the mean absolute error of each pixel, float (H, W).
     """
-    rows, codes, error_sum = [], [], 0.0
+    rows, error_sum = [], 0.0
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):
-        codes.append(vqvae.encode_to_codes(images).numpy())
-        originals, reconstructions = to_unit(images), to_unit(vqvae.decode_codes(codes[-1]))
+        codes = coded.codes[0, len(rows):len(rows) + len(images)]
+        originals, reconstructions = to_unit(images), to_unit(vqvae.decode_codes(codes))
         rows += [image_quality(*pair) for pair in zip(originals, reconstructions)]
         error_sum = error_sum + np.abs(originals - reconstructions).sum(axis=0)
-    rows, codes = np.array(rows), np.concatenate(codes)
-    bits = bits_per_code(prior, codes, positions, below, persons)
-    measured = {**dict(zip(QUALITY, rows.mean(axis=0).tolist())), "num_images": len(rows),
-                **code_metrics(codes, prior.num_embeddings), "bits_per_code": bits,
-                "bits_per_code_alone": float(code_lengths(prior, codes, positions).mean()),
-                "bytes_per_image": bits * codes[0].size / 8}
-    return measured, {"codes": codes, "ssim": rows[:, 0], "error_map": error_sum / len(rows)}
+    values = dict(zip(QUALITY, np.array(rows).T)) | {"bits_per_code": code_lengths(prior, coded)}
+    measured = {name: float(value.mean()) for name, value in values.items()}
+    measured["bits_per_code"] += person_bits_per_code(coded)
+    if len(np.unique(cases)) > 1:
+        measured |= {f"{name}_sd": spread_over_people(value, cases) for name, value in values.items()}
+    measured |= {"num_images": len(rows), **code_metrics(coded.codes[0], coded.num_embeddings),
+                 "bits_per_code_alone": float(code_lengths(prior, coded, conditional=False).mean()),
+                 "bytes_per_image": measured["bits_per_code"] * coded.codes[0, 0].size / 8}
+    per_image = {name: values[name] for name in ("ssim", "ssim_foreground", "psnr", "bits_per_code")}
+    return measured, {"per_image": per_image, "error_map": error_sum / len(rows)}
 
 
 # Samples --------------------------------------------------------------------------------------------------------------

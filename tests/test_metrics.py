@@ -5,7 +5,7 @@ from skimage.metrics import structural_similarity
 import tensorflow as tf
 
 import dataset
-from support import metrics
+from support import metrics, people
 
 
 @pytest.fixture
@@ -76,45 +76,85 @@ def test_code_metrics():
     assert measured["perplexity"] == pytest.approx(np.prod(share ** -share))
 
 
+def test_chunks_are_joined_in_order():
+    numbers, sizes = np.arange(70), []
+    def add(first, second):
+        sizes.append(len(first))
+        return tf.constant(first + second)
+    np.testing.assert_array_equal(metrics.in_chunks(add, numbers, 2 * numbers), 3 * numbers)
+    assert sizes == [32, 32, 6]
+
+
 class Halves:
     """In place of both networks: a quarter of an image is bright, code 1, or dark, code 0, for 3 bits or 1."""
 
     grid_size, num_embeddings = 2, 4
 
-    def encode_to_codes(self, images):
-        return tf.cast(tf.nn.avg_pool2d(images, 8, 8, "VALID")[..., 0] > 0, tf.int32)
-
     def decode_codes(self, codes):
         return tf.repeat(tf.repeat(2.0 * tf.cast(codes, tf.float32)[..., tf.newaxis] - 1, 8, 1), 8, 2)
 
-    def log_prob(self, codes, positions, below=None, person=None):
-        """A bit more for each position; two bits less for every slice below that is known, one less for a person."""
-        bits = tf.reduce_sum(1.0 + 2 * tf.cast(codes, tf.float32), (1, 2)) + tf.cast(positions, tf.float32)
+    def distribution(self, codes, positions, below=None, person=None):
+        """A bit more at each position; two bits less for each slice below that is there, one less for a person of ones."""
+        shift = tf.cast(positions, tf.float32)
         if below is not None:
-            bits -= 2 * tf.reduce_sum(tf.cast(below[:, :, 0, 0] < self.num_embeddings, tf.float32), axis=1)
+            shift -= 2 * tf.reduce_sum(tf.cast(below[:, :, 0, 0] < self.num_embeddings, tf.float32), axis=1)
         if person is not None:
-            bits -= tf.reduce_sum(person, axis=1)
-        return -np.log(2) * bits
+            shift -= tf.reduce_mean(person, axis=1)
+
+        class Distribution:
+            def log_prob(self, values):
+                return -np.log(2) * (1.0 + 2 * tf.cast(values, tf.float32) + shift[:, tf.newaxis, tf.newaxis])
+
+        return Distribution()
 
 
-def test_evaluate_measures_what_comes_back_through_the_codes():
-    images = np.float32(np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 1)))
-    positions, networks = np.arange(5), Halves()
-    batches = [(images[i:i + 2], positions[i:i + 2]) for i in (0, 2, 4)]  # the last one is short
-    below = np.array([[5, 5], [0, 5], [1, 0], [2, 1], [3, 2]])  # 5 for none
-    persons = np.float32([[1, 0]] * 5)
-    measured, details = metrics.evaluate(networks, networks, batches, positions, below, persons)
-    expected_codes = (images[..., 0].reshape(5, 2, 8, 2, 8).mean(axis=(2, 4)) > 0).astype(int)
-    np.testing.assert_array_equal(details["codes"], expected_codes)
-    originals, expected = (images[..., 0].astype(float) + 1) / 2, expected_codes.repeat(8, 1).repeat(8, 2)
-    np.testing.assert_allclose(details["ssim"], [metrics.ssim(*pair) for pair in zip(originals, expected)])
+@pytest.fixture
+def halves_coded():
+    """70 images of ten people, seven slices each, the codes that `Halves` decodes, and their code lengths by hand."""
+    images = np.float32(np.random.default_rng(0).uniform(-1, 1, (70, 16, 16, 1)))
+    codes = np.int32(images[..., 0].reshape(70, 2, 8, 2, 8).mean(axis=(2, 4)) > 0)
+    positions, cases = np.tile(np.arange(7, dtype=np.int32), 10), np.repeat(np.arange(10), 7)
+    indices = np.arange(70)
+    context = np.stack([np.where(positions >= step, indices - step, 70) for step in (1, 3)], axis=1)
+    persons = np.repeat(np.float32(cases[:, np.newaxis] % 2), 3, axis=1)
+    other = 1 - codes  # a second version, which is not measured
+    coded = people.CodedSplit(np.stack([codes, other]), positions, context, np.stack([persons, 9 + persons]), 4)
+    alone = 1 + 2 * codes + positions[:, np.newaxis, np.newaxis]
+    below = np.minimum(positions, 1) + (positions >= 3)
+    return images, cases, coded, alone, alone - (2 * below + cases % 2)[:, np.newaxis, np.newaxis]
+
+
+def test_code_lengths_are_those_of_version_0_with_its_context_or_without(halves_coded):
+    _, _, coded, alone, conditional = halves_coded
+    indices = np.array([69, 3, 3, 0])
+    networks = Halves()
+    np.testing.assert_allclose(metrics.bits_per_place(networks, coded, indices), conditional[indices], rtol=1e-6)
+    np.testing.assert_allclose(metrics.bits_per_place(networks, coded, indices, conditional=False), alone[indices], rtol=1e-6)
+    np.testing.assert_allclose(metrics.code_lengths(networks, coded), conditional.mean(axis=(1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(metrics.code_lengths(networks, coded, conditional=False), alone.mean(axis=(1, 2)), rtol=1e-6)
+    paid = 3 * 8 / (7 * 4)  # three numbers of 8 bits for each head's seven slices of four codes
+    assert metrics.bits_per_code(networks, coded) == pytest.approx(conditional.mean() + paid)
+
+
+def test_evaluate_measures_what_comes_back_through_the_codes(halves_coded):
+    images, cases, coded, alone, conditional = halves_coded
+    batches = [(images[i:i + 32], None) for i in range(0, 70, 32)]  # the last one is short
+    measured, details = metrics.evaluate(Halves(), Halves(), batches, coded, cases)
+    originals, expected = (images[..., 0].astype(float) + 1) / 2, coded.codes[0].repeat(8, 1).repeat(8, 2)
+    rows = dict(zip(metrics.QUALITY, np.array([metrics.image_quality(*pair) for pair in zip(originals, expected)]).T))
+    lengths = conditional.mean(axis=(1, 2))
+    for name in ("ssim", "ssim_foreground", "psnr"):
+        np.testing.assert_allclose(details["per_image"][name], rows[name])
+    np.testing.assert_allclose(details["per_image"]["bits_per_code"], lengths, rtol=1e-6)
     np.testing.assert_allclose(details["error_map"], np.abs(originals - expected).mean(axis=0))
-    alone = np.array([(1 + 2 * code).sum() + position for code, position in zip(expected_codes, positions)]) / 4
-    told = alone - (2 * np.array([0, 1, 2, 2, 2]) + 1) / 4
-    bits = told.mean() + 8 * 2 / (5 * 4)  # two numbers of 8 bits for the one head's five slices
+    bits = lengths.mean() + 3 * 8 / (7 * 4)
+    spread = {f"{name}_sd": row.reshape(10, 7).mean(axis=1).std(ddof=1)
+              for name, row in {**rows, "bits_per_code": lengths}.items()}
     assert measured == pytest.approx({
-        **metrics.reconstruction_metrics(originals, expected), **metrics.code_metrics(expected_codes, 4), "bits_per_code": bits,
-        "bits_per_code_alone": alone.mean(), "bytes_per_image": bits * 4 / 8}, rel=1e-5)
+        **metrics.reconstruction_metrics(originals, expected), **metrics.code_metrics(coded.codes[0], 4), **spread,
+        "bits_per_code": bits, "bits_per_code_alone": alone.mean(), "bytes_per_image": bits * 4 / 8}, rel=1e-5)
+    single, _ = metrics.evaluate(Halves(), Halves(), batches, coded, np.zeros(70, int))
+    assert single == {name: value for name, value in measured.items() if name not in spread}
 
 
 # Samples
