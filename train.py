@@ -7,9 +7,7 @@
 Everything it makes lies in the run folder; README.md says what each file is.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import contextlib
 import csv
@@ -18,6 +16,7 @@ import fcntl
 from importlib import metadata
 import inspect
 import json
+import os
 from pathlib import Path
 import shutil
 import signal
@@ -35,7 +34,7 @@ import tensorflow as tf
 from support.cli import InputError
 import dataset
 import modules
-from support import cli, devices, figures, metrics, template, volumes
+from support import devices, figures, metrics, template, volumes
 
 # Without an option, a setting is what stands here; the demo cohort's take seven minutes on two CPU cores.
 DEFAULTS = {
@@ -110,7 +109,7 @@ def parse_arguments(argv):
         key = name.replace("-", "_")
         default = f" (default: {'all' if DEFAULTS[key] is None else DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
-        maximum = cli.SEEDS if key == "seed" else float("inf")
+        maximum = cli.MAX_SEED if key == "seed" else float("inf")
         parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
@@ -769,7 +768,7 @@ def stoppable(run_dir):
         yield
     except KeyboardInterrupt:
         print(f"Stopped. All finished epochs are saved; python train.py --run-dir {run_dir} --resume goes on.", file=sys.stderr)
-        sys.exit(cli.STOPPED)
+        sys.exit(cli.EXIT_INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
 
