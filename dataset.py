@@ -8,14 +8,14 @@ had, a demo cohort is simulated and written as the same PNG folders, so that eve
     python dataset.py --from-nifti VOLUMES --output-dir DIR        # or from NIfTI volumes
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# First: it sets what TensorFlow, Keras and matplotlib read when imported.
+from support.cli import exit_on_input_error, InputError, MAX_SEED, number, report_write_errors, script_parser
 
 import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from skimage import util
 import tensorflow as tf
 from tqdm import tqdm
 
-from support.cli import exit_on_input_error, InputError, number, report_write_errors, script_parser, SEEDS
 from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
 from support import template, volumes
 
@@ -481,7 +480,7 @@ def main(argv=None):
     parser.add_argument("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
                         "(default: all named T1w, or else all but masks, segmentations and derivatives)")
     parser.add_argument("--output-dir", metavar="DIR", help="folder to make for the converted slices")
-    parser.add_argument("--seed", type=number(int, 0, SEEDS), default=0, metavar="S", help="of the split by person (default: 0)")
+    parser.add_argument("--seed", type=number(int, 0, MAX_SEED), default=0, metavar="S", help="of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
     if arguments.from_oasis1 or arguments.from_nifti:
         return report_conversion(arguments)

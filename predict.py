@@ -7,9 +7,7 @@
     python predict.py --codes runs/oasis/images/scan_codes.npy
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import argparse
 import json
@@ -24,7 +22,7 @@ import tensorflow as tf
 from support.cli import InputError
 import dataset
 import modules
-from support import cli, devices, figures, metrics, template, volumes
+from support import devices, figures, metrics, template, volumes
 
 SHOWN_HEADS = 3  # in pictures
 LARGEST_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
@@ -49,7 +47,7 @@ def parse_arguments(argv):
                         help="whole heads to sample, 32 slices of one new person each (default: 1)")
     parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
-    parser.add_argument("--seed", type=cli.number(int, 0, cli.SEEDS), default=0, metavar="S", help="of every draw (default: 0)")
+    parser.add_argument("--seed", type=cli.number(int, 0, cli.MAX_SEED), default=0, metavar="S", help="of every draw (default: 0)")
     parser.add_argument("--evaluate", action="store_true",
                         help=f"also judge samples beside real people: a slice per test image, and up to {metrics.NUM_HEADS} heads")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")

@@ -21,15 +21,16 @@ of all packets count, there is no container. The last line is JSON.
 """
 
 import os
+from pathlib import Path
+import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("SVT_LOG", "1")  # errors alone
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 from fractions import Fraction
 import io
 import math
-from pathlib import Path
-import sys
 
 import numpy as np
 from PIL import Image
@@ -37,12 +38,10 @@ from scipy import ndimage
 import tensorflow as tf
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import common
 from support.cli import InputError
 import dataset
-from support import cli, figures, metrics
+from support import figures, metrics
 import predict
 
 # Name -> (Pillow's arguments for a quality, the qualities from worst to best).

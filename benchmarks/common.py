@@ -5,11 +5,10 @@ rounds: what slows the machine for a while slows both. Each round gives one rati
 with their range. If that range holds 1, the noise is larger than the effect, and no number is given.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import json
+import os
 from pathlib import Path
 import re
 import shlex
@@ -21,7 +20,6 @@ import time
 
 import tensorflow as tf
 
-from support import cli
 import train
 
 ROOT = Path(__file__).parents[1]

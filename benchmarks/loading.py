@@ -15,16 +15,18 @@ the kernel takes back when it needs them. `epoch_memory` over 1: what 16 times t
 """
 
 import os
+from pathlib import Path
+import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import concurrent.futures
 import json
-from pathlib import Path
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 
@@ -32,14 +34,11 @@ import keras
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 from benchmarks import common
 import dataset
 import modules
 import train
-from support import cli, template, volumes
+from support import template, volumes
 
 EPOCH_PEOPLE = 10, 40, 160  # 1, 4 and 16 times the images
 SHARES = {"train": 302 / 354, "validate": 35 / 354}  # the rest is the test split

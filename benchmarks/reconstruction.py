@@ -15,14 +15,14 @@ Two rows that need no model, the mean training image and the blurred original, s
 mostly black. The last line is JSON.
 """
 
-import os
+from pathlib import Path
+import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import contextlib
 import math
-from pathlib import Path
-import sys
 import time
 
 import keras
@@ -31,11 +31,9 @@ import numpy as np
 from scipy import ndimage
 import tensorflow as tf
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import common
 import dataset
-from support import cli, devices, metrics
+from support import devices, metrics
 import modules
 import train
 

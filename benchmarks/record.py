@@ -6,21 +6,18 @@ KEY is `real_slices` or `demo`; what `predict.py --evaluate` found of whole head
 the machine is recorded too.
 """
 
-import os
+from pathlib import Path
+import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import csv
 import json
 import math
-from pathlib import Path
-import sys
 import time
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import common
-from support import cli
 
 
 def describe(run_dir):

@@ -10,23 +10,20 @@ counted, together with the most by which the full network prefers its own. Witho
 default size, its weights moved at random. The last line is JSON.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from pathlib import Path
-import statistics
 import sys
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+
+import statistics
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import common
-from support import cli
 import modules
 import predict
 

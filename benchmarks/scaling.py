@@ -9,24 +9,21 @@ time that compiles; the median over the rounds counts. Memory is the peak above 
 about 10 GB. The last line is JSON; its `ratios` are each row's speeds over the first row's.
 """
 
-import os
+from pathlib import Path
+import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import contextlib
 import json
-from pathlib import Path
-import sys
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import common
-from support import cli
 import dataset
 import modules
 import train

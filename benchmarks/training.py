@@ -16,13 +16,13 @@ The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are ratios of imag
 networks.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import contextlib
 from pathlib import Path
 import sys
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+
+import contextlib
 import time
 
 import keras
@@ -30,13 +30,11 @@ from keras import layers
 import numpy as np
 import tensorflow as tf
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import common
 import dataset
 import modules
 import train
-from support import cli, devices, template
+from support import devices, template
 
 BATCH = 8  # the default of both stages
 NUM_CODES = 512

@@ -4,14 +4,24 @@ import argparse
 import contextlib
 import functools
 import json
+import os
 from pathlib import Path
 import sys
 
 if sys.platform == "win32":
     sys.exit("This code runs on Linux, macOS and WSL2, not on Windows itself; see README.")
 
-SEEDS = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
-STOPPED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
+# What other software has set must change neither the numbers nor the pictures. TensorFlow, Keras and matplotlib read these once,
+# when they are imported; so a script imports this file before them.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+for _name in [name for name in os.environ if name.startswith("KERAS_")]:
+    del os.environ[_name]
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_HOME"] = os.devnull  # so Keras finds no keras.json, and writes none: float32 and channels_last, its defaults
+os.environ["MPLBACKEND"] = "Agg"  # no display needed
+
+MAX_SEED = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
+EXIT_INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
 
 
 class InputError(ValueError):
@@ -64,7 +74,7 @@ def exit_on_input_error(main):
             sys.exit(2)
         except KeyboardInterrupt:
             print("Stopped.", file=sys.stderr)
-            sys.exit(STOPPED)
+            sys.exit(EXIT_INTERRUPTED)
 
     return wrapper
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.decomposition import PCA
 
-matplotlib.use("Agg")  # no screen is needed, nor looked for
+matplotlib.rcdefaults()  # whatever a matplotlibrc says
 MIDDLE = 42  # the height of the VQ-VAE in the schematic
 WIDTH = 7  # inches: at 120 dots per inch the width of a page on GitHub
 LARGEST_ERROR = 0.25  # of the colour scale of differences, of intensities in [0, 1]

@@ -4,6 +4,8 @@ import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests are of the CPU, to the bit; here and in the processes they start
 
+import support.cli  # noqa: F401 (first: sets what TensorFlow, Keras and matplotlib read when imported)
+
 from pathlib import Path
 import subprocess
 import sys
