@@ -24,8 +24,10 @@ from skimage import util
 import tensorflow as tf
 from tqdm import tqdm
 
-from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
 from support import template, volumes
+from support.metrics import in_chunks
+from support.people import CodedSplit, PICTURE_SIDE
+from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
 
 # What training the prior hides or corrupts, so that it can do without, and does not rely on it more than it may while sampling
 CONDITION_DROPOUT = {

@@ -282,7 +282,7 @@ def broadcast_text(text):
 
 
 @contextlib.contextmanager
-def together():
+def fail_together():
     """Ends all machines of a cluster where one of them is refused its input; every one has to pass here.
 
     Raises:

@@ -89,6 +89,24 @@ def reconstruction_metrics(originals, reconstructions):
     return {**dict(zip(QUALITY, np.mean(rows, axis=0).tolist())), "num_images": len(originals)}
 
 
+def baselines(train_images, images):
+    """What two guesses without a model score: pictures are mostly black, so that even these score high.
+
+    Args:
+        train_images: uint8 (M, H, W).
+        images: uint8 (N, H, W), of other people.
+
+    Returns:
+        A dict of `reconstruction_metrics`: `mean_image`, the mean training image in place of each image; `blurred_original`,
+        each image under a Gaussian filter of 1/128 of its side.
+    """
+    originals = images / 255
+    mean = np.mean(train_images, axis=0) / 255
+    sigma = images.shape[-1] / 128
+    return {"mean_image": reconstruction_metrics(originals, np.broadcast_to(mean, originals.shape)),
+            "blurred_original": reconstruction_metrics(originals, ndimage.gaussian_filter(originals, (0, sigma, sigma)))}
+
+
 def code_metrics(codes, num_embeddings):
     """How the codebook is used.
 
