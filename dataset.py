@@ -6,6 +6,7 @@ had, a demo cohort is simulated and written as the same PNG folders, so that eve
     python dataset.py [--data-dir DIR]                             # a table of the splits, and runs/contact_sheet.png
     python dataset.py --from-oasis1 DISCS --output-dir DIR         # the PNG folders from the OASIS-1 release
     python dataset.py --from-nifti VOLUMES --output-dir DIR        # or from NIfTI volumes
+    python dataset.py --simulate 200 --output-dir DIR              # or of simulated people
 """
 
 # First: it sets what TensorFlow, Keras and matplotlib read when imported.
@@ -473,19 +474,26 @@ def warn_of_lost_border(split, margin):
 
 @exit_on_input_error
 def main(argv=None):
-    """Converts volumes; or prints a table of the splits and writes a contact sheet."""
+    """Converts volumes; or simulates people; or prints a table of the splits and writes a contact sheet."""
     parser = script_parser(__doc__, "Show what the data folder holds, or make one from volumes.")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder that holds its discs")
     sources.add_argument("--from-nifti", metavar="DIR", help="convert the T1-weighted NIfTI volumes below this folder")
+    sources.add_argument("--simulate", type=number(int, 3, 10 ** 6), metavar="N", help="simulate N people, as those of the "
+                         "demo cohort: 80 %% to train, 10 %% to validate, 10 %% to test; no evidence about patients")
+    parser.add_argument("--image-size", type=int, choices=(128, 256), help="with --simulate: pixels of a side (default: 128)")
     parser.add_argument("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
                         "(default: all named T1w, or else all but masks, segmentations and derivatives)")
-    parser.add_argument("--output-dir", metavar="DIR", help="folder to make for the converted slices")
+    parser.add_argument("--output-dir", metavar="DIR", help="folder to make for the converted or simulated slices")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), default=0, metavar="S", help="of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
+    if arguments.image_size and not arguments.simulate:
+        raise InputError("--image-size is that of the slices that --simulate draws; give both or neither.")
     if arguments.from_oasis1 or arguments.from_nifti:
         return report_conversion(arguments)
+    if arguments.simulate:
+        return simulate(arguments.simulate, arguments.output_dir, arguments.image_size or template.DEMO_IMAGE_SIZE)
     data_dir, _ = find_data(arguments.data_dir)
     show(load_splits(data_dir))
 
@@ -510,6 +518,16 @@ def report_conversion(arguments):
             print(f"Skipped {reason}")
     print(f"Converted {sum(counts.values())} sessions into {arguments.output_dir} "
           f"({', '.join(f'{count} {name}' for name, count in counts.items())}), skipped {len(skipped)}.")
+
+
+def simulate(number_of_people, output_dir, image_size):
+    """Writes simulated people, and says so."""
+    if not output_dir:
+        raise InputError("--output-dir is missing: the folder to make for the slices.")
+    people = template.split_people(number_of_people)
+    template.write_cohort(output_dir, people, image_size)
+    print(f"{output_dir}: {number_of_people} simulated people ({', '.join(f'{people[name]} {name}' for name in SPLITS)}), "
+          f"{NUM_POSITIONS} slices each of {image_size}x{image_size} pixels. Simulated: no evidence about patients.")
 
 
 def show(splits):

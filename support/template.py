@@ -14,74 +14,116 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from support.cli import InputError
+from support.cli import InputError, report_write_errors
 from support.volumes import axial_slices, NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
-DEMO_VERSION = 1  # part of the cache folder's name: raise it whenever the simulation changes
-DEMO_FIRST_CASE = {"train": 1, "validate": 402, "test": 441}  # the case numbers that OASIS gives the splits
-DEMO_PEOPLE = {"train": 20, "validate": 5, "test": 5}
+DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
+DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
+DEMO_IMAGE_SIZE = 128  # pixels
+HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head can reach
 
 
 def make_demo_cohort(cache_dir=None, people=None):
-    """Simulates a cohort from the MNI152 T1 template that nilearn ships, once, and returns its folder.
-
-    The template is one brain, averaged over 152 people (Fonov et al. 2009). Each virtual person is that brain under a
-    small affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a bias
-    field and Rician noise. Seeded: the same bytes each time.
+    """Simulates the demo cohort, once, and returns its folder.
 
     Args:
-        cache_dir: where to keep it; by default ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        cache_dir: where to keep it; by default ``$XDG_CACHE_HOME`` or ``~/.cache``, or a temporary folder if neither can be
+            written.
         people: the number of people by split; by default `DEMO_PEOPLE`.
 
     Returns:
-        The path of a folder laid out as the OASIS PNG set.
+        The path of a folder laid out as the OASIS PNG set, of images of `DEMO_IMAGE_SIZE` pixels.
 
     Raises:
-        InputError: if the cache cannot be written.
+        InputError: if `cache_dir` cannot be written.
     """
     people = people or DEMO_PEOPLE
-    cache_dir = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache_dir / f"brain-vqvae-demo-v{DEMO_VERSION}-{'-'.join(str(people[name]) for name in SPLITS)}"
-    if folder.is_dir():
-        return folder
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".brain-vqvae-demo-", dir=cache_dir))
-    except OSError as error:
-        raise InputError(f"The demo cohort cannot be written to {cache_dir} ({error.strerror}); "
-                         "set XDG_CACHE_HOME to a folder that can be.") from error
-    try:
-        _write_demo_cohort(unfinished, people)
-        unfinished.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():  # else another process finished first, with the same bytes
-            raise InputError(f"The demo cohort cannot be written to {folder} ({error.strerror}); "
-                             "set XDG_CACHE_HOME to a folder with space.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    counts = "-".join(str(people[name]) for name in SPLITS)
+    folder = Path(cache_dir or _find_cache()) / f"brain-vqvae-demo-v{DEMO_VERSION}-{DEMO_IMAGE_SIZE}-{counts}"
+    if not folder.is_dir():
+        try:
+            write_cohort(folder, people, DEMO_IMAGE_SIZE)
+        except InputError:
+            if not folder.is_dir():  # else another process finished first, with the same bytes
+                raise
     return folder
 
 
-def _write_demo_cohort(folder, people):
-    template = _load_template()
+def _find_cache():
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: no HOME, and a user without an account
+        folder = tempfile.mkdtemp(prefix="brain-vqvae-")
+        print(f"Neither $XDG_CACHE_HOME nor ~/.cache can be written: the demo cohort goes into {folder}.", flush=True)
+        return folder
+
+
+def split_people(number):
+    """The number of people by split, of `number` >= 3 in all: 80, 10 and 10 %, at least one in each."""
+    tenth = max(1, round(0.1 * number))
+    return {"train": number - 2 * tenth, "validate": tenth, "test": tenth}
+
+
+def write_cohort(folder, people, image_size):
+    """Simulates people from the MNI152 T1 template that nilearn ships, and writes them as the three PNG folders.
+
+    The template is one brain, averaged over 152 people (Fonov et al. 2009). Each virtual person is that brain under a
+    small affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a bias
+    field and Rician noise. The case number is the seed: the same bytes each time, however many people there are.
+
+    Args:
+        folder: to make; whole afterwards, or not there.
+        people: the number of people by split. The cases are numbered as in OASIS, or from the next number that is free.
+        image_size: 128 or 256 pixels.
+
+    Raises:
+        InputError: if the folder exists, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise InputError(f"{folder} exists already; give another folder.")
+    validate = max(402, 1 + people["train"])
+    first = {"train": 1, "validate": validate, "test": max(441, validate + people["validate"])}
+    cases = [(name, first[name] + index) for name in SPLITS for index in range(people[name])]
+    with report_write_errors(folder, "give a folder that can be, or one with more space"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name in SPLITS:
+                (unfinished / f"keras_png_slices_{name}").mkdir()
+            _write_people(unfinished, cases, image_size)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_people(folder, cases, image_size):
+    template = _load_template(256 // image_size)
 
     def write_person(name, case):
-        slices = simulate_person(template, np.random.default_rng([DEMO_VERSION, case]))
+        slices = simulate_person(template, np.random.default_rng([DEMO_VERSION, case]), image_size)
         for position, image in enumerate(slices):
             Image.fromarray(image).save(slice_file(folder, name, case, position))
 
-    for name in SPLITS:
-        (folder / f"keras_png_slices_{name}").mkdir()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        writing = [pool.submit(write_person, name, DEMO_FIRST_CASE[name] + index)
-                   for name in SPLITS for index in range(people[name])]
-        progress = tqdm(concurrent.futures.as_completed(writing), "Simulating the demo cohort", len(writing),
-                        unit=" people", leave=False, disable=None)
-        for written in progress:
-            written.result()
+        writing = [pool.submit(write_person, name, case) for name, case in cases]
+        try:
+            for written in tqdm(concurrent.futures.as_completed(writing), "Simulating", len(writing), unit=" people",
+                                leave=False, disable=None):
+                written.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _load_template():
+def _load_template(pixel_size):
+    """What `simulate_person` draws from: spline coefficients and brain, float32 (x, y, z), and the map from mm to voxels.
+
+    Args:
+        pixel_size: 1 or 2 mm. For 2 mm the template is averaged over 2 x 2 mm in each axial plane.
+    """
     # Slow to import, and needed here alone.
     from nilearn.datasets import load_mni152_template
 
@@ -89,8 +131,14 @@ def _load_template():
     intensity = volume.get_fdata(dtype=np.float32)
     # An average of 152 people is blurred: unsharp masking brings the folds back to the contrast of one person's scan.
     sharp = intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))
+    sharp = sharp.clip(0, 1.2)
     brain = ndimage.binary_opening(intensity > 0.05, iterations=2).astype(np.float32)
-    return ndimage.spline_filter(sharp.clip(0, 1.2), order=3), brain, np.linalg.inv(volume.affine)
+    if pixel_size == 2:
+        for axis in (0, 1):
+            # The mean of the two points half a voxel to either side, each by cubic interpolation
+            sharp = ndimage.convolve1d(sharp, np.array([-1, 8, 18, 8, -1]) / 32, axis)
+            brain = ndimage.convolve1d(brain, [0.25, 0.5, 0.25], axis)
+    return ndimage.spline_filter(sharp, order=3, output=np.float32), brain, np.linalg.inv(volume.affine)
 
 
 def template_slices():
@@ -104,43 +152,49 @@ def template_slices():
     return axial_slices(ndimage.zoom(load_mni152_template(resolution=1).get_fdata(dtype=np.float32), 0.93, order=1))
 
 
-def simulate_person(template, rng):
-    """Draws one virtual person.
+def simulate_person(template, rng, image_size):
+    """Draws one virtual person, the same in 128 and in 256 pixels but for the noise.
 
     Args:
-        template: spline coefficients and brain mask, float32 (x, y, z), and the map from millimetres to voxels.
+        template: as `_load_template` gives it for pixels of 256 / image_size mm.
         rng: a NumPy Generator, the person's only source of chance.
+        image_size: 128 or 256 pixels.
 
     Returns:
-        uint8 (32, 256, 256): axial slices 1.4 mm apart, upwards from 8 mm below the anterior commissure, pixels of 1 mm;
-        front up, the head's left side on the left, the outside of the brain 0.
+        uint8 (32, image_size, image_size): axial slices 1.4 mm apart, upwards from 8 mm below the anterior commissure, 256 mm
+        wide; front up, the head's left side on the left, the outside of the brain 0.
     """
     coefficients, brain, to_voxels = template
-    rows, columns = 192, 160  # the part of the frame that a head can reach
-    shape = NUM_POSITIONS, rows, columns
-
-    def smooth_field(spacing, amplitude):  # one random value every `spacing` mm, splined to the grid axis by axis
-        coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in shape])
-        splines = [ndimage.zoom(np.eye(few), (many / few, 1), order=3, mode="nearest")
-                   for few, many in zip(coarse.shape, shape)]
-        return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)
-
-    z, y, x = np.meshgrid(np.arange(NUM_POSITIONS) * SLICE_SPACING - 8, (rows - 1) / 2 - np.arange(rows),
-                          np.arange(columns) - (columns - 1) / 2, indexing="ij")
+    pixel_size = 256 // image_size
+    positions, rows, columns = shape = NUM_POSITIONS, HEAD[0] // pixel_size, HEAD[1] // pixel_size
+    z, y, x = np.meshgrid(np.arange(positions) * SLICE_SPACING - 8, ((rows - 1) / 2 - np.arange(rows)) * pixel_size,
+                          (np.arange(columns) - (columns - 1) / 2) * pixel_size, indexing="ij")
     tilt, yaw = np.deg2rad(rng.uniform(-3, 3, 2))
     x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
     y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
-    x, y, z = (axis * rng.uniform(0.98, 1.1) + smooth_field(18, 1.3) for axis in (x, y, z))
+    x, y, z = (axis * rng.uniform(0.98, 1.1) + _smooth_field(rng, 18, 1.3, shape) for axis in (x, y, z))
     y -= 18  # the middle of the brain lies behind the anterior commissure
     near_ventricles = np.exp(-((x / 22) ** 2 + ((y + 12) / 45) ** 2 + ((z - 14) / 22) ** 2))
     x *= 1 - rng.uniform(-0.15, 0.5) * near_ventricles
 
     voxels = np.einsum("ij,j...->i...", to_voxels[:3, :3], np.stack([x, y, z])) + to_voxels[:3, 3, None, None, None]
     signal = ndimage.map_coordinates(coefficients, voxels, order=3, prefilter=False).clip(0, 1.2)
-    inside = ndimage.map_coordinates(brain, voxels, order=1) > 0.5
-    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(smooth_field(40, 0.06)) * rng.uniform(0.85, 1.0)
-    noise = rng.normal(0, rng.uniform(0.01, 0.03), (2, *shape))
+    inside = ndimage.map_coordinates(brain, voxels, order=1)
+    if pixel_size == 1:
+        inside = inside > 0.5
+    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(_smooth_field(rng, 40, 0.06, shape)) * rng.uniform(0.85, 1.0)
+    noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *shape))  # the mean over a larger pixel has less noise
     magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: the length of a complex signal with Gaussian noise
     pixels = np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8)
-    top, left = (256 - rows) // 2, (256 - columns) // 2
+    top, left = (image_size - rows) // 2, (image_size - columns) // 2
     return np.pad(pixels, ((0, 0), (top, top), (left, left)))
+
+
+def _smooth_field(rng, spacing, amplitude, shape):
+    """A random field, float32 of `shape`: one value every `spacing` mm of the head, splined to the grid axis by axis."""
+    lengths = NUM_POSITIONS, *HEAD
+    coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
+    # The splines of 1 mm, averaged over each pixel
+    splines = [ndimage.zoom(np.eye(few), (length / few, 1), order=3, mode="nearest").reshape(many, -1, few).mean(axis=1)
+               for few, length, many in zip(coarse.shape, lengths, shape)]
+    return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import dataset
-from support import cli, template, volumes
+from support import cli, volumes
 
 
 def test_normalise_reaches_both_ends_and_comes_back():
@@ -288,45 +288,6 @@ def test_fingerprint_changes_with_a_pixel(cohort):
         assert [key for key in before if before[key] != after[key]] == [name]
         array.flat[70 % array.size] ^= 1
     assert before == dataset.fingerprints(splits)
-
-
-# Case 1 of the demo cohort: means over a grid of 4 x 4 fields of slices 3, 16 and 28.
-DEMO_PERSON = (
-    (48.0, 159.1, 150.4, 39.4, 77.2, 142.9, 139.2, 75.1, 130.2, 131.1, 128.8, 126.8, 51.7, 146.5, 142.8, 43.1),
-    (49.7, 154.4, 153.8, 42.4, 113.2, 148.0, 145.7, 107.8, 99.7, 139.1, 140.6, 95.5, 46.0, 148.1, 147.7, 43.7),
-    (24.6, 123.7, 132.4, 24.8, 111.2, 181.1, 165.9, 96.7, 141.9, 174.3, 175.6, 134.7, 34.8, 115.8, 119.3, 37.6))
-
-
-def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypatch):
-    people = {"train": 1, "validate": 1, "test": 1}
-    folder = template.make_demo_cohort(tmp_path / "a", people)
-    again = template.make_demo_cohort(tmp_path / "b", people)
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
-    assert len(files) == 96
-    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
-    splits = dataset.load_splits(folder)
-    images = splits["train"].images
-    assert images.shape == (32, 256, 256)
-    assert dataset.empty_margin(images, 32) == 32
-    assert 0.6 < (images == 0).mean() < 0.8  # as OASIS: about 70 % black
-    assert (images != splits["validate"].images).any()
-    assert [np.unique(splits[name].cases).tolist() for name in volumes.SPLITS] == [[1], [402], [441]]  # as OASIS numbers them
-    fields = images[[3, 16, 28], 48:208, 56:200].reshape(3, 4, 40, 4, 36).mean(axis=(2, 4)).reshape(3, 16)
-    np.testing.assert_allclose(fields, DEMO_PERSON, atol=0.06, err_msg="another simulation needs another DEMO_VERSION")
-    with monkeypatch.context() as patch:
-        patch.setattr(template, "_write_demo_cohort", None)
-        assert template.make_demo_cohort(tmp_path / "a", people) == folder  # the second time, nothing is simulated
-    # The two hemispheres mirror each other far better than the front mirrors the back.
-    centre = images[16].astype(float)
-    across, along = np.corrcoef(centre.ravel(), centre[:, ::-1].ravel()), np.corrcoef(centre.ravel(), centre[::-1].ravel())
-    assert across[0, 1] > max(0.8, along[0, 1])
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [folder.name]  # nothing half-made is left
-
-
-def test_unwritable_cache_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(cli.InputError, match="XDG_CACHE_HOME"):
-        template.make_demo_cohort(tmp_path / "file" / "cache")
 
 
 def test_main_prints_the_table_and_writes_a_contact_sheet(cohort, tmp_path, monkeypatch, capsys):
