@@ -13,6 +13,7 @@ had, a demo cohort is simulated and written as the same PNG folders, so that eve
 from support.cli import exit_on_input_error, InputError, MAX_SEED, number, report_write_errors, script_parser
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -38,7 +39,8 @@ CONDITION_DROPOUT = {
     "person": 0.2,  # share of the slices: the person hidden
     "person_noise": 0.15,  # standard deviation of noise on the person, where people's is 1
 }
-LARGEST_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
+DEFAULT_FOLDER = Path("keras_png_slices_data")
+MAX_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +104,8 @@ class Split:
         return np.array([row for row in rows if -1 not in row], int).reshape(-1, len(positions))
 
 
-def find_data(data_dir=None):
-    """Finds the folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data, else the demo cohort.
-
-    Returns:
-        (its path, whether it is the demo cohort).
+def find_oasis(data_dir=None):
+    """The folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data; None if there is none of them.
 
     Raises:
         InputError: if a folder that was asked for does not exist.
@@ -116,11 +115,15 @@ def find_data(data_dir=None):
             if not Path(folder).is_dir():
                 raise InputError(f"{origin} names {folder}, which is not a folder; "
                                  "give the one that holds keras_png_slices_train, _validate and _test.")
-            return Path(folder), False
-    default = Path("keras_png_slices_data")
-    if default.is_dir():
-        return default, False
-    print(f"No OASIS data found (--data-dir, OASIS_DIR, ./{default}): using the demo cohort, which is simulated from one "
+            return Path(folder)
+    return DEFAULT_FOLDER if DEFAULT_FOLDER.is_dir() else None
+
+
+def find_data(data_dir=None):
+    """`find_oasis`, else the demo cohort: (its path, whether it is the demo cohort)."""
+    if folder := find_oasis(data_dir):
+        return folder, False
+    print(f"No OASIS data found (--data-dir, OASIS_DIR, ./{DEFAULT_FOLDER}): using the demo cohort, which is simulated from one "
           "averaged template and is no evidence about patients.", flush=True)
     return template.make_demo_cohort(), True
 
@@ -227,35 +230,41 @@ def list_slices(data_dir, name, limit=None):
     return [(case, position, files[case, position]) for case, position in sorted(files) if case in set(people)]
 
 
-def read_slice(path, size=None, like=None):
+@contextlib.contextmanager
+def open_png(path, max_side, advice):
+    """Opens a PNG as a Pillow image; what is wrong with the file becomes an `InputError` that ends in `advice`."""
+    if path.exists() and not path.is_file():  # a pipe, say, would be waited for
+        raise InputError(f"{path} is not a file; remove it.")
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if max(image.size) > max_side:
+                raise InputError(f"{path} is {image.width}x{image.height} pixels; the largest side allowed is {max_side}.")
+            yield image
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        what = "is not a PNG image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+        raise InputError(f"{path} {what}; {advice}.") from error
+
+
+def read_slice(path, size=None, reference=None):
     """Reads one 8-bit grayscale PNG as uint8 (height, width).
 
     Args:
         path: the file.
         size: the (height, width) that it must have.
-        like: the file whose size that is, for the message.
+        reference: the file that has this size, for the message.
 
     Raises:
         InputError: if it is no PNG, is damaged, has colour, alpha or another depth, or has another size.
     """
-    if path.exists() and not path.is_file():  # a pipe, say, would be waited for
-        raise InputError(f"{path} is not a file; remove it.")
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.mode != "L":
-                raise InputError(f"{path} is a PNG of mode {image.mode}; convert it to 8-bit grayscale (mode L).")
-            found = image.height, image.width
-            if size is not None and found != tuple(size):
-                raise InputError(f"{path} is {found[1]}x{found[0]} pixels but {like} is {size[1]}x{size[0]}; "
-                                 "all slices must have one size.")
-            if max(found) > LARGEST_SIDE:
-                raise InputError(f"{path} is {found[1]}x{found[0]} pixels; the largest side allowed is {LARGEST_SIDE}.")
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        what = "is not a PNG image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-        raise InputError(f"{path} {what}; replace the file or remove it.") from error
+    with open_png(path, MAX_SIDE, "replace the file or remove it") as image:
+        if image.mode != "L":
+            raise InputError(f"{path} is a PNG of mode {image.mode}; convert it to 8-bit grayscale (mode L).")
+        if size is not None and (image.height, image.width) != tuple(size):
+            raise InputError(f"{path} is {image.width}x{image.height} pixels but {reference} is {size[1]}x{size[0]}; "
+                             "all slices must have one size.")
+        return np.asarray(image)
 
 
 def normalise(images):
@@ -465,10 +474,10 @@ def empty_margin(images, multiple):
     return int(min(widths)) // multiple * multiple
 
 
-def warn_of_lost_border(split, margin):
-    """Prints a line if an image reaches into the border of `margin` pixels that the model paints black."""
-    if empty_margin(split.images, 1) < margin:
-        print(f"Note: some {split.name} images reach into the border of {margin} pixels that is black in all training images; "
+def warn_of_lost_border(name, images, margin):
+    """Prints a line if an image, uint8 (N, H, W), reaches into the border of `margin` pixels that the model paints black."""
+    if empty_margin(images, 1) < margin:
+        print(f"Note: some {name} images reach into the border of {margin} pixels that is black in all training images; "
               "what lies there cannot be reconstructed.")
 
 

@@ -10,22 +10,26 @@
 from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import argparse
-import json
+import csv
+import datetime
 from pathlib import Path
 import re
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from skimage import transform
 import tensorflow as tf
 
-from support.cli import InputError
 import dataset
 import modules
-from support import devices, figures, metrics, template, volumes
+from support import devices, figures, metrics, report, runs, sampler, template, volumes
+from support.cli import InputError
+from support.people import CodedSplit
+from support.runs import Run
 
-SHOWN_HEADS = 3  # in pictures
-LARGEST_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
+PICTURED_HEADS = 3  # in head.png and report.html
+MAX_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
+PRETRAINED = Path(__file__).parent / "assets" / "pretrained"
 
 
 def parse_arguments(argv):
@@ -57,7 +61,7 @@ def parse_arguments(argv):
     arguments = parser.parse_args(argv)
     if arguments.images or arguments.codes:
         for name in ("data_dir", "slice", "evaluate", "with_neighbours", "export"):
-            if getattr(arguments, name) is not parser.get_default(name):  # slice 0 is given, but equals False
+            if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
                 raise InputError(f"--{name.replace('_', '-')} is of no use with {'--images' if arguments.images else '--codes'}; "
                                  "leave out the one or the other.")
     return arguments
@@ -73,146 +77,228 @@ def slice_argument(text):
     return position
 
 
+# The run and its data -------------------------------------------------------------------------------------------------
+
+
 def find_run(run_dir):
-    """The folder of the run: `run_dir`, or the newest in runs/ that has both models.
+    """The `Run` in a folder, or the newest in runs/ that has both models, or the pretrained one.
 
     Raises:
         InputError: if there is none.
     """
-    if run_dir:
-        if not is_run(Path(run_dir)):
-            raise InputError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
-                             "train one with train.py --run-dir.")
-        return Path(run_dir)
-    runs = [folder for folder in Path("runs").glob("*") if is_run(folder)]
-    if not runs:
-        raise InputError("There is no trained run in runs/; run train.py first, or name one with --run-dir.")
-    return max(runs, key=lambda folder: (folder / "config.json").stat().st_mtime)
+    if run_dir is None:
+        run_dir = runs.newest()
+        if run_dir is None and Run.has_models(PRETRAINED):
+            print("There is no trained run in runs/: using the pretrained weights, of simulated people.")
+            run_dir = PRETRAINED
+        if run_dir is None:
+            raise InputError("There is no trained run in runs/; run train.py first, or name one with --run-dir.")
+    if not Run.has_models(Path(run_dir)):
+        raise InputError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
+                         "train one with train.py --run-dir.")
+    return Run.load(run_dir)
 
 
-def is_run(folder):
-    """Whether a folder holds a run with both models."""
-    return all((folder / name).is_file() for name in ("config.json", "vqvae.keras", "pixelcnn.keras"))
-
-
-def load_run(run_dir):
-    """Loads a run's config, VQ-VAE and PixelCNN.
+def load_models(run):
+    """Loads a run's VQ-VAE and PixelCNN.
 
     Raises:
         InputError: if a file is damaged, or they do not belong together.
     """
     try:
-        config = json.loads((run_dir / "config.json").read_text())
-        model = config["vqvae"]
-        # Needed later; if missing, fail here.
-        config["settings"]["limit"], config["data"]["folder"], config["data"]["is_demo"], config["data"]["fingerprints"]
-        vqvae, prior = (modules.load_model(run_dir / name, compile=False) for name in ("vqvae.keras", "pixelcnn.keras"))
-        as_described = isinstance(vqvae, modules.VQVAE) and model == {name: vqvae.settings[name] for name in model}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"The run in {run_dir} cannot be loaded: {error}; train it again.") from error
+        vqvae, prior = (modules.load_model(run.model_path(name), compile=False) for name in ("vqvae", "pixelcnn"))
+    except ValueError as error:
+        raise InputError(f"The run in {run.folder} cannot be loaded: {error}; train it again.") from error
     if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
-        raise InputError(f"In {run_dir}, vqvae.keras or pixelcnn.keras holds the other's model; train it again.")
-    if not as_described:
-        raise InputError(f"{run_dir / 'vqvae.keras'} is not the model that config.json describes; put back the one or the other.")
-    if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
-        raise InputError(f"{run_dir / 'pixelcnn.keras'} was trained on the codes of another codebook than that of vqvae.keras; "
-                         "put back the two that belong together.")
-    return config, vqvae, prior
+        raise InputError(f"In {run.folder}, vqvae.keras or pixelcnn.keras holds the other's model; train it again.")
+    expected = run.config["vqvae"]
+    if expected != {name: vqvae.settings.get(name) for name in expected}:
+        raise InputError(f"{run.model_path('vqvae')} is not the model that config.json describes; put back the one or the other.")
+    try:
+        modules.check_match(vqvae, prior)
+    except ValueError as error:
+        raise InputError(f"{run.model_path('pixelcnn')} does not go with vqvae.keras: {error}; put back the two that belong "
+                         "together.") from error
+    return vqvae, prior
 
 
-def write_reconstructions(folder, split, vqvae, details, count, seed):
-    """Writes what shows how well the split is reconstructed.
+def find_data(arguments, run):
+    """The folder of the splits: --data-dir, else the run's own, else as in train.py; None if its data are not here.
+
+    Raises:
+        InputError: if they are not here, but an option needs them.
+    """
+    own = run.config["data"]
+    if arguments.data_dir or not Path(own["folder"]).is_dir():
+        if folder := dataset.find_oasis(arguments.data_dir):
+            return folder
+        if own["is_demo"]:
+            return template.make_demo_cohort()
+        if arguments.evaluate or arguments.with_neighbours:
+            raise InputError(f"The data of {run.folder}, {own['folder']}, are not here; say with --data-dir where they are.")
+        print(f"The data of {run.folder}, {own['folder']}, are not here, so this run is not measured and nothing is reconstructed; "
+              "it samples only. With --data-dir it does both.")
+        return None
+    return Path(own["folder"])
+
+
+def load_data(arguments, run, vqvae):
+    """The splits that are needed: test; for --with-neighbours train, for --evaluate all three; or None if there are no data.
+
+    Raises:
+        InputError: if they are unusable, do not fit the model, or are not those that the judgement needs.
+    """
+    data_dir = find_data(arguments, run)
+    if data_dir is None:
+        return None
+    names = volumes.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
+    splits = dataset.load_splits(data_dir, names, run.settings["limit"])
+    height, width = splits["test"].images.shape[1:]
+    if (height, width) != (vqvae.image_size, vqvae.image_size):
+        raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run.folder} was trained on "
+                         f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
+    for name, split in splits.items() if arguments.evaluate else ():
+        if len(split.images) <= metrics.NUM_NEIGHBOURS:
+            raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
+                             f"has {len(split.images)}.")
+        if len(split.heads(np.unique(splits["train"].positions))) < 2:
+            raise InputError(f"--evaluate needs two people with all their slices in each split, but {name} of {data_dir} has not.")
+    check_people(splits, data_dir, run)
+    return splits
+
+
+def check_people(splits, data_dir, run):
+    """Compares the data with those that the run began with: copies can only be recognised among its own training people.
+
+    Raises:
+        InputError: if the training people are needed, and are others.
+    """
+    expected, fingerprints = run.config["data"]["fingerprints"], dataset.fingerprints(splits)
+    if "train" in fingerprints and fingerprints["train"] != expected["train"]:
+        raise InputError(f"The training people in {data_dir} are not those that {run.folder} was trained on, so --evaluate and "
+                         "--with-neighbours would miss copies; give its own data as --data-dir.")
+    if fingerprints["test"] != expected["test"]:
+        print(f"Note: the test people in {data_dir} are not those of {run.folder}.")
+
+
+# Reconstructions ------------------------------------------------------------------------------------------------------
+
+
+def decode(vqvae, codes):
+    """Codes int (N, g, g) -> images, float (N, H, W) in [0, 1]."""
+    return metrics.in_chunks(lambda chunk: metrics.to_unit(vqvae.decode_codes(chunk)), codes, size=16)
+
+
+def decode_heads(vqvae, heads):
+    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W): many heads do not fit into memory as floats."""
+    return np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in heads])
+
+
+def reconstruct(vqvae, images):
+    """uint8 (N, H, W) -> (codes, int32 (N, g, g); reconstructions, float (N, H, W) in [0, 1])."""
+    codes = metrics.in_chunks(lambda chunk: vqvae.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images, size=16)
+    return codes, decode(vqvae, codes)
+
+
+def write_reconstructions(folder, split, vqvae, codes, details, count, seed):
+    """Writes how well the split is reconstructed.
 
     One PNG per example, original beside reconstruction; reconstructions.png of four people at four positions; errors.png over
-    all images.
+    all images; per_image.csv.
 
     Args:
         folder: where to.
         split: a `dataset.Split`.
         vqvae: a `modules.VQVAE`.
+        codes: int (N, g, g), of the split.
         details: of the split, from `metrics.evaluate`.
         count: examples.
         seed: of their draw.
 
     Returns:
-        (the indices of the first ten examples; what `figures.write_report` shows of them).
+        The indices of the examples, int (count,).
     """
-    margin = vqvae.settings["margin"]
-    figures.plot_errors(details["ssim"], split.positions, details["error_map"], margin, folder / "errors.png")
-
-    def shown(indices):
-        captions = [f"slice {split.positions[index]}, SSIM {details['ssim'][index]:.3f}" for index in indices]
-        return split.images[indices] / 255, decode(vqvae, details["codes"][indices]), details["codes"][indices], captions
-
-    figures.reconstruction_grid(*shown(split.examples(4)), figures.code_colours(vqvae.quantizer.embeddings), margin,
-                                folder / "reconstructions.png")
-    drawn = np.sort(np.random.default_rng(seed).choice(len(split.images), min(count, len(split.images)), replace=False))
-    reconstructions = decode(vqvae, details["codes"][drawn])
-    for number, index in enumerate(drawn):
-        pair = np.hstack([split.images[index], dataset.to_uint8(reconstructions[number] * 2 - 1)])
-        Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{number:04d}.png")
-    return drawn[:10], shown(drawn[:10])
+    figures.plot_errors(details["per_image"]["ssim"], split.positions, details["error_map"], vqvae.margin, folder / "errors.png")
+    write_table(folder / "per_image.csv", split, details["per_image"])
+    indices = split.examples(4)
+    figures.reconstruction_grid(split.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
+                                example_captions(split, details, indices), figures.code_colours(vqvae.quantizer.embeddings),
+                                vqvae.margin, folder / "reconstructions.png")
+    indices = np.sort(np.random.default_rng(seed).choice(len(split.images), min(count, len(split.images)), replace=False))
+    for index, reconstruction in zip(indices, decode(vqvae, codes[indices])):
+        pair = np.hstack([split.images[index], dataset.to_uint8(reconstruction * 2 - 1)])
+        name = f"case_{split.cases[index]:03d}_slice_{split.positions[index]}"
+        Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{name}.png")
+    return indices
 
 
-def write_template(folder, vqvae):
-    """Writes template.png: slices of the MNI152 template, which may be shown to anyone, through the model."""
+def example_captions(split, details, indices):
+    """What stands below a reconstruction: person, slice and SSIM."""
+    return [f"case {split.cases[index]}, slice {split.positions[index]}\nSSIM {details['per_image']['ssim'][index]:.3f}"
+            for index in indices]
+
+
+def write_table(path, split, per_image):
+    """Writes what was measured of each image as CSV: case, slice, then the columns of `per_image`."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("case", "slice", *per_image))
+        for row in zip(split.cases, split.positions, *per_image.values()):
+            writer.writerow((*row[:2], *(f"{value:.6g}" for value in row[2:])))
+
+
+def write_template(folder, vqvae, frame):
+    """Writes template.png: slices of the MNI152 template, which may be published, through the model."""
     images = template.template_slices()
     positions = np.array([3, 11, 19, 27])
     codes, reconstructions = reconstruct(vqvae, images[positions])
     captions = [f"slice {position}, SSIM {metrics.ssim(image / 255, reconstruction):.3f}"
                 for image, reconstruction, position in zip(images[positions], reconstructions, positions)]
     figures.reconstruction_grid(images[positions] / 255, reconstructions, codes, captions,
-                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
-                                folder / "template.png", "An average of 152 people (MNI152), which the model never saw")
+                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin,
+                                folder / "template.png", "An average of 152 people (MNI152), on which the model was not trained")
 
 
-def reconstruct(vqvae, images):
-    """uint8 (N, H, W) -> (codes, int32 (N, g, g); reconstructions, float (N, H, W) in [0, 1])."""
-    codes = np.concatenate([vqvae.encode_to_codes(dataset.normalise(images[i:i + 16])[..., tf.newaxis])
-                            for i in range(0, len(images), 16)])
-    return codes, decode(vqvae, codes)
+# Samples --------------------------------------------------------------------------------------------------------------
 
 
-def draw_samples(vqvae, prior, positions, seed, temperature):
-    """Samples one brain per slice position: float (N, H, W) in [0, 1]."""
-    return decode(vqvae, prior.sample(positions, seed, temperature))
+def sample_positions(slice_, num_samples, slice_positions):
+    """The slice positions to sample: one for all, each once, or spread evenly.
 
-
-def decode(vqvae, codes):
-    """Codes int (N, g, g) -> images, float (N, H, W) in [0, 1], sixteen at a time."""
-    return np.concatenate([metrics.to_unit(vqvae.decode_codes(codes[i:i + 16])) for i in range(0, len(codes), 16)])
+    Raises:
+        InputError: if training people have no such slice.
+    """
+    if slice_ == "all":
+        return np.array(slice_positions)
+    if slice_ is None:
+        return np.array(slice_positions)[np.linspace(0, len(slice_positions) - 1, num_samples).round().astype(int)]
+    if slice_ not in slice_positions:
+        raise InputError(f"--slice {slice_}: the training people have the slices {slice_positions[0]} to {slice_positions[-1]} only.")
+    return np.full(num_samples, slice_)
 
 
 def write_samples(folder, samples, positions, margin):
     """Writes samples.png and a PNG of each sample."""
-    for number, image in enumerate(samples):
-        Image.fromarray(dataset.to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}.png")
+    for number, (image, position) in enumerate(zip(samples, positions)):
+        Image.fromarray(dataset.to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}_slice_{position}.png")
     figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
-def write_heads(folder, vqvae, prior, count, judged, seed, temperature):
-    """Samples whole heads, the slices from the lowest up; writes `count` as NIfTI volumes, and head.png of the first few.
-
-    Returns:
-        uint8 (N, 32, H, W), N the larger one of `count` and `judged`.
-    """
-    if not max(count, judged):
-        return []
-    print(f"Sampling whole heads: {max(count, judged)} ...")
-    codes = prior.sample_heads(max(count, judged), seed, temperature)
-    # In uint8, as people's slices are: many heads do not fit into memory as floats.
-    heads = np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
-    for number, head in enumerate(heads[:count]):
-        volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz")
-    if count:
-        figures.head_figure(heads[:min(count, SHOWN_HEADS)], volumes.SLICE_SPACING, folder / "head.png")
-    return heads
+def write_heads(folder, heads, frame):
+    """Writes sampled heads, uint8 (N, S, H, W), as NIfTI volumes, and head.png of the first few."""
+    for number, head in enumerate(heads):
+        volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz", frame)
+    if len(heads):
+        figures.head_figure(heads[:PICTURED_HEADS], frame, folder / "head.png")
 
 
 def nearest_training(samples, train):
     """The training image nearest to each sample, or its mirror image if that is nearer, uint8 (N, H, W)."""
     _, indices, mirrored = metrics.nearest_training(metrics.fit_features(train.images), samples, train.images)
     return np.where(mirrored[:, np.newaxis, np.newaxis], train.images[indices][..., ::-1], train.images[indices])
+
+
+# Judgement ------------------------------------------------------------------------------------------------------------
 
 
 def judge_samples(folder, samples, splits):
@@ -255,106 +341,82 @@ def judge_heads(folder, heads, vqvae, codes, splits):
     reconstructions = np.stack([dataset.to_uint8(decode(vqvae, codes[head]) * 2 - 1) for head in rows["test"]])
     measured, details = metrics.evaluate_heads(heads, reconstructions, people)
     places = np.unique(np.linspace(0, len(positions) - 1, 8).round().astype(int))
-    nearest = details["nearest"][:SHOWN_HEADS]
+    nearest = details["nearest"][:PICTURED_HEADS]
     captions = [f"case {train.cases[rows['train'][person, 0]]}, slice {positions[place]}\nhead's distance {distance:.1f}"
                 for person, distance in zip(nearest, details["distances"]) for place in places]
     neighbours = [people["train"][person][places, :, ::-1 if mirrored else 1]
                   for person, mirrored in zip(nearest, details["mirrored"])]
-    figures.neighbour_grid(np.concatenate(heads[:SHOWN_HEADS, places]) / 255, np.concatenate(neighbours), captions,
+    figures.neighbour_grid(np.concatenate(heads[:PICTURED_HEADS, places]) / 255, np.concatenate(neighbours), captions,
                            folder / "neighbours.png")
     return measured
 
 
-def sample_positions(slice_, num_samples):
-    """The slice positions to sample: one for all, each once, or spread evenly."""
-    if slice_ == "all":
-        return np.arange(volumes.NUM_POSITIONS)
-    if slice_ is None:
-        return np.linspace(0, volumes.NUM_POSITIONS - 1, num_samples).round().astype(int)
-    return np.full(num_samples, slice_)
-
-
-def load_data(arguments, config, vqvae, run_dir):
-    """The splits that are needed: test; for --with-neighbours train, for --evaluate all three.
-
-    Raises:
-        InputError: if they are unusable, do not fit the model, or are not those that the judgement needs.
-    """
-    data_dir = arguments.data_dir or config["data"]["folder"]
-    if not Path(data_dir).is_dir():  # the run was trained elsewhere
-        data_dir, is_demo = dataset.find_data(arguments.data_dir)
-        if is_demo and not config["data"]["is_demo"]:
-            raise InputError(f"The data of {run_dir}, {config['data']['folder']}, are not here; say with --data-dir where they are.")
-    names = volumes.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
-    splits = dataset.load_splits(data_dir, names, config["settings"]["limit"])
-    height, width = splits["test"].images.shape[1:]
-    if (height, width) != (vqvae.image_size, vqvae.image_size):
-        raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run_dir} was trained on "
-                         f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
-    for name, split in splits.items():
-        if arguments.evaluate and len(split.images) <= metrics.NUM_NEIGHBOURS:
-            raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
-                             f"has {len(split.images)}.")
-        if arguments.evaluate and len(split.heads(np.unique(splits["train"].positions))) < 2:
-            raise InputError(f"--evaluate needs two people with all their slices in each split, but {name} of {data_dir} has not.")
-    check_people(splits, config["data"]["fingerprints"], data_dir, run_dir)
-    return splits
-
-
-def check_people(splits, fingerprints, data_dir, run_dir):
-    """Compares the data with those that the run began with: copies can be told by its own training people alone.
-
-    Raises:
-        InputError: if the training people are needed, and are others.
-    """
-    found = dataset.fingerprints(splits)
-    if "train" in found and found["train"] != fingerprints["train"]:
-        raise InputError(f"The training people in {data_dir} are not those that {run_dir} was trained on, so --evaluate and "
-                         "--with-neighbours would miss copies; give its own data as --data-dir.")
-    if found["test"] != fingerprints["test"]:
-        print(f"Note: the test people in {data_dir} are not those of {run_dir}.")
-
-
 def evaluate_samples(folder, arguments, vqvae, prior, splits):
-    """Samples a slice at the position of each test image and judges them; and what the prior spends on people it has seen."""
+    """Samples a slice at the position of each test image and judges them; and measures the prior on people it was trained on."""
     train, test = splits["train"], splits["test"]
     print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
-    seen = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
-    codes_seen = np.concatenate([vqvae.encode_to_codes(images) for images, _ in dataset.image_batches(seen, 32)])
-    bits = metrics.bits_per_code(prior, codes_seen, seen.positions, *dataset.head_context(seen, prior, vqvae.settings["margin"]))
-    samples = draw_samples(vqvae, prior, test.positions, arguments.seed, arguments.temperature)
+    of_training = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
+    bits = metrics.bits_per_code(prior, dataset.encode_split(vqvae, prior, of_training))
+    samples = decode(vqvae, prior.sample(test.positions, arguments.seed, arguments.temperature))
     return {"bits_per_code_train": bits, **judge_samples(folder, samples, splits)}
 
 
-def write_predictions(folder, arguments, config, vqvae, prior, splits):
-    """Writes everything into the output folder, metrics.json last; returns the metrics."""
-    test = splits["test"]
-    print(f"Reconstructing {len(test.images)} test images ...")
-    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), test.positions,
-                                         *dataset.head_context(test, prior, vqvae.settings["margin"]))
-    codes = details["codes"]
-    indices, shown = write_reconstructions(folder, test, vqvae, details, arguments.num_examples, arguments.seed)
-    if vqvae.image_size == 256 and not config["data"]["is_demo"]:  # as the template; the demo cohort is made from it
-        write_template(folder, vqvae)
-    positions = sample_positions(arguments.slice, arguments.num_samples)
+def write_predictions(folder, arguments, run, vqvae, prior, splits):
+    """Writes everything into the output folder, metrics.json last; returns the metrics, or None without data."""
+    frame = volumes.Frame(**run.config["data"]["frame"])
+    page = new_report(run, arguments, vqvae, frame)
+    measured = None
+    if splits:
+        measured, coded = measure(folder, arguments, run, vqvae, prior, splits["test"], page)
+    positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
     print(f"Sampling {len(positions)} new brains ...")
-    samples = draw_samples(vqvae, prior, positions, arguments.seed, arguments.temperature)
-    write_samples(folder, samples, positions, vqvae.settings["margin"])
+    samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
+    write_samples(folder, samples, positions, vqvae.margin)
+    page.samples, page.sample_captions = samples, [f"slice {position}" for position in positions]
     judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
-    heads = write_heads(folder, vqvae, prior, arguments.heads, judged, arguments.seed, arguments.temperature)
-    of_heads = {}
+    count = max(arguments.heads, judged)
+    if count:
+        print(f"Sampling whole heads: {count} ...")
+        heads = decode_heads(vqvae, prior.sample_heads(count, arguments.seed, arguments.temperature))
+        write_heads(folder, heads[:arguments.heads], frame)
+        page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
     if arguments.evaluate:
         measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
-        of_heads = {"heads": judge_heads(folder, heads[:judged], vqvae, codes, splits)}
-    neighbours = nearest_training(samples, splits["train"]) if arguments.with_neighbours else None
-    title = f"VQ-VAE: {len(test.images)} test images, {len(samples)} samples"
-    bits = metrics.bits_per_place(prior, codes[indices], test.positions[indices])
-    figures.write_report(folder / "report.html", title, measured, shown, bits, codes,
-                         figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"], samples,
-                         [f"slice {position}" for position in positions], neighbours, heads[:min(arguments.heads, SHOWN_HEADS)],
-                         volumes.SLICE_SPACING, *(metrics.head_table(found) for found in of_heads.values()))
-    cli.write_json(folder / "metrics.json", measured | of_heads)
-    return measured | of_heads
+        of_heads = judge_heads(folder, heads[:judged], vqvae, coded.codes[0], splits)
+        page.head_table = metrics.head_table(of_heads)
+    if arguments.with_neighbours:
+        page.neighbours = nearest_training(samples, splits["train"])
+    page.metrics = measured
+    report.write_report(folder / "report.html", page)
+    if measured and arguments.evaluate:
+        measured |= {"heads": of_heads}
+    if measured:
+        cli.write_json(folder / "metrics.json", measured)
+    return measured
+
+
+def new_report(run, arguments, vqvae, frame):
+    """The `report.Report` of a run, before anything is in it."""
+    data = run.config["data"]
+    facts = {"run": str(run.folder), "data": data["folder"], "date": datetime.date.today().isoformat(), "seed": str(arguments.seed),
+             "commit of training": str(run.config["git_commit"])}
+    return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, is_demo=data["is_demo"], margin=vqvae.margin,
+                         colours=figures.code_colours(vqvae.quantizer.embeddings), frame=frame)
+
+
+def measure(folder, arguments, run, vqvae, prior, test, page):
+    """Reconstructs and measures the test images; fills the report. Returns (metrics, `people.CodedSplit` of the test images)."""
+    print(f"Reconstructing {len(test.images)} test images ...")
+    coded = dataset.encode_split(vqvae, prior, test)
+    codes = coded.codes[0]
+    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
+    indices = write_reconstructions(folder, test, vqvae, codes, details, arguments.num_examples, arguments.seed)[:10]
+    if vqvae.image_size == 256 and not run.config["data"]["is_demo"]:  # as the template; the demo cohort is made from it
+        write_template(folder, vqvae, page.frame)
+    page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
+                                    metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
+    page.all_codes = codes
+    return measured, coded
 
 
 def print_heads(measured):
@@ -415,27 +477,20 @@ def read_png(path):
     Raises:
         InputError: if it is no PNG, is damaged, too large, or has colour or transparency.
     """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if max(image.size) > LARGEST_SIDE:
-                raise InputError(f"{path} is {image.width}x{image.height} pixels; the largest side allowed is {LARGEST_SIDE}.")
-            if image.mode == "L":
-                return np.asarray(image), []
-            if image.mode.startswith("I"):
-                deep = np.asarray(image).astype(np.float64)
-                brightest = int(deep.max())
-                done = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
-                return np.uint8(np.round(deep * 255 / max(brightest, 1))), [done]
-            mode, channels = image.mode, np.asarray(image.convert("RGBA"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        what = "is not a PNG image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-        raise InputError(f"{path} {what}; give grayscale PNG images or NIfTI volumes.") from error
+    with dataset.open_png(path, MAX_SIDE, "give grayscale PNG images or NIfTI volumes") as image:
+        mode = image.mode
+        if mode == "L":
+            return np.asarray(image), []
+        if mode.startswith("I"):
+            deep = np.asarray(image).astype(np.float64)
+            brightest = int(deep.max())
+            note = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
+            return np.uint8(np.round(deep * 255 / max(brightest, 1))), [note]
+        channels = np.asarray(image.convert("RGBA"))
     if (channels[..., 3] < 255).any():
         raise InputError(f"{path} is partly transparent; save it as grayscale without transparency.")
     if (channels[..., :3] != channels[..., :1]).any():
-        raise InputError(f"{path} is in colour; the model knows gray only, so convert it.")
+        raise InputError(f"{path} is in colour; the model works on gray only, so convert it.")
     return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
 
 
@@ -463,56 +518,58 @@ def bring_to_size(images, size):
     return np.pad(images, ((0, 0), *sides)), done
 
 
-def fewest_bits(prior, codes, position):
-    """The bits that the prior spends on one slice's codes, int (g, g), and its position: if None, that of the fewest bits."""
-    positions = np.arange(prior.num_positions) if position is None else np.array([position])
-    bits = metrics.bits_per_place(prior, np.repeat(codes[np.newaxis], len(positions), axis=0), positions).sum(axis=(1, 2))
-    which = 0 if position is not None else np.log2(prior.num_positions)  # it has to be told, too
-    return float(bits.min() + which), int(positions[bits.argmin()])
-
-
-def bits_of_head(prior, images, codes, margin):
-    """The bits that the prior spends on each slice of one head, float (N,): given those below, and the person, told once.
+def cheapest_position(prior, codes, position):
+    """The bits that the prior spends on one slice by itself.
 
     Args:
         prior: a `modules.PixelCNN`.
-        images: uint8 (N, H, W), all slices from the lowest up.
-        codes: int (N, g, g), of these.
-        margin: pixels of border without codes.
+        codes: int (g, g).
+        position: of the slice; None if it is unknown: then the one of the fewest bits is taken, and its bits are added.
+
+    Returns:
+        (bits, position).
     """
-    count = len(images)
-    head = dataset.Split("given", images, np.zeros(count, np.int32), np.arange(count, dtype=np.int32))
-    lengths = metrics.code_lengths(prior, codes, head.positions, *dataset.head_context(head, prior, margin))
-    return lengths * codes[0].size + 8 * prior.person_size / count
+    positions = np.array(prior.slice_positions if position is None else [position], np.int32)
+    slices = CodedSplit(np.repeat(codes[np.newaxis, np.newaxis], len(positions), axis=1), positions, None, None, prior.num_embeddings)
+    bits = metrics.code_lengths(prior, slices, conditional=False) * codes.size
+    position_bits = np.log2(len(positions))  # 0 for a known position
+    return float(bits.min() + position_bits), int(positions[bits.argmin()])
 
 
-def predict_images(folder, found, vqvae, prior):
+def bits_of_head(prior, coded):
+    """The bits of each slice of one head, float (N,): given those below, and an equal share of the person's."""
+    return (metrics.code_lengths(prior, coded) + metrics.person_bits_per_code(coded)) * coded.codes[0, 0].size
+
+
+def predict_images(folder, files, vqvae, prior):
     """Writes the reconstructions of one's own images, as `read_images` gives them, with their codes and metrics.json.
 
     Prints a table: the SSIM of each image and its bytes, coded by the prior; slices of a volume as those of one head.
     """
-    rows, drawn = [], []
+    rows, examples = [], []
     print(f"{'image':32}{'SSIM':>8}{'bytes':>8}  slice position")
-    for name, file, images, positions in found:
+    for name, path, images, positions in files:
         codes, reconstructions = reconstruct(vqvae, images)
         np.save(folder / f"{name}_codes.npy", codes if len(codes) > 1 else codes[0])
-        billed = ([fewest_bits(prior, codes[0], positions[0])] if len(images) == 1 else
-                  zip(bits_of_head(prior, images, codes, vqvae.settings["margin"]).tolist(), positions))
-        for image, reconstruction, some, position, (bits, place) in zip(images, reconstructions, codes, positions, billed):
+        if len(images) == 1:
+            costs = [cheapest_position(prior, codes[0], positions[0])]
+        else:
+            head = dataset.Split.of_heads(images[np.newaxis], positions)
+            costs = zip(bits_of_head(prior, dataset.encode_split(vqvae, prior, head)), positions)
+        for image, reconstruction, grid, position, (bits, used_position) in zip(images, reconstructions, codes, positions, costs):
             title = name if len(images) == 1 else f"{name}_slice_{position}"
             ssim = metrics.ssim(image / 255, reconstruction)
             for kind, picture in (("original", image), ("reconstruction", dataset.to_uint8(reconstruction * 2 - 1))):
                 Image.fromarray(picture).save(folder / f"{title}_{kind}.png")
-            rows.append({"image": title, "file": file, "ssim": ssim, "bytes": bits / 8, "slice": place,
+            rows.append({"image": title, "file": path, "ssim": ssim, "bytes": float(bits) / 8, "slice": used_position,
                          "slice_known": position is not None})
-            drawn.append((image / 255, reconstruction, some, f"SSIM {ssim:.3f}"))
+            examples.append((image / 255, reconstruction, grid, f"SSIM {ssim:.3f}"))
             guess = "" if position is not None else " (unknown: that of the fewest bytes)"
-            print(f"{title:32}{ssim:8.3f}{bits / 8:8.0f}  {place}{guess}")
-    shown = np.unique(np.linspace(0, len(drawn) - 1, 4).round().astype(int))
-    originals, reconstructions, codes, captions = zip(*(drawn[index] for index in shown))
+            print(f"{title:32}{ssim:8.3f}{bits / 8:8.0f}  {used_position}{guess}")
+    indices = np.unique(np.linspace(0, len(examples) - 1, 4).round().astype(int))
+    originals, reconstructions, codes, captions = zip(*(examples[index] for index in indices))
     figures.reconstruction_grid(np.stack(originals), np.stack(reconstructions), np.stack(codes), captions,
-                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.settings["margin"],
-                                folder / "reconstructions.png")
+                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin, folder / "reconstructions.png")
     cli.write_json(folder / "metrics.json", {"images": rows})
 
 
@@ -543,18 +600,17 @@ def write_decoded(folder, codes, stem, vqvae):
             Image.fromarray(dataset.to_uint8(image)).save(folder / f"{stem}_{number:04d}.png")
 
 
-def predict_own(arguments, run_dir, vqvae, prior):
-    """Does what --images or --codes ask for; nothing is written before all that was given is read."""
-    found = read_images(arguments.images, vqvae.image_size) if arguments.images else None
+def predict_own(arguments, run, vqvae, prior):
+    """Does what --images or --codes ask for; all input is read before anything is written."""
+    files = read_images(arguments.images, vqvae.image_size) if arguments.images else None
     codes = read_codes(arguments.codes, vqvae) if arguments.codes else None
-    if found:
-        images, positions = np.concatenate([file[2] for file in found]), np.zeros(0, np.int32)
-        dataset.warn_of_lost_border(dataset.Split("given", images, positions, positions), vqvae.settings["margin"])
-    folder = Path(arguments.output_dir or run_dir / "images")
+    if files:
+        dataset.warn_of_lost_border("given", np.concatenate([images for *_, images, _ in files]), vqvae.margin)
+    folder = Path(arguments.output_dir or run.folder / "images")
     with cli.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        if found:
-            predict_images(folder, found, vqvae, prior)
+        if files:
+            predict_images(folder, files, vqvae, prior)
         else:
             write_decoded(folder, codes, Path(arguments.codes).stem, vqvae)
     print(f"Done: see {folder}.")
@@ -571,25 +627,35 @@ def main(argv=None):
 
 def predict(arguments):
     """Loads the run and the data, and writes what the arguments ask for."""
-    run_dir = find_run(arguments.run_dir)
-    config, vqvae, prior = load_run(run_dir)
+    run = find_run(arguments.run_dir)
+    vqvae, prior = load_models(run)
     if arguments.images or arguments.codes:
-        predict_own(arguments, run_dir, vqvae, prior)
+        predict_own(arguments, run, vqvae, prior)
         return
-    splits = load_data(arguments, config, vqvae, run_dir)
-    dataset.warn_of_lost_border(splits["test"], vqvae.settings["margin"])
-    folder = Path(arguments.output_dir or run_dir / "predictions")
+    splits = load_data(arguments, run, vqvae)
+    if splits:
+        dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
+    sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)  # refused before anything is written
+    folder = Path(arguments.output_dir or run.folder / "predictions")
     with cli.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        measured = write_predictions(folder, arguments, config, vqvae, prior, splits)
+        measured = write_predictions(folder, arguments, run, vqvae, prior, splits)
     if arguments.export:
         with cli.report_write_errors(arguments.export, "give another --export", [tf.errors.OpError]):
-            modules.export(vqvae, prior, arguments.export)
-    of_heads = measured.pop("heads", None)
-    print(json.dumps(measured, indent=2))
-    if of_heads:
-        print_heads(of_heads)
-    print(f"Done: see {folder}.")
+            sampler.export(vqvae, prior, arguments.export)
+    if measured:
+        print_results(measured, splits["test"])
+    print(f"Done. Open {folder / 'report.html'}")
+
+
+def print_results(measured, test):
+    """Prints the main results in words."""
+    sd = f" ± {measured['ssim_sd']:.3f} between people" if "ssim_sd" in measured else ""
+    print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, inside the brain "
+          f"{measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per code, {measured['bytes_per_image']:.0f} bytes "
+          "per image.")
+    if "heads" in measured:
+        print_heads(measured["heads"])
 
 
 if __name__ == "__main__":

@@ -615,7 +615,7 @@ def main(argv=None):
             people = ", ".join(f"{count} {name}" for name, count in run.config["data"]["people"].items())
             print_on_chief(f"Run folder {run.folder}; {people} people in {run.config['data']['folder']}; on {device}.")
             for name in ("validate", "test") if devices.is_chief() else ():
-                dataset.warn_of_lost_border(splits[name], run.config["vqvae"]["margin"])
+                dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
             with cli.exit_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on."):
                 run_stages(run, splits)
     print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
