@@ -297,6 +297,34 @@ def compare_heads(vqvae, prior, split, count):
                       for weight, name in zip(COMPARED_WEIGHTS, films)}}
 
 
+def plot_rate_distortion(curves, model, fixed, path):
+    """Draws SSIM over bytes per image, containers not counted.
+
+    Of a codec only those points are drawn that no smaller file of it reaches. Some qualities decode black as 1 or 2 of 255,
+    which is invisible but lowers SSIM: their curves would jump.
+
+    Args:
+        curves: dict of codec -> list of (bytes, SSIM).
+        model: the same list for the model with its prior as entropy coder.
+        fixed: (bytes, SSIM) of the model with codes of fixed length.
+        path: PNG to write.
+    """
+    figure, axes = figures.new_figure(4.5)
+    for codec, points in curves.items():
+        points = sorted(points)
+        best = np.maximum.accumulate([ssim for _, ssim in points])
+        useful = [point for index, point in enumerate(points) if not index or point[1] > best[index - 1]]
+        axes.plot(*zip(*useful), "o-", markersize=3, label=codec)
+    axes.plot(*zip(*model), "*-", color="black", markersize=8, label="VQ-VAE, codes coded by the prior")
+    axes.plot(*fixed, "D", color="black", label="VQ-VAE, codes of fixed length")
+    axes.set(xlabel="bytes per image, without container (log axis)", ylabel="mean SSIM (7x7 window)", xscale="log",
+             title="Rate and distortion on test people")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", title="a codec's points that a smaller file of it beats are left out",
+                title_fontsize="x-small")
+    figure.savefig(path, dpi=figures.DPI)
+
+
 @cli.exit_on_input_error
 def main():
     """Prints the table, draws the figure, then prints JSON."""
@@ -339,8 +367,8 @@ def main():
         print(f"{name:32}{row.get('bytes', math.nan):>8.0f}{row['ssim']:>9.3f}{row['ssim_foreground']:>17.3f}{row['psnr']:>9.1f}")
     figure = Path(arguments.figure or run_dir / "figures" / "rate_distortion.png")
     curves = {codec: curve(images, codec, overheads[codec]) for codec in CODECS}
-    figures.plot_rate_distortion(curves, sorted((row["bytes"], row["ssim"]) for row in model.values()),
-                                 (budgets["fixed length"][0], model[0]["ssim"]), figure)
+    plot_rate_distortion(curves, sorted((row["bytes"], row["ssim"]) for row in model.values()),
+                         (budgets["fixed length"][0], model[0]["ssim"]), figure)
     print(f"Drawn: {figure}")
     heads = {"heads": compare_heads(vqvae, prior, whole_split, arguments.num_heads)} if arguments.num_heads else {}
     common.finish("codecs", arguments, {

@@ -3,6 +3,7 @@
 import math
 
 import keras
+from matplotlib.axes import Axes
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -57,3 +58,12 @@ def test_bytes_at_an_ssim_lie_between_the_points_next_to_it():
     assert codecs.bytes_at(points, 0.95) == pytest.approx(100)
     assert codecs.bytes_at(points, 0.965) == pytest.approx(200)  # half-way in the logarithm
     assert codecs.bytes_at(points, 0.99) is None and codecs.bytes_at(points, 0.8) is None
+
+
+def test_a_codecs_points_beaten_by_smaller_files_are_left_out(tmp_path, monkeypatch):
+    plotted = {}
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *args, label, **kwargs: plotted.setdefault(label, (x, y)))
+    monkeypatch.setattr(Axes, "legend", lambda *args, **kwargs: None)
+    codecs.plot_rate_distortion({"JPEG": [(300, 0.9), (100, 0.7), (200, 0.6), (400, 0.85), (500, 0.95)]}, [(50, 0.9)], (60, 0.9),
+                                tmp_path / "rates.png")
+    assert plotted["JPEG"] == ((100, 300, 500), (0.7, 0.9, 0.95))

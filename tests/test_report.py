@@ -1,0 +1,184 @@
+"""The page that support/report.py writes, as a browser would find it."""
+
+import base64
+import dataclasses
+from html.parser import HTMLParser
+import io
+import re
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from support import figures, report
+from support.volumes import Frame
+
+SIZE, MARGIN, GRID = 32, 4, 4
+
+
+class Page(HTMLParser):
+    """The tags of a page, the pictures' pixels by their description, the cells of its tables, its words and its script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.pictures, self.rows, self.words, self.script = [], [], {}, [], "", ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag == "img":
+            kind, data = attributes["src"].split(",")
+            assert kind == "data:image/png;base64"
+            picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+            self.pictures.setdefault(attributes["alt"], []).append(picture)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+        if tag not in ("img", "input", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.script += data
+        elif self.open and self.open[-1] != "style":
+            self.words += data
+            if self.open[-1] in ("th", "td"):
+                self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def content():
+    """A report of white originals, black reconstructions, gray samples and a head, and of every kind of figure."""
+    bits = np.zeros((2, GRID, GRID))
+    bits[1, 2, 3] = 6.5
+    examples = report.Examples(np.ones((2, SIZE, SIZE)), np.zeros((2, SIZE, SIZE)), np.arange(32).reshape(2, 4, 4) % 8, bits,
+                               ["slice <3>", "slice 9"])
+    metrics = {"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 160, "bits_per_code": 2.5, "frechet": 31.66,
+               "frechet_floor": 40.6, "dark_fraction_ks": 0.39, "copy_test_says": "no & sign", "unheard_of": 0.5}
+    head = np.zeros((8, 40, 30), np.uint8)
+    head[:, 3:-3, 3:-3] = np.arange(100, 180, 10)[:, np.newaxis, np.newaxis]
+    return report.Report(
+        title="A <title>", facts={"run": "runs/one", "data": "/data/<oasis>", "seed": 0}, is_demo=False, margin=MARGIN,
+        colours=figures.code_colours(np.arange(8.0)[:, np.newaxis]), metrics=metrics, examples=examples,
+        all_codes=examples.codes, samples=np.full((3, SIZE, SIZE), 0.5), sample_captions=["slice 0", "slice 16", "slice 31"],
+        neighbours=np.full((3, SIZE, SIZE), 200, np.uint8), heads=head[np.newaxis], frame=Frame(pixel_size=2.0, spacing=3.0),
+        head_table=[("", "sampled heads"), ("dark_sd_ratio", "0.8 & more"), ("unheard_of", "1")])
+
+
+@pytest.fixture
+def write(content, tmp_path):
+    """A function that writes the report, changed in some fields, and returns its text."""
+    def write(**changes):
+        report.write_report(tmp_path / "report.html", dataclasses.replace(content, **changes))
+        return (tmp_path / "report.html").read_text("utf-8")
+
+    return write
+
+
+def test_page_is_whole_and_needs_no_network(write):
+    text = write()
+    page = Page(text)
+    assert not re.search(r"(?i)//|url\(|@import|fetch|XMLHttpRequest|import\(", re.sub(r"base64,[\w+/=]+", "", text))
+    assert all(value.startswith("data:") for _, attributes in page.tags for name, value in attributes.items()
+               if name in ("src", "href", "srcset", "data", "action"))
+    assert {name: len(pictures) for name, pictures in page.pictures.items()} == {
+        "original": 2, "reconstruction": 2, "codes": 2, "bits per code": 2, "sample": 3, "nearest training image": 3,
+        "slices of a sampled head": 1, "coronal cut": 1, "sagittal cut": 1, "use of the codes": 1}
+    for words in ("A <title>", "slice <3>", "no & sign", "/data/<oasis>", "0.8 & more"):
+        assert words in page.words  # escaped in the text
+
+
+def test_page_says_which_run_and_whether_its_people_are_simulated(write):
+    page = Page(write())
+    assert page.rows[:3] == [["run", "runs/one"], ["data", "/data/<oasis>"], ["seed", "0"]]
+    assert "no evidence about patients" not in page.words
+    assert "Simulated people: no evidence about patients." in Page(write(is_demo=True)).words
+
+
+def test_figures_stand_in_groups_with_their_spread_and_meaning(write):
+    page = Page(write())
+    assert ["ssim", "0.917 ± 0.008", "", "structural similarity, 7x7 window, 1 is equal"] in page.rows
+    assert ["frechet", "31.66", "40.6", "Fréchet distance to test people, 0 is equal"] in page.rows
+    assert ["dark_fraction_ks", "0.39", "",
+            "dark share (ventricles, fissures): distance from the distribution of test people, 0 to 1"] in page.rows
+    assert ["dark_sd_ratio", "0.8 & more",
+            "dark share (ventricles, fissures): spread over that of training people"] in page.rows
+    assert ["unheard_of", "0.5", "", ""] in page.rows and ["unheard_of", "1", ""] in page.rows
+    names = [row[0] for row in page.rows]
+    assert "ssim_sd" not in names and "frechet_floor" not in names  # they stand beside their figure
+    order = [page.words.index(word) for word in ("Reconstruction", "ssim", "Codes and bits", "bits_per_code", "frechet",
+                                                 "copy_test_says", "Other figures")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("value, spread, expected", (
+    (0.91663, 0.0083, "0.917 ± 0.008"), (0.91663, 0.0113, "0.917 ± 0.011"), (31.244, 0.82, "31.2 ± 0.8"),
+    (321.4, 12.3, "321 ± 12"), (0.91663, 0.0, "0.9166"), (0.91663, float("nan"), "0.9166"), (0.91663, None, "0.9166"),
+    (160, None, "160"), ("none", None, "none")))
+def test_spread_gives_the_digits(value, spread, expected):
+    assert report.with_spread(value, spread) == expected
+
+
+def test_page_shows_what_it_was_given(write):
+    page = Page(write())
+    originals, reconstructions, codes = (page.pictures[name] for name in ("original", "reconstruction", "codes"))
+    assert originals[0].shape == (SIZE - 2 * MARGIN,) * 2 and (originals[0] == 255).all()  # the margin is off
+    assert (reconstructions[1] == 0).all() and (page.pictures["nearest training image"][2] == 200).all()
+    np.testing.assert_array_equal(codes[0][0, 0], codes[1][2, 0])  # code 0 in both
+    first, second = page.pictures["bits per code"]
+    assert (first == first[0, 0]).all() and second[2, 3].sum() > 400
+    assert (np.delete(second.reshape(16, 3), 11, axis=0) == first[0, 0]).all()
+    assert "0.41 bits per code" in page.words and "from 0 (black) to 7 (bright)" in page.words  # 6.5 / 16
+
+
+def test_sliders_move_reconstruction_and_slice(write):
+    page = Page(write())
+    assert sum(tag == "input" and attributes["type"] == "range" for tag, attributes in page.tags) == 2 + 1
+    assert sum("over" in attributes.get("class", "") for tag, attributes in page.tags) == 2
+    for word in ('".pair"', '".head"', '"input"', '".over"', "clipPath", '"--slice"', '"output"'):
+        assert word in page.script
+
+
+def test_pictures_are_wide_enough_and_code_maps_keep_their_squares(write):
+    text = write()
+    sides = [int(side) for side in re.findall(r"(\d+)px\)|1 1 (\d+)px", text) for side in side if side]
+    assert len(sides) == 2 and min(sides) >= 256
+    assert "figure img, input { width: 100%; height: auto;" in text
+    assert sum(attributes.get("class") == "map" for _, attributes in Page(text).tags) == 4
+    assert re.search(r"\.map \{ image-rendering: pixelated \}", text)
+
+
+def test_heads_are_shown_slice_by_slice_in_millimetres(write, content):
+    text = write()
+    page = Page(text)
+    assert 'max="7" value="4"' in text and "slice 4" in page.words
+    cropped = content.heads[0, :, 1:-1, 1:-1]
+    np.testing.assert_array_equal(page.pictures["slices of a sampled head"][0].reshape(cropped.shape), cropped)
+    for name, cut in zip(("coronal cut", "sagittal cut"), figures.head_cuts(cropped)):
+        np.testing.assert_array_equal(page.pictures[name][0], cut)
+    # 38 x 28 pixels of 2 mm, 8 slices 3 mm apart
+    assert re.findall("aspect-ratio: ([^\"]+)\"", text) == ["28 / 38", "56.0 / 24.0", "76.0 / 24.0"]
+
+
+def test_front_is_claimed_only_where_it_is_known(write):
+    assert "Front is up; in sagittal cuts, front is on the left. Left and right are unknown." in Page(write()).words
+    page = Page(write(frame=Frame(axes_known=False)))
+    assert "Which way is front was not told. Left and right are unknown." in page.words
+    assert "cut along the rows" in page.pictures and not re.search("(?i)front is up|sagittal|coronal", page.words)
+
+
+def test_sections_without_content_are_left_out(write):
+    headings = re.compile("<h2>(.*?)</h2>")
+    assert headings.findall(write()) == ["What was measured", "Reconstructions of test images", "Samples", "Heads",
+                                         "Use of the codebook"]
+    without_data = dict(metrics=None, examples=None, all_codes=None, neighbours=None, head_table=None)
+    text = write(**without_data)
+    assert headings.findall(text) == ["Samples", "Heads"] and "nearest training image" not in text
+    assert headings.findall(write(**without_data, heads=[], samples=None)) == []
