@@ -134,12 +134,12 @@ def open_run(arguments):
     run_dir = Path(arguments.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"))
     config = splits = None
     with contextlib.ExitStack() as stack:
-        with devices.together():
+        with devices.fail_together():
             if devices.is_chief():
                 config, splits = (resume_run if arguments.resume else new_run)(run_dir, arguments, given)
                 stack.enter_context(claimed(run_dir, config, arguments.resume))
         config = json.loads(devices.broadcast_text(json.dumps(config)))
-        with devices.together():
+        with devices.fail_together():
             if not devices.is_chief():
                 devices.check_precision(config["settings"]["mixed_precision"])
                 arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # their own disk's, if it is named
@@ -562,7 +562,7 @@ def load_for_all(path, build):
     Raises:
         InputError: if the file is damaged.
     """
-    with devices.together():
+    with devices.fail_together():
         try:
             model = modules.load_model(path, compile=False) if devices.is_chief() else build()
         except ValueError as error:
@@ -584,7 +584,7 @@ def go_on(path, build, steps):
     Raises:
         InputError: if the file is damaged.
     """
-    with devices.together():  # before any variable is made, for which machines wait for each other
+    with devices.fail_together():  # before any variable is made, for which machines wait for each other
         try:
             saved = modules.load_model(path) if devices.is_chief() else None
         except ValueError as error:
@@ -608,7 +608,7 @@ def finished_epochs(path):
         InputError: if the file does not tell.
     """
     epochs = 0
-    with devices.together():
+    with devices.fail_together():
         if devices.is_chief() and path.exists():
             try:
                 with zipfile.ZipFile(path) as archive:
@@ -649,7 +649,8 @@ def train_vqvae(run_dir, config, splits):
     else:
         with devices.new_scope():
             vqvae = new_vqvae(config, steps_per_epoch)
-            say(f"{CONSTANTS['warmup_steps']} steps as a plain autoencoder, then the codebook starts at k-means centres ...")
+            devices.print_on_chief(f"{CONSTANTS['warmup_steps']} steps as a plain autoencoder, then the codebook starts at "
+                                   "k-means centres ...")
             # Another seed than the epochs': the first of them then sees every image afresh.
             batches = dataset.training_batches(splits["train"], batch_size, seed + 1)
             try:
@@ -718,7 +719,7 @@ def check_codebook(backup, vqvae, run_dir):
     Raises:
         InputError: if it is another.
     """
-    with devices.together():
+    with devices.fail_together():
         if devices.is_chief() and backup.exists():
             try:
                 digest = modules.load_model(backup, compile=False).settings["codebook_digest"]
@@ -754,12 +755,6 @@ def draw_figures(run_dir, vqvae, prior, validation_codes, test_split, codes):
                                 folder / "reconstructions.png")
 
 
-def say(text):
-    """Prints a line; on several machines the chief alone does."""
-    if devices.is_chief():
-        print(text, flush=True)
-
-
 @contextlib.contextmanager
 def stoppable(run_dir):
     """Ends on SIGINT and SIGTERM with one line; every finished epoch is saved already."""
@@ -783,12 +778,12 @@ def main(argv=None):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
         with open_run(arguments) as (run_dir, config, splits):
             people = ", ".join(f"{count} {name}" for name, count in config["data"]["people"].items())
-            say(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {device}{devices.cluster_size()}.")
+            devices.print_on_chief(f"Run folder {run_dir}; {people} people in {config['data']['folder']}; on {device}.")
             for name in ("validate", "test") if devices.is_chief() else ():
                 dataset.warn_of_lost_border(splits[name], config["vqvae"]["margin"])
             with stoppable(run_dir):
                 run_stages(run_dir, config, splits)
-    say(f"Done. Next: python predict.py --run-dir {run_dir}")
+    devices.print_on_chief(f"Done. Next: python predict.py --run-dir {run_dir}")
 
 
 def run_stages(run_dir, config, splits):
@@ -797,11 +792,11 @@ def run_stages(run_dir, config, splits):
     if devices.is_chief():
         with writing(run_dir):
             (run_dir / "backup" / "frames").mkdir(parents=True, exist_ok=True)
-    say(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
+    devices.print_on_chief(f"Stage 1 of 2: VQ-VAE, {settings['epochs']} epochs.")
     vqvae = train_vqvae(run_dir, config, splits)
-    say(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
+    devices.print_on_chief(f"Stage 2 of 2: PixelCNN prior, {settings['prior_epochs']} epochs.")
     prior, validation_codes = train_pixelcnn(run_dir, config, vqvae, splits)
-    with devices.together():  # the others wait: a cluster ends as one
+    with devices.fail_together():  # the others wait: a cluster ends as one
         if devices.is_chief():
             calibrate(run_dir, vqvae, prior, splits["train"].num_people)
             measure(run_dir, vqvae, prior, validation_codes, splits)
