@@ -550,8 +550,9 @@ def show(splits):
             for split in splits.values() for case in np.unique(split.cases)[:2]]
     sheet = util.montage(np.concatenate(rows), grid_shape=(len(rows), 8))
     path = Path("runs/contact_sheet.png")
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    with report_write_errors(path.parent, "run it in a folder in which you may write"):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(sheet).save(path)
     print(f"{path}: a row per person, two of each split ({', '.join(splits)}), slices from the lowest to the highest.")
 
 

@@ -221,7 +221,9 @@ def _slices_of_heads(prior, sampler, indices, seed, temperature, persons, stream
 
 def _batch_size(prior, wanted, count):
     noise_bytes = 4 * prior.grid_size ** 2 * prior.num_embeddings
-    return max(1, min(wanted or samples_at_once(noise_bytes), count))
+    size = max(1, min(wanted or samples_at_once(noise_bytes), count))
+    num_batches = max(1, -(-count // size))
+    return max(1, -(-count // num_batches))  # batches of one size, so that little has to be filled up
 
 
 # Exported models ------------------------------------------------------------------------------------------------------
