@@ -26,7 +26,7 @@ from skimage import util
 import tensorflow as tf
 from tqdm import tqdm
 
-from support import template, volumes
+from support import orientation, template, volumes
 from support.metrics import in_chunks
 from support.people import CodedSplit, PICTURE_SIDE
 from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
@@ -128,7 +128,22 @@ def find_data(data_dir=None):
     return template.make_demo_cohort(), True
 
 
-def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
+def measure_frame(data_dir, limit=None, front=None, spacing=None):
+    """Measures on training slices which way a set lies, and where: see `orientation.find_frame`, whose result it returns.
+
+    Args:
+        data_dir: folder that holds ``keras_png_slices_train``.
+        limit: look at the first `limit` people only.
+        front: the side of the front, if the user stated it; else None.
+        spacing: mm between slices, if the user stated it; else None.
+    """
+    files = list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
+    paths = [path for *_, path in files]
+    images = _read(paths, read_slice(paths[0]).shape, paths[0], "train", None)
+    return orientation.find_frame(images, np.array([position for _, position, _ in files]), front, spacing)
+
+
+def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
     """Reads splits from the PNG folders.
 
     Args:
@@ -136,6 +151,8 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
         names: the splits to read.
         limit: keep only the first `limit` people of each split.
         cache_dir: folder to keep the decoded images in; from there the next start maps them into memory at once.
+        front: the side of the pictures on which the front of the head lies, see `orientation.turn`: they are turned front up.
+            None if it is unknown: then they stay as they are.
 
     Returns:
         A dict of `Split` by name. All images have one size, and no person is in two splits.
@@ -156,7 +173,8 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
     for name, files in listed.items():
         paths = [path for *_, path in files]
         try:
-            images = _read_cached(paths, size, first_path, name, cache_dir) if cache_dir else _read(paths, size, first_path, name)
+            images = (_read_cached(paths, size, first_path, name, front, cache_dir) if cache_dir else
+                      _read(paths, size, first_path, name, front))
         except MemoryError as error:
             raise InputError(f"The {len(files):,} images of the {name} split do not fit into memory; use fewer people with "
                              "--limit.") from error
@@ -165,14 +183,18 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
     return splits
 
 
-def _read(paths, size, like, name, images=None):
-    """Decodes files in parallel (Pillow lets go of Python's lock meanwhile) into uint8 (N, height, width)."""
-    images = np.empty((len(paths), *size), np.uint8) if images is None else images
+def _turned_shape(size, front):
+    return size[::-1] if front in ("left", "right") else size
+
+
+def _read(paths, size, reference, name, front, images=None):
+    """Decodes files in parallel (Pillow lets go of Python's lock meanwhile) into uint8 (N, height, width), turned front up."""
+    images = np.empty((len(paths), *_turned_shape(size, front)), np.uint8) if images is None else images
     chunks = np.array_split(np.arange(len(paths)), -(-len(paths) // 32))
 
     def read_chunk(indices):
         for index in indices:
-            images[index] = read_slice(paths[index], size, like)
+            images[index] = orientation.turn(read_slice(paths[index], size, reference)[np.newaxis], front or "up")[0]
         return len(indices)
 
     with (concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -182,21 +204,21 @@ def _read(paths, size, like, name, images=None):
     return images
 
 
-def _read_cached(paths, size, like, name, cache_dir):
+def _read_cached(paths, size, reference, name, front, cache_dir):
     """`_read`, from a memory-mapped .npy file if these very files were decoded into it before.
 
     Its name is a digest of their folder and of all their names, sizes and times of change: a changed file is another cache.
     """
     listing = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
-    digest = hashlib.sha256(json.dumps([str(paths[0].parent.resolve()), size, listing]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([str(paths[0].parent.resolve()), size, front, listing]).encode()).hexdigest()
     file = Path(cache_dir) / f"slices-{digest[:32]}.npy"
     if not file.exists():
         with report_write_errors(cache_dir, "give another --cache-dir, or none"):
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_name(f".{file.name}-{os.getpid()}")
             try:
-                images = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(paths), *size))
-                _read(paths, size, like, name, images)
+                images = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(paths), *_turned_shape(size, front)))
+                _read(paths, size, reference, name, front, images)
                 images.flush()
                 unfinished.rename(file)
             finally:

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import callbacks, devices, figures, metrics, optimizers, runs, sampler, template, volumes
+from support import callbacks, devices, figures, metrics, optimizers, orientation, runs, sampler, template, volumes
 from support.cli import InputError
 from support.devices import print_on_chief
 from support.people import calibrate
@@ -34,6 +34,8 @@ from support.runs import Run
 DEFAULTS = {
     # data
     "limit": None,
+    "orientation": None,
+    "slice_spacing": None,
     # model
     "num_embeddings": 512,
     "embedding_dim": 16,
@@ -48,6 +50,7 @@ DEFAULTS = {
     "mixed_precision": False,
 }
 DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 4}
+UNSET = {"limit": "all", "slice_spacing": "measured"}  # what None means
 # Not options. Saved in config.json; a run with other values cannot be resumed.
 CONSTANTS = {
     "warmup_steps": 60,  # of plain autoencoding before the codebook starts
@@ -72,13 +75,16 @@ def parse_arguments(argv):
             ("batch-size", int, 1, "B", "images per step of the VQ-VAE"),
             ("learning-rate", float, 1e-9, "R", "peak learning rate of the VQ-VAE"),
             ("num-embeddings", int, 2, "K", "codes in the codebook"), ("embedding-dim", int, 1, "D", "length of a code's vector"),
-            ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only")):
+            ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only"),
+            ("slice-spacing", float, 0.01, "MM", "between neighbouring slices")):
         key = name.replace("-", "_")
-        default = f" (default: {'all' if DEFAULTS[key] is None else DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
+        default = f" (default: {UNSET.get(key) or DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
         maximum = cli.MAX_SEED if key == "seed" else float("inf")
         parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
+    parser.add_argument("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
+                        help="where the front of the head lies in the pictures (default: measured)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
                         help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, by its own settings")
@@ -124,21 +130,31 @@ def new_run(folder, arguments, options):
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **options}
     devices.check_precision(settings["mixed_precision"])
-    splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir)
+    front, frame = find_frame(data_dir, is_demo, settings)
+    splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir, front=front)
     train = splits["train"]
     vqvae = vqvae_arguments(train, settings)
     devices.global_batch(settings["batch_size"], len(train.images))
     prior = {"grid_size": vqvae["image_size"] // settings["downsample"], "num_embeddings": settings["num_embeddings"],
              "num_positions": volumes.NUM_POSITIONS, "slice_positions": np.unique(train.positions).tolist()}
-    frame = volumes.Frame(pixel_size=volumes.FRAME_WIDTH / vqvae["image_size"])
     config = {"settings": settings, "constants": CONSTANTS, "vqvae": with_defaults(modules.VQVAE, vqvae),
               "pixelcnn": with_defaults(modules.PixelCNN, prior),
               "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "fingerprints": dataset.fingerprints(splits),
-                       "front": "up", "frame": dataclasses.asdict(frame),
+                       "front": front, "frame": dataclasses.asdict(frame),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
               "machine": runs.machine(), "git_commit": runs.git_commit()}
     return Run(folder, config), splits
+
+
+def find_frame(data_dir, is_demo, settings):
+    """Which side of the slices is the front, or None, and their `volumes.Frame`: as stated or measured; prints a line of it."""
+    front, spacing = (settings["orientation"] or "").removeprefix("front-") or None, settings["slice_spacing"]
+    if is_demo and not front and not spacing:
+        return "up", volumes.Frame(pixel_size=volumes.FRAME_WIDTH / template.DEMO_IMAGE_SIZE)  # as it was simulated
+    front, frame, line = dataset.measure_frame(data_dir, settings["limit"], front, spacing)
+    print(line, flush=True)
+    return front, frame
 
 
 def with_defaults(model, arguments):
@@ -197,7 +213,7 @@ def matching_splits(arguments, run):
     folder = arguments.data_dir or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
         folder = template.make_demo_cohort()  # another machine than the one that began
-    splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir)
+    splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir, front=data["front"])
     if dataset.fingerprints(splits) != data["fingerprints"]:
         raise InputError(f"The data in {folder} are not those that {run.folder} began with; resume with the same data or start a "
                          "new run.")
