@@ -69,7 +69,7 @@ def parse_arguments(argv):
     parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
                         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here, so that the next start takes a moment")
-    parser.add_argument("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
+    parser.add_argument("--run-dir", type=cli.utf8_path, metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
     for name, kind, minimum, metavar, text in (
             ("epochs", int, 1, "N", "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "N", "epochs of the PixelCNN"),
             ("batch-size", int, 1, "B", "images per step of the VQ-VAE"),
