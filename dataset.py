@@ -488,12 +488,16 @@ def main(argv=None):
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder that holds its discs")
-    sources.add_argument("--from-nifti", metavar="DIR", help="convert the T1-weighted NIfTI volumes below this folder")
+    sources.add_argument("--from-nifti", metavar="DIR", help="convert the T1-weighted volumes (.nii, .nii.gz, "
+                         ".hdr with .img, .mgz) below this folder")
     sources.add_argument("--simulate", type=number(int, 3, 10 ** 6), metavar="N", help="simulate N people, as those of the "
                          "demo cohort: 80 %% to train, 10 %% to validate, 10 %% to test; no evidence about patients")
     parser.add_argument("--image-size", type=int, choices=(128, 256), help="with --simulate: pixels of a side (default: 128)")
     parser.add_argument("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
-                        "(default: all named T1w, or else all but masks, segmentations and derivatives)")
+                        "(default: all named T1, or else all but other contrasts, masks, segmentations and derivatives)")
+    parser.add_argument("--person-pattern", metavar="REGEX", help="with --from-nifti: what in a file's path is the person, in one "
+                        "group, such as 'patient_([0-9]+)' (default: an ADNI, IXI, OASIS or BIDS name, else the folder that "
+                        "tells files of one name apart)")
     parser.add_argument("--output-dir", metavar="DIR", help="folder to make for the converted or simulated slices")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), default=0, metavar="S", help="of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
@@ -514,19 +518,29 @@ def report_conversion(arguments):
         raise InputError(f"{source} is not a folder; give the one that holds the volumes.")
     if not arguments.output_dir:
         raise InputError("--output-dir is missing: the folder to make for the slices.")
-    if arguments.pattern is not None and not arguments.from_nifti:
-        raise InputError("--pattern chooses among the files of --from-nifti; give both or neither.")
-    found, skipped = (volumes.find_oasis1(source) if arguments.from_oasis1 else volumes.find_nifti(source, arguments.pattern))
+    for option in ("pattern", "person_pattern"):
+        if getattr(arguments, option) is not None and not arguments.from_nifti:
+            raise InputError(f"--{option.replace('_', '-')} is for the files of --from-nifti; give both or neither.")
+    if arguments.from_oasis1:
+        kind = "PROCESSED/MPRAGE/T88_111 volumes"
+        found, skipped = volumes.find_oasis1(source)
+    else:
+        kind = ".nii, .nii.gz, .hdr or .mgz files"
+        found, skipped = volumes.find_nifti(source, arguments.pattern, arguments.person_pattern)
     try:
         if not found:
-            kind = "PROCESSED/MPRAGE/T88_111 volumes" if arguments.from_oasis1 else ".nii or .nii.gz files"
             raise InputError(f"{source} holds no {kind} that can be used.")
-        counts = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
+        counts, notes = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
     finally:
         for reason in skipped:
             print(f"Skipped {reason}")
-    print(f"Converted {sum(counts.values())} sessions into {arguments.output_dir} "
-          f"({', '.join(f'{count} {name}' for name, count in counts.items())}), skipped {len(skipped)}.")
+    for note in notes:
+        print(f"Note: {note}")
+    print(f"{'split':10}{'sessions':>10}{'people':>8}")
+    for name, (sessions, people) in counts.items():
+        print(f"{name:10}{sessions:10,}{people:8,}")
+    print(f"Converted {sum(sessions for sessions, _ in counts.values())} sessions into {arguments.output_dir} "
+          f"(see cases.csv there), skipped {len(skipped)}.")
 
 
 def simulate(number_of_people, output_dir, image_size):
@@ -550,8 +564,9 @@ def show(splits):
             for split in splits.values() for case in np.unique(split.cases)[:2]]
     sheet = util.montage(np.concatenate(rows), grid_shape=(len(rows), 8))
     path = Path("runs/contact_sheet.png")
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    with report_write_errors(path.parent, "run it in a folder in which you may write"):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(sheet).save(path)
     print(f"{path}: a row per person, two of each split ({', '.join(splits)}), slices from the lowest to the highest.")
 
 

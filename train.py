@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import callbacks, devices, figures, metrics, runs, sampler, template, volumes
+from support import callbacks, devices, figures, metrics, optimizers, runs, sampler, template, volumes
 from support.cli import InputError
 from support.devices import print_on_chief
 from support.people import calibrate
@@ -42,18 +42,18 @@ DEFAULTS = {
     "epochs": 20,
     "prior_epochs": 20,
     "batch_size": 8,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     # system
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 8, "prior_epochs": 4}
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 4}
 # Not options. Saved in config.json; a run with other values cannot be resumed.
 CONSTANTS = {
     "warmup_steps": 60,  # of plain autoencoding before the codebook starts
     "rising_steps": 100,  # over which the learning rate rises to its peak
     "prior_batch_size": 8,
-    "prior_learning_rate": 2e-3,
+    "prior_learning_rate": 3e-3,
     "calibration_heads": 64,  # in each round, or as many as there are training people, if these are fewer
     "calibration_rounds": 2,
     "condition_dropout": dataset.CONDITION_DROPOUT,
@@ -376,13 +376,13 @@ def finished_epochs(run, name):
     return int(devices.broadcast(epochs))
 
 
-def adam(peak, total_steps):
-    """Adam whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
+def new_optimizer(peak, total_steps):
+    """`optimizers.Muon` whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
     steps = CONSTANTS["rising_steps"]
     rising = min(steps, total_steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(peak / steps, max(total_steps - rising, 1), alpha=0.02,
                                                       warmup_target=peak, warmup_steps=rising)
-    return devices.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
+    return optimizers.Muon(schedule, beta_2=0.99, global_clipnorm=1.0)
 
 
 def new_vqvae(run, steps_per_epoch):
@@ -390,7 +390,7 @@ def new_vqvae(run, steps_per_epoch):
     settings = run.settings
     vqvae = modules.VQVAE(**run.config["vqvae"], dtype=devices.precision(settings["mixed_precision"]))
     total = CONSTANTS["warmup_steps"] + steps_per_epoch * settings["epochs"]
-    vqvae.compile(adam(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
+    vqvae.compile(new_optimizer(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
     return vqvae
 
 
@@ -461,14 +461,32 @@ def train_vqvae(run, splits):
     return load_for_all(run.model_path("vqvae"), build)
 
 
+def start_embeddings(prior, codebook, seed):
+    """Starts the codes' input and output weights from a codebook, (K, D), so that similar codes begin alike.
+
+    All are random projections of the standardised codebook: what is learned of one code holds for its neighbours in
+    the codebook from the first step on.
+    """
+    rng = np.random.default_rng(seed)
+    codebook = np.asarray(codebook)
+    codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
+    length = codebook.shape[1]
+    for embedding in (prior.code_embedding, *prior.context_embeddings):
+        projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, prior.num_filters))
+        embedding.embeddings.assign(np.pad(projected, [[0, embedding.input_dim - len(codebook)], [0, 0]]))
+    kernel = prior.logits.layers[-1].kernel
+    kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
+
+
 def new_pixelcnn(run, vqvae, train_split, steps_per_epoch):
     """A PixelCNN for the codes of a VQ-VAE, with its optimiser, before any training."""
     settings = run.settings
     prior = modules.PixelCNN(**{**run.config["pixelcnn"], "codebook_digest": vqvae.quantizer.digest()},
                              dtype=devices.precision(settings["mixed_precision"]))
-    prior.start_embeddings(vqvae.quantizer.embeddings, run.seed)
+    start_embeddings(prior, vqvae.quantizer.embeddings, run.seed)
     prior.fit_people(dataset.head_pictures(train_split, vqvae.margin)[0])
-    prior.compile(adam(CONSTANTS["prior_learning_rate"], steps_per_epoch * settings["prior_epochs"]),
+    total = steps_per_epoch * settings["prior_epochs"]
+    prior.compile(new_optimizer(CONSTANTS["prior_learning_rate"], total),
                   steps_per_execution=devices.steps_per_execution(steps_per_epoch))
     return prior
 
