@@ -26,7 +26,7 @@ from skimage import util
 import tensorflow as tf
 from tqdm import tqdm
 
-from support import template, volumes
+from support import orientation, template, volumes
 from support.metrics import in_chunks
 from support.people import CodedSplit, PICTURE_SIDE
 from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
@@ -128,7 +128,22 @@ def find_data(data_dir=None):
     return template.make_demo_cohort(), True
 
 
-def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
+def measure_frame(data_dir, limit=None, front=None, spacing=None):
+    """Measures on training slices which way a set lies, and where: see `orientation.find_frame`, whose result it returns.
+
+    Args:
+        data_dir: folder that holds ``keras_png_slices_train``.
+        limit: look at the first `limit` people only.
+        front: the side of the front, if the user stated it; else None.
+        spacing: mm between slices, if the user stated it; else None.
+    """
+    files = list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
+    paths = [path for *_, path in files]
+    images = _read(paths, read_slice(paths[0]).shape, paths[0], "train", None)
+    return orientation.find_frame(images, np.array([position for _, position, _ in files]), front, spacing)
+
+
+def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
     """Reads splits from the PNG folders.
 
     Args:
@@ -136,6 +151,8 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
         names: the splits to read.
         limit: keep only the first `limit` people of each split.
         cache_dir: folder to keep the decoded images in; from there the next start maps them into memory at once.
+        front: the side of the pictures on which the front of the head lies, see `orientation.turn`: they are turned front up.
+            None if it is unknown: then they stay as they are.
 
     Returns:
         A dict of `Split` by name. All images have one size, and no person is in two splits.
@@ -156,7 +173,8 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
     for name, files in listed.items():
         paths = [path for *_, path in files]
         try:
-            images = _read_cached(paths, size, first_path, name, cache_dir) if cache_dir else _read(paths, size, first_path, name)
+            images = (_read_cached(paths, size, first_path, name, front, cache_dir) if cache_dir else
+                      _read(paths, size, first_path, name, front))
         except MemoryError as error:
             raise InputError(f"The {len(files):,} images of the {name} split do not fit into memory; use fewer people with "
                              "--limit.") from error
@@ -165,14 +183,18 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None):
     return splits
 
 
-def _read(paths, size, like, name, images=None):
-    """Decodes files in parallel (Pillow lets go of Python's lock meanwhile) into uint8 (N, height, width)."""
-    images = np.empty((len(paths), *size), np.uint8) if images is None else images
+def _turned_shape(size, front):
+    return size[::-1] if front in ("left", "right") else size
+
+
+def _read(paths, size, reference, name, front, images=None):
+    """Decodes files in parallel (Pillow lets go of Python's lock meanwhile) into uint8 (N, height, width), turned front up."""
+    images = np.empty((len(paths), *_turned_shape(size, front)), np.uint8) if images is None else images
     chunks = np.array_split(np.arange(len(paths)), -(-len(paths) // 32))
 
     def read_chunk(indices):
         for index in indices:
-            images[index] = read_slice(paths[index], size, like)
+            images[index] = orientation.turn(read_slice(paths[index], size, reference)[np.newaxis], front or "up")[0]
         return len(indices)
 
     with (concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -182,21 +204,21 @@ def _read(paths, size, like, name, images=None):
     return images
 
 
-def _read_cached(paths, size, like, name, cache_dir):
+def _read_cached(paths, size, reference, name, front, cache_dir):
     """`_read`, from a memory-mapped .npy file if these very files were decoded into it before.
 
     Its name is a digest of their folder and of all their names, sizes and times of change: a changed file is another cache.
     """
     listing = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
-    digest = hashlib.sha256(json.dumps([str(paths[0].parent.resolve()), size, listing]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([str(paths[0].parent.resolve()), size, front, listing]).encode()).hexdigest()
     file = Path(cache_dir) / f"slices-{digest[:32]}.npy"
     if not file.exists():
         with report_write_errors(cache_dir, "give another --cache-dir, or none"):
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_name(f".{file.name}-{os.getpid()}")
             try:
-                images = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(paths), *size))
-                _read(paths, size, like, name, images)
+                images = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(paths), *_turned_shape(size, front)))
+                _read(paths, size, reference, name, front, images)
                 images.flush()
                 unfinished.rename(file)
             finally:
@@ -488,12 +510,16 @@ def main(argv=None):
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder that holds its discs")
-    sources.add_argument("--from-nifti", metavar="DIR", help="convert the T1-weighted NIfTI volumes below this folder")
+    sources.add_argument("--from-nifti", metavar="DIR", help="convert the T1-weighted volumes (.nii, .nii.gz, "
+                         ".hdr with .img, .mgz) below this folder")
     sources.add_argument("--simulate", type=number(int, 3, 10 ** 6), metavar="N", help="simulate N people, as those of the "
                          "demo cohort: 80 %% to train, 10 %% to validate, 10 %% to test; no evidence about patients")
     parser.add_argument("--image-size", type=int, choices=(128, 256), help="with --simulate: pixels of a side (default: 128)")
     parser.add_argument("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
-                        "(default: all named T1w, or else all but masks, segmentations and derivatives)")
+                        "(default: all named T1, or else all but other contrasts, masks, segmentations and derivatives)")
+    parser.add_argument("--person-pattern", metavar="REGEX", help="with --from-nifti: what in a file's path is the person, in one "
+                        "group, such as 'patient_([0-9]+)' (default: an ADNI, IXI, OASIS or BIDS name, else the folder that "
+                        "tells files of one name apart)")
     parser.add_argument("--output-dir", metavar="DIR", help="folder to make for the converted or simulated slices")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), default=0, metavar="S", help="of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
@@ -514,19 +540,29 @@ def report_conversion(arguments):
         raise InputError(f"{source} is not a folder; give the one that holds the volumes.")
     if not arguments.output_dir:
         raise InputError("--output-dir is missing: the folder to make for the slices.")
-    if arguments.pattern is not None and not arguments.from_nifti:
-        raise InputError("--pattern chooses among the files of --from-nifti; give both or neither.")
-    found, skipped = (volumes.find_oasis1(source) if arguments.from_oasis1 else volumes.find_nifti(source, arguments.pattern))
+    for option in ("pattern", "person_pattern"):
+        if getattr(arguments, option) is not None and not arguments.from_nifti:
+            raise InputError(f"--{option.replace('_', '-')} is for the files of --from-nifti; give both or neither.")
+    if arguments.from_oasis1:
+        kind = "PROCESSED/MPRAGE/T88_111 volumes"
+        found, skipped = volumes.find_oasis1(source)
+    else:
+        kind = ".nii, .nii.gz, .hdr or .mgz files"
+        found, skipped = volumes.find_nifti(source, arguments.pattern, arguments.person_pattern)
     try:
         if not found:
-            kind = "PROCESSED/MPRAGE/T88_111 volumes" if arguments.from_oasis1 else ".nii or .nii.gz files"
             raise InputError(f"{source} holds no {kind} that can be used.")
-        counts = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
+        counts, notes = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
     finally:
         for reason in skipped:
             print(f"Skipped {reason}")
-    print(f"Converted {sum(counts.values())} sessions into {arguments.output_dir} "
-          f"({', '.join(f'{count} {name}' for name, count in counts.items())}), skipped {len(skipped)}.")
+    for note in notes:
+        print(f"Note: {note}")
+    print(f"{'split':10}{'sessions':>10}{'people':>8}")
+    for name, (sessions, people) in counts.items():
+        print(f"{name:10}{sessions:10,}{people:8,}")
+    print(f"Converted {sum(sessions for sessions, _ in counts.values())} sessions into {arguments.output_dir} "
+          f"(see cases.csv there), skipped {len(skipped)}.")
 
 
 def simulate(number_of_people, output_dir, image_size):
@@ -550,8 +586,9 @@ def show(splits):
             for split in splits.values() for case in np.unique(split.cases)[:2]]
     sheet = util.montage(np.concatenate(rows), grid_shape=(len(rows), 8))
     path = Path("runs/contact_sheet.png")
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    with report_write_errors(path.parent, "run it in a folder in which you may write"):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(sheet).save(path)
     print(f"{path}: a row per person, two of each split ({', '.join(splits)}), slices from the lowest to the highest.")
 
 

@@ -11,12 +11,12 @@ References:
     [5] Ho et al.: Axial Attention in Multidimensional Transformers, 2019. https://arxiv.org/abs/1912.12180
 """
 
-import support.cli  # first: sets what TensorFlow, Keras and matplotlib read when imported  # noqa: F401
+# First: support.devices sets what TensorFlow, Keras and matplotlib read when imported.
+from support.devices import broadcast, Distributed, Dropout, fill_if_empty, layers_of, PACKAGE, replica, sum_over_replicas
 
 import functools
 import hashlib
 import math
-import zipfile
 
 import keras
 from keras import layers
@@ -24,8 +24,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from support import people, sampler
-from support.devices import broadcast, Distributed, Dropout, fill_if_empty, layers_of, PACKAGE, replica, sum_over_replicas
+from support import people, runs, sampler
 
 ATTENTION_EVERY = 3  # of the PixelCNN's blocks has an attention before it
 
@@ -143,7 +142,7 @@ class VectorQuantizer(layers.Layer):
         return sum_over_replicas(tf.where(own[:, tf.newaxis], tf.gather(vectors, indices % size), 0.0))
 
     def start(self, centers, counts):
-        """Starts the codebook at the centers (K, D) of clusters of vectors; counts (K,) are the vectors in each."""
+        """Starts the codebook at the centers (K, D) of clusters with counts (K,) of vectors."""
         counts = broadcast(counts.clip(1))
         self.embeddings.assign(broadcast(centers))
         if self.decay is not None:
@@ -158,12 +157,9 @@ class VectorQuantizer(layers.Layer):
         return {**super().get_config(), **self.settings}
 
 
-# Encoder and decoder --------------------------------------------------------------------------------------------------
-
-
-def _residual_block(x, width):
+def _residual_block(x, width, inner_width=None):
     y = layers.Activation("relu")(x)
-    y = layers.Conv2D(width, 3, padding="same")(y)
+    y = layers.Conv2D(inner_width or width, 3, padding="same")(y)
     y = layers.Activation("relu")(y)
     # Starts as the identity, so that depth costs no early training.
     y = layers.Conv2D(width, 3, padding="same", kernel_initializer="zeros")(y)
@@ -186,11 +182,9 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
     Args:
         image_size: S, in pixels; a multiple of 8.
-        embedding_dim: channels of the output.
-        downsample: 4 or 8.
+        embedding_dim, downsample: channels of the output; 4 or 8.
         margin: pixels left out on each side: 0, S / 8, S / 4 or 3 S / 8.
-        width: channels at the resolution of the vectors.
-        num_residual_blocks: of two 3x3 convolutions each.
+        width, num_residual_blocks: channels of the vectors' grid; blocks of two 3x3 convolutions there.
     """
     if downsample not in (4, 8):
         raise ValueError(f"downsample must be 4 or 8, got {downsample}.")
@@ -227,9 +221,6 @@ def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
     x = layers.Rescaling(1.0, 1.0, dtype="float32")(x)  # black to 0, so that padding with 0 is padding with black
     x = layers.ZeroPadding2D(margin, dtype="float32")(x)
     return keras.Model(vectors, layers.Rescaling(1.0, -1.0, dtype="float32")(x), name="decoder")
-
-
-# VQ-VAE ---------------------------------------------------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -347,8 +338,8 @@ class GatedBlock(layers.Layer):
     """One layer of the gated PixelCNN: a vertical and a horizontal stack ([4] figure 2).
 
     At (row, column) the vertical features depend on all codes of the rows above, the horizontal ones on these and on the codes
-    to the left: together on everything before, so there is no blind spot. The convolutions are unpadded; the caller pads
-    their windows: the whole grid while training, the newest row or code while sampling. So both run the same code.
+    to the left: together on everything before, so there is no blind spot. Nothing is padded here; the caller pads the
+    windows: the whole grid while training, the newest row or code while sampling. So both run the same code.
 
     Args:
         num_filters: channels F of both stacks.
@@ -360,10 +351,11 @@ class GatedBlock(layers.Layer):
     def __init__(self, num_filters, kernel_size, dilation, dropout, **kwargs):
         super().__init__(**kwargs)
         self.settings = {"num_filters": num_filters, "kernel_size": kernel_size, "dilation": dilation, "dropout": dropout}
-        self.rows_up = kernel_size // 2
+        self.rows_up, self.dilation = kernel_size // 2, dilation
         self.codes_left = dilation * self.rows_up
         self.vertical_conv = layers.Conv2D(2 * num_filters, (self.rows_up + 1, kernel_size))
-        self.horizontal_conv = layers.Conv2D(2 * num_filters, (1, self.rows_up + 1), dilation_rate=(1, dilation))
+        # A dilated convolution as one matrix product over its taps: on a CPU several times as fast.
+        self.horizontal_taps = layers.Dense(2 * num_filters)
         self.vertical_to_horizontal = layers.Dense(2 * num_filters)
         self.condition = layers.Dense(4 * num_filters)
         self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
@@ -372,40 +364,43 @@ class GatedBlock(layers.Layer):
 
     def build(self, input_shape=None):
         filters = self.settings["num_filters"]
-        for layer in (self.vertical_conv, self.horizontal_conv, self.condition, self.vertical_out, self.horizontal_out):
+        for layer in (self.vertical_conv, self.vertical_to_horizontal, self.condition, self.vertical_out, self.horizontal_out):
             layer.build((None, None, None, filters))
-        self.vertical_to_horizontal.build((None, None, None, 2 * filters))
+        self.horizontal_taps.build((None, None, None, (self.rows_up + 1) * filters))
         self.built = True
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
 
-    def vertical(self, window, condition):
+    def vertical(self, rows, window, condition):
         """One vertical step on R rows.
 
         Args:
+            rows: (B, R, W, F).
             window: (B, R + k // 2, W + 2 (k // 2), F), the rows before and these, padded at the sides.
             condition: (B, 1, 1, C), features of position and person.
 
         Returns:
             The rows' new features (B, R, W, F), and the horizontal stack's input from them (B, R, W, 2F).
         """
-        features = self.vertical_conv(window)
-        here = window[:, self.rows_up:, self.rows_up:-self.rows_up]
-        gated = _gate(features + tf.split(self.condition(condition), 2, axis=-1)[0])
-        return here + self.vertical_out(gated), self.vertical_to_horizontal(features)
+        features = self.vertical_conv(window) + tf.split(self.condition(condition), 2, axis=-1)[0]
+        gated = _gate(features)
+        return rows + self.vertical_out(gated), self.vertical_to_horizontal(gated)
 
-    def horizontal(self, window, from_vertical, condition, training=False):
+    def horizontal(self, codes, window, from_vertical, condition, training=False):
         """One horizontal step on W codes of R rows: their new features (B, R, W, F).
 
         Args:
+            codes: (B, R, W, F).
             window: (B, R, d (k // 2) + W, F), the codes before and these.
-            from_vertical: (B, R, W, 2F).
-            condition: as in `vertical`.
+            from_vertical, condition: what `vertical` returned second, and its condition.
             training: whether to drop out.
         """
-        features = self.horizontal_conv(window) + from_vertical + tf.split(self.condition(condition), 2, axis=-1)[1]
-        return window[:, :, self.codes_left:] + self.horizontal_out(self.dropout(_gate(features), training=training))
+        shape = tf.shape(codes)
+        taps = [tf.slice(window, [0, 0, tap * self.dilation, 0], shape) for tap in range(self.rows_up)]
+        features = self.horizontal_taps(tf.concat([*taps, codes], axis=-1)) + from_vertical
+        gated = _gate(features + tf.split(self.condition(condition), 2, axis=-1)[1])
+        return codes + self.horizontal_out(self.dropout(gated, training=training))
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -418,50 +413,68 @@ class AxialAttention(layers.Layer):
 
     Args:
         num_filters: channels F.
-        num_heads: a divisor of F.
+        num_heads: of the attention, a divisor of F.
     """
 
     def __init__(self, num_filters, num_heads=4, **kwargs):
         super().__init__(**kwargs)
         self.settings = {"num_filters": num_filters, "num_heads": num_heads}
-        self.norms = [layers.LayerNormalization(), layers.LayerNormalization()]
-        self.along_row = layers.MultiHeadAttention(num_heads, num_filters // num_heads, attention_axes=(2,))
-        self.up_column = layers.MultiHeadAttention(num_heads, num_filters // num_heads, attention_axes=(1,))
+        self.norms = [layers.LayerNormalization() for _ in range(2)]
+        self.queries = [layers.Dense(num_filters) for _ in range(2)]
+        self.keys_and_values = [layers.Dense(2 * num_filters) for _ in range(2)]
+        self.outputs = [layers.Dense(num_filters) for _ in range(2)]
 
     def build(self, input_shape=None):
-        shape = None, None, None, self.settings["num_filters"]
-        for norm in self.norms:
-            norm.build(shape)
-        self.along_row.build(shape, shape)
-        self.up_column.build(shape, shape)
+        for layer in (*self.norms, *self.queries, *self.keys_and_values, *self.outputs):
+            layer.build((None, None, None, self.settings["num_filters"]))
         self.built = True
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
 
-    def call(self, rows, keys_before, attention_mask):
+    def call(self, rows, before, attention_mask):
         """Attends from rows to themselves and to those before.
 
         Args:
             rows: (B, R, W, F).
-            keys_before: (B, S, W, F), the keys of the rows before: what was returned second for them.
-            attention_mask: bool (1, R, S + R), which rows each row may attend to, those before first.
+            before: (B, S, W, 2F), keys and values of the rows before: what was returned second for them.
+            attention_mask: bool (R, S + R), which rows each row may attend to, those before first.
 
         Returns:
-            The rows' new features (B, R, W, F), and their keys, of the same shape.
+            The rows' new features (B, R, W, F), and their keys and values, (B, R, W, 2F).
         """
-        queries = self.norms[0](rows)
-        rows = rows + self.along_row(queries, queries)
-        queries = self.norms[1](rows)
-        keys = tf.concat([keys_before, queries], axis=1)
-        return rows + self.up_column(queries, keys, attention_mask=attention_mask), queries
+        features = self.norms[0](rows)
+        rows = rows + self.outputs[0](self._attend(self.queries[0](features), self.keys_and_values[0](features)))
+        features = self.norms[1](rows)
+        keys_and_values = self.keys_and_values[1](features)
+        columns = tf.transpose(self.queries[1](features), (0, 2, 1, 3))
+        above = tf.transpose(tf.concat([before, keys_and_values], axis=1), (0, 2, 1, 3))
+        attended = tf.transpose(self._attend(columns, above, attention_mask), (0, 2, 1, 3))
+        return rows + self.outputs[1](attended), keys_and_values
+
+    def _attend(self, queries, keys_and_values, attention_mask=None):
+        """Softmax attention: (B, N, Q, F), (B, N, K, 2F) and bool (Q, K) -> (B, N, Q, F)."""
+        # Not Keras' MultiHeadAttention, whose einsums take twice as long at this size.
+        heads, filters = self.settings["num_heads"], self.settings["num_filters"]
+
+        def split_heads(x):  # (B, N, L, heads * d) -> (B, N, heads, L, d)
+            shape = tf.shape(x)
+            return tf.transpose(tf.reshape(x, (shape[0], shape[1], shape[2], -1, filters // heads)), (0, 1, 3, 2, 4))
+
+        queries = split_heads(queries * (filters // heads) ** -0.5)
+        keys, values = tf.split(split_heads(keys_and_values), 2, axis=2)
+        scores = tf.matmul(queries, keys, transpose_b=True)
+        if attention_mask is not None:
+            scores = tf.where(attention_mask, scores, scores.dtype.min)
+        attended = tf.transpose(tf.matmul(tf.nn.softmax(scores), values), (0, 1, 3, 2, 4))
+        return tf.reshape(attended, tf.concat([tf.shape(attended)[:3], [filters]], axis=0))
 
 
 def _residual_network(grid_size, width, num_blocks):
-    """Residual blocks over a grid: float (B, g, g, width) -> (B, g, g, width)."""
+    """Residual blocks over a grid, each through half the channels: float (B, g, g, width) -> (B, g, g, width)."""
     x = features = keras.Input((grid_size, grid_size, width))
     for _ in range(num_blocks):
-        x = _residual_block(x, width)
+        x = _residual_block(x, width, width // 2)
     return keras.Model(features, x)
 
 
@@ -481,10 +494,8 @@ class PixelCNN(Distributed, keras.Model):
         grid_size: side g of the square grid of codes.
         num_embeddings: K, the number of codes; in the context it stands for "no slice".
         num_positions: slices per head.
-        num_filters: channels of each stack.
-        num_layers: gated blocks, at least log2 of g.
-        kernel_size: odd width of their windows.
-        dropout: rate.
+        num_filters, kernel_size, dropout: of the gated blocks.
+        num_layers: how many, at least log2 of g.
         codebook_digest: `VectorQuantizer.digest` of the codebook whose codes these are, or None.
         steps_below: how far below each of the S slices of the context lies.
         person_size: P, the length of the person vector.
@@ -525,7 +536,7 @@ class PixelCNN(Distributed, keras.Model):
         self.blocks = [GatedBlock(num_filters, kernel_size, 2 ** (index % cycle), dropout) for index in range(num_layers)]
         self.attentions = [AxialAttention(num_filters) for _ in range(num_layers // ATTENTION_EVERY)]
         self.logits = keras.Sequential([layers.Activation("relu"), layers.Dense(2 * num_filters, activation="relu"),
-                                        layers.Dense(self.num_embeddings, dtype="float32")])
+                                        layers.Dense(self.num_embeddings, dtype="float32", name="logits")])
 
     def build(self, input_shape=None):
         for layer in (self.code_embedding, *self.context_embeddings, self.position_embedding, self.place_embedding,
@@ -546,22 +557,6 @@ class PixelCNN(Distributed, keras.Model):
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
-
-    def start_embeddings(self, codebook, seed=0):
-        """Starts the codes' input and output weights from a codebook, (K, D), so that similar codes begin alike.
-
-        All are random projections of the standardised codebook: what is learned of one code holds for its neighbours in
-        the codebook from the first step on.
-        """
-        rng = np.random.default_rng(seed)
-        codebook = np.asarray(codebook)
-        codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
-        length = codebook.shape[1]
-        kernel = self.logits.layers[-1].kernel
-        for embedding in (self.code_embedding, *self.context_embeddings):
-            projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, self.num_filters))
-            embedding.embeddings.assign(np.pad(projected, [[0, embedding.input_dim - len(codebook)], [0, 0]]))
-        kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
 
     def fit_people(self, pictures):
         """Fits the space of persons to the pictures of training heads: see `people.fit`."""
@@ -624,22 +619,22 @@ class PixelCNN(Distributed, keras.Model):
         # Shifted by one, so that a row starts from the one above and a code from the one to its left.
         vertical = places + tf.pad(embedded[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
         horizontal = places + tf.pad(embedded[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
-        causal = tf.linalg.band_part(tf.ones((1, self.grid_size, self.grid_size), tf.bool), -1, 0)
+        causal = tf.linalg.band_part(tf.ones((self.grid_size, self.grid_size), tf.bool), -1, 0)
+        no_rows = tf.zeros((tf.shape(vertical)[0], 0, self.grid_size, 2 * self.num_filters), vertical.dtype)
         for index, block in enumerate(self.blocks):
             if attention := self.attention_before(index):
-                vertical, _ = attention(vertical, vertical[:, :0], causal)
+                vertical, _ = attention(vertical, no_rows, causal)
             up, left = block.rows_up, block.codes_left
             window = tf.pad(vertical, [[0, 0], [up, 0], [up, up], [0, 0]])
-            vertical, from_vertical = block.vertical(window, condition)
+            vertical, from_vertical = block.vertical(vertical, window, condition)
             window = tf.pad(horizontal, [[0, 0], [0, 0], [left, 0], [0, 0]])
-            horizontal = block.horizontal(window, from_vertical, condition, training)
+            horizontal = block.horizontal(horizontal, window, from_vertical, condition, training)
         return self.logits(horizontal + vertical)
 
     def distribution(self, codes, positions, context=None, person=None, training=False):
         """The codes' `tfp.distributions.Categorical`, batch shape (B, g, g), each given the codes before it; see `call`."""
-        inputs = {"codes": codes, "positions": positions, "context": context, "person": person}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        return tfp.distributions.Categorical(logits=self(inputs, training=training))
+        conditions = {name: value for name, value in (("context", context), ("person", person)) if value is not None}
+        return tfp.distributions.Categorical(logits=self({"codes": codes, "positions": positions, **conditions}, training=training))
 
     def log_prob(self, codes, positions, context=None, person=None, training=False):
         """log p(codes | position, context, person) in nats, float32 (B,); the arguments are those of `call`."""
@@ -688,7 +683,7 @@ def load_model(path, compile=True):
     Raises:
         ValueError: if it is damaged, not of this repository, or would run code.
     """
-    model = _load(path, lambda: keras.models.load_model(path, compile=compile, safe_mode=True))
+    model = runs.read_model_file(path, lambda: keras.models.load_model(path, compile=compile, safe_mode=True))
     if not isinstance(model, (VQVAE, PixelCNN)):
         raise ValueError(f"{path} cannot be loaded (it holds a {type(model).__name__})")
     return model
@@ -696,21 +691,7 @@ def load_model(path, compile=True):
 
 def load_weights(model, path):
     """Loads the weights of a .keras file into a model, and into its optimiser if it is compiled; errors as in `load_model`."""
-    _load(path, lambda: model.load_weights(path))
-
-
-def _load(path, load):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # Keras reads weights by seeking, where Python (from 3.13 on) checks no sum
-        if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
-        return load()
-    except (MemoryError, tf.errors.ResourceExhaustedError):
-        raise  # not the file's fault
-    except Exception as error:  # a file from a stranger may fail in any way
-        reason = str(error).strip().splitlines() or [repr(error)]
-        raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
+    runs.read_model_file(path, lambda: model.load_weights(path))
 
 
 def check_match(vqvae, prior):

@@ -11,6 +11,7 @@ from support import cli  # first: sets what TensorFlow, Keras and matplotlib rea
 
 import argparse
 import csv
+import dataclasses
 import datetime
 from pathlib import Path
 import re
@@ -152,7 +153,7 @@ def load_data(arguments, run, vqvae):
     if data_dir is None:
         return None
     names = volumes.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
-    splits = dataset.load_splits(data_dir, names, run.settings["limit"])
+    splits = dataset.load_splits(data_dir, names, run.settings["limit"], front=run.config["data"]["front"])
     height, width = splits["test"].images.shape[1:]
     if (height, width) != (vqvae.image_size, vqvae.image_size):
         raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run.folder} was trained on "
@@ -249,7 +250,7 @@ def write_table(path, split, per_image):
 
 def write_template(folder, vqvae, frame):
     """Writes template.png: slices of the MNI152 template, which may be published, through the model."""
-    images = template.template_slices()
+    images = template.template_slices(vqvae.image_size, frame)
     positions = np.array([3, 11, 19, 27])
     codes, reconstructions = reconstruct(vqvae, images[positions])
     captions = [f"slice {position}, SSIM {metrics.ssim(image / 255, reconstruction):.3f}"
@@ -282,6 +283,12 @@ def write_samples(folder, samples, positions, margin):
     for number, (image, position) in enumerate(zip(samples, positions)):
         Image.fromarray(dataset.to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}_slice_{position}.png")
     figures.sample_grid(samples, positions, margin, folder / "samples.png")
+
+
+def frame_of_heads(frame, slice_positions):
+    """The `volumes.Frame` of heads that have only some slice positions, in regular steps."""
+    step = int(np.median(np.diff(slice_positions))) if len(slice_positions) > 1 else 1
+    return dataclasses.replace(frame, spacing=frame.spacing * step, lowest=frame.lowest + frame.spacing * slice_positions[0])
 
 
 def write_heads(folder, heads, frame):
@@ -363,7 +370,7 @@ def evaluate_samples(folder, arguments, vqvae, prior, splits):
 
 def write_predictions(folder, arguments, run, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics, or None without data."""
-    frame = volumes.Frame(**run.config["data"]["frame"])
+    frame = frame_of_heads(volumes.Frame(**run.config["data"]["frame"]), prior.slice_positions)
     page = new_report(run, arguments, vqvae, frame)
     measured = None
     if splits:
@@ -411,7 +418,7 @@ def measure(folder, arguments, run, vqvae, prior, test, page):
     codes = coded.codes[0]
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     indices = write_reconstructions(folder, test, vqvae, codes, details, arguments.num_examples, arguments.seed)[:10]
-    if vqvae.image_size == 256 and not run.config["data"]["is_demo"]:  # as the template; the demo cohort is made from it
+    if page.frame.axes_known and not run.config["data"]["is_demo"]:  # the demo cohort is made from the template
         write_template(folder, vqvae, page.frame)
     page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
                                     metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
@@ -436,7 +443,7 @@ def read_images(files, size):
     """Reads one's own images, brings them to the model's size and prints what was done to each file.
 
     Args:
-        files: paths of PNGs and of NIfTI volumes (.nii, .nii.gz), each of which gives its 32 axial slices.
+        files: paths of PNGs, and of volumes (see `volumes.read_slices`), each of which gives its axial slices.
         size: side in pixels.
 
     Returns:
@@ -446,29 +453,29 @@ def read_images(files, size):
     Raises:
         InputError: if a file cannot be used.
     """
-    found, names = [], set()
+    read, names = [], set()
     for path in map(Path, files):
-        stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+        stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$|\.(mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
         name = next(name for number in range(1, len(files) + 1)
                     if (name := stem if number == 1 else f"{stem}_{number}") not in names)
         if not path.is_file():
             raise InputError(f"{path} is not a file; give PNG images or NIfTI volumes.")
-        if path.name.lower().endswith((".nii", ".nii.gz")):
+        if path.name.lower().endswith(volumes.VOLUME_ENDINGS):
             try:
-                images = volumes.axial_slices(volumes.read_volume(path))
+                images, notes = volumes.read_slices(path)
             except ValueError as error:
-                raise InputError(f"{path} cannot be used as a volume ({error}); give another.") from error
-            positions, done = list(range(len(images))), [f"{len(images)} axial slices"]
+                raise InputError(f"{path} cannot be used as a volume: it {error}.") from error
+            positions, notes = list(range(len(images))), [f"{len(images)} axial slices", *notes]
         else:
-            image, done = read_png(path)
-            named = volumes.FILE_NAME.fullmatch(path.name)
-            known = named is not None and int(named[2]) < volumes.NUM_POSITIONS
-            images, positions = image[np.newaxis], [int(named[2]) if known else None]
+            image, notes = read_png(path)
+            match = volumes.FILE_NAME.fullmatch(path.name)
+            position = int(match[2]) if match and int(match[2]) < volumes.NUM_POSITIONS else None
+            images, positions = image[np.newaxis], [position]
         names |= {name, *(f"{name}_slice_{position}" for position in positions)}
-        images, resized = bring_to_size(images, size)
-        print(f"{path}: {', '.join([*done, *resized]) or 'taken as it is'}.")
-        found.append((name, str(path), images, positions))
-    return found
+        images, changes = fit_to_square(images, size)
+        print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
+        read.append((name, str(path), images, positions))
+    return read
 
 
 def read_png(path):
@@ -494,7 +501,7 @@ def read_png(path):
     return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
 
 
-def bring_to_size(images, size):
+def fit_to_square(images, size):
     """Brings images to the model's size: padded with black; resampled first if they are larger, or less than half as large.
 
     Args:

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import callbacks, devices, figures, metrics, runs, sampler, template, volumes
+from support import callbacks, devices, figures, metrics, optimizers, orientation, runs, sampler, template, volumes
 from support.cli import InputError
 from support.devices import print_on_chief
 from support.people import calibrate
@@ -34,6 +34,8 @@ from support.runs import Run
 DEFAULTS = {
     # data
     "limit": None,
+    "orientation": None,
+    "slice_spacing": None,
     # model
     "num_embeddings": 512,
     "embedding_dim": 16,
@@ -42,18 +44,19 @@ DEFAULTS = {
     "epochs": 20,
     "prior_epochs": 20,
     "batch_size": 8,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     # system
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 8, "prior_epochs": 4}
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "epochs": 4, "prior_epochs": 4}
+UNSET = {"limit": "all", "slice_spacing": "measured"}  # what None means
 # Not options. Saved in config.json; a run with other values cannot be resumed.
 CONSTANTS = {
     "warmup_steps": 60,  # of plain autoencoding before the codebook starts
     "rising_steps": 100,  # over which the learning rate rises to its peak
     "prior_batch_size": 8,
-    "prior_learning_rate": 2e-3,
+    "prior_learning_rate": 3e-3,
     "calibration_heads": 64,  # in each round, or as many as there are training people, if these are fewer
     "calibration_rounds": 2,
     "condition_dropout": dataset.CONDITION_DROPOUT,
@@ -72,13 +75,16 @@ def parse_arguments(argv):
             ("batch-size", int, 1, "B", "images per step of the VQ-VAE"),
             ("learning-rate", float, 1e-9, "R", "peak learning rate of the VQ-VAE"),
             ("num-embeddings", int, 2, "K", "codes in the codebook"), ("embedding-dim", int, 1, "D", "length of a code's vector"),
-            ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only")):
+            ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only"),
+            ("slice-spacing", float, 0.01, "MM", "between neighbouring slices")):
         key = name.replace("-", "_")
-        default = f" (default: {'all' if DEFAULTS[key] is None else DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
+        default = f" (default: {UNSET.get(key) or DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
         maximum = cli.MAX_SEED if key == "seed" else float("inf")
         parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
     parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
+    parser.add_argument("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
+                        help="where the front of the head lies in the pictures (default: measured)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,
                         help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, by its own settings")
@@ -124,21 +130,31 @@ def new_run(folder, arguments, options):
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **options}
     devices.check_precision(settings["mixed_precision"])
-    splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir)
+    front, frame = find_frame(data_dir, is_demo, settings)
+    splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir, front=front)
     train = splits["train"]
     vqvae = vqvae_arguments(train, settings)
     devices.global_batch(settings["batch_size"], len(train.images))
     prior = {"grid_size": vqvae["image_size"] // settings["downsample"], "num_embeddings": settings["num_embeddings"],
              "num_positions": volumes.NUM_POSITIONS, "slice_positions": np.unique(train.positions).tolist()}
-    frame = volumes.Frame(pixel_size=volumes.FRAME_WIDTH / vqvae["image_size"])
     config = {"settings": settings, "constants": CONSTANTS, "vqvae": with_defaults(modules.VQVAE, vqvae),
               "pixelcnn": with_defaults(modules.PixelCNN, prior),
               "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "fingerprints": dataset.fingerprints(splits),
-                       "front": "up", "frame": dataclasses.asdict(frame),
+                       "front": front, "frame": dataclasses.asdict(frame),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
               "machine": runs.machine(), "git_commit": runs.git_commit()}
     return Run(folder, config), splits
+
+
+def find_frame(data_dir, is_demo, settings):
+    """Which side of the slices is the front, or None, and their `volumes.Frame`: as stated or measured; prints a line of it."""
+    front, spacing = (settings["orientation"] or "").removeprefix("front-") or None, settings["slice_spacing"]
+    if is_demo and not front and not spacing:
+        return "up", volumes.Frame(pixel_size=volumes.FRAME_WIDTH / template.DEMO_IMAGE_SIZE)  # as it was simulated
+    front, frame, line = dataset.measure_frame(data_dir, settings["limit"], front, spacing)
+    print(line, flush=True)
+    return front, frame
 
 
 def with_defaults(model, arguments):
@@ -197,7 +213,7 @@ def matching_splits(arguments, run):
     folder = arguments.data_dir or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
         folder = template.make_demo_cohort()  # another machine than the one that began
-    splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir)
+    splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir, front=data["front"])
     if dataset.fingerprints(splits) != data["fingerprints"]:
         raise InputError(f"The data in {folder} are not those that {run.folder} began with; resume with the same data or start a "
                          "new run.")
@@ -376,13 +392,13 @@ def finished_epochs(run, name):
     return int(devices.broadcast(epochs))
 
 
-def adam(peak, total_steps):
-    """Adam whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
+def new_optimizer(peak, total_steps):
+    """`optimizers.Muon` whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
     steps = CONSTANTS["rising_steps"]
     rising = min(steps, total_steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(peak / steps, max(total_steps - rising, 1), alpha=0.02,
                                                       warmup_target=peak, warmup_steps=rising)
-    return devices.Adam(schedule, beta_2=0.99, global_clipnorm=1.0)
+    return optimizers.Muon(schedule, beta_2=0.99, global_clipnorm=1.0)
 
 
 def new_vqvae(run, steps_per_epoch):
@@ -390,7 +406,7 @@ def new_vqvae(run, steps_per_epoch):
     settings = run.settings
     vqvae = modules.VQVAE(**run.config["vqvae"], dtype=devices.precision(settings["mixed_precision"]))
     total = CONSTANTS["warmup_steps"] + steps_per_epoch * settings["epochs"]
-    vqvae.compile(adam(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
+    vqvae.compile(new_optimizer(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
     return vqvae
 
 
@@ -461,14 +477,32 @@ def train_vqvae(run, splits):
     return load_for_all(run.model_path("vqvae"), build)
 
 
+def start_embeddings(prior, codebook, seed):
+    """Starts the codes' input and output weights from a codebook, (K, D), so that similar codes begin alike.
+
+    All are random projections of the standardised codebook: what is learned of one code holds for its neighbours in
+    the codebook from the first step on.
+    """
+    rng = np.random.default_rng(seed)
+    codebook = np.asarray(codebook)
+    codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
+    length = codebook.shape[1]
+    for embedding in (prior.code_embedding, *prior.context_embeddings):
+        projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, prior.num_filters))
+        embedding.embeddings.assign(np.pad(projected, [[0, embedding.input_dim - len(codebook)], [0, 0]]))
+    kernel = prior.logits.layers[-1].kernel
+    kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
+
+
 def new_pixelcnn(run, vqvae, train_split, steps_per_epoch):
     """A PixelCNN for the codes of a VQ-VAE, with its optimiser, before any training."""
     settings = run.settings
     prior = modules.PixelCNN(**{**run.config["pixelcnn"], "codebook_digest": vqvae.quantizer.digest()},
                              dtype=devices.precision(settings["mixed_precision"]))
-    prior.start_embeddings(vqvae.quantizer.embeddings, run.seed)
+    start_embeddings(prior, vqvae.quantizer.embeddings, run.seed)
     prior.fit_people(dataset.head_pictures(train_split, vqvae.margin)[0])
-    prior.compile(adam(CONSTANTS["prior_learning_rate"], steps_per_epoch * settings["prior_epochs"]),
+    total = steps_per_epoch * settings["prior_epochs"]
+    prior.compile(new_optimizer(CONSTANTS["prior_learning_rate"], total),
                   steps_per_execution=devices.steps_per_execution(steps_per_epoch))
     return prior
 

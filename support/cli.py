@@ -3,25 +3,53 @@
 import argparse
 import contextlib
 import functools
+import importlib
+import io
 import json
 import os
 from pathlib import Path
+import shutil
+import signal
+import subprocess
 import sys
+import threading
 
 if sys.platform == "win32":
     sys.exit("This code runs on Linux, macOS and WSL2, not on Windows itself; see README.")
 
-# What other software has set must change neither the numbers nor the pictures. TensorFlow, Keras and matplotlib read these once,
-# when they are imported; so a script imports this file before them.
+# What other software has set must change neither the numbers nor the pictures. TensorFlow, Keras and matplotlib read these
+# settings once, when they are imported. So a script imports this file before them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for _name in [name for name in os.environ if name.startswith("KERAS_")]:
     del os.environ[_name]
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ["KERAS_HOME"] = os.devnull  # so Keras finds no keras.json, and writes none: float32 and channels_last, its defaults
+os.environ["KERAS_HOME"] = os.devnull  # no keras.json there: float32 and channels_last, Keras' defaults
 os.environ["MPLBACKEND"] = "Agg"  # no display needed
 
+# What TensorFlow 2.21 prints at each import. TF_CPP_MIN_LOG_LEVEL does not reach it.
+IMPORT_CHATTER = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could not find cuda drivers"
 MAX_SEED = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
 EXIT_INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
+
+
+def import_tensorflow():
+    """Imports TensorFlow without its lines of `IMPORT_CHATTER` on stderr; all other lines pass.
+
+    The filter is a process of its own, so that the last words of an import that crashes pass too.
+    """
+    if sys.stderr is None or shutil.which("grep") is None:
+        return
+    stderr = os.dup(2)
+    with subprocess.Popen(["grep", "-vE", IMPORT_CHATTER], stdin=subprocess.PIPE, stdout=stderr) as grep:
+        os.dup2(grep.stdin.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+import_tensorflow()
 
 
 class InputError(ValueError):
@@ -62,21 +90,50 @@ def number(kind, minimum, maximum=float("inf")):
 
 
 def exit_on_input_error(main):
-    """Wraps a script's main function: an `InputError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
+    """Wraps a script's main function: an `InputError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130.
+
+    What stdout and stderr cannot encode is printed with backslashes: a file name need not be text.
+    """
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            said = str(error).encode(errors="backslashreplace").decode()  # file names need not be text
-            print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("Stopped.", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def signal_handler(handler, *numbers):
+    """Handles some signals by `handler` inside it. In a thread Python allows no handlers: there nothing changes."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextlib.contextmanager
+def exit_on_signals(message):
+    """Ends the process with a line and exit status 130 if Ctrl-C or SIGTERM arrives inside it."""
+    try:
+        with signal_handler(signal.default_int_handler, signal.SIGTERM):
+            yield
+    except KeyboardInterrupt:
+        print(message, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -1,32 +1,34 @@
 """What depends on the machine: one GPU, several, several machines, and the precision of their arithmetic.
 
-The rest of the code is written as for one device. It is a file of its own because the networks (modules.py, prior.py) and the
-commands (train.py, predict.py) both need it, and because it leans on two private methods of Keras, which one wants to find in one place.
+The rest of the code is written as for one device. This is a file of its own because the networks and the commands both need
+it, and because it overrides three private methods of Keras: a new version of Keras has to be checked here only.
 
 References:
     TensorFlow: Distributed training. https://www.tensorflow.org/guide/distributed_training
 """
 
 import contextlib
+import faulthandler
 import functools
 import os
 from pathlib import Path
 import shutil
-import subprocess
-import sys
-import threading
+import signal
+import socket
+import time
 
 import keras
 from keras import layers
 import numpy as np
 import tensorflow as tf
 
-from support.cli import InputError
+from support.cli import exit_on_signals, InputError, signal_handler
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
+NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"
 CUDA_COMMAND = 'pip install "tensorflow[and-cuda]>=2.21,<2.22"'
-PATIENCE = 600  # seconds to wait for the other machines to start
-STEPS_AT_ONCE = 16  # at most, on a GPU: between them Python does not get a word in
+START_TIMEOUT = 600  # seconds to wait for the other machines of a cluster
+STEPS_AT_ONCE = 16  # at most, on a GPU: no callback can run between them
 SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
 
 
@@ -41,9 +43,11 @@ def prepare(exact=False):
             code here and there.
 
     Returns:
-        What it computes on, for people: "CPU", "GPU", "2 GPUs", ...
+        What it computes on, in words: "CPU", "GPU", "2 GPUs", "GPU of each of 2 machines", ...
+
+    Raises:
+        InputError: if TF_CONFIG describes no cluster.
     """
-    cluster()  # under Slurm it chooses this task's GPUs, before TensorFlow looks for them
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -54,7 +58,8 @@ def prepare(exact=False):
         if is_chief() and _is_gpu_idle():
             print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
                   f"To use the GPU: {CUDA_COMMAND}", flush=True)
-    return "CPU" if not gpus else "GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
+    device = "CPU" if not gpus else "GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
+    return f"{device} of each of {len(_machines())} machines" if cluster() else device
 
 
 def _is_gpu_idle():
@@ -93,7 +98,7 @@ def check_precision(mixed):
 
 @contextlib.contextmanager
 def layers_of(policy):
-    """Gives the layers made inside it a model's dtype policy: a saved model then comes back in the precision it was trained in."""
+    """Gives the layers made inside it a dtype policy: a saved model is loaded in the precision that it was trained in."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -120,31 +125,26 @@ def steps_per_execution(steps_per_epoch):
 # Several devices ------------------------------------------------------------------------------------------------------
 
 
-def _has_nvidia_gpus():
-    return shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
-
-
 @functools.cache
 def cluster():
-    """The resolver of the cluster that TF_CONFIG or a Slurm step of several tasks describes, or None.
+    """The resolver of the cluster that TF_CONFIG describes, or None without one, or if it has one machine only.
 
     Raises:
-        InputError: if what describes it cannot be understood.
+        InputError: if TF_CONFIG cannot be understood.
     """
+    if not os.environ.get("TF_CONFIG"):
+        return None
     try:
-        if os.environ.get("TF_CONFIG"):
-            resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-        elif (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
-            # Without GPUs the resolver has none to share out, and fails; so it is told of one for each task.
-            no_gpus = {} if _has_nvidia_gpus() else {"gpus_per_node": tasks, "gpus_per_task": 1, "auto_set_gpu": False}
-            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**no_gpus)
-        else:
-            return None
-        machines = sum(map(len, resolver.cluster_spec().as_dict().values()))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{'TF_CONFIG' if os.environ.get('TF_CONFIG') else 'The Slurm step'} describes no cluster "
-                         f"({_first_line(error)}); see README, Many devices.") from error
-    return resolver if machines > 1 else None
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        num_machines = sum(map(len, resolver.cluster_spec().as_dict().values()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"TF_CONFIG describes no cluster ({_first_line(error)}); {NO_CLUSTER}.") from error
+    return resolver if num_machines > 1 else None
+
+
+def _machines():
+    """The addresses of the cluster's machines."""
+    return sum(cluster().cluster_spec().as_dict().values(), [])
 
 
 def is_chief():
@@ -155,6 +155,12 @@ def is_chief():
     return "chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0
 
 
+def print_on_chief(text):
+    """Prints a line at once; on several machines the chief alone does."""
+    if is_chief():
+        print(text, flush=True)
+
+
 @functools.cache
 def strategy():
     """How the work is shared: all machines of the cluster, all GPUs of this one, or (with one or none) not at all.
@@ -162,7 +168,7 @@ def strategy():
     In a cluster it has to be made before any other TensorFlow operation.
     """
     if cluster():
-        return _wait_for_cluster()
+        return _join_cluster()
     gpus = tf.config.list_logical_devices("GPU")
     return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
 
@@ -178,36 +184,67 @@ def new_scope():
     return strategy().scope()
 
 
-def _wait_for_cluster():
-    machines = sum(cluster().cluster_spec().as_dict().values(), [])
-
-    def give_up():
-        print(f"Not all machines of {', '.join(machines)} have started within {PATIENCE // 60} minutes; look at the others.",
-              file=sys.stderr, flush=True)
-        os._exit(2)  # TensorFlow waits without end, and lets no signal through
-
-    timer = threading.Timer(PATIENCE, give_up)
-    timer.daemon = True
-    timer.start()
-    print(f"Waiting for all machines of {', '.join(machines)} ...", flush=True)
+def _join_cluster():
+    """The strategy of all machines of the cluster, once they are there."""
+    resolver = cluster()
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster())
-    except ValueError as error:
-        raise InputError(f"The cluster cannot be joined ({_first_line(error)}); see README, Many devices.") from error
+        own_address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
+        others = [address for address in _machines() if address != own_address]
+        _wait_for_machines(others, int(own_address.rpartition(":")[2]))
+        faulthandler.dump_traceback_later(START_TIMEOUT, exit=True)  # it needs no lock of Python's, which TensorFlow holds
+        with signal_handler(signal.SIG_DFL, signal.SIGINT):
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except InputError:
+        raise
+    except (ValueError, TypeError, LookupError, OSError) as error:
+        raise InputError(f"The cluster of TF_CONFIG cannot be joined ({_first_line(error)}); {NO_CLUSTER}.") from error
     finally:
-        timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
 
 
-def global_batch(wanted, available):
-    """The batch of all devices together: `wanted` rounded up to a multiple of their number, at most `available` items.
+def _wait_for_machines(addresses, own_port):
+    """Waits until the other machines of a cluster accept connections, as this one does meanwhile.
+
+    TensorFlow would wait too, but without end, and it holds Python's lock meanwhile: no signal handler could run.
+
+    Args:
+        addresses: list of "host:port".
+        own_port: the one at which the others look for this machine.
 
     Raises:
-        InputError: if there are fewer items than devices.
+        InputError: if a machine does not answer within `START_TIMEOUT` seconds.
+    """
+    print(f"Waiting for the other machines of TF_CONFIG: {', '.join(addresses)} ...", flush=True)
+    deadline = time.monotonic() + START_TIMEOUT
+    ipv6 = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    with exit_on_signals("Stopped."), socket.create_server(("", own_port), family=family, dualstack_ipv6=ipv6):
+        while addresses := [address for address in addresses if not _accepts_connections(address)]:
+            if time.monotonic() > deadline:
+                raise InputError(f"No answer within {START_TIMEOUT} seconds from {', '.join(addresses)}, which TF_CONFIG "
+                                 f"names; {NO_CLUSTER}.")
+            time.sleep(0.5)
+
+
+def _accepts_connections(address):
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def global_batch(batch_size, num_images):
+    """The batch size of all devices together: rounded up to a multiple of their number, at most the number of images.
+
+    Raises:
+        InputError: if there are fewer images than devices.
     """
     replicas = strategy().num_replicas_in_sync
-    if available < replicas:
-        raise InputError(f"{available} training images cannot be shared out among {replicas} devices; use fewer of them.")
-    return min(-(-wanted // replicas), available // replicas) * replicas
+    if num_images < replicas:
+        raise InputError(f"{num_images} training images cannot be shared out among {replicas} devices; use fewer of them.")
+    return min(-(-batch_size // replicas), num_images // replicas) * replicas
 
 
 def _alone():
@@ -215,7 +252,7 @@ def _alone():
 
 
 def replica():
-    """The number of this replica, an int32 tensor, or 0 where there is one or none is meant."""
+    """The number of this replica, an int32 tensor, or 0 without a strategy."""
     return 0 if _alone() else tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
@@ -252,7 +289,7 @@ def _over_machines(of_chief):
     """A function that adds float64 (N,) over all replicas; or, of the chief alone, gives the chief's to all."""
 
     def one(values):
-        # The first replica of all is the chief's. (A bare argument has no device, without which TensorFlow cannot add it up.)
+        # Replica 0 belongs to the chief. (tf.identity: all_reduce needs a tensor with a device.)
         own = tf.where(tf.equal(replica(), 0), values, tf.zeros_like(values)) if of_chief else tf.identity(values)
         return sum_over_replicas(own)
 
@@ -283,7 +320,7 @@ def broadcast_text(text):
 
 @contextlib.contextmanager
 def fail_together():
-    """Ends all machines of a cluster where one of them is refused its input; every one has to pass here.
+    """Ends all machines of a cluster if one of them raises an `InputError` inside it. All have to enter it.
 
     Raises:
         InputError: on the others.
@@ -321,26 +358,7 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def cluster_size():
-    """" of 2 machines", say, or nothing without a cluster."""
-    return f" of {sum(map(len, cluster().cluster_spec().as_dict().values()))} machines each" if cluster() else ""
-
-
 # What Keras lacks -----------------------------------------------------------------------------------------------------
-
-
-@keras.saving.register_keras_serializable(PACKAGE)
-class Adam(keras.optimizers.Adam):
-    """Adam that clips the norm of the whole batch's gradient, as one device would; Keras' own clips each replica's part.
-
-    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean. Keras adds up
-    what is returned here.
-    """
-
-    def _clip_gradients(self, grads):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        mean = [grad / replicas for grad in sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])]
-        return [grad / replicas for grad in super()._clip_gradients(mean)]
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -357,11 +375,11 @@ class Dropout(layers.Dropout):
 
 
 class Distributed:
-    """Mends `fit` for Keras 3.15 (hence its pin). Goes before `keras.Model` in the bases.
+    """Works around two bugs of `fit` in Keras 3.15 (hence its pin). Goes before `keras.Model` in the bases.
 
-    Keras builds the optimiser inside the first step, which is then traced twice; it is built before, with or without a strategy.
-    Keras builds models by averaging a first batch over the replicas, which fails where their parts differ in size; and it
-    averages the logs of several machines over an axis that scalars do not have.
+    Keras builds a model on a first batch that it averages over the replicas, which fails if their parts differ in size; and it
+    averages the logs of several machines over an axis that scalars do not have. It also builds the optimiser inside the first
+    step, which is then traced twice: here it is built before.
     """
 
     @property
@@ -385,7 +403,7 @@ class Distributed:
         run = tf.function(lambda data: share.run(step, args=(data,)), reduce_retracing=True)
 
         def one_step(iterator):
-            # The logs of one replica show how it goes; those of an epoch come from the metrics, which are synchronised.
+            # The logs of a step are one replica's; those of an epoch come from the metrics, which are synchronised.
             return {name: share.experimental_local_results(value)[0] for name, value in run(next(iterator)).items()}
 
         return one_step

@@ -305,7 +305,7 @@ def _prior_steps(prior):
     codes_left = max(block.codes_left for block in prior.blocks)
     dense = [str(layer.units) for layer in prior.logits.layers if isinstance(layer, layers.Dense)]
     return [f"embeddings of {prior.num_filters}",
-            f"{len(prior.context_convs) // 2} residual blocks for the slices below",  # of two convolutions each
+            f"{_steps(prior.context_blocks).count('residual block')} residual blocks for the slices below",
             f"{len(prior.blocks)} gated blocks, {rows_up} row{'s' if rows_up > 1 else ''} up,",
             f"up to {codes_left} codes to the left",
             f"{len(prior.attentions)} axial attentions",

@@ -51,8 +51,6 @@ HEAD_MEANINGS = {
     "correlation_8_apart": "correlation of slices 8 apart",
     "copy_test": "C_T of whole heads: well below 0 for copies",
     "nearest_over_second": "distance of the nearest training person over that of the second nearest: 0 for a copy",
-    "told_apart_slices": "how well a judge of slices tells them from people: 0.5 not at all, 1 always",
-    "told_apart_heads": "the same of whole heads",
 }
 STATISTICS = {"dark": "dark share (ventricles, fissures)", "dark_fraction": "dark share (ventricles, fissures)",
               "volume": "size of the brain", "brain_area": "size of the brain", "symmetry": "symmetry",

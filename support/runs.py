@@ -191,6 +191,25 @@ class Run:
             unfinished.replace(self.model_path(name))
 
 
+def read_model_file(path, load):
+    """What `load()` returns, which reads a .keras file.
+
+    Raises:
+        ValueError: in one line, if it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # Keras reads weights by seeking, where Python (from 3.13 on) checks no sum
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
+        return load()
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise  # not the file's fault
+    except Exception as error:  # a file from a stranger may fail in any way
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
+
+
 def default_folder():
     """Where a run goes for which no folder was given."""
     return Path(time.strftime("runs/%Y%m%d-%H%M%S"))

@@ -90,7 +90,7 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
 
     start = (0, tf.zeros((batch, 1, size, filters), places.dtype),
              [tf.zeros((batch, block.rows_up, size, filters), places.dtype) for block in prior.blocks],
-             [tf.zeros((batch, size, size, filters), places.dtype) for _ in prior.attentions],
+             [tf.zeros((batch, size, size, 2 * filters), places.dtype) for _ in prior.attentions],
              tf.TensorArray(tf.int32, size, element_shape=(positions.shape[0], size)))
     codes = tf.while_loop(lambda row, *_: row < size, sample_row, start)[-1]
     return tf.transpose(codes.stack(), (1, 0, 2))
@@ -105,7 +105,7 @@ def _vertical_row(prior, vertical, condition, row, windows, keys):
         condition: (B, 1, 1, F).
         row: its number.
         windows: of each block, the features of the rows before that it can see, (B, k // 2, g, F).
-        keys: of each attention, those of the g rows before, (B, g, g, F).
+        keys: of each attention, keys and values of the g rows before, (B, g, g, 2F).
 
     Returns:
         (the row's last features; of each block, what the horizontal stack takes of it; windows and keys of the next row).
@@ -115,12 +115,12 @@ def _vertical_row(prior, vertical, condition, row, windows, keys):
         if attention := prior.attention_before(index):
             above = keys[len(new_keys)]
             mask = tf.range(prior.grid_size + 1) >= prior.grid_size - row  # the `row` last keys, and its own
-            vertical, own_keys = attention(vertical, above, mask[tf.newaxis, tf.newaxis])
+            vertical, own_keys = attention(vertical, above, mask[tf.newaxis])
             new_keys.append(tf.concat([above[:, 1:], own_keys], axis=1))
         window = tf.concat([before, vertical], axis=1)
         new_windows.append(window[:, 1:])
         window = tf.pad(window, [[0, 0], [0, 0], [block.rows_up, block.rows_up], [0, 0]])
-        vertical, features = block.vertical(window, condition)
+        vertical, features = block.vertical(vertical, window, condition)
         from_vertical.append(features)
     return vertical, from_vertical, new_windows, new_keys
 
@@ -131,7 +131,7 @@ def _horizontal_code(prior, horizontal, condition, column, from_vertical, window
     for block, before, features in zip(prior.blocks, windows, from_vertical):
         window = tf.concat([before, horizontal], axis=2)
         new_windows.append(window[:, :, 1:])
-        horizontal = block.horizontal(window, tf.gather(features, [column], axis=2), condition)
+        horizontal = block.horizontal(horizontal, window, tf.gather(features, [column], axis=2), condition)
     return horizontal, new_windows
 
 
@@ -221,7 +221,9 @@ def _slices_of_heads(prior, sampler, indices, seed, temperature, persons, stream
 
 def _batch_size(prior, wanted, count):
     noise_bytes = 4 * prior.grid_size ** 2 * prior.num_embeddings
-    return max(1, min(wanted or samples_at_once(noise_bytes), count))
+    size = max(1, min(wanted or samples_at_once(noise_bytes), count))
+    num_batches = max(1, -(-count // size))
+    return max(1, -(-count // num_batches))  # batches of one size, so that little has to be filled up
 
 
 # Exported models ------------------------------------------------------------------------------------------------------

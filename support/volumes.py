@@ -1,10 +1,13 @@
-"""Whole heads and the slices of them: the OASIS-1 release, and NIfTI volumes in and out.
+"""Whole heads and the slices of them: the OASIS-1 release, and volumes in and out.
 
 All end as the same three folders of PNG slices, which `dataset.py` reads.
 """
 
+import collections
 import csv
 import dataclasses
+import glob
+import os
 from pathlib import Path
 import re
 import shutil
@@ -12,6 +15,7 @@ import tempfile
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 from tqdm import tqdm
 
 from support.cli import InputError, report_write_errors
@@ -20,8 +24,25 @@ SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
 SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 FRAME_WIDTH = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
-MOST_LABELS = 128  # different values of a segmentation; FreeSurfer's of cortex and nuclei has 113, a picture hundreds
+LOWEST_SLICE = 86  # mm below the top of the head
+SIDE = FRAME_WIDTH  # pixels of 1 mm of the slices that are cut from volumes
+MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axis
+MAX_LENGTH = 1000  # mm along an axis
+MIN_HEAD_AREA = 2000  # mm2 of head in each slice; a brain has three times as much
+MAX_TOP_AREA = 4000  # mm2 of head in the topmost plane; more of it, and the top is about 1 cm higher
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png")
+VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")  # of what `read_slices` reads, or says how to convert
+
+# How data sets name people: ADNI, IXI, OASIS 1 to 4, BIDS. The first that occurs in a path counts.
+PERSON_NAMES = tuple(map(re.compile, (r"(?<!\d)\d{3}_S_\d{4}(?!\d)", r"IXI\d{3}(?!\d)", r"OAS(?:\d_\d{4}|\d{5})(?!\d)",
+                                      r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")))
+# Words of file names that tell the contrast; where there are several, the last counts ("PD_017_T1": a patient of that name).
+T1_NAMES = r"t1|t1w|t1n|unit1|mp-?rage|mpr|spgr|fspgr"
+OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri|asl|cbf|swi|mra|tof|angio"
+               r"|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer|scout")
+CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
+
+OUR_HEAD = "brain-vqvae head; "  # how the description of a volume begins that `write_nifti` wrote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +67,23 @@ def slice_file(folder, split, case, position):
     return Path(folder) / f"keras_png_slices_{split}" / f"case_{case:03d}_slice_{position}.nii.png"
 
 
-# From volumes to slices -----------------------------------------------------------------------------------------------
+# Finding volumes, and whose they are ----------------------------------------------------------------------------------
+
+
+def _walk(root):
+    """Yields each folder from `root` down as (Path, names of its files), sorted.
+
+    Links to folders are followed, each real folder is visited once, and hidden files (such as the ._* of macOS) are left out.
+    """
+    visited = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(folder), sorted(name for name in files if not name.startswith("."))
 
 
 def find_oasis1(folder):
@@ -58,141 +95,382 @@ def find_oasis1(folder):
         ([(person, path)], [reasons for what was skipped]); the person of session OAS1_0001_MR2 is OAS1_0001.
     """
     found, skipped = [], []
-    for atlas in sorted(Path(folder).rglob("PROCESSED/MPRAGE/T88_111")):
+    for atlas, files in _walk(folder):
+        if atlas.parts[-3:] != ("PROCESSED", "MPRAGE", "T88_111"):
+            continue
         session = atlas.parents[2].name
-        headers = sorted(atlas.glob("*_t88_masked_gfc.hdr")) or sorted(atlas.glob("*_t88_gfc.hdr"))
+        headers = ([name for name in files if name.endswith("_t88_masked_gfc.hdr")]
+                   or [name for name in files if name.endswith("_t88_gfc.hdr")])
         if not headers:
             skipped.append(f"{session}: no *_t88_masked_gfc.hdr nor *_t88_gfc.hdr in {atlas}")
         else:
-            found.append((re.sub(r"_MR\d+$", "", session), headers[0]))
+            found.append((re.sub(r"_MR\d+$", "", session), atlas / headers[0]))
     return found, skipped
 
 
-def find_nifti(folder, pattern=None):
-    """Lists the T1-weighted NIfTI volumes below a folder, as `find_oasis1`.
+def find_nifti(folder, pattern=None, person_pattern=None):
+    """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder, as `find_oasis1`.
 
-    Left out are folders named derivatives, masks and segmentations by name (`read_volume` refuses the others) and, where some
-    files have the BIDS suffix T1w, those that have not. The person is what a BIDS name (sub-NAME_...) or an OASIS name
-    (OAS1_NNNN_...) says, else the whole name.
+    Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices` refuses the masks
+    and segmentations that are not named so); and, where some files are named T1, those that are not.
 
     Args:
         folder: where to look.
         pattern: a glob relative to it, which decides in place of these rules.
+        person_pattern: a regular expression whose one group, found in the path below the folder, is the person. By default
+            what `PERSON_NAMES` find, else the folder that `_person_level` finds, else the file's name.
 
     Raises:
-        InputError: if there can be no such pattern.
+        InputError: if one of the patterns cannot be used.
     """
     folder = Path(folder)
-    names = {path: path.name.removesuffix(".gz").removesuffix(".nii")
-             for path in sorted((*folder.rglob("*.nii"), *folder.rglob("*.nii.gz")))}
-    if pattern is None:
-        reasons = {path: _why_no_head(path.relative_to(folder), name) for path, name in names.items()}
-        some_t1w = any(name.endswith("_T1w") and not reasons[path] for path, name in names.items())
-    else:
-        try:
-            matching = set(folder.glob(pattern))
-        except (NotImplementedError, ValueError) as error:
-            raise InputError(f"--pattern {pattern!r} cannot be used ({error}); give one like '**/*_T1w.nii.gz'.") from error
-        reasons = {path: None if path in matching else "does not match --pattern" for path in names}
-        some_t1w = False
-    found, skipped = [], []
-    for path, name in names.items():
-        reason = reasons[path] or ("is not named T1w, as others here are" if some_t1w and not name.endswith("_T1w") else None)
-        if reason:
-            skipped.append(f"{path}: {reason}")
+    paths, skipped = [], []
+    for place, files in _walk(folder):
+        paths += [place.relative_to(folder) / name for name in files
+                  if name.lower().endswith(VOLUME_ENDINGS) and not name.lower().endswith((".img", ".dcm"))]
+        if any(_is_dicom(place / name) for name in files if Path(name).suffix.lower() in (".dcm", ".ima", "")):
+            skipped.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
+    matching = None if pattern is None else _matching(folder, pattern)
+    some_t1 = any(_is_t1(path) and not _why_no_head(path) for path in paths)
+    people = _people(paths, person_pattern)
+    found = []
+    for path, person in zip(paths, people):
+        if matching is not None:
+            reason = None if path in matching else "does not match --pattern"
         else:
-            named = re.match(r"sub-[A-Za-z0-9]+|OAS\d_\d{4}", path.name)
-            found.append((named[0] if named else name, path))
+            reason = _why_no_head(path) or ("is not named T1, as others here are" if some_t1 and not _is_t1(path) else None)
+        if not reason and not person:
+            reason = "has no person that --person-pattern finds"
+        if reason:
+            skipped.append(f"{folder / path}: {reason}")
+        else:
+            found.append((person, folder / path))
     return found, skipped
 
 
-def _why_no_head(path, name):
-    """Why a file is no picture of a head, by its path below the folder of volumes and its name; None if it may be one."""
+def _is_dicom(path):
+    """Whether a file has the mark of DICOM, in bytes 128 to 131."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _matching(folder, pattern):
+    """The paths relative to `folder` that a glob matches, a set."""
+    if not pattern or os.path.isabs(pattern):
+        raise InputError(f"--pattern {pattern!r} cannot be used; give one relative to the folder, like '**/*_T1w.nii.gz'.")
+    return set(map(Path, glob.glob(pattern, root_dir=folder, recursive=True)))
+
+
+def _stem(path):
+    """A volume's name without .nii and the like."""
+    return re.sub(r"\.(nii|nii\.gz|mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
+
+
+def _contrast(name):
+    """The match of the last word of a name that tells the contrast, group 1 of it for T1; or None."""
+    return collections.deque([None, *CONTRAST.finditer(name)], maxlen=1).pop()
+
+
+def _is_t1(path):
+    contrast = _contrast(_stem(path))
+    return contrast is not None and contrast[1] is not None
+
+
+def _why_no_head(path):
+    """Why a file is no T1-weighted picture of a head, by its path below the folder of volumes; None if it may be one."""
+    name = _stem(path)
     if "derivatives" in path.parts[:-1]:
         return "lies in a derivatives folder"
     if re.search(r"(mask|seg|labels?)$", name, re.IGNORECASE):
         return "is a mask or a segmentation by its name"
+    if re.search(r"_ce-[a-z]", name, re.IGNORECASE):
+        return "was taken with a contrast agent by its name"
+    for part in (name, *reversed(path.parts[:-1])):  # the name of the file itself comes before those of its folders
+        contrast = _contrast(part)
+        if contrast:
+            return None if contrast[1] else f"is {contrast[0]} by its name, not T1"
     return None
 
 
-def read_volume(path):
-    """Reads a volume, turns it to RAS (x to the right, y to the front, z up) and resamples it to 1 mm.
+def _people(paths, pattern=None):
+    """The person of each path, a list of texts; None where `pattern`, a regular expression, finds none."""
+    if pattern is not None:
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"--person-pattern {pattern!r} is no regular expression ({error}); "
+                             "give one like 'patient_([0-9]+)'.") from error
+        if regex.groups != 1:
+            raise InputError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the person alone, "
+                             "like 'patient_([0-9]+)'.")
+        matches = [regex.search(path.as_posix()) for path in paths]
+        return [match[1] if match else None for match in matches]
+    names = [next((match[0] for regex in PERSON_NAMES if (match := regex.search(path.as_posix()))), None) for path in paths]
+    level = _person_level([path for path, name in zip(paths, names) if name is None])
+    folders = [path.parts[:-1] if level is None else path.parts[:-1][:level + 1] for path in paths]
+    return [name or ("/".join(folder) if level is not None and len(folder) > level else _stem(path))
+            for path, name, folder in zip(paths, names, folders)]
+
+
+def _person_level(paths):
+    """How deep below the root the folders lie that tell people apart: 0 for the first level; None if no level does.
+
+    It is the first level at which most files have a namesake: the same path below another folder of that level (as in
+    SUBJECT/mri/T1.mgz). Where no level has that, the first at which the same file names lie anywhere below the other folder.
+    """
+    deepest = max((len(path.parts) - 1 for path in paths), default=0)
+    for first_part in (lambda level: level + 1, lambda level: -1):
+        for level in range(deepest):
+            deep = [path.parts for path in paths if len(path.parts) > level + 1]
+            keys = [(parts[:level], parts[first_part(level):]) for parts in deep]
+            folders = collections.defaultdict(set)
+            for parts, key in zip(deep, keys):
+                folders[key].add(parts[level])
+            if 2 * sum(len(folders[key]) > 1 for key in keys) > len(deep):
+                return level
+    return None
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_slices(path):
+    """Reads the axial slices of a head from a volume that nibabel reads.
+
+    A head that `write_nifti` wrote gives its slices as they are; of any other, `axial_slices` are cut.
 
     Returns:
-        float32 (x, y, z).
+        (uint8 (N, S, S), what is to be said of the file, a list of texts). N is 32 and S 256, unless it is such a head.
 
     Raises:
-        ValueError: if it is damaged, not of three dimensions, without contrast, or a mask or another volume of labels.
+        ValueError: if the volume cannot be used. Its text says why, to be put behind the path: "is gzipped; ...".
     """
-    import nibabel  # slow to import, and needed here alone
-    from nibabel.processing import resample_to_output
-
     try:
-        image = nibabel.squeeze_image(nibabel.load(path))
-        if len(image.shape) != 3:
-            raise ValueError(f"has {len(image.shape)} dimensions, not 3")
-        values = np.unique(image.dataobj)
-        if 1 < len(values) <= MOST_LABELS and (values == np.round(values)).all():
-            raise ValueError(f"holds labels, not a picture ({len(values)} different whole numbers)")
-        image = nibabel.as_closest_canonical(image)
-        if not np.allclose(image.header.get_zooms(), 1, atol=1e-3):
-            image = resample_to_output(image, 1.0, order=1)
-        volume = np.asarray(image.dataobj, np.float32)
+        image, notes = _open(Path(path))
+        slices = _own_slices(image)
+        if slices is not None:
+            return slices, ["a head that predict.py wrote, its slices taken as they are"]
+        volume = _to_ras(image, notes)
+        return axial_slices(volume), notes
     except Exception as error:  # a damaged volume may fail in any way
         raise ValueError(str(error).splitlines()[0] if str(error) else repr(error)) from error
-    if not np.isfinite(volume).all() or np.ptp(volume) == 0:
-        raise ValueError("holds no picture (constant, or not finite)")
+
+
+def _open(path):
+    """Opens a volume and checks what its header says.
+
+    Returns:
+        (a `nibabel.Nifti1Image` of three axes along RAS as closely as its voxels go, in mm; notes, a list of texts).
+    """
+    import nibabel  # slow to import, and needed here alone
+
+    if _is_dicom(path):
+        raise ValueError("is DICOM; convert its series to NIfTI with dcm2niix")
+    with open(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b" and path.suffix.lower() == ".nii":
+            raise ValueError("is gzipped, which its name does not say; rename it to .nii.gz")
+    with nibabel.imageglobals.LoggingOutputSuppressor():
+        stored = nibabel.load(path)
+    header, shape, dtype = stored.header, tuple(map(int, stored.shape)), stored.get_data_dtype()
+    if len(shape) < 3 or max(shape[3:], default=1) > 1:
+        raise ValueError(f"has {len(shape)} dimensions ({' x '.join(map(str, shape))}), not 3; give one volume")
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise ValueError(f"has {' x '.join(map(str, shape))} voxels by its header, too many for a head; correct or resample it")
+    if dtype.names:
+        raise ValueError("is in colour (RGB); give the gray volume that it was made from")
+    if dtype.kind == "c":
+        raise ValueError("holds complex numbers; save their magnitude")
+    affine, notes = stored.affine, []
+    if isinstance(header, nibabel.Nifti1Header):
+        unit = {1: "metre", 3: "micron"}.get(int(header["xyzt_units"]) % 8)
+        if unit:
+            affine = np.diag([*[{"metre": 1e3, "micron": 1e-3}[unit]] * 3, 1]) @ affine
+            notes.append(f"its lengths are in {unit}s by its header")
+        if not header["qform_code"] and not header["sform_code"]:
+            notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
+    if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
+        raise ValueError("has a singular affine: its header does not say how its voxels lie; correct its sform or qform")
+    zooms = nibabel.affines.voxel_sizes(stored.affine)
+    if not np.allclose(zooms, header.get_zooms()[:3], rtol=0.01):
+        notes.append("its affine and its pixdim differ: the voxels are taken as the affine says")
+    data = np.asarray(stored.dataobj).reshape(shape[:3])
+    image = nibabel.Nifti1Image(data, affine, header if isinstance(header, nibabel.Nifti1Header) else None, dtype=data.dtype)
+    return nibabel.as_closest_canonical(image), notes
+
+
+def _own_slices(image):
+    """The slices, uint8 (N, S, S), of a volume that `write_nifti` wrote, by its description and its shape; None of another."""
+    width, height, count = image.shape
+    if (not bytes(image.header["descrip"].item()).startswith(OUR_HEAD.encode()) or width != height or count > NUM_POSITIONS
+            or image.dataobj.dtype != np.uint8 or not np.allclose(image.affine[:3, :3], np.diag(image.header.get_zooms()))):
+        return None
+    return np.ascontiguousarray(np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1])
+
+
+def _to_ras(image, notes):
+    """Turns a volume to RAS (x to the right, y to the front, z up) and resamples it to 1 mm, by its affine alone.
+
+    Args:
+        image: a `nibabel.Nifti1Image`, as `_open` gives it.
+        notes: a list of texts, to which it adds.
+
+    Returns:
+        float32 (x, y, z), finite.
+
+    Raises:
+        ValueError: if it holds no picture, or is larger than a head can be.
+    """
+    import nibabel
+    from nibabel.processing import resample_from_to
+
+    shape, affine = nibabel.spaces.vox2out_vox((image.shape, image.affine), (1, 1, 1))
+    if max(shape) > MAX_LENGTH or np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise ValueError(f"is {' x '.join(f'{length:,}' for length in shape)} mm large by its header; correct its voxel sizes")
+    volume = np.asarray(image.dataobj, np.float32)
+    finite = np.isfinite(volume)
+    if not finite.all():
+        # Outside of the head they are background; between the numbers of a row they are not outside.
+        between = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
+        if 2 * finite.sum() <= between.sum():
+            raise ValueError("holds no picture (most of its voxels are not numbers)")
+        notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
+        volume = np.where(finite, volume, min(0, volume[finite].min()))
+    if np.ptp(volume) == 0:
+        raise ValueError("holds no picture (constant)")
+    low, high = _levels(volume)
+    equal = _equal_neighbours(volume, low + 0.1 * (high - low))
+    if equal > 0.6:
+        raise ValueError(f"holds labels, not a picture ({equal:.0%} of neighbouring voxels are equal)")
+    if not np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
+        outside = min(0, float(volume.min()))
+        volume = np.asarray(resample_from_to(nibabel.Nifti1Image(volume, image.affine), (shape, affine), 1, cval=outside).dataobj)
     return volume
 
 
+def _levels(volume):
+    """The brightness of background and of bright tissue: the 1st percentile, and the 99.5th of what is brighter than that."""
+    low = np.percentile(volume, 1)
+    brighter = volume[volume > low]
+    if not brighter.size:
+        raise ValueError("holds no picture (nearly constant)")
+    return low, np.percentile(brighter, 99.5)
+
+
+def _equal_neighbours(volume, threshold):
+    """The share of equal pairs among neighbours above a threshold, along the axis where it is smallest.
+
+    Of labels most neighbours are equal, whatever their number; of a picture few, by its noise.
+    """
+    shares = []
+    for axis in range(3):
+        turned = np.moveaxis(volume, axis, 0)
+        pairs = (turned[1:] > threshold) & (turned[:-1] > threshold)
+        shares.append((turned[1:] == turned[:-1])[pairs].mean() if pairs.any() else 1.0)
+    return min(shares)
+
+
+def head_region(volume, low, high):
+    """Finds the head: the largest connected, smoothed region above the noise of the corners.
+
+    A voxel counts if it is brighter than a tenth of the range (Smith 2002, BET) and than the noise in the upper corners, where
+    no head reaches. Smoothed is what counts, not brightness: by the majority among 5 x 5 x 5 voxels, so that edges stay where
+    they are. Where noise is as bright as tissue (the "UNI" images of MP2RAGE), a voxel counts if its neighbours differ by less
+    than half of what they do in the corners.
+
+    Args:
+        volume: float32 (x, y, z), voxels of 1 mm, RAS.
+        low, high: the brightness of its background and of bright tissue, as `_levels` gives it.
+
+    Returns:
+        bool (x, y, z); all False if there is none.
+    """
+    x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * length) for length in volume.shape)]
+    corners = np.abs(x) + np.abs(y) + z > 2  # an ellipsoid that fills the volume reaches 1.73
+    corners &= volume > volume.min()  # not what was filled in: around a brain, or beyond a tilted field of view
+    air = volume[corners] if corners.mean() > 0.02 else np.array([low])  # 2 %: a quarter of the four corners
+    level = np.median(air)
+    noise = level + 1.5 * 1.4826 * np.median(np.abs(air - level))  # 1.5 standard deviations, whatever else lies there
+    if noise < (low + high) / 2:
+        inside = ndimage.uniform_filter((volume > max(noise, low + 0.1 * (high - low))).astype(np.float32), 5) > 0.5
+    else:
+        differences = sum(np.abs(np.diff(volume, axis=axis, append=np.take(volume, [-1], axis))) for axis in range(3))
+        differences = ndimage.uniform_filter(differences, 5)
+        inside = differences < 0.5 * np.median(differences[corners])
+    labels, count = ndimage.label(inside)
+    return labels == 1 + np.bincount(labels.ravel())[1:].argmax() if count else inside
+
+
 def axial_slices(volume):
-    """Cuts a volume as `read_volume` gives it into the slices of the PNG set.
+    """Cuts a volume into the slices of the PNG set.
 
     32 slices 1.4 mm apart, the lowest 86 mm below the top of the head (of the brain, where that was cut out): in an average
-    brain, from 8 mm below the anterior commissure upwards. Intensities are scaled from the volume's 1st percentile to the
-    99.5th of what is brighter than that, and clipped.
+    brain, from 8 mm below the anterior commissure upwards. Intensities are scaled between the two `_levels` and clipped.
+
+    Args:
+        volume: float32 (x, y, z), voxels of 1 mm, RAS.
 
     Returns:
         uint8 (32, 256, 256): front up, the head's left side on the left, zero-padded.
 
     Raises:
-        ValueError: if the volume does not reach low enough, or what it shows is wider than 256 mm.
+        ValueError: if no head is found, it is cut off, or it is wider than 256 mm.
     """
-    low = np.percentile(volume, 1)
-    if not (volume > low).any():
-        raise ValueError("holds no picture (nearly constant)")
-    high = np.percentile(volume[volume > low], 99.5)
-    scaled = ((volume - low) / (high - low)).clip(0, 1)
-    # The top: the highest slice with a square centimetre of something a tenth as bright as the brightest.
-    top = np.flatnonzero((scaled > 0.1).sum(axis=(0, 1)) >= 100)
-    heights = np.round((top[-1] if top.size else 0) - 86 + SLICE_SPACING * np.arange(NUM_POSITIONS)).astype(int)
+    low, high = _levels(volume)
+    head = head_region(volume, low, high)
+    areas = head.sum(axis=(0, 1))
+    top = np.flatnonzero(areas >= 100)  # a square centimetre
+    if not top.size:
+        raise ValueError("shows no head (nothing stands out from its noise)")
+    if areas[-1] > MAX_TOP_AREA:
+        raise ValueError("is cut off below the top of the head, from which heights are measured")
+    heights = np.round(top[-1] - LOWEST_SLICE + SLICE_SPACING * np.arange(NUM_POSITIONS)).astype(int)
     if heights[0] < 0:
-        raise ValueError(f"ends {-heights[0]} mm too high: 86 mm below the top of the head are needed")
-    slices = scaled[:, ::-1, heights].transpose(2, 1, 0)
-    for axis in (1, 2):
-        surplus = slices.shape[axis] - 256
-        if surplus > 0:
-            before, kept = np.split(slices, [surplus // 2], axis)
-            slices, after = np.split(kept, [256], axis)
-            if max(before.max(initial=0), after.max(initial=0)) > 0.1:
-                raise ValueError(f"shows more than 256 mm along {'y' if axis == 1 else 'x'}")
-    widths = [(0, 0), *(((256 - length) // 2, (257 - length) // 2) for length in slices.shape[1:])]
-    return np.pad(np.round(slices * 255).astype(np.uint8), widths)
+        raise ValueError(f"ends {-heights[0]} mm too high: {LOWEST_SLICE} mm below the top of the head are needed")
+    if areas[heights].min() < MIN_HEAD_AREA:
+        raise ValueError(f"shows no head where the slices lie: less than {MIN_HEAD_AREA // 100} cm2 in "
+                         f"{(areas[heights] < MIN_HEAD_AREA).sum()} of {NUM_POSITIONS}")
+    slices = np.round(((volume[:, ::-1, heights] - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8).transpose(2, 1, 0)
+    head = head[:, ::-1, heights].transpose(2, 1, 0)
+    for axis, name in ((1, "y"), (2, "x")):
+        surplus = max(0, slices.shape[axis] - SIDE)
+        window = slice(surplus // 2, surplus // 2 + SIDE)
+        if np.delete(head, window, axis).any():
+            raise ValueError(f"shows more than {SIDE} mm along {name}")
+        slices, head = (np.moveaxis(np.moveaxis(array, axis, 0)[window], 0, axis) for array in (slices, head))
+    widths = [(0, 0), *(((SIDE - length) // 2, (SIDE + 1 - length) // 2) for length in slices.shape[1:])]
+    return np.pad(slices, widths)
 
 
-def write_nifti(slices, path):
-    """Writes axial slices, uint8 (N, height, width) as `axial_slices` cuts them, as one NIfTI volume.
+# Writing --------------------------------------------------------------------------------------------------------------
 
-    Its axes are RAS, its voxels 1 x 1 x 1.4 mm; the first slice lies 8 mm below the origin, whose height is roughly that of the
-    anterior commissure.
+
+def write_nifti(slices, path, frame):
+    """Writes axial slices as one NIfTI volume, which `read_slices` gives back to the bit.
+
+    Its axes are RAS if those of the slices are known, and its origin the middle of the slices, at `frame.lowest` below the
+    first: a convention, as the header's description says.
+
+    Args:
+        slices: uint8 (N, S, S), front up, the head's left side on the left, the lowest first.
+        path: the file, .nii or .nii.gz.
+        frame: a `Frame`.
     """
     import nibabel  # slow to import
 
     volume = slices[:, ::-1].transpose(2, 1, 0)
-    affine = np.diag([1, 1, SLICE_SPACING, 1])
-    affine[:3, 3] = -(volume.shape[0] - 1) / 2, -(volume.shape[1] - 1) / 2, -8
+    affine = np.diag([frame.pixel_size, frame.pixel_size, frame.spacing, 1])
+    affine[:2, 3] = -frame.pixel_size * (np.array(volume.shape[:2]) - 1) / 2
+    affine[2, 3] = frame.lowest
+    image = nibabel.Nifti1Image(volume, affine)
+    image.set_qform(affine, "aligned")
+    image.set_sform(affine, "aligned")
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = f"{OUR_HEAD}its origin is a convention{'' if frame.axes_known else ', its axes are unknown'}"
     unfinished = path.with_name(f".{path.name}")
-    nibabel.save(nibabel.Nifti1Image(volume, affine), unfinished)
+    nibabel.save(image, unfinished)
     unfinished.replace(path)
 
 
@@ -202,11 +480,11 @@ def convert_volumes(found, skipped, output_dir, seed=0):
     Args:
         found: list of (person, path); all sessions of a person go to one split, each as a case of its own.
         skipped: reasons for what was left out before; those for what cannot be used are added to it.
-        output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session.
+        output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session of which person.
         seed: of the split.
 
     Returns:
-        The number of sessions by split.
+        ({split: (number of sessions, of people)}, [notes on the volumes, such as "FILE: 40.0% of its voxels are not numbers"]).
 
     Raises:
         InputError: if fewer than three people are left, or the folder cannot be made.
@@ -218,48 +496,60 @@ def convert_volumes(found, skipped, output_dir, seed=0):
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
         try:
-            rows = _write_sessions(unfinished, found, skipped)
+            rows, notes = _write_sessions(unfinished, found, skipped)
             counts = _split_by_person(unfinished, rows, seed)
             unfinished.rename(output_dir)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    return counts
+    return counts, notes
 
 
 def _write_sessions(folder, found, skipped):
-    """Writes every usable session's slices as N.npy; returns the (person, source) of each, and adds to `skipped`."""
-    rows = []
+    """Writes every usable session's slices as N.npy; adds the others to `skipped`.
+
+    Returns:
+        ([(person, path)] of the sessions, notes on them).
+    """
+    rows, notes, size = [], [], None
     for person, path in tqdm(found, "Converting", unit=" volumes", leave=False, disable=None):
         try:
-            slices = axial_slices(read_volume(path))
+            slices, remarks = read_slices(path)
+            size = size or slices.shape[1:]
+            if slices.shape[1:] != size:
+                raise ValueError(f"has slices of {slices.shape[2]}x{slices.shape[1]} pixels, others before it {size[1]}x{size[0]}")
         except ValueError as error:
             skipped.append(f"{path}: {error}")
             continue
+        notes += [f"{path}: {remark}" for remark in remarks]
         np.save(folder / f"{len(rows)}.npy", slices)
         rows.append((person, path))
-    return rows
+    return rows, notes
 
 
 def _split_by_person(folder, rows, seed):
+    """Writes the PNG folders and cases.csv from the N.npy of (person, path) number N; returns {split: (sessions, people)}."""
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
-        raise InputError(f"Only {len(people)} people have usable volumes; each of the three splits needs one.")
+        raise InputError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "
+                         "If there are more, tell them apart with --person-pattern.")
     order = np.random.default_rng(seed).permutation(len(people))
     test = max(1, round(0.05 * len(people)))
     validate = max(1, round(0.10 * len(people)))
     split_of = {people[index]: "test" if rank < test else "validate" if rank < test + validate else "train"
                 for rank, index in enumerate(order)}
     table, case = [("case", "split", "person", "source")], 0
-    counts = dict.fromkeys(SPLITS, 0)
+    counts = {}
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
         for index, (person, path) in enumerate(rows):
             if split_of[person] == name:
-                case, counts[name] = case + 1, counts[name] + 1
+                case += 1
                 for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)):
                     Image.fromarray(image).save(slice_file(folder, name, case, position))
                 table.append((case, name, person, path))
                 (folder / f"{index}.npy").unlink()
+        members = [person for person, _ in rows if split_of[person] == name]
+        counts[name] = len(members), len(set(members))
     with open(folder / "cases.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(table)
     return counts

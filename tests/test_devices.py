@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -380,15 +381,6 @@ def fresh_cluster():
     devices.cluster.cache_clear()
 
 
-def test_a_slurm_step_names_a_cluster(fresh_cluster, monkeypatch):
-    for name, value in {"STEP_NUM_TASKS": "3", "STEP_NODELIST": "node[1-2]", "STEP_TASKS_PER_NODE": "2,1", "PROCID": "2"}.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert devices.cluster().cluster_spec().as_dict() == {"worker": ["node1:8888", "node1:8889", "node2:8888"]}
-    assert devices.cluster().task_id == 2 and not devices.is_chief()
-
-
 @pytest.mark.parametrize("config, chief", (
     ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}, True),
     ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}, False),
@@ -404,3 +396,45 @@ def test_one_machine_of_a_cluster_is_the_chief(fresh_cluster, monkeypatch, confi
 def test_a_cluster_that_cannot_be_understood_is_one_sentence(fresh_cluster, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", "worker: a:1")
     check_refused(train.main, [], "TF_CONFIG describes no cluster", capsys)
+
+
+@pytest.fixture
+def absent_machine(fresh_cluster, monkeypatch):
+    """The address of another machine of TF_CONFIG, which is not there."""
+    workers = free_addresses(2)
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}}))
+    return workers[1]
+
+
+def test_a_cluster_left_over_from_another_job_is_one_sentence(absent_machine, monkeypatch):
+    monkeypatch.setattr(devices, "START_TIMEOUT", 0)
+    with pytest.raises(cli.InputError, match=f"No answer within 0 seconds from {absent_machine}.* unset TF_CONFIG"):
+        devices.strategy.__wrapped__()  # which is cached
+
+
+def test_a_port_in_use_is_one_sentence(absent_machine):
+    own_address = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"][0]
+    with socket.create_server(("127.0.0.1", int(own_address.split(":")[1]))):
+        with pytest.raises(cli.InputError, match="cannot be joined .*in use.* unset TF_CONFIG"):
+            devices.strategy.__wrapped__()
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_a_wait_for_machines_can_be_stopped(absent_machine, monkeypatch, capsys, number):
+    monkeypatch.setattr(devices.time, "sleep", lambda _: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as stop:
+        devices.strategy.__wrapped__()
+    assert stop.value.code == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
+def test_a_machine_that_accepts_but_does_not_join_ends_the_wait(tmp_path):
+    workers = free_addresses(2)
+    script = "from support import devices; devices.START_TIMEOUT = 1; devices.strategy()"
+    with socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))):
+        waiting = start_worker(0, workers, tmp_path, script)
+        try:
+            output = waiting.communicate(timeout=60)[0]
+        finally:
+            waiting.kill()
+    assert waiting.returncode == 1 and "Timeout (0:00:01)!" in output

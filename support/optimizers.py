@@ -1,0 +1,90 @@
+"""The optimisers: Adam for vectors and embeddings, Muon for kernels, on one device or several."""
+
+import keras
+import tensorflow as tf
+
+from support.devices import PACKAGE, sum_over_replicas
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Adam(keras.optimizers.Adam):
+    """Adam that clips the norm of the whole batch's gradient, as one device would; Keras' own clips each replica's part.
+
+    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean. Keras adds up
+    what is returned here.
+    """
+
+    def _clip_gradients(self, grads):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        mean = [grad / replicas for grad in sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])]
+        return [grad / replicas for grad in super()._clip_gradients(mean)]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Keras' update in one operation: its own dozen for each variable cost a sixth of a small step."""
+        index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, variable.dtype)
+        first, second = (slots[index].value for slots in (self._momentums, self._velocities))
+        powers = [tf.pow(tf.cast(beta, variable.dtype), step) for beta in (self.beta_1, self.beta_2)]
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle, m=first.handle, v=second.handle, beta1_power=powers[0], beta2_power=powers[1],
+            lr=tf.cast(learning_rate, variable.dtype), beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, grad=gradient)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Muon(Adam):
+    """Muon for the kernels of dense layers and convolutions, Adam for the rest.
+
+    Muon moves a kernel along its orthogonalised momentum: equally far in all directions, even in those of little gradient
+    (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The step is as long as Adam's usually is (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982), so one learning rate serves both. Embeddings and logits stay with Adam, as there.
+
+    Args:
+        momentum: of Muon.
+        newton_schulz_steps: iterations of the orthogonalisation.
+    """
+
+    def __init__(self, learning_rate=0.001, momentum=0.95, newton_schulz_steps=5, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.momentum, self.newton_schulz_steps = momentum, newton_schulz_steps
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum, "newton_schulz_steps": self.newton_schulz_steps}
+
+    def _is_kernel(self, variable):
+        path = self._trainable_variables[self._get_variable_index(variable)].path
+        return len(variable.shape) in (2, 4) and "embedding" not in path and "logits" not in path
+
+    def _distributed_tf_update_step(self, distribution, grads_and_vars, learning_rate):
+        # Kernels of one shape together: many small products one by one would cost more than the step itself is worth.
+        groups, others = {}, []
+        for gradient, variable in grads_and_vars:
+            if self._is_kernel(variable):
+                groups.setdefault(tuple(variable.shape), []).append((gradient, variable))
+            else:
+                others.append((gradient, variable))
+        super()._distributed_tf_update_step(distribution, others, learning_rate)
+        for group in groups.values():
+            gradients, variables = zip(*group)
+            momenta = [self._momentums[self._get_variable_index(variable)].value for variable in variables]
+            distribution.extended.update(variables[0], self._update_kernels, group=False,
+                                         args=(gradients, variables, momenta, learning_rate))
+
+    def _update_kernels(self, _, gradients, variables, momenta, learning_rate):
+        shape = variables[0].shape
+        for gradient, momentum in zip(gradients, momenta):
+            momentum.assign(self.momentum * momentum + gradient)
+        ahead = tf.stack([gradient + self.momentum * momentum for gradient, momentum in zip(gradients, momenta)])
+        directions = orthogonalised(tf.reshape(ahead, (len(variables), -1, shape[-1])), self.newton_schulz_steps)
+        length = tf.cast(learning_rate, ahead.dtype) * 0.2 * max(directions.shape[1:]) ** 0.5
+        for variable, direction in zip(variables, tf.unstack(tf.reshape(length * directions, (len(variables), *shape)))):
+            variable.assign_sub(direction)
+
+
+def orthogonalised(matrices, iterations):
+    """Matrices (N, rows, columns) with the singular vectors of those given, and singular values of about 1."""
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else tf.linalg.matrix_transpose(matrices)
+    x /= tf.norm(x, axis=(1, 2), keepdims=True) + 1e-7
+    for _ in range(iterations):
+        square = tf.matmul(x, x, transpose_b=True)
+        x = 3.4445 * x + tf.matmul(-4.7750 * square + 2.0315 * tf.matmul(square, square), x)
+    return x if wide else tf.linalg.matrix_transpose(x)

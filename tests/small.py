@@ -1,0 +1,51 @@
+"""Small networks with random weights, and the slow way to sample from one."""
+
+import numpy as np
+import tensorflow as tf
+
+import modules
+
+
+def small_vqvae(**kwargs):
+    """A VQ-VAE of images of 64x64 pixels, 8x8 codes of 16."""
+    return modules.VQVAE(**{"image_size": 64, "num_embeddings": 16, "embedding_dim": 4, "width": 8, "num_residual_blocks": 1,
+                            **kwargs})
+
+
+def small_prior(**kwargs):
+    """A prior with random weights throughout: those that start at zero would hide mistakes."""
+    prior = modules.PixelCNN(**{"grid_size": 6, "num_embeddings": 11, "num_positions": 4, "num_filters": 8, "num_layers": 3,
+                                **kwargs})
+    rng = np.random.default_rng(2)
+    for weight in prior.trainable_variables:
+        weight.assign(weight + rng.normal(0, 0.4, weight.shape))
+    for weight in prior.logits.layers[-1].trainable_variables:
+        weight.assign(0.1 * weight)  # else one code takes all
+    convolutions = [layer for layer in prior.context_blocks.layers if layer.trainable_variables]
+    for layer in convolutions[1::2]:
+        for weight in layer.trainable_variables:
+            weight.assign(0.02 * weight)  # else they drown the codes
+    prior.fit_people(rng.uniform(size=(5, prior.num_positions, 16, 16)))
+    return prior
+
+
+def random_vectors(shape, seed=1):
+    """Normal vectors, float32."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def random_conditions(prior, count, seed=4):
+    """A context, int32 (count, S, g, g), and persons, float32 (count, P)."""
+    rng, size = np.random.default_rng(seed), prior.grid_size
+    context = rng.integers(0, prior.num_embeddings, (count, len(prior.steps_below), size, size), np.int32)
+    return context, rng.normal(size=(count, prior.person_size)).astype(np.float32)
+
+
+def sample_by_full_forwards(prior, positions, noise, temperature, context=None, person=None):
+    """What `sampler.sample_codes` computes, the slow way: the whole network once for every code."""
+    codes = np.zeros(noise.shape[:-1], np.int32)
+    forward = tf.function(lambda codes: prior.distribution(codes, positions, context, person).logits)
+    for row, column in np.ndindex(codes.shape[1:]):
+        logits = forward(tf.constant(codes))[:, row, column]
+        codes[:, row, column] = np.argmax(logits + temperature * noise[:, row, column], axis=-1)
+    return codes

@@ -1,0 +1,104 @@
+"""The exact sampler against the whole network run once per code, its noise, slices and heads."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.small import random_conditions, sample_by_full_forwards, small_prior
+from support import sampler
+
+
+def test_gumbel_noise_has_its_distribution_and_its_items_are_their_own():
+    prior = small_prior(num_embeddings=500)
+    noise = sampler.gumbel_noise(prior, 0, "slices", tf.range(4)).numpy()
+    quantiles = np.quantile(noise, (0.1, 0.5, 0.9))
+    np.testing.assert_allclose(quantiles, -np.log(-np.log([0.1, 0.5, 0.9])), atol=0.02)
+    np.testing.assert_array_equal(sampler.gumbel_noise(prior, 0, "slices", tf.range(2, 4)), noise[2:])
+
+
+def test_streams_seeds_items_and_purposes_have_independent_noise():
+    """Sample i and slice i of the first head: their noise has the same index, but is of another stream."""
+    prior = small_prior(grid_size=8, num_embeddings=64)  # 4,096 numbers an item: their correlation is below 0.07
+    streams = [("slices", 0), ("heads", 0), ("calibration 1", 0), ("slices", 1), ("heads", 1)]
+    items = [item for stream, seed in streams for item in sampler.gumbel_noise(prior, seed, stream, tf.range(3)).numpy().reshape(3, -1)]
+    persons = [sampler.uniform(seed, f"{stream} people", tf.range(3), (4096,)) for stream, seed in streams]
+    correlation = np.corrcoef(np.concatenate([items, *persons]))
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.07
+
+
+@pytest.fixture(scope="module")
+def prior():
+    """A prior of ten positions, so that the slices of a head have contexts of no to all four slices."""
+    return small_prior(num_positions=10)
+
+
+@pytest.mark.parametrize("kernel_size, temperature", ((3, 1.0), (5, 0.5)))
+def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperature):
+    prior, positions = small_prior(kernel_size=kernel_size), tf.constant([0, 1, 3])
+    noise, (context, person) = sampler.gumbel_noise(prior, 7, "slices", tf.range(3)), random_conditions(prior, 3)
+    slow = sample_by_full_forwards(prior, positions, noise, temperature, context, person)
+    assert len(np.unique(slow)) > 4
+    fast = prior.compiled_sampler(positions, noise, tf.constant(temperature), tf.constant(context), tf.constant(person))
+    np.testing.assert_array_equal(fast, slow)
+    alone = sample_by_full_forwards(prior, positions, noise, temperature, None, sampler.sample_people(prior, 7, "slices", tf.range(3)))
+    np.testing.assert_array_equal(prior.sample(positions, seed=7, temperature=temperature), alone)
+    assert (alone != slow).any()
+
+
+def test_slices_depend_on_the_seed_but_not_on_the_batch_size(prior):
+    positions = [0, 1, 2, 3, 0]
+    codes = prior.sample(positions, seed=1, batch_size=3)
+    assert codes.shape == (5, 6, 6) and codes.dtype == np.int32
+    np.testing.assert_array_equal(prior.sample(positions[:3], seed=1), codes[:3])
+    np.testing.assert_array_equal(prior.sample(positions[3:], seed=1, batch_size=2)[0], prior.sample([3], seed=1)[0])
+    assert (prior.sample(positions[:3], seed=2) != codes[:3]).any()
+    assert (codes[0] != codes[4]).any()  # one position, other noise
+
+
+def test_positions_that_training_people_lack_cannot_be_sampled():
+    prior = small_prior(slice_positions=[1, 3])
+    for position in (0, 4):
+        with pytest.raises(ValueError, match=rf"positions must be among \[1, 3\], got \[3, {position}\]"):
+            prior.sample([3, position])
+
+
+def test_heads_are_sampled_upwards_each_slice_given_those_sampled_below(prior):
+    assert prior.steps_below == (1, 2, 4, 8)
+    prior.person_shift.assign(np.linspace(-1, 1, 24))
+    prior.person_scale.assign(np.linspace(1, 2, 24))
+    heads = prior.sample_heads(4, seed=5, temperature=0.9, batch_size=3)
+    assert heads.shape == (4, 10, 6, 6) and heads.dtype == np.int32
+    np.testing.assert_array_equal(prior.sample_heads(3, seed=5, temperature=0.9), heads[:3])
+    assert (prior.sample_heads(3, seed=6, temperature=0.9) != heads[:3]).any()
+    persons = np.linspace(-1, 1, 24) + np.linspace(1, 2, 24) * sampler.sample_people(prior, 5, "heads", tf.range(3))
+    none = np.full((3, 6, 6), 11, np.int32)
+    for position in (0, 1, 9):
+        context = np.stack([heads[:3, position - step] if position >= step else none for step in (1, 2, 4, 8)], axis=1)
+        noise = sampler.gumbel_noise(prior, 5, "heads", tf.range(3) * 10 + position)
+        slow = sample_by_full_forwards(prior, tf.fill([3], position), noise, 0.9, context, np.float32(persons))
+        np.testing.assert_array_equal(heads[:3, position], slow)
+    # Given persons are taken as they are.
+    given = sampler.sample_heads(prior, 3, 5, 0.9, persons=persons)
+    np.testing.assert_array_equal(given, heads[:3])
+    assert (sampler.sample_heads(prior, 3, 5, 0.9, persons=persons - 1) != given).any()
+    assert (sampler.sample_heads(prior, 3, 5, 0.9, persons=persons, stream="calibration 1") != given).any()
+
+
+def test_heads_have_the_slices_that_training_people_have():
+    prior = small_prior(num_positions=10, slice_positions=[2, 3, 7])
+    heads = prior.sample_heads(1, seed=0)
+    assert heads.shape == (1, 3, 6, 6)
+    none, persons = np.full((1, 6, 6), 11, np.int32), sampler.calibrated_people(prior, 0, "heads", tf.range(1))
+    context = np.stack([none, none, heads[:, 1], none], axis=1)  # slice 7: of 6, 5, 3 and -1 there is 3
+    noise = sampler.gumbel_noise(prior, 0, "heads", tf.constant([7]))
+    np.testing.assert_array_equal(heads[:, 2], sample_by_full_forwards(prior, tf.constant([7]), noise, 1.0, context, persons))
+
+
+def test_samples_follow_the_distribution():
+    prior = small_prior(grid_size=1, num_embeddings=4)
+    noise = sampler.gumbel_noise(prior, 0, "slices", tf.range(4000))
+    codes = sampler.sample_codes(prior, tf.zeros(4000, tf.int32), noise, 1.0)
+    share = np.bincount(np.ravel(codes), minlength=4) / 4000
+    expected = prior.distribution(np.zeros((1, 1, 1), np.int32), np.zeros(1, np.int32)).probs_parameter().numpy().ravel()
+    np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / 4000))
+    assert sampler.sample_codes(prior, tf.constant([0]), noise[:1], 0.0).numpy().item() == expected.argmax()
