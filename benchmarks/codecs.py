@@ -1,14 +1,14 @@
-"""Rate and distortion of a trained run against image codecs, and on whole heads against video codecs.
+"""Rate and distortion of a trained run on whole heads, beside image codecs and video codecs.
 
     pip install av                                                            # PyAV, for the video codecs
-    python benchmarks/codecs.py --run-dir RUN --data-dir DIR [--num-images 64] [--num-heads 8] [--figure FILE]
+    python benchmarks/codecs.py --run-dir RUN --data-dir DIR [--num-heads 8] [--figure FILE]
 
-The image codecs are JPEG, JPEG 2000, WebP and AVIF, through Pillow.
+All numbers are means over the same images: every slice of some test people's heads, spread evenly over them.
 
-The model's bytes are counted twice: as codes of fixed length, and as the prior's code length on the same test images
-(what an entropy coder driven by it would spend, less than a byte more). Each codec gets, per image, the largest quality
-that fits these bytes; once with its container counted, once with the container's bytes, those of an all-black picture,
-added to what it may spend. The model's own side has no container.
+The image codecs are JPEG, JPEG 2000, WebP and AVIF, through Pillow. The model's bytes are counted twice: as codes of fixed
+length, and as the prior's code length of each slice by itself (what an entropy coder driven by it would spend, less than a
+byte more). Each codec gets, per image, the largest quality that fits these bytes. Its container, the bytes of an all-black
+picture, is not counted; the model has none.
 
 The model's curve comes from choosing codes by rate and distortion in place of distance alone: code after code, the one
 with the least ``distance / (w d) - log p(code | codes before)``, where d is the mean distance of the nearest codes and w
@@ -16,7 +16,7 @@ the weight of the rate. The sampler does this exactly, with ``-distance / (w d)`
 
 A whole head is coded slice by slice from the lowest up, each slice given those below it as they were coded; the person vector is
 sent first, a byte per number. The video codecs, HEVC (x265, preset slow) and AV1 (SVT-AV1, preset 2), both tuned for SSIM, get
-each head as a film of 32 frames of which the first alone is a key frame, and the largest quality that fits the bytes; the sizes
+each head as a film of its slices of which the first alone is a key frame, and the largest quality that fits the bytes; the sizes
 of all packets count, there is no container. The last line is JSON.
 """
 
@@ -24,7 +24,7 @@ import os
 from pathlib import Path
 import sys
 
-os.environ.setdefault("SVT_LOG", "1")  # errors alone
+os.environ.setdefault("SVT_LOG", "1")  # errors only
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
@@ -34,15 +34,15 @@ import math
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 import tensorflow as tf
 from tqdm import tqdm
 
 from benchmarks import common
-from support.cli import InputError
 import dataset
-from support import figures, metrics
 import predict
+from support import figures, metrics
+from support.cli import InputError
+from support.people import PERSON_BITS
 
 # Name -> (Pillow's arguments for a quality, the qualities from worst to best).
 CODECS = {
@@ -60,8 +60,9 @@ VIDEO_CODECS = {
              np.arange(51, -0.25, -0.25)),
     "AV1": ("libsvtav1", "libdav1d", {"preset": "2", "svtav1-params": "tune=2"}, np.arange(63, 0, -1)),
 }
-SSIM_TARGET = 0.96  # at which the bytes of heads are compared
-COMPARED_WEIGHTS = 0, 4  # those whose bytes the codecs get, besides the bytes of codes of fixed length
+TARGETS = {"ssim": 0.96, "ssim_foreground": 0.87}  # at which the bytes of heads are compared
+BUDGET_WEIGHTS = 0, 4  # those whose bytes the codecs get, besides the bytes of codes of fixed length
+BATCH = 32
 
 
 def encode(image, codec, quality):
@@ -91,33 +92,34 @@ def largest_that_fits(encode_at, qualities, limit, size=len):
     return best
 
 
-def quality_row(images, files):
-    """Metrics of decoded files beside the images, with their mean bytes."""
-    decoded = np.stack([decode(file) for file in files])
-    return {**metrics.reconstruction_metrics(images / 255, decoded), "bytes": float(np.mean([len(file) for file in files]))}
+def measure_bytes(originals, decoded, sizes):
+    """Metrics of decoded images, float (N, H, W), beside the originals, uint8 (N, H, W), with the mean of their bytes."""
+    return {**metrics.reconstruction_metrics(originals / 255, decoded), "bytes": float(np.mean(sizes))}
 
 
-def compare(images, codec, limit, overhead):
-    """The codec within `limit` bytes, its container of `overhead` bytes counted or not."""
-    rows = {}
-    for name, free in (("with_container", 0), ("without_container", overhead)):
-        files = [largest_that_fits(lambda quality: encode(image, codec, quality), CODECS[codec][1], limit + free)
-                 for image in tqdm(images, f"{codec}, {limit:.0f} bytes", leave=False, disable=None)]
-        row = quality_row(images, files)
-        row["fitted"] = float(np.mean([len(file) <= limit + free for file in files]))
-        row["bytes"] -= free
-        rows[name] = row
-    return rows
+def code_images(images, codec, quality):
+    """A row of `measure_bytes` of all images at one quality, the container counted."""
+    files = [encode(image, codec, quality) for image in images]
+    return measure_bytes(images, np.stack(list(map(decode, files))), list(map(len, files)))
 
 
-def curve(images, codec, overhead):
-    """(mean bytes without container, mean SSIM) at qualities over the lower half of the codec's range."""
+def compare(images, codec, limit, container):
+    """The codec's row within `limit` bytes for each image, its container of so many bytes not counted.
+
+    Besides what `measure_bytes` gives, `within_limit` is the share of images whose lowest quality, at least, fits.
+    """
+    files = [largest_that_fits(lambda quality: encode(image, codec, quality), CODECS[codec][1], limit + container)
+             for image in tqdm(images, f"{codec}, {limit:.0f} bytes", leave=False, disable=None)]
+    sizes = np.array([len(file) - container for file in files])
+    return {**measure_bytes(images, np.stack(list(map(decode, files))), sizes), "within_limit": float(np.mean(sizes <= limit))}
+
+
+def curve(images, codec, container):
+    """Rows without container at qualities over the lower half of the codec's range."""
     qualities = CODECS[codec][1]
-    points = []
-    for index in np.unique(np.linspace(0, len(qualities) // 2, CURVE_POINTS).astype(int)):
-        row = quality_row(images, [encode(image, codec, qualities[index]) for image in images])
-        points.append((row["bytes"] - overhead, row["ssim"]))
-    return sorted(points)
+    indices = np.unique(np.linspace(0, len(qualities) // 2, CURVE_POINTS).astype(int))
+    rows = [code_images(images, codec, qualities[index]) for index in indices]
+    return [{**row, "bytes": row["bytes"] - container} for row in rows]
 
 
 def rate_noise(vqvae, vectors, weight):
@@ -126,22 +128,42 @@ def rate_noise(vqvae, vectors, weight):
     return -distances / (weight * tf.reduce_mean(tf.reduce_min(distances, axis=-1)))
 
 
-def model_curve(vqvae, prior, batches):
-    """The model's rows, by the weight of the rate in choosing codes; 0 is the nearest code each."""
-    choose = tf.function(prior.sample_from_noise)
+def choose_codes(vqvae, prior, images, positions, weight, context=None, persons=None):
+    """Codes slices at a weight of the rate, given what `modules.PixelCNN.call` is given.
+
+    Args:
+        vqvae: a `modules.VQVAE`.
+        prior: its `modules.PixelCNN`.
+        images: uint8 (B, H, W).
+        positions: int (B,).
+        weight: of the rate, see above; 0 takes the nearest codes.
+        context: int (B, S, g, g), or None.
+        persons: float (B, P), or None.
+
+    Returns:
+        (codes, int32 (B, g, g); their code length, float (B,), in bits).
+    """
+    vectors = vqvae.encode(dataset.normalise(images[..., np.newaxis]))
+    codes = vqvae.quantizer(vectors)["codes"]
+    if weight:
+        context = prior.no_context(len(images)) if context is None else tf.constant(context)
+        persons = tf.zeros((len(images), prior.person_size)) if persons is None else tf.constant(persons)
+        codes = prior.compiled_sampler(tf.constant(positions), rate_noise(vqvae, vectors, weight), tf.constant(1.0),
+                                       context, persons)
+    return codes, -prior.log_prob(codes, positions, context, persons).numpy() / math.log(2)
+
+
+def model_curve(vqvae, prior, images, positions):
+    """The model's rows on slices by themselves, by the weight of the rate."""
     rows = {}
     for weight in (0, *RATE_WEIGHTS):
-        originals, decoded, bits = [], [], []
-        for images, positions in batches:
-            vectors = vqvae.encode(images)
-            codes = vqvae.quantize_vectors(vectors)["codes"]
-            if weight:
-                codes = choose(positions, rate_noise(vqvae, vectors, weight), tf.constant(1.0))
-            originals.append(metrics.to_unit(images))
+        decoded, bits = [], []
+        for start in tqdm(range(0, len(images), BATCH), f"Slices, rate weight {weight}", leave=False, disable=None):
+            batch = slice(start, start + BATCH)
+            codes, lengths = choose_codes(vqvae, prior, images[batch], positions[batch], weight)
             decoded.append(metrics.to_unit(vqvae.decode_codes(codes)))
-            bits.append(-prior.log_prob(codes, positions).numpy() / math.log(2))
-        rows[weight] = {**metrics.reconstruction_metrics(*map(np.concatenate, (originals, decoded))),
-                        "bytes": float(np.concatenate(bits).mean() / 8)}
+            bits.append(lengths)
+        rows[weight] = measure_bytes(images, np.concatenate(decoded), np.concatenate(bits) / 8)
     return rows
 
 
@@ -149,11 +171,11 @@ def model_curve(vqvae, prior, batches):
 
 
 def import_av():
-    """PyAV, which brings FFmpeg's video codecs, or `InputError`: it is needed here alone, so requirements.txt leaves it out."""
+    """PyAV, which brings FFmpeg's video codecs, or `InputError`: only this script needs it, so requirements.txt leaves it out."""
     try:
         import av
     except ImportError as error:
-        raise InputError("The video codecs need PyAV; pip install av, or give --num-heads 0.") from error
+        raise InputError("The video codecs need PyAV: pip install av.") from error
     return av
 
 
@@ -194,29 +216,25 @@ def decode_film(film, codec, height):
 
 
 def film_row(heads, films, codec):
-    """Metrics of decoded films beside the heads, uint8 (N, S, H, W), with their mean bytes per slice."""
+    """`measure_bytes` of decoded films beside the heads, uint8 (N, S, H, W); bytes per slice."""
     decoded = np.concatenate([decode_film(film, codec, heads.shape[2]) for film in films])
-    measured = metrics.reconstruction_metrics(np.concatenate(heads) / 255, decoded)
-    return {**measured, "bytes": float(np.mean([film_size(film) for film in films])) / heads.shape[1]}
+    return measure_bytes(np.concatenate(heads), decoded, [film_size(film) / heads.shape[1] for film in films])
 
 
 def compare_films(heads, codec, limit):
-    """The video codec within `limit` bytes per slice."""
-    whole = limit * heads.shape[1]
-    films = [largest_that_fits(lambda crf: encode_film(head, codec, crf), VIDEO_CODECS[codec][3], whole, film_size)
+    """The video codec within `limit` bytes per slice; `within_limit` as in `compare`, of heads."""
+    limit_of_head = limit * heads.shape[1]
+    films = [largest_that_fits(lambda crf: encode_film(head, codec, crf), VIDEO_CODECS[codec][3], limit_of_head, film_size)
              for head in tqdm(heads, f"{codec}, {limit:.0f} bytes", leave=False, disable=None)]
-    fitted = float(np.mean([film_size(film) <= whole for film in films]))
-    return {**film_row(heads, films, codec), "fitted": fitted}
+    within = float(np.mean([film_size(film) <= limit_of_head for film in films]))
+    return {**film_row(heads, films, codec), "within_limit": within}
 
 
 def film_curve(heads, codec):
-    """(mean bytes per slice, mean SSIM) at qualities over the range where films of heads are of any use."""
+    """Rows at qualities over the range where films of heads are of any use."""
     qualities = VIDEO_CODECS[codec][3]
-    points = []
-    for index in np.linspace(0.1 * len(qualities), 0.7 * len(qualities), CURVE_POINTS).astype(int):
-        row = film_row(heads, [encode_film(head, codec, qualities[index]) for head in heads], codec)
-        points.append((row["bytes"], row["ssim"]))
-    return sorted(points)
+    indices = np.linspace(0.1 * len(qualities), 0.7 * len(qualities), CURVE_POINTS).astype(int)
+    return [film_row(heads, [encode_film(head, codec, qualities[index]) for head in heads], codec) for index in indices]
 
 
 def choose_heads(vqvae, prior, heads, persons, weight):
@@ -225,26 +243,21 @@ def choose_heads(vqvae, prior, heads, persons, weight):
     Args:
         vqvae: the VQ-VAE.
         prior: its PixelCNN.
-        heads: uint8 (N, S, H, W).
+        heads: uint8 (N, S, H, W), of the prior's `slice_positions`.
         persons: float (N, P).
         weight: of the rate, see above; 0 takes the nearest codes.
 
     Returns:
         (codes, int32 (N, S, g, g); their code length, float (N, S) in bits, without that of the person).
     """
-    none = tf.fill((len(heads), prior.grid_size, prior.grid_size), prior.num_embeddings)
-    persons = tf.constant(persons, tf.float32)
-    drawn, bits = [], []
-    for position in tqdm(range(heads.shape[1]), f"Heads, rate weight {weight}", leave=False, disable=None):
-        positions = tf.fill(len(heads), position)
-        below = tf.stack([drawn[-step] if step <= position else none for step in prior.steps_below], axis=1)
-        vectors = vqvae.encode(dataset.normalise(heads[:, position, ..., np.newaxis]))
-        codes = vqvae.quantize_vectors(vectors)["codes"]
-        if weight:
-            codes = prior.compiled_sampler(positions, rate_noise(vqvae, vectors, weight), tf.constant(1.0), below, persons)
-        drawn.append(codes)
-        bits.append(-prior.log_prob(codes, positions, below, persons).numpy() / math.log(2))
-    return np.stack(drawn, axis=1), np.stack(bits, axis=1)
+    no_slice = prior.no_context(len(heads))[:, 0]
+    chosen, bits = {}, []
+    for place, position in enumerate(tqdm(prior.slice_positions, f"Heads, rate weight {weight}", leave=False, disable=None)):
+        context = tf.stack([chosen.get(position - step, no_slice) for step in prior.steps_below], axis=1)
+        positions = np.full(len(heads), position, np.int32)
+        chosen[position], lengths = choose_codes(vqvae, prior, heads[:, place], positions, weight, context, persons)
+        bits.append(lengths)
+    return np.stack(list(chosen.values()), axis=1), np.stack(bits, axis=1)
 
 
 def head_curve(vqvae, prior, heads, persons):
@@ -253,48 +266,92 @@ def head_curve(vqvae, prior, heads, persons):
     for weight in (0, *RATE_WEIGHTS):
         codes, bits = choose_heads(vqvae, prior, heads, persons, weight)
         decoded = np.concatenate([metrics.to_unit(vqvae.decode_codes(head)) for head in codes])
-        rows[weight] = {**metrics.reconstruction_metrics(np.concatenate(heads) / 255, decoded),
-                        "bits_per_code": float(bits.mean() / codes[0, 0].size),
-                        "bytes": float(bits.mean() / 8 + persons.shape[1] / heads.shape[1])}
+        person_bits = PERSON_BITS * persons.shape[1] / heads.shape[1]
+        rows[weight] = measure_bytes(np.concatenate(heads), decoded, (bits + person_bits) / 8)
     return rows
 
 
-def bytes_at(points, ssim=SSIM_TARGET):
-    """The bytes at an SSIM, between (bytes, SSIM) points along the logarithm of the bytes; None if they do not reach it."""
-    sizes, ssims = np.transpose(sorted(points, key=lambda point: point[1]))
-    return float(np.exp(np.interp(ssim, ssims, np.log(sizes)))) if ssims[0] <= ssim <= ssims[-1] else None
+# The comparison -------------------------------------------------------------------------------------------------------
 
 
-def compare_heads(vqvae, prior, split, count):
-    """The whole comparison on up to `count` heads of a split, spread evenly; prints its table, returns what goes to JSON.
+def bytes_at(rows, name, target):
+    """The bytes at which `name` is `target`, between rows along the logarithm of the bytes; None if they do not reach it."""
+    rows = sorted(rows, key=lambda row: row[name])
+    sizes, values = ([row[key] for row in rows] for key in ("bytes", name))
+    return float(np.exp(np.interp(target, values, np.log(sizes)))) if values[0] <= target <= values[-1] else None
+
+
+def take_heads(split, vqvae, prior, count):
+    """Up to `count` whole heads of a split, spread evenly: (uint8 (N, S, H, W), their persons, float32 (N, P)).
 
     Raises:
         InputError: if nobody in the split has all slices.
     """
-    rows = split.heads(range(prior.num_positions))
+    rows = split.heads(prior.slice_positions)
     if not len(rows):
-        raise InputError("No test person has all slices; give --num-heads 0 to leave whole heads out.")
-    _, persons = dataset.head_context(split, prior, vqvae.settings["margin"])
+        raise InputError("No test person has all slices; give other data with --data-dir.")
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
-    heads, persons = split.images[rows], persons[rows[:, 0]]
-    model = head_curve(vqvae, prior, heads, persons)
-    films = {f"rate weight {weight}": {codec: compare_films(heads, codec, model[weight]["bytes"]) for codec in VIDEO_CODECS}
-             for weight in COMPARED_WEIGHTS}
+    pictures, numbers = dataset.head_pictures(split, vqvae.margin)
+    return split.images[rows], prior.encode_people(pictures)[numbers[rows[:, 0]]]
+
+
+def chain_of_bytes(vqvae, prior, images, slices, heads):
+    """What each step of coding saves: the bytes of an image as pixels, as codes of fixed length, by frequency and by the prior.
+
+    Args:
+        vqvae: the VQ-VAE.
+        prior: its PixelCNN.
+        images: uint8 (N, H, W).
+        slices: rows of `model_curve` on these images.
+        heads: rows of `head_curve` on these images.
+    """
+    codes = metrics.in_chunks(lambda chunk: vqvae.encode_to_codes(dataset.normalise(chunk[..., np.newaxis])), images)
+    bytes_per_bit = codes[0].size / 8
+    return {"num_images": len(images), "pixels": images[0].size, "fixed_length": math.log2(prior.num_embeddings) * bytes_per_bit,
+            "by_frequency": metrics.code_metrics(codes, prior.num_embeddings)["code_entropy"] * bytes_per_bit,
+            "slice_alone": slices[0]["bytes"], "slice_in_head": heads[0]["bytes"]}
+
+
+def compare_images(images, slices, fixed_length):
+    """The image codecs beside the model on slices by themselves, at each of its bytes.
+
+    Args:
+        images: uint8 (N, H, W).
+        slices: rows of `model_curve`.
+        fixed_length: bytes of codes of fixed length.
+
+    Returns:
+        What goes to JSON.
+    """
+    black = np.zeros_like(images[0])
+    containers = {codec: len(encode(black, codec, qualities[0])) for codec, (_, qualities) in CODECS.items()}
+    budgets = {f"rate weight {weight}": (slices[weight]["bytes"], slices[weight]) for weight in BUDGET_WEIGHTS}
+    budgets["fixed length"] = fixed_length, {**slices[0], "bytes": fixed_length}
+    comparison = {name: {"model": model, **{codec: compare(images, codec, limit, containers[codec]) for codec in CODECS}}
+                  for name, (limit, model) in budgets.items()}
+    return {"by_rate_weight": slices, "container_bytes": containers, "budgets": comparison,
+            "curves": {codec: curve(images, codec, containers[codec]) for codec in CODECS}}
+
+
+def compare_heads(heads, model):
+    """The video codecs beside the model on whole heads, uint8 (N, S, H, W), at each of its bytes; returns what goes to JSON."""
+    budgets = {f"rate weight {weight}": {"model": model[weight], **{codec: compare_films(heads, codec, model[weight]["bytes"])
+                                                                    for codec in VIDEO_CODECS}}
+               for weight in BUDGET_WEIGHTS}
     curves = {codec: film_curve(heads, codec) for codec in VIDEO_CODECS}
-    line = "{:32}{:>8.0f}{:>9.3f}{:>17.3f}{:>9.1f}{:>9.0%}".format
-    print(f"{len(heads)} whole heads, bytes per slice:")
-    for weight, row in model.items():
-        print(line(f"model, rate weight {weight}", row["bytes"], row["ssim"], row["ssim_foreground"], row["psnr"], 1))
-        for codec, found in films.get(f"rate weight {weight}", {}).items():
-            print(line(f"  {codec}", found["bytes"], found["ssim"], found["ssim_foreground"], found["psnr"], found["fitted"]))
-    at_target = {"model": bytes_at([(row["bytes"], row["ssim"]) for row in model.values()]),
-                 **{codec: bytes_at(points) for codec, points in curves.items()}}
-    print(f"Bytes per slice at SSIM {SSIM_TARGET}: " + ", ".join(
-        f"{name} {'not reached' if size is None else format(size, '.0f')}" for name, size in at_target.items()))
-    return {"num_heads": len(heads), "by_rate_weight": model, "video": films, "curves": curves,
-            "bytes_at_ssim": {"ssim": SSIM_TARGET, **at_target},
-            "ratio": {name: {codec: model[weight]["ssim"] / row["ssim"] for codec, row in films[name].items()}
-                      for weight, name in zip(COMPARED_WEIGHTS, films)}}
+    of_all = {"model": model.values(), **curves}
+    bytes_at_targets = {name: {"target": target, **{method: bytes_at(rows, name, target) for method, rows in of_all.items()}}
+                        for name, target in TARGETS.items()}
+    return {"num_heads": len(heads), "by_rate_weight": model, "budgets": budgets, "curves": curves, "bytes_at": bytes_at_targets}
+
+
+def print_budgets(title, budgets):
+    """Prints what all get out of the same bytes."""
+    print(f"{title:36}{'bytes':>8}{'ssim':>8}{'in brain':>10}{'psnr':>8}{'within':>8}")
+    for budget, rows in budgets.items():
+        for name, row in rows.items():
+            print("{:36}{bytes:8.0f}{ssim:8.3f}{ssim_foreground:10.3f}{psnr:8.1f}{:8.0%}"
+                  .format(f"{budget}, {name}", row.get("within_limit", 1), **row))
 
 
 def plot_rate_distortion(curves, model, fixed, path):
@@ -327,56 +384,41 @@ def plot_rate_distortion(curves, model, fixed, path):
 
 @cli.exit_on_input_error
 def main():
-    """Prints the table, draws the figure, then prints JSON."""
+    """Prints the tables, draws the figure, then prints JSON."""
     parser = common.argument_parser(__doc__)
     parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: the newest in runs/)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: the run's own)")
-    parser.add_argument("--num-images", type=cli.number(int, 1), default=64, metavar="N",
-                        help="test images, spread evenly over the split (default: 64)")
-    parser.add_argument("--num-heads", type=cli.number(int, 0), default=8, metavar="N",
-                        help="whole test heads, spread evenly, to compare with video codecs; 0 for none (default: 8)")
+    parser.add_argument("--num-heads", type=cli.number(int, 1), default=8, metavar="N",
+                        help="whole test heads, spread evenly over the split (default: 8)")
     parser.add_argument("--figure", metavar="FILE", help="PNG to draw (default: RUN/figures/rate_distortion.png)")
     arguments = parser.parse_args()
-    if arguments.num_heads:
-        import_av()  # fails now rather than at the end
-    run_dir = predict.find_run(arguments.run_dir)
-    config, vqvae, prior = predict.load_run(run_dir)
-    split = dataset.load_splits(arguments.data_dir or config["data"]["folder"], ["test"])["test"]
-    whole_split, split = split, split.take(split.spread(arguments.num_images))
-    images = split.images
-    model = model_curve(vqvae, prior, dataset.image_batches(split, 32))
-    budgets = {f"rate weight {weight}": (model[weight]["bytes"], model[weight]) for weight in COMPARED_WEIGHTS}
-    budgets["fixed length"] = vqvae.grid_size ** 2 * math.log2(prior.num_embeddings) / 8, model[0]
-
-    black = np.zeros_like(images[0])
-    overheads = {codec: len(encode(black, codec, CODECS[codec][1][0])) for codec in CODECS}
-    table = {name: {codec: compare(images, codec, limit, overheads[codec]) for codec in CODECS}
-             for name, (limit, _) in budgets.items()}
-    mean = np.broadcast_to(images.mean(axis=0) / 255, images.shape)
-    sanity = {"mean_image": metrics.reconstruction_metrics(images / 255, mean), "blurred_original":
-              metrics.reconstruction_metrics(images / 255, ndimage.gaussian_filter(images / 255, (0, 2, 2)))}
-
-    line = "{:10}{:22}{:>8.0f}{:>9.3f}{:>17.3f}{:>9.1f}{:>9.0%}".format
-    print(f"{'':10}{'':22}{'bytes':>8}{'ssim':>9}{'ssim_foreground':>17}{'psnr':>9}{'fitted':>9}")
-    for name, (limit, row) in budgets.items():
-        print(line("model", name, limit, row["ssim"], row["ssim_foreground"], row["psnr"], 1))
-        for codec, rows in table[name].items():
-            for key, row in rows.items():
-                print(line(codec, key, row["bytes"], row["ssim"], row["ssim_foreground"], row["psnr"], row["fitted"]))
-    for name, row in {**{f"model, rate weight {weight}": row for weight, row in model.items()}, **sanity}.items():
-        print(f"{name:32}{row.get('bytes', math.nan):>8.0f}{row['ssim']:>9.3f}{row['ssim_foreground']:>17.3f}{row['psnr']:>9.1f}")
-    figure = Path(arguments.figure or run_dir / "figures" / "rate_distortion.png")
-    curves = {codec: curve(images, codec, overheads[codec]) for codec in CODECS}
-    plot_rate_distortion(curves, sorted((row["bytes"], row["ssim"]) for row in model.values()),
-                         (budgets["fixed length"][0], model[0]["ssim"]), figure)
-    print(f"Drawn: {figure}")
-    heads = {"heads": compare_heads(vqvae, prior, whole_split, arguments.num_heads)} if arguments.num_heads else {}
-    common.finish("codecs", arguments, {
-        "settings": {"run_dir": str(run_dir), "num_images": len(images)},
-        "model": {"by_rate_weight": model, "bytes_fixed_length": budgets["fixed length"][0]},
-        "container_bytes": overheads, "codecs": table, "curves": curves, **sanity, **heads,
-        "ratio": {name: {codec: row["ssim"] / rows["without_container"]["ssim"] for codec, rows in table[name].items()}
-                  for name, (_, row) in budgets.items()}})
+    import_av()  # fails now rather than at the end
+    run = predict.find_run(arguments.run_dir)
+    vqvae, prior = predict.load_models(run)
+    split = dataset.load_splits(arguments.data_dir or run.config["data"]["folder"], ["test"])["test"]
+    heads, persons = take_heads(split, vqvae, prior, arguments.num_heads)
+    images, positions = np.concatenate(heads), np.tile(np.int32(prior.slice_positions), len(heads))
+    slices = model_curve(vqvae, prior, images, positions)
+    in_heads = head_curve(vqvae, prior, heads, persons)
+    chain = chain_of_bytes(vqvae, prior, images, slices, in_heads)
+    print("Bytes per image, of {num_images}: {pixels:,} as pixels; {fixed_length:,.0f} as codes of fixed length; "
+          "{by_frequency:,.0f} by the codes' frequency; {slice_alone:.0f} by the prior, a slice alone; {slice_in_head:.0f} in its "
+          "head".format(**chain))
+    of_images = compare_images(images, slices, chain["fixed_length"])
+    print_budgets("Slices by themselves", of_images["budgets"])
+    of_heads = compare_heads(heads, in_heads)
+    print_budgets("Whole heads, bytes per slice", of_heads["budgets"])
+    for name, sizes in of_heads["bytes_at"].items():
+        print(f"Bytes per slice at {name} {sizes['target']}: " + ", ".join(
+            f"{method} {'not reached' if sizes[method] is None else format(sizes[method], '.0f')}"
+            for method in ("model", *VIDEO_CODECS)))
+    figure = Path(arguments.figure or run.folder / "figures" / "rate_distortion.png")
+    points = {codec: [(row["bytes"], row["ssim"]) for row in rows] for codec, rows in of_images["curves"].items()}
+    plot_rate_distortion(points, sorted((row["bytes"], row["ssim"]) for row in slices.values()),
+                         (chain["fixed_length"], slices[0]["ssim"]), figure)
+    print(f"Figure: {figure}")
+    common.finish("codecs", arguments, {"settings": {"run_dir": str(run.folder), "num_images": len(images)},
+                                        "chain": chain, **of_images, "heads": of_heads})
 
 
 if __name__ == "__main__":

@@ -18,8 +18,13 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 import tensorflow as tf
 
+import dataset
+from support import runs, volumes
+from support.people import CodedSplit
+from support.runs import Run
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -63,13 +68,13 @@ def ratio(ours, theirs):
     Returns:
         ``{"median", "min", "max", "rounds"}``; or, if the ratios lie on both sides of 1, ``{"verdict", "rounds"}`` alone.
     """
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
     if min(ratios) <= 1 <= max(ratios):
         return {"verdict": NO_DIFFERENCE, "rounds": len(ratios)}
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "rounds": len(ratios)}
 
 
-def say(summary):
+def in_words(summary):
     """A `ratio` in words."""
     if "verdict" in summary:
         return f"{summary['verdict']} in {summary['rounds']} rounds"
@@ -137,6 +142,43 @@ def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
+# What is trained ------------------------------------------------------------------------------------------------------
+
+
+def noise_split(people, image_size, margin=0):
+    """A `dataset.Split` of heads that show noise, inside a black border of `margin` pixels: cost does not depend on pictures."""
+    heads = np.zeros((people, volumes.NUM_POSITIONS, image_size, image_size), np.uint8)
+    inside = slice(margin, image_size - margin)
+    rng = np.random.default_rng(0)
+    for image in heads.reshape(-1, image_size, image_size):
+        image[inside, inside] = rng.integers(0, 256, image[inside, inside].shape, np.uint8)
+    return dataset.Split.of_heads(heads, range(volumes.NUM_POSITIONS))
+
+
+def random_codes(split, prior):
+    """A `people.CodedSplit` of the slices of a split, whose codes are random and whose persons are all average."""
+    shape = 1, len(split.images), prior.grid_size, prior.grid_size
+    codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.int32)
+    persons = np.zeros((1, len(split.images), prior.person_size), np.float32)
+    return CodedSplit(codes, split.positions, dataset.context_indices(split, prior.steps_below), persons, prior.num_embeddings)
+
+
+def run_without_folder(split, **options):
+    """A `Run` on a split as train.py would begin it, as far as `train.new_vqvae` and `train.new_pixelcnn` ask.
+
+    Args:
+        split: a `dataset.Split`.
+        **options: settings that differ from train.py's defaults.
+    """
+    settings = {**train.DEFAULTS, **options}
+    vqvae = train.vqvae_arguments(split, settings)
+    prior = {"grid_size": vqvae["image_size"] // settings["downsample"], "num_embeddings": settings["num_embeddings"]}
+    return Run(ROOT, {"settings": settings, "vqvae": vqvae, "pixelcnn": prior})
+
+
+# The record -----------------------------------------------------------------------------------------------------------
+
+
 def hardware():
     """The machine in words."""
     model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
@@ -151,7 +193,7 @@ def commit():
     """The commit that is checked out, and whether the code differs from it."""
     command = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "*.py"]
     changed = subprocess.run(command, capture_output=True, text=True).stdout
-    return f"{train.git_commit()}{', with changes that are not committed' if changed else ''}"
+    return f"{runs.git_commit()}{', with changes that are not committed' if changed else ''}"
 
 
 def finish(key, arguments, result):
@@ -166,8 +208,9 @@ def finish(key, arguments, result):
     if arguments.record:
         script = Path(sys.argv[0]).resolve().relative_to(ROOT)
         command = shlex.join(["python", str(script), *(word for word in sys.argv[1:] if word != "--record")])
-        record(RESULTS, key, {"command": command, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "hardware": hardware(),
-                              **result})
+        origin = {"command": command, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "hardware": hardware(),
+                  "machine": runs.machine()}
+        record(RESULTS, key, {**origin, **result})
 
 
 def record(path, key, entry):

@@ -3,8 +3,8 @@
     python benchmarks/faults.py [--kills 20] [--seed 0]
 
 Each trial starts a training, kills it at a moment drawn from the whole length of an uninterrupted one, resumes it to its
-end, and compares: weights and optimiser of both networks, histories (but for the clock), GIF and metrics have to be the
-same to the bit, and no file may be left over. The last line is JSON: `tried`, `survived` (resumed to the same end),
+end, and compares: weights of both networks, histories (but for the clock), GIF and metrics have to be the same to the bit,
+and no file may be left over. The last line is JSON: `tried`, `survived` (resumed to the same end),
 `lost` (not resumed), `differing`, `left_over`.
 """
 
@@ -26,52 +26,61 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
+from support.runs import Run
 
 
 def command(folder, run, resume=False):
-    """The command line that trains the tiny cohort in `folder`."""
+    """The command line that trains the tiny cohort in `folder`; `run` is a `Run`."""
     rest = ["--resume"] if resume else TINY
-    return [sys.executable, str(ROOT / "train.py"), "--data-dir", str(folder / "cohort"), "--run-dir", str(run), *rest]
+    return [sys.executable, str(ROOT / "train.py"), "--data-dir", str(folder / "cohort"), "--run-dir", str(run.folder), *rest]
 
 
 def finish(folder, run, resume=False):
     """Trains to the end; returns (exit status, seconds)."""
     start = time.perf_counter()
-    done = subprocess.run(command(folder, run, resume), capture_output=True)
-    return done.returncode, time.perf_counter() - start
+    status = subprocess.run(command(folder, run, resume), capture_output=True).returncode
+    return status, time.perf_counter() - start
+
+
+def has_begun(run):
+    """Whether there is something to resume."""
+    return (run.folder / "config.json").exists()
 
 
 def state(run):
     """How far a run had come, for the table."""
-    if not (run / "config.json").exists():
+    if not has_begun(run):
         return "before config.json"
-    for name in ("metrics.json", "backup/pixelcnn.keras", "backup/vqvae.keras"):
-        if (run / name).exists():
-            return f"after {name}"
+    for path in (run.metrics_path, run.backup_path("pixelcnn"), run.backup_path("vqvae")):
+        if path.exists():
+            return f"after {path.relative_to(run.folder)}"
     return "in the first epoch"
+
+
+def files_of(run):
+    """The names of all files but TensorBoard's, which hold the time."""
+    return {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if "tfevents" not in path.name}
 
 
 def trial(folder, whole, after):
     """Kills a training after `after` seconds and resumes it; returns a row of the table."""
-    run = folder / "run"
-    shutil.rmtree(run, ignore_errors=True)
+    run = Run(folder / "run", None)
+    shutil.rmtree(run.folder, ignore_errors=True)
     process = subprocess.Popen(command(folder, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(after)
     process.kill()
     process.wait()
     row = {"after": after, "state": state(run), "lost": False, "differing": False, "left_over": []}
-    began = (run / "config.json").exists()
-    ended = (run / "metrics.json").exists()
-    status, _ = finish(folder, run, resume=began)
-    # Of a run that was killed in its last breath, `--resume` says that it is finished, with status 2.
-    row["lost"] = status != (2 if ended else 0)
+    was_finished = run.metrics_path.exists()
+    status, _ = finish(folder, run, resume=has_begun(run))
+    # Of a run that was killed at its very end, `--resume` says that it is finished, with status 2.
+    row["lost"] = status != (2 if was_finished else 0)
     if not row["lost"]:
         try:
-            assert_same_run(run, whole)
+            assert_same_run(run.folder, whole.folder)
         except AssertionError:
             row["differing"] = True
-        row["left_over"] = sorted({str(path.relative_to(run)) for path in run.rglob("*") if "tfevents" not in path.name}
-                                  - {str(path.relative_to(whole)) for path in whole.rglob("*")})
+        row["left_over"] = sorted(files_of(run) - files_of(whole))
     return row
 
 
@@ -87,7 +96,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cohort(folder / "cohort")
-        whole = folder / "whole"
+        whole = Run(folder / "whole", None)
         status, seconds = finish(folder, whole)
         if status:
             raise RuntimeError("the uninterrupted training failed")

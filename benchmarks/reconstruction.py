@@ -12,7 +12,7 @@ schedule is a number of steps, which a budget of seconds does not give: another 
 is timed before the budget begins.
 
 Two rows that need no model, the mean training image and the blurred original, show what an SSIM means on a picture that is
-mostly black. The last line is JSON.
+mostly black. The last line is JSON. (`patternflow` there is the followed project, shakes76/PatternFlow.)
 """
 
 from pathlib import Path
@@ -28,21 +28,21 @@ import time
 import keras
 from keras import layers
 import numpy as np
-from scipy import ndimage
 import tensorflow as tf
 
 from benchmarks import common
 import dataset
-from support import devices, metrics
 import modules
+from support import devices, metrics
 import train
 
 QUALITY = "ssim", "ssim_gaussian", "ssim_foreground", "psnr"
-FOLLOWED_BATCH_SIZE = 128
-TIMED_STEPS = 20  # of the model that is thrown away
+SIDES = "ours", "patternflow"
+PATTERNFLOW_BATCH_SIZE = 128
+STEPS_TO_TIME = 20  # of the model that is thrown away
 
 
-class FollowedVQVAE(keras.Model):
+class PatternFlowVQVAE(keras.Model):
     """The followed project's model: a 64x64 grid of 128 codes, trained by the codebook loss of 2017."""
 
     def __init__(self, data_variance):
@@ -85,84 +85,92 @@ class Turns(keras.callbacks.Callback):
 
     Args:
         batch_size: images per step.
-        num_images: per epoch, if its last batch is a short one.
+        num_images: per epoch, whose last batch may be a short one; without one, if it is left out.
     """
 
-    def __init__(self, batch_size, num_images=math.inf):
+    def __init__(self, batch_size, num_images=None):
         super().__init__()
         self.batch_size, self.num_images = batch_size, num_images
-        self.asked = common.requests()
+        self.requests = common.requests()
+        self.steps = 0
         self._begin()
 
     def _begin(self):
-        self.wanted, self.start = next(self.asked), time.perf_counter()
-        self.steps = self.images = 0
+        self.budget, self.start = next(self.requests), time.perf_counter()
+        self.first_step = self.steps
+
+    def _images(self, steps):
+        """How many images so many steps take."""
+        if self.num_images is None:
+            return steps * self.batch_size
+        epochs, rest = divmod(steps, math.ceil(self.num_images / self.batch_size))
+        return epochs * self.num_images + rest * self.batch_size
 
     def on_train_batch_end(self, batch, logs=None):
         """Looks at the clock; after the turn, waits for the next."""
-        self.steps += 1
-        self.images += min(self.batch_size, self.num_images - batch * self.batch_size)
+        self.steps = int(self.model.optimizer.iterations)  # on a GPU, several steps may lie between two calls
         seconds = time.perf_counter() - self.start
-        if seconds >= self.wanted:
-            common.answer({"seconds": seconds, "steps": self.steps, "images": self.images})
+        if seconds >= self.budget:
+            common.answer({"seconds": seconds, "steps": self.steps - self.first_step,
+                           "images": self._images(self.steps) - self._images(self.first_step)})
             self._begin()
-            self.model.stop_training = self.wanted is None
+            self.model.stop_training = self.budget is None
 
 
-def train_followed(split):
+def train_patternflow(split):
     """Trains the followed project's model: Adam 1e-3, batches of 128 float images."""
-    turns = Turns(FOLLOWED_BATCH_SIZE, len(split.images))
+    turns = Turns(PATTERNFLOW_BATCH_SIZE, len(split.images))
     scaled = split.images[..., np.newaxis].astype(np.float32) / 255 - 1
-    model = FollowedVQVAE(float(scaled.var()))
+    model = PatternFlowVQVAE(float(scaled.var()))
     model.compile(keras.optimizers.Adam(1e-3))
-    model.fit(scaled, batch_size=FOLLOWED_BATCH_SIZE, epochs=10 ** 6, verbose=0, callbacks=[turns])
-    return model, FOLLOWED_BATCH_SIZE
+    model.fit(scaled, batch_size=PATTERNFLOW_BATCH_SIZE, epochs=10 ** 6, verbose=0, callbacks=[turns])
+    return model, PATTERNFLOW_BATCH_SIZE
 
 
 def start_ours(split, total_steps):
-    """Our model as train.py begins it, its codebook started; and its batches."""
-    settings = train.DEFAULTS
-    batch_size = min(settings["batch_size"], len(split.images))
-    model = modules.VQVAE(**train.model_settings(split, settings))
-    model.compile(train.adam(settings["learning_rate"], total_steps))
-    model.start_codebook(dataset.training_batches(split, batch_size, settings["seed"] + 1), train.CONSTANTS["warmup_steps"])
-    return model, dataset.training_batches(split, batch_size, settings["seed"])
+    """Our model as train.py begins it, its codebook started; its batches, and images in each."""
+    run = common.run_without_folder(split, epochs=1)
+    warmup_steps = train.CONSTANTS["warmup_steps"]
+    batch_size = min(run.settings["batch_size"], len(split.images))
+    model = train.new_vqvae(run, max(1, total_steps - warmup_steps))
+    train.start_codebook(model, dataset.training_batches(split, batch_size, run.seed + 1), warmup_steps)
+    return model, dataset.training_batches(split, batch_size, run.seed), batch_size
 
 
 def steps_within(split, seconds):
     """How many steps of ours fit into the seconds, its start included: a model that is thrown away is timed."""
     start = time.perf_counter()
-    model, batches = start_ours(split, 10 ** 6)
+    model, batches, _ = start_ours(split, 10 ** 6)
     model.fit(batches, steps_per_epoch=1, verbose=0, shuffle=False)  # compiles
     begun = time.perf_counter()
-    model.fit(batches, steps_per_epoch=TIMED_STEPS, verbose=0, shuffle=False)
+    model.fit(batches, steps_per_epoch=STEPS_TO_TIME, verbose=0, shuffle=False)
     ended = time.perf_counter()
-    return train.CONSTANTS["warmup_steps"] + max(1, round((seconds - (begun - start)) * TIMED_STEPS / (ended - begun)))
+    return train.CONSTANTS["warmup_steps"] + max(1, round((seconds - (begun - start)) * STEPS_TO_TIME / (ended - begun)))
 
 
 def train_ours(split, total_steps):
     """Trains our model as train.py does, its learning rate's schedule laid over the steps."""
     keras.utils.set_random_seed(0)
-    batch_size = min(train.DEFAULTS["batch_size"], len(split.images))
-    turns = Turns(batch_size)
-    model, batches = start_ours(split, total_steps)
-    turns.steps = train.CONSTANTS["warmup_steps"]  # the start's steps are steps
-    turns.images = turns.steps * batch_size
+    turns = Turns(min(train.DEFAULTS["batch_size"], len(split.images)))
+    model, batches, batch_size = start_ours(split, total_steps)
     model.fit(batches, steps_per_epoch=10 ** 6, verbose=0, shuffle=False, callbacks=[turns])
     return model, batch_size
 
 
 def measure(model, images, scale, shift):
     """Metrics of uint8 (N, H, W) under a model whose images are ``pixels * scale + shift``."""
-    codes, decoded = [], []
-    for some in np.array_split(images, -(-len(images) // 32)):
-        codes.append(model.encode_to_codes(some[..., np.newaxis].astype(np.float32) * scale + shift).numpy())
-        decoded.append((model.decode_codes(codes[-1]).numpy()[..., 0] - shift) / scale / 255)
-    codes = np.concatenate(codes)
-    used = metrics.code_metrics(codes, model.quantizer.num_embeddings)
+    def encode(chunk):
+        return model.encode_to_codes(chunk[..., np.newaxis].astype(np.float32) * scale + shift)
+
+    def decode(chunk):
+        return np.float64((model.decode_codes(chunk).numpy()[..., 0] - shift) / scale / 255)
+
+    codes = metrics.in_chunks(encode, images)
+    use = metrics.code_metrics(codes, model.quantizer.num_embeddings)
     grid = codes[0].size
-    return {**metrics.reconstruction_metrics(images / 255, np.concatenate(decoded).astype(np.float64)), **used,
-            "bits_fixed": grid * math.log2(model.quantizer.num_embeddings), "bits_entropy": grid * used["code_entropy"]}
+    return {**metrics.reconstruction_metrics(images / 255, metrics.in_chunks(decode, codes)), **use,
+            "num_embeddings": model.quantizer.num_embeddings,
+            "bits_fixed": grid * math.log2(model.quantizer.num_embeddings), "bits_entropy": grid * use["code_entropy"]}
 
 
 def run_side(name, splits, budget):
@@ -176,7 +184,7 @@ def run_side(name, splits, budget):
     if name == "ours":
         (model, batch_size), scale = train_ours(splits["train"], total_steps), 1 / 127.5
     else:
-        (model, batch_size), scale = train_followed(splits["train"]), 1 / 255
+        (model, batch_size), scale = train_patternflow(splits["train"]), 1 / 255
     common.answer({**measure(model, splits["test"].images, scale, -1), "batch_size": batch_size})
 
 
@@ -186,22 +194,22 @@ def train_in_turns(sides, budget, rounds):
     Returns:
         (a row of metrics, seconds, steps and images/s for each; each turn's images/s but for the first's).
     """
-    used, left = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, rounds)
+    spent, turns_to_come = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, rounds)
 
     def turn(name):
-        done = sides[name].ask(max((budget - used[name]) / left[name], 0))
-        used[name], left[name] = used[name] + done["seconds"], left[name] - 1
-        return done
+        row = sides[name].ask(max((budget - spent[name]) / turns_to_come[name], 0))
+        spent[name], turns_to_come[name] = spent[name] + row["seconds"], turns_to_come[name] - 1
+        return row
 
     for side in sides.values():
         side.ask()  # loads; from here on one side alone is at work
     turns = common.interleave({name: lambda name=name: turn(name) for name in sides}, rounds)
     rows, speeds = {}, {}
-    for name, done in turns.items():
-        steps, images = (sum(one[key] for one in done) for key in ("steps", "images"))
-        rows[name] = {**sides[name].ask(), "seconds": used[name], "steps": steps,
-                      "images_per_second": images / used[name]}
-        speeds[name] = [one["images"] / one["seconds"] for one in done[1:]]
+    for name, rows_of_turns in turns.items():
+        steps, images = (sum(row[key] for row in rows_of_turns) for key in ("steps", "images"))
+        rows[name] = {**sides[name].ask(), "seconds": spent[name], "steps": steps,
+                      "images_per_second": images / spent[name]}
+        speeds[name] = [row["images"] / row["seconds"] for row in rows_of_turns[1:]]
     return rows, speeds
 
 
@@ -213,7 +221,7 @@ def main():
     parser.add_argument("--budget", type=cli.number(float, 1), default=240, metavar="SECONDS", help="(default: 240)")
     parser.add_argument("--limit", type=cli.number(int, 1), metavar="N", help="people of each split (default: all)")
     common.add_rounds(parser, 12)
-    parser.add_argument("--side", choices=("ours", "followed"), help="train one, in this process (the script calls itself)")
+    parser.add_argument("--side", choices=SIDES, help="train one, in this process (the script calls itself)")
     arguments = parser.parse_args()
     data_dir, _ = dataset.find_data(arguments.data_dir)
     splits = dataset.load_splits(data_dir, ["train", "test"], arguments.limit)
@@ -221,22 +229,19 @@ def main():
         return run_side(arguments.side, splits, arguments.budget)
     command = ["--data-dir", data_dir, "--budget", arguments.budget, *(["--limit", arguments.limit] if arguments.limit else [])]
     with contextlib.ExitStack() as stack:
-        sides = {name: stack.enter_context(common.Side(__file__, *command, "--side", name)) for name in ("ours", "followed")}
+        sides = {name: stack.enter_context(common.Side(__file__, *command, "--side", name)) for name in SIDES}
         rows, speeds = train_in_turns(sides, arguments.budget, arguments.rounds)
-    originals = splits["test"].images / 255
-    mean = splits["train"].images.mean(axis=0) / 255
-    rows["mean_image"] = metrics.reconstruction_metrics(originals, np.broadcast_to(mean, originals.shape))
-    rows["blurred_original"] = metrics.reconstruction_metrics(originals, ndimage.gaussian_filter(originals, (0, 2, 2)))
+    rows |= metrics.baselines(splits["train"].images, splits["test"].images)
     columns = *QUALITY, "perplexity", "bits_fixed", "bits_entropy", "images_per_second", "steps"
     print(f"{'':18}" + "".join(f"{column:>19}" for column in columns))
     for name, row in rows.items():
         print(f"{name:18}" + "".join(f"{row[column]:19.4g}" if column in row else f"{'-':>19}" for column in columns))
-    summary = common.ratio(speeds["ours"], speeds["followed"])
-    print(f"images/s, ours / followed: {common.say(summary)}")
+    summary = common.ratio(speeds["ours"], speeds["patternflow"])
+    print(f"images/s, ours / patternflow: {common.in_words(summary)}")
     common.finish("reconstruction", arguments, {
-        **rows, "images_per_second_ratio": summary, "bits_ratio": rows["ours"]["bits_fixed"] / rows["followed"]["bits_fixed"],
+        **rows, "images_per_second_ratio": summary, "bits_ratio": rows["ours"]["bits_fixed"] / rows["patternflow"]["bits_fixed"],
         "settings": {"budget": arguments.budget, "rounds": arguments.rounds, "people": splits["train"].num_people,
-                     "num_images": len(originals), "blur_sigma": 2}})
+                     "num_images": len(splits["test"].images)}})
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/sampling.py [--run-dir RUN]
 
 The slow side is measured on one code in each round and scaled to the whole grid; both sides take turns
-(benchmarks/common.py). That both draw the same codes is checked at every place: the full network, shown the codes of the
+(benchmarks/common.py). That both sample the same codes is checked at every place: the full network, shown the codes of the
 cached sampler, must choose each of them again from the same noise; as it sees only the codes before a place, it would by
-induction have drawn them itself. Where two codes tie to within float32's rounding, either is right: so codes that differ are
+induction have sampled them itself. Where two codes tie to within float32's rounding, either is right: so codes that differ are
 counted, together with the most by which the full network prefers its own. Without a run, the prior is a fresh one of the
 default size, its weights moved at random. The last line is JSON.
 """
@@ -16,6 +16,7 @@ import sys
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
+import functools
 import statistics
 import time
 
@@ -26,6 +27,7 @@ import tensorflow as tf
 from benchmarks import common
 import modules
 import predict
+from support import sampler
 
 SIZES = 16, 32
 BATCHES = 1, 4, 16, 64
@@ -38,28 +40,28 @@ def random_prior(grid_size):
     prior = modules.PixelCNN(grid_size)
     for weight in prior.trainable_variables:
         weight.assign_add(0.05 * tf.random.normal(weight.shape))
-    prior.start_people(np.random.default_rng(0).random((20, *prior.mean_picture.shape)))
+    prior.fit_people(np.random.default_rng(0).random((20, *prior.mean_picture.shape)))
     return prior
 
 
 def compare(prior, batch):
     """One row: seconds per image both ways, compilation apart, and how many codes differ."""
-    positions = tf.range(batch) % prior.num_positions
-    noise, person = prior.gumbel_noise(0, tf.range(batch)), prior.draw_persons(0, tf.range(batch))
-    below = tf.random.stateless_uniform((batch, len(prior.steps_below), prior.grid_size, prior.grid_size), (0, 0),
-                                        maxval=prior.num_embeddings, dtype=tf.int32)
-    known = {"positions": positions, "below": below, "person": person}
-    compiled = tf.function(prior.sample_from_noise, jit_compile=True)
-    slow = tf.function(lambda codes: prior({"codes": codes, **known}))
+    positions = tf.gather(prior.slice_positions, tf.range(batch) % len(prior.slice_positions))
+    noise, person = (draw(prior, 0, "benchmark", tf.range(batch)) for draw in (sampler.gumbel_noise, sampler.sample_people))
+    context = tf.random.stateless_uniform((batch, len(prior.steps_below), prior.grid_size, prior.grid_size), (0, 0),
+                                          maxval=prior.num_embeddings, dtype=tf.int32)
+    conditions = {"positions": positions, "context": context, "person": person}
+    compiled = tf.function(functools.partial(sampler.sample_codes, prior), jit_compile=True)
+    slow = tf.function(lambda codes: prior({"codes": codes, **conditions}))
 
     def fast():
-        return compiled(positions, noise, tf.constant(1.0), below, person)
+        return compiled(positions, noise, tf.constant(1.0), context, person)
 
     start = time.perf_counter()
     codes = fast()
     compilation = time.perf_counter() - start
     scores = slow(codes) + noise
-    preferred = tf.reduce_max(scores, axis=-1) - tf.gather(scores, codes, batch_dims=3)  # 0 where it chooses the same
+    excess = tf.reduce_max(scores, axis=-1) - tf.gather(scores, codes, batch_dims=3)  # 0 where it chooses the same
 
     def seconds(call):
         start = time.perf_counter()
@@ -72,16 +74,16 @@ def compare(prior, batch):
     return {"grid_size": prior.grid_size, "batch": batch, "seconds_per_image": statistics.median(measured["fast"]) / batch,
             "slow_seconds_per_image": statistics.median(measured["slow"]) / batch,
             "speedup": common.ratio(measured["slow"], measured["fast"]), "first_call_seconds": compilation,
-            "codes": codes.shape.num_elements(), "codes_differing": int(np.count_nonzero(preferred)),
-            "preferred_by_at_most": float(np.max(preferred))}
+            "codes": codes.shape.num_elements(), "codes_differing": int(np.count_nonzero(excess)),
+            "preferred_by_at_most": float(np.max(excess))}
 
 
 def time_heads(prior, count=4):
-    """The seconds per slice of whole heads drawn side by side, compilation apart."""
+    """The seconds per slice of whole heads sampled side by side, compilation apart."""
     prior.sample_heads(count)
     start = time.perf_counter()
     prior.sample_heads(count, seed=1)
-    return (time.perf_counter() - start) / (count * prior.num_positions)
+    return (time.perf_counter() - start) / (count * len(prior.slice_positions))
 
 
 @cli.exit_on_input_error
@@ -91,7 +93,7 @@ def main():
     parser.add_argument("--run-dir", metavar="DIR", help="take the prior of this run (default: random weights)")
     arguments = parser.parse_args()
     if arguments.run_dir:
-        priors = [predict.load_run(predict.find_run(arguments.run_dir))[2]]
+        priors = [predict.load_models(predict.find_run(arguments.run_dir))[1]]
     else:
         priors = [random_prior(size) for size in SIZES]
     rows = []
@@ -100,7 +102,7 @@ def main():
             rows.append(compare(prior, batch))
             print("{grid_size}x{grid_size}, batch {batch:2}: {seconds_per_image:.4f} s per image against "
                   "{slow_seconds_per_image:.1f}: {0}, {codes_differing} of {codes} codes differ"
-                  .format(common.say(rows[-1]["speedup"]), **rows[-1]), flush=True)
+                  .format(common.in_words(rows[-1]["speedup"]), **rows[-1]), flush=True)
     head_seconds = time_heads(priors[-1])
     print(f"4 heads side by side: {head_seconds:.4f} s per slice", flush=True)
     chosen = next(row for row in reversed(rows) if row["batch"] == 16)

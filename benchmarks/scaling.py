@@ -25,10 +25,9 @@ import tensorflow as tf
 
 from benchmarks import common
 import dataset
-import modules
 import train
 
-BATCH = 8  # the default of both stages
+BATCH = train.DEFAULTS["batch_size"]  # of both stages
 BASE = {"image_size": 256, "downsample": 8, "num_embeddings": 512, "people": 20}
 CHANGES = {"base": {}, "128 pixels": {"image_size": 128}, "512 pixels": {"image_size": 512}, "grid of 64": {"downsample": 4},
            "128 codes": {"num_embeddings": 128}, "2048 codes": {"num_embeddings": 2048}, "200 people": {"people": 200}}
@@ -36,8 +35,7 @@ SPEEDS = "vqvae_images_per_second", "pixelcnn_images_per_second", "sampling_seco
 
 
 def trainer(model, batches, steps):
-    """A function that trains for so many steps over a tf.data pipeline and returns the images/s."""
-    model.compile(train.adam(1e-3, 10 ** 6))
+    """A function that trains a compiled model for so many steps over a tf.data pipeline and returns the images/s."""
     step, batches = tf.function(model.train_step), iter(batches)
 
     def images_per_second():
@@ -54,20 +52,13 @@ def measure(setting, steps):
     """Answers every request with a row for one setting, in a process of its own."""
     before = common.peak()
     keras.utils.set_random_seed(0)
-    rng, size = np.random.default_rng(0), setting["image_size"]
-    count = 32 * setting["people"]
-    images = np.empty((count, size, size), np.uint8)
-    for image in images:
-        image[:] = rng.integers(0, 256, image.shape, np.uint8)
-    split = dataset.Split("train", images, np.arange(count) // 32, np.arange(count, dtype=np.int32) % 32)
-    vqvae = modules.VQVAE(size, setting["num_embeddings"], downsample=setting["downsample"])
-    grid = vqvae.grid_size
-    codes = rng.integers(0, setting["num_embeddings"], (count, grid, grid), np.int32)
-    prior = modules.PixelCNN(grid, setting["num_embeddings"])
-    below, persons = dataset.head_context(split, prior, 0)
-    told = codes[np.newaxis], split.positions, below, persons[np.newaxis], setting["num_embeddings"]
+    split = common.noise_split(setting["people"], setting["image_size"])
+    run = common.run_without_folder(split, downsample=setting["downsample"], num_embeddings=setting["num_embeddings"])
+    steps_per_epoch = len(split.images) // BATCH
+    vqvae = train.new_vqvae(run, steps_per_epoch)
+    prior = train.new_pixelcnn(run, vqvae, split, steps_per_epoch)
     vqvae_speed = trainer(vqvae, dataset.training_batches(split, BATCH, 0), steps)
-    prior_speed = trainer(prior, dataset.code_batches(*told, BATCH, 0), steps)
+    prior_speed = trainer(prior, dataset.code_batches(common.random_codes(split, prior), BATCH, seed=0), steps)
     for _ in common.requests():
         row = {"vqvae_images_per_second": vqvae_speed(), "pixelcnn_images_per_second": prior_speed()}
         start = time.perf_counter()
@@ -102,7 +93,7 @@ def main():
         print("{:15} VQ-VAE {:.1f} images/s, PixelCNN {:.1f} images/s, sampling {:.3f} s per image, {peak_gigabytes:.2f} GB"
               .format(name, *(row[key]["median"] for key in SPEEDS), **row))
     for name, summaries in ratios.items():
-        print(f"{name} / base: " + "; ".join(f"{key} {common.say(summary)}" for key, summary in summaries.items()))
+        print(f"{name} / base: " + "; ".join(f"{key} {common.in_words(summary)}" for key, summary in summaries.items()))
     common.finish("scaling", arguments, {"settings": {"batch_size": BATCH, "steps": arguments.steps, "rounds": arguments.rounds},
                                          "ratios": ratios, "rows": rows})
 

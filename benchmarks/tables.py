@@ -3,7 +3,8 @@
     python benchmarks/tables.py
 
 Each stands below a line ``<!-- results: NAME -->``, where NAME is one of `TABLES`; what stands there is replaced. So no
-number of a table is copied by hand, and tests/test_readme.py sees to it that none was changed by hand.
+number of a table is copied by hand, and tests/test_readme.py sees to it that none was changed by hand. A record that was itself
+written down by hand ("transcribed"), an empty cell and an empty table are refused.
 """
 
 import json
@@ -13,8 +14,11 @@ import sys
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from support import cli
+from support.cli import InputError
 
 DOCUMENTS = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+NOT_APPLICABLE = "–"
 MARKED = re.compile(r"(<!-- results: (\w+) -->\n)((?:\|.*\n)*)")
 
 
@@ -22,19 +26,45 @@ def fill(text, results):
     """A document with every marked table as the results have it.
 
     Raises:
-        KeyError: if a marker's name is none of `TABLES`, or a result that a table needs is not there.
+        KeyError: if a marker's name is none of `TABLES`.
+        InputError: if a table cannot be filled: see `table`.
     """
-    return MARKED.sub(lambda match: match[1] + render(TABLES[match[2]](results)), text)
+    return MARKED.sub(lambda match: match[1] + table(match[2], results), text)
+
+
+def table(name, results):
+    """One of `TABLES` as Markdown.
+
+    Raises:
+        InputError: if the results have not all that it needs, or it holds nothing, or was written down by hand.
+    """
+    rows_of = TABLES[name]
+    try:
+        return render(rows_of(results))
+    except (InputError, LookupError) as error:
+        reason = error if isinstance(error, InputError) else f"the record has no {error}"
+        raise InputError(f"The table {name} cannot be filled from assets/results.json ({reason}); measure it again with --record."
+                         ) from error
 
 
 def render(rows):
-    """Rows of strings, the first of them the header, as a Markdown table; no rows, no table."""
-    lines = ["|".join(["", *(f" {cell} " if cell else " " for cell in row), ""]) for row in rows]
-    return "".join(f"{line}\n" for line in [*lines[:1], *["|" + "---|" * len(row) for row in rows[:1]], *lines[1:]])
+    """Rows of strings, the first of them the header, as a Markdown table.
+
+    Raises:
+        InputError: if there are no rows, or a cell is empty.
+    """
+    header, *body = rows
+    if not body:
+        raise InputError("it has no rows")
+    for row in body:
+        if not all(row):
+            raise InputError(f"an empty cell in the row {row}")
+    lines = ["|".join(["", *(f" {cell} " if cell else " " for cell in row), ""]) for row in (header, *body)]
+    return "".join(f"{line}\n" for line in [lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def cells(record, formats):
-    """A record in each of the formats; empty where it has nothing of that name."""
+    """A record in each of the formats; empty, which `render` refuses, where it has nothing of that name."""
     filled = []
     for template in formats:
         try:
@@ -52,7 +82,7 @@ def summary(results):
         row = results[key]
         rows.append([label, *cells(row, formats), f"{row['bits_fixed'] / 8:,.0f}; by the prior {row['bytes_per_image']:.0f}"])
     for key, label in (("mean_image", "real: the mean training image"), ("blurred_original", "real: the original, blurred")):
-        rows.append([label, *cells(results["reconstruction"][key], formats), ""])
+        rows.append([label, *cells(results["reconstruction"][key], formats), NOT_APPLICABLE])
     return rows
 
 
@@ -91,11 +121,8 @@ def runs(results):
 
 
 def duration(seconds):
-    """The minutes of the stages that were timed; or, where only that is known, of the whole command."""
-    if "all" in seconds:
-        return f"{seconds['all'] // 60} min {seconds['all'] % 60} s, all of it"
-    stages = [f"{seconds[name] / 60:.0f} min" if name in seconds else "not timed" for name in ("vqvae", "pixelcnn")]
-    return " + ".join(stages)
+    """The time of both stages."""
+    return " + ".join(f"{seconds[name] / 60:.3g} min" for name in ("vqvae", "pixelcnn"))
 
 
 def samples(results):
@@ -114,49 +141,60 @@ def samples(results):
 
 def reconstruction(results):
     """benchmarks/reconstruction.py: the followed project's model beside ours."""
-    formats = ("{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB", "{bits_fixed:,.0f}",
-               "{perplexity:.0f} of {num_embeddings}", "{images_per_second:.1f}", "{steps:,} x {batch_size}")
-    labels = {"ours": "ours", "followed": "followed", "mean_image": "the mean training image",
-              "blurred_original": "the original, blurred (sigma 2 pixels)"}
+    quality = "{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"
+    cost = ("{bits_fixed:,.0f}", "{perplexity:.0f} of {num_embeddings}", "{images_per_second:.1f}", "{steps:,} x {batch_size}")
     record = results["reconstruction"]
-    ratios = ["", "", "", "", *cells(record, ["{bits_ratio:.2f}"]), "", ratio(record.get("images_per_second_ratio", {})), ""]
-    return [["", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR", "bits per image", "perplexity", "images/s",
-             "steps x batch"],
-            *([label, *cells(record[key], formats)] for key, label in labels.items()),
-            ["ours over followed", *ratios]]
+    rows = [["", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR", "bits per image", "perplexity", "images/s",
+             "steps x batch"]]
+    for key, label in (("ours", "ours"), ("patternflow", "the followed project's")):
+        rows.append([label, *cells(record[key], quality + cost)])
+    for key, label in (("mean_image", "the mean training image"), ("blurred_original", "the original, blurred")):
+        rows.append([label, *cells(record[key], quality), *[NOT_APPLICABLE] * len(cost)])
+    return rows
+
+
+def chain(results):
+    """benchmarks/codecs.py: what each step of coding saves."""
+    labels = {"pixels": "pixels", "fixed_length": "codes of fixed length", "by_frequency": "codes by their frequency",
+              "slice_alone": "by the prior, a slice by itself", "slice_in_head": "by the prior, a slice in its head"}
+    record = results["codecs"]["chain"]
+    return [["images", *labels.values()], cells(record, ["{num_images}", *(f"{{{name}:,.0f}}" for name in labels)])]
+
+
+BUDGETS = {"rate weight 0": "nearest codes", "rate weight 4": "rate weight 4", "fixed length": "codes of fixed length"}
+
+
+def budget_rows(budgets, containers):
+    """What all get out of the bytes of the model: a row for each budget and method."""
+    rows = [["the model's bytes", "method", "`ssim`", "`ssim_foreground`", "PSNR", "within the bytes", "container, not counted"]]
+    for budget, methods in budgets.items():
+        label = f"{BUDGETS[budget]}, {methods['model']['bytes']:,.0f} bytes"
+        for name, row in methods.items():
+            quality = cells(row, ("{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"))
+            container = f"{containers[name]} bytes" if name in containers else NOT_APPLICABLE
+            rows.append([label, name, *quality, f"{row.get('within_limit', 1):.0%}", container])
+    return rows
 
 
 def codecs(results):
     """benchmarks/codecs.py: image codecs within the model's bytes."""
     record = results["codecs"]
-    names = "AVIF", "WebP", "JPEG 2000", "JPEG"
-    by_weight = record["model"]["by_rate_weight"]
-    budgets = {"rate weight 0": ("nearest codes", by_weight["0"]["bytes"], by_weight["0"]),
-               "rate weight 4": ("rate weight 4", by_weight["4"]["bytes"], by_weight["4"]),
-               "fixed length": ("codes of fixed length", record["model"]["bytes_fixed_length"], by_weight["0"])}
-
-    def cell(row):
-        return f"{row['ssim']:.3f}" + (f" ({row['fitted']:.0%} fit)" if row["fitted"] < 1 else "")
-
-    rows = [["`ssim` at the same bytes", "model", *names]]
-    for budget, (label, limit, model) in budgets.items():
-        table = record["codecs"][budget]
-        rows += [[f"{label}, {limit:,.0f} bytes", f"**{model['ssim']:.3f}**",
-                  *(cell(table[name]["without_container"]) for name in names)],
-                 ["the same, containers counted", "", *(cell(table[name]["with_container"]) for name in names)]]
-    return [*rows, ["container, bytes", "0", *(str(record["container_bytes"][name]) for name in names)]]
+    return budget_rows(record["budgets"], record["container_bytes"])
 
 
 def head_codecs(results):
-    """benchmarks/codecs.py: video codecs within the model's bytes for whole heads, and the bytes for one quality."""
-    record = results["codecs"]["heads"]
-    rows = [["", "model", "HEVC", "AV1"]]
-    for weight, label in (("0", "nearest codes"), ("4", "rate weight 4")):
-        model, video = record["by_rate_weight"][weight], record["video"][f"rate weight {weight}"]
-        rows.append([f"`ssim` at the same bytes: {label}, {model['bytes']:.0f} bytes", f"**{model['ssim']:.3f}**",
-                     *(f"{video[name]['ssim']:.3f}" for name in rows[0][2:])])
-    at = record["bytes_at_ssim"]
-    return [*rows, [f"bytes at `ssim` {at['ssim']}", f"**{at['model']:.0f}**", *(f"{at[name]:.0f}" for name in rows[0][2:])]]
+    """benchmarks/codecs.py: video codecs within the model's bytes for whole heads."""
+    return [row[:-1] for row in budget_rows(results["codecs"]["heads"]["budgets"], {})]
+
+
+def head_bytes(results):
+    """benchmarks/codecs.py: the bytes per slice of whole heads for one quality."""
+    methods = "model", "HEVC", "AV1"
+    rows = [["bytes per slice at", *methods]]
+    for name, sizes in results["codecs"]["heads"]["bytes_at"].items():
+        rows.append([f"`{name}` {sizes['target']}",
+                     *("not reached" if sizes[method] is None else f"{sizes[method]:.0f}" for method in methods)])
+    return rows
 
 
 def loading(results):
@@ -171,18 +209,19 @@ def loading(results):
 def epochs(results):
     """benchmarks/loading.py: the memory of an epoch of stage 1 from the memory map."""
     formats = "{people}", "{images:,}", "{image_gigabytes:.2f} GB", "{peak_gigabytes:.2f} GB"
-    rows = [cells(row, formats) for row in results["loading"].get("epochs", [])]
-    return [["people", "images", "pixels on disk", "peak memory"], *rows] if rows else []
+    return [["people", "images", "pixels on disk", "peak memory"], *(cells(row, formats) for row in results["loading"]["epochs"])]
 
 
 def training(results):
     """benchmarks/training.py: speed beside the plain keras-io way."""
-    rows = [["", "images/s", "million multiply-adds per image", "peak memory", "ours, times as fast"]]
+    formats = ("{images_per_second[median]:.1f}", "{multiply_adds_million:,.0f}", "{share_of_peak:.0%}", "{peak_gigabytes:.2f} GB")
+    record = results["training"]
+    rows = [["", "images/s", "million multiply-adds per image", "share of the machine's peak", "peak memory",
+             "ours, times as fast"]]
     for stage, name in (("vqvae", "VQ-VAE"), ("pixelcnn", "PixelCNN")):
-        ratios = results["training"].get("ratios", {}).get(stage, {})
-        for side, row in results["training"]["rows"][stage].items():
-            rows.append([f"{name}, {side}", *cells(row, ("{images_per_second[median]:.1f}", "{multiply_adds_million:,.0f}",
-                                                         "{peak_gigabytes:.2f} GB")), ratio(ratios.get(side, {}))])
+        for side, row in record["rows"][stage].items():
+            speedup = NOT_APPLICABLE if side == "ours" else ratio(record["ratios"][stage][side])
+            rows.append([f"{name}, {side}", *cells(row, formats), speedup])
     return rows
 
 
@@ -224,18 +263,35 @@ def faults(results):
 
 def origins(results):
     """Where each key of assets/results.json comes from."""
-    return [["key", "command", "commit", "date", "machine", "note"],
-            *([f"`{key}`", f"`{row['command']}`", *cells(row, ("{commit}", "{date}", "{hardware}", "{transcribed}"))]
-              for key, row in results.items())]
+    rows = [["key", "command", "commit", "date", "machine", "vector instructions", "packages"]]
+    for key, row in results.items():
+        if "transcribed" in row:
+            raise InputError(f"{key} was transcribed, not measured")
+        machine = row["machine"]
+        instructions = [name for name in machine["vector_instructions"] if not name.startswith("sse")]  # which all x86 CPUs have
+        packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+        rows.append([f"`{key}`", f"`{row['command']}`", *cells(row, ("{commit}", "{date}", "{hardware}")),
+                     ", ".join(instructions) or NOT_APPLICABLE, f"Python {machine['python']}, {packages}"])
+    return rows
 
 
-TABLES = {table.__name__: table for table in (summary, heads, runs, samples, reconstruction, codecs, head_codecs, sampling, loading,
-                                              epochs, training, scaling, faults, origins)}
+TABLES = {function.__name__: function for function in (
+    summary, heads, runs, samples, reconstruction, chain, codecs, head_codecs, head_bytes, sampling, loading, epochs, training,
+    scaling, faults, origins)}
 
 
+@cli.exit_on_input_error
 def main():
-    """Rewrites both documents."""
+    """Rewrites both documents, if every table can be filled."""
     results = json.loads((ROOT / "assets" / "results.json").read_text())
+    refusals = []
+    for name in TABLES:
+        try:
+            table(name, results)
+        except InputError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise InputError(" ".join(refusals))
     for path in DOCUMENTS:
         path.write_text(fill(path.read_text(), results))
         print(f"Written: {path}")

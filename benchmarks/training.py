@@ -5,12 +5,14 @@
 The keras-io way is that of its VQ-VAE example, which the followed project took over: float images as one NumPy array into
 `fit`, codes looked up by one-hot vectors and a matrix product, a codebook trained by gradient; then one-hot codes into a
 PixelCNN of masked 7x7 and 3x3 convolutions. It is run twice: with its own networks, and (`same networks`) with ours. Ours
-is run twice too: as train.py does, and without the deterministic operations that it asks for on a CPU. Multiply-adds per
-image are counted and printed beside the speeds, for the networks differ.
+is run twice too: as train.py does, and without the deterministic operations that it asks for on a CPU.
 
 Each side is a process of its own, which trains one epoch of `--steps` steps when it is asked to; the first, with its
-compilation, does not count. The sides take turns (benchmarks/common.py). Memory is the peak above what imports took. For
-ours the bare step on one batch is timed too, right after each epoch: the ratio says what feeding costs.
+compilation, does not count. The sides take turns (benchmarks/common.py). Memory is the peak above what imports took.
+
+The networks differ, so multiply-adds per image are counted, and compared with the machine's peak: the speed of a product of
+two float32 matrices of 2048x2048, which is measured in turn with the sides. A training step is taken as three times the
+forward pass: the gradients of features and of weights cost as much again, each. What optimiser and metrics do is not counted.
 
 The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are ratios of images/s, ours over keras-io with its own
 networks.
@@ -23,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
 
 import contextlib
+import statistics
 import time
 
 import keras
@@ -34,10 +37,13 @@ from benchmarks import common
 import dataset
 import modules
 import train
-from support import devices, template
+from support import devices, volumes
 
-BATCH = 8  # the default of both stages
-NUM_CODES = 512
+BATCH = train.DEFAULTS["batch_size"]  # of both stages
+NUM_CODES = train.DEFAULTS["num_embeddings"]
+IMAGE_SIZE, MARGIN = 256, 32  # pixels, as real slices have
+MATRIX_SIDE = 2048
+PASSES = 3  # a training step, in forward passes
 SIDES = "ours", "ours, not deterministic", "keras-io", "keras-io, same networks"
 STAGES = "vqvae", "pixelcnn"
 
@@ -98,18 +104,22 @@ class MaskedConv2D(layers.Conv2D):
         return super().convolution_op(inputs, kernel * self.mask)
 
 
-def keras_io_vqvae(own_networks, size, variance):
+def keras_io_vqvae(own_networks, variance):
     """keras-io's trainer around its own networks (as the followed project has them) or around ours."""
     if own_networks:
-        encoder = keras.Sequential([layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
-                                    layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"), layers.Conv2D(16, 1)])
-        decoder = keras.Sequential([layers.Conv2DTranspose(64, 3, strides=2, padding="same", activation="relu"),
-                                    layers.Conv2DTranspose(32, 3, strides=2, padding="same", activation="relu"),
-                                    layers.Conv2DTranspose(1, 3, padding="same")])
+        encoder = keras.Sequential([
+            layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
+            layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
+            layers.Conv2D(16, 1)])
+        decoder = keras.Sequential([
+            layers.Conv2DTranspose(64, 3, strides=2, padding="same", activation="relu"),
+            layers.Conv2DTranspose(32, 3, strides=2, padding="same", activation="relu"),
+            layers.Conv2DTranspose(1, 3, padding="same")])
         codes = 128
     else:
-        encoder, decoder, codes = modules.build_encoder(margin=size // 8), modules.build_decoder(margin=size // 8), NUM_CODES
-    images = keras.Input((size, size, 1))
+        encoder, decoder = (build(IMAGE_SIZE, margin=MARGIN) for build in (modules.build_encoder, modules.build_decoder))
+        codes = NUM_CODES
+    images = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 1))
     networks = keras.Model(images, decoder(OneHotQuantizer(codes, 16)(encoder(images))))
     return KerasIoTrainer(networks, variance)
 
@@ -129,7 +139,7 @@ def keras_io_pixelcnn(grid):
 
 
 def multiply_adds(forward, *inputs):
-    """Millions of multiply-adds of a forward pass, as TensorFlow's profiler counts them in its graph."""
+    """Millions of multiply-adds of a forward pass, as TensorFlow's profiler counts them in its graph; it leaves out einsum."""
     graph = tf.function(forward).get_concrete_function(*inputs).graph
     profiler = tf.compat.v1.profiler
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output().build()
@@ -148,36 +158,37 @@ class Clock(keras.callbacks.Callback):
         self.seconds = time.perf_counter() - self.start
 
 
-def prepare(stage, side, split, codes):
-    """The model, what `fit` is given, one batch for the bare step (ours alone), and the multiply-adds per image."""
-    size, grid = split.images.shape[1], codes.shape[1]
-    if stage == "vqvae":
-        image = tf.zeros((1, size, size, 1))
-        if side.startswith("ours"):
-            model = modules.VQVAE(**train.model_settings(split, train.DEFAULTS))
-            model.compile(train.adam(1e-3, 10 ** 6))
-            batches = dataset.training_batches(split, BATCH, 0)
-            return model, {"x": batches}, next(iter(batches)), multiply_adds(model, image)
-        images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
-        model = keras_io_vqvae(side == "keras-io", size, float(images.var()))
-        model.compile(keras.optimizers.Adam(1e-3))
-        return model, {"x": images, "batch_size": BATCH}, None, multiply_adds(model.vqvae, image)
-    if side == "keras-io":
-        model = keras_io_pixelcnn(grid)
-        model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        count = multiply_adds(model, tf.zeros((1, grid, grid), tf.int32))
-        return model, {"x": codes, "y": codes, "batch_size": BATCH}, None, count
-    model = modules.PixelCNN(grid, NUM_CODES)
-    if not side.startswith("ours"):
-        embedding = model.code_embedding
-        embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
-    model.compile(train.adam(1e-3, 10 ** 6))
-    count = multiply_adds(model, {"codes": tf.zeros((1, grid, grid), tf.int32), "positions": tf.zeros(1, tf.int32)})
-    below, persons = dataset.head_context(split, model, 0)
-    batches = dataset.code_batches(codes[np.newaxis], split.positions, below, persons[np.newaxis], NUM_CODES, BATCH, 0)
+def prepare_vqvae(side, split):
+    """The model of a side of stage 1, what its `fit` is given, and its multiply-adds per image in millions."""
+    image = tf.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 1))
     if side.startswith("ours"):
-        return model, {"x": batches}, next(iter(batches)), count
-    return model, {"x": {"codes": codes, "positions": split.positions}, "batch_size": BATCH}, None, count
+        steps = len(split.images) // BATCH
+        model = train.new_vqvae(common.run_without_folder(split), steps)
+        data = {"x": dataset.training_batches(split, BATCH, 0), "steps_per_epoch": steps, "shuffle": False}
+        return model, data, multiply_adds(model, image)
+    images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
+    model = keras_io_vqvae(side == "keras-io", float(images.var()))
+    model.compile(keras.optimizers.Adam(1e-3))
+    return model, {"x": images, "batch_size": BATCH}, multiply_adds(model.vqvae, image)
+
+
+def prepare_pixelcnn(side, split):
+    """The same for stage 2."""
+    steps, run = len(split.images) // BATCH, common.run_without_folder(split)
+    model = train.new_pixelcnn(run, train.new_vqvae(run, steps), split, steps)
+    coded = common.random_codes(split, model)
+    codes, positions = coded.codes[0], coded.positions
+    inputs = {"codes": tf.constant(codes[:1]), "positions": tf.constant(positions[:1])}
+    if side.startswith("ours"):
+        data = {"x": dataset.code_batches(coded, BATCH, seed=0), "steps_per_epoch": steps, "shuffle": False}
+        return model, data, multiply_adds(model, inputs)
+    if side == "keras-io":
+        model = keras_io_pixelcnn(model.grid_size)
+        model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model, {"x": codes, "y": codes, "batch_size": BATCH}, multiply_adds(model, inputs["codes"])
+    embedding = model.code_embedding
+    embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
+    return model, {"x": {"codes": codes, "positions": positions}, "batch_size": BATCH}, multiply_adds(model, inputs)
 
 
 def measure(stage, side, steps):
@@ -186,62 +197,78 @@ def measure(stage, side, steps):
     keras.utils.set_random_seed(0)
     if side == "ours":
         devices.prepare()  # which makes the operations deterministic
-    split = dataset.load_splits(template.make_demo_cohort(), ["train"])["train"]  # 20 people, 640 images
-    count = min(steps * BATCH, len(split.images) // BATCH * BATCH)
-    split = split.take(slice(count))
-    codes = np.random.default_rng(0).integers(0, NUM_CODES, (count, 32, 32), np.int32)
-    model, data, batch, million = prepare(stage, side, split, codes)
+    count = steps * BATCH
+    split = common.noise_split(-(-count // volumes.NUM_POSITIONS), IMAGE_SIZE, MARGIN).take(slice(count))
+    model, data, million = (prepare_vqvae if stage == "vqvae" else prepare_pixelcnn)(side, split)
     clock = Clock()
-    epochs = {"steps_per_epoch": count // BATCH} if side.startswith("ours") else {}
-    bare_step = tf.function(model.train_step)
     for _ in common.requests():
-        model.fit(**data, **epochs, verbose=0, shuffle=not side.startswith("ours"), callbacks=[clock])
-        row = {"images_per_second": count / clock.seconds, "multiply_adds_million": million,
-               "peak_gigabytes": (common.peak() - before) / 1e9}
-        if side == "ours":
+        model.fit(**data, verbose=0, callbacks=[clock])
+        common.answer({"images_per_second": count / clock.seconds, "multiply_adds_million": million,
+                       "peak_gigabytes": (common.peak() - before) / 1e9})
+
+
+def measure_machine():
+    """Answers every request with the multiply-adds per second of a large matrix product, in millions: the best of five."""
+    matrix = tf.random.normal((MATRIX_SIDE, MATRIX_SIDE))
+    product = tf.function(tf.matmul)
+    for _ in common.requests():
+        seconds = []
+        for _ in range(5):
             start = time.perf_counter()
-            for _ in range(count // BATCH):
-                result = bare_step(batch)
-            next(iter(result.values())).numpy()
-            row["bare_images_per_second"] = count / (time.perf_counter() - start)
-        common.answer(row)
+            product(matrix, matrix)[0, 0].numpy()
+            seconds.append(time.perf_counter() - start)
+        common.answer(MATRIX_SIDE ** 3 / min(seconds) / 1e6)
 
 
 def compare(stage, steps, rounds):
-    """Measures the sides of a stage in turn; returns their rows and the ratios of ours to each."""
+    """Measures the sides of a stage in turn, and the machine.
+
+    Returns:
+        (a row for each side, the ratios of ours to each other side, the machine's multiply-adds per second in millions).
+    """
     with contextlib.ExitStack() as stack:
         sides = {side: stack.enter_context(common.Side(__file__, "--steps", steps, "--measure", stage, side)) for side in SIDES}
+        sides["machine"] = stack.enter_context(common.Side(__file__, "--measure", "machine", "peak"))
         for side in sides.values():
             side.ask()  # compiles
         measured = common.interleave({name: side.ask for name, side in sides.items()}, rounds)
-    measured["ours, bare step"] = [{**row, "images_per_second": row["bare_images_per_second"]} for row in measured["ours"]]
+    machine = measured.pop("machine")
     speeds = {name: [row["images_per_second"] for row in rows] for name, rows in measured.items()}
-    rows = {name: {"images_per_second": common.spread(speeds[name]), "multiply_adds_million": rows[-1]["multiply_adds_million"],
-                   "peak_gigabytes": rows[-1]["peak_gigabytes"]} for name, rows in measured.items()}
-    return rows, {name: common.ratio(speeds["ours"], speeds[name]) for name in rows if name != "ours"}
+    rows = {name: summarise(speeds[name], rows[-1], machine) for name, rows in measured.items()}
+    return rows, {name: common.ratio(speeds["ours"], speeds[name]) for name in SIDES[1:]}, common.spread(machine)
+
+
+def summarise(speeds, last, machine):
+    """A side's row: its images/s, and the share of the machine's peak that it reached, the median of the rounds."""
+    million = last["multiply_adds_million"]
+    shares = [PASSES * million * speed / peak for speed, peak in zip(speeds, machine)]
+    return {"images_per_second": common.spread(speeds), "multiply_adds_million": million,
+            "share_of_peak": statistics.median(shares), "peak_gigabytes": last["peak_gigabytes"]}
 
 
 @cli.exit_on_input_error
 def main():
     """Prints a row per stage and side, then JSON."""
     parser = common.argument_parser(__doc__)
-    parser.add_argument("--steps", type=cli.number(int, 1, 81), default=30, metavar="N",
-                        help="per epoch, at most 80 (default: 30)")
+    parser.add_argument("--steps", type=cli.number(int, 1), default=30, metavar="N", help="per epoch (default: 30)")
     common.add_rounds(parser, 5)
     parser.add_argument("--measure", nargs=2, help="one stage and side, in this process (the script calls itself)")
     arguments = parser.parse_args()
     if arguments.measure:
-        return measure(*arguments.measure, arguments.steps)
-    rows, ratios = {}, {}
+        stage, side = arguments.measure
+        return measure_machine() if stage == "machine" else measure(stage, side, arguments.steps)
+    rows, ratios, machine = {}, {}, {}
     for stage in STAGES:
-        rows[stage], ratios[stage] = compare(stage, arguments.steps, arguments.rounds)
+        rows[stage], ratios[stage], machine[stage] = compare(stage, arguments.steps, arguments.rounds)
+        print(f"The machine's peak beside {stage}: {2 * machine[stage]['median'] / 1e3:.0f} GFLOP/s (float32 matrix product)")
         for side, row in rows[stage].items():
-            print("{:9} {:25}{:8.1f} images/s,{multiply_adds_million:8,.0f} M multiply-adds per image,{peak_gigabytes:6.2f} GB"
-                  .format(stage, side, row["images_per_second"]["median"], **row))
+            print("{:9} {:25}{:8.1f} images/s,{multiply_adds_million:8,.0f} M multiply-adds per image,{share_of_peak:5.0%} of "
+                  "the peak,{peak_gigabytes:6.2f} GB".format(stage, side, row["images_per_second"]["median"], **row))
         for side, summary in ratios[stage].items():
-            print(f"{stage:9} ours / {side}: {common.say(summary)}", flush=True)
+            print(f"{stage:9} ours / {side}: {common.in_words(summary)}", flush=True)
     common.finish("training", arguments, {
         "vqvae_speedup": ratios["vqvae"]["keras-io"], "pixelcnn_speedup": ratios["pixelcnn"]["keras-io"], "ratios": ratios,
+        "machine_multiply_adds_million_per_second": machine,
         "settings": {"batch_size": BATCH, "steps": arguments.steps, "rounds": arguments.rounds}, "rows": rows})
 
 
