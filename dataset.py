@@ -545,24 +545,24 @@ def report_conversion(arguments):
             raise InputError(f"--{option.replace('_', '-')} is for the files of --from-nifti; give both or neither.")
     if arguments.from_oasis1:
         kind = "PROCESSED/MPRAGE/T88_111 volumes"
-        found, skipped = volumes.find_oasis1(source)
+        sessions, reasons = volumes.find_oasis1(source)
     else:
         kind = ".nii, .nii.gz, .hdr or .mgz files"
-        found, skipped = volumes.find_nifti(source, arguments.pattern, arguments.person_pattern)
+        sessions, reasons = volumes.find_nifti(source, arguments.pattern, arguments.person_pattern)
     try:
-        if not found:
+        if not sessions:
             raise InputError(f"{source} holds no {kind} that can be used.")
-        counts, notes = volumes.convert_volumes(found, skipped, arguments.output_dir, arguments.seed)
+        counts, notes = volumes.convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed)
     finally:
-        for reason in skipped:
+        for reason in reasons:
             print(f"Skipped {reason}")
     for note in notes:
         print(f"Note: {note}")
     print(f"{'split':10}{'sessions':>10}{'people':>8}")
-    for name, (sessions, people) in counts.items():
-        print(f"{name:10}{sessions:10,}{people:8,}")
-    print(f"Converted {sum(sessions for sessions, _ in counts.values())} sessions into {arguments.output_dir} "
-          f"(see cases.csv there), skipped {len(skipped)}.")
+    for name, (num_sessions, num_people) in counts.items():
+        print(f"{name:10}{num_sessions:10,}{num_people:8,}")
+    print(f"Converted {sum(num_sessions for num_sessions, _ in counts.values())} sessions into {arguments.output_dir} "
+          f"(see cases.csv there), skipped {len(reasons)}.")
 
 
 def simulate(number_of_people, output_dir, image_size):

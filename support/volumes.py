@@ -30,7 +30,7 @@ MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axi
 MAX_LENGTH = 1000  # mm along an axis
 MIN_HEAD_AREA = 2000  # mm2 of head in each slice; a brain has three times as much
 MAX_TOP_AREA = 4000  # mm2 of head in the topmost plane; more of it, and the top is about 1 cm higher
-FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png")
+FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png", re.IGNORECASE)
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")  # of what `read_slices` reads, or says how to convert
 
 # How data sets name people: ADNI, IXI, OASIS 1 to 4, BIDS. The first that occurs in a path counts.
@@ -38,8 +38,8 @@ PERSON_NAMES = tuple(map(re.compile, (r"(?<!\d)\d{3}_S_\d{4}(?!\d)", r"IXI\d{3}(
                                       r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")))
 # Words of file names that tell the contrast; where there are several, the last counts ("PD_017_T1": a patient of that name).
 T1_NAMES = r"t1|t1w|t1n|unit1|mp-?rage|mpr|spgr|fspgr"
-OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri|asl|cbf|swi|mra|tof|angio"
-               r"|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer|scout")
+OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri|asl|cbf|swi|mra|tof"
+               r"|angio|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer|scout")
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
 
 OUR_HEAD = "brain-vqvae head; "  # how the description of a volume begins that `write_nifti` wrote
@@ -92,20 +92,21 @@ def find_oasis1(folder):
     Looks for ``<session>/PROCESSED/MPRAGE/T88_111/*_t88_masked_gfc.hdr`` (brain only), else ``*_t88_gfc.hdr`` (with the skull).
 
     Returns:
-        ([(person, path)], [reasons for what was skipped]); the person of session OAS1_0001_MR2 is OAS1_0001.
+        (sessions, a list of (person, path); reasons, a list of texts, for what was left out). The person of session
+        OAS1_0001_MR2 is OAS1_0001.
     """
-    found, skipped = [], []
+    sessions, reasons = [], []
     for atlas, files in _walk(folder):
         if atlas.parts[-3:] != ("PROCESSED", "MPRAGE", "T88_111"):
             continue
-        session = atlas.parents[2].name
-        headers = ([name for name in files if name.endswith("_t88_masked_gfc.hdr")]
-                   or [name for name in files if name.endswith("_t88_gfc.hdr")])
+        name = atlas.parents[2].name
+        headers = ([file for file in files if file.endswith("_t88_masked_gfc.hdr")]
+                   or [file for file in files if file.endswith("_t88_gfc.hdr")])
         if not headers:
-            skipped.append(f"{session}: no *_t88_masked_gfc.hdr nor *_t88_gfc.hdr in {atlas}")
+            reasons.append(f"{name}: no *_t88_masked_gfc.hdr nor *_t88_gfc.hdr in {atlas}")
         else:
-            found.append((re.sub(r"_MR\d+$", "", session), atlas / headers[0]))
-    return found, skipped
+            sessions.append((re.sub(r"_MR\d+$", "", name), atlas / headers[0]))
+    return sessions, reasons
 
 
 def find_nifti(folder, pattern=None, person_pattern=None):
@@ -124,28 +125,26 @@ def find_nifti(folder, pattern=None, person_pattern=None):
         InputError: if one of the patterns cannot be used.
     """
     folder = Path(folder)
-    paths, skipped = [], []
+    paths, sessions, reasons = [], [], []
     for place, files in _walk(folder):
         paths += [place.relative_to(folder) / name for name in files
                   if name.lower().endswith(VOLUME_ENDINGS) and not name.lower().endswith((".img", ".dcm"))]
         if any(_is_dicom(place / name) for name in files if Path(name).suffix.lower() in (".dcm", ".ima", "")):
-            skipped.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
-    matching = None if pattern is None else _matching(folder, pattern)
-    some_t1 = any(_is_t1(path) and not _why_no_head(path) for path in paths)
-    people = _people(paths, person_pattern)
-    found = []
-    for path, person in zip(paths, people):
-        if matching is not None:
-            reason = None if path in matching else "does not match --pattern"
+            reasons.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
+    matches = None if pattern is None else _glob(folder, pattern)
+    has_t1 = any(_is_t1(path) and not _why_no_head(path) for path in paths)
+    for path, person in zip(paths, _people(paths, person_pattern)):
+        if matches is not None:
+            reason = None if path in matches else "does not match --pattern"
         else:
-            reason = _why_no_head(path) or ("is not named T1, as others here are" if some_t1 and not _is_t1(path) else None)
+            reason = _why_no_head(path) or ("is not named T1, as others here are" if has_t1 and not _is_t1(path) else None)
         if not reason and not person:
             reason = "has no person that --person-pattern finds"
         if reason:
-            skipped.append(f"{folder / path}: {reason}")
+            reasons.append(f"{folder / path}: {reason}")
         else:
-            found.append((person, folder / path))
-    return found, skipped
+            sessions.append((person, folder / path))
+    return sessions, reasons
 
 
 def _is_dicom(path):
@@ -157,7 +156,7 @@ def _is_dicom(path):
         return False
 
 
-def _matching(folder, pattern):
+def _glob(folder, pattern):
     """The paths relative to `folder` that a glob matches, a set."""
     if not pattern or os.path.isabs(pattern):
         raise InputError(f"--pattern {pattern!r} cannot be used; give one relative to the folder, like '**/*_T1w.nii.gz'.")
@@ -170,8 +169,9 @@ def _stem(path):
 
 
 def _contrast(name):
-    """The match of the last word of a name that tells the contrast, group 1 of it for T1; or None."""
-    return collections.deque([None, *CONTRAST.finditer(name)], maxlen=1).pop()
+    """The match of the last word of a name that tells the contrast, with a group 1 if that is T1; or None."""
+    matches = list(CONTRAST.finditer(name))
+    return matches[-1] if matches else None
 
 
 def _is_t1(path):
@@ -210,22 +210,26 @@ def _people(paths, pattern=None):
         return [match[1] if match else None for match in matches]
     names = [next((match[0] for regex in PERSON_NAMES if (match := regex.search(path.as_posix()))), None) for path in paths]
     level = _person_level([path for path, name in zip(paths, names) if name is None])
-    folders = [path.parts[:-1] if level is None else path.parts[:-1][:level + 1] for path in paths]
-    return [name or ("/".join(folder) if level is not None and len(folder) > level else _stem(path))
-            for path, name, folder in zip(paths, names, folders)]
+    people = []
+    for path, name in zip(paths, names):
+        if name is None:
+            is_deep = level is not None and len(path.parts) > level + 1
+            name = "/".join(path.parts[:level + 1]) if is_deep else _stem(path)
+        people.append(name)
+    return people
 
 
 def _person_level(paths):
     """How deep below the root the folders lie that tell people apart: 0 for the first level; None if no level does.
 
     It is the first level at which most files have a namesake: the same path below another folder of that level (as in
-    SUBJECT/mri/T1.mgz). Where no level has that, the first at which the same file names lie anywhere below the other folder.
+    SUBJECT/mri/T1.mgz). Where no level has that, the first at which the same file name lies anywhere below another folder.
     """
     deepest = max((len(path.parts) - 1 for path in paths), default=0)
-    for first_part in (lambda level: level + 1, lambda level: -1):
+    for whole_path in (True, False):
         for level in range(deepest):
             deep = [path.parts for path in paths if len(path.parts) > level + 1]
-            keys = [(parts[:level], parts[first_part(level):]) for parts in deep]
+            keys = [(parts[:level], parts[level + 1:] if whole_path else parts[-1]) for parts in deep]
             folders = collections.defaultdict(set)
             for parts, key in zip(deep, keys):
                 folders[key].add(parts[level])
@@ -273,8 +277,8 @@ def _open(path):
         if file.read(2) == b"\x1f\x8b" and path.suffix.lower() == ".nii":
             raise ValueError("is gzipped, which its name does not say; rename it to .nii.gz")
     with nibabel.imageglobals.LoggingOutputSuppressor():
-        stored = nibabel.load(path)
-    header, shape, dtype = stored.header, tuple(map(int, stored.shape)), stored.get_data_dtype()
+        source = nibabel.load(path)
+    header, shape, dtype = source.header, tuple(map(int, source.shape)), source.get_data_dtype()
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise ValueError(f"has {len(shape)} dimensions ({' x '.join(map(str, shape))}), not 3; give one volume")
     if np.prod(shape, dtype=float) > MAX_VOXELS:
@@ -283,7 +287,7 @@ def _open(path):
         raise ValueError("is in colour (RGB); give the gray volume that it was made from")
     if dtype.kind == "c":
         raise ValueError("holds complex numbers; save their magnitude")
-    affine, notes = stored.affine, []
+    affine, notes = source.affine, []
     if isinstance(header, nibabel.Nifti1Header):
         unit = {1: "metre", 3: "micron"}.get(int(header["xyzt_units"]) % 8)
         if unit:
@@ -293,16 +297,16 @@ def _open(path):
             notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
     if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
         raise ValueError("has a singular affine: its header does not say how its voxels lie; correct its sform or qform")
-    zooms = nibabel.affines.voxel_sizes(stored.affine)
+    zooms = nibabel.affines.voxel_sizes(source.affine)
     if not np.allclose(zooms, header.get_zooms()[:3], rtol=0.01):
         notes.append("its affine and its pixdim differ: the voxels are taken as the affine says")
-    data = np.asarray(stored.dataobj).reshape(shape[:3])
+    data = np.asarray(source.dataobj).reshape(shape[:3])
     image = nibabel.Nifti1Image(data, affine, header if isinstance(header, nibabel.Nifti1Header) else None, dtype=data.dtype)
     return nibabel.as_closest_canonical(image), notes
 
 
 def _own_slices(image):
-    """The slices, uint8 (N, S, S), of a volume that `write_nifti` wrote, by its description and its shape; None of another."""
+    """The slices, uint8 (N, S, S), of a volume that `write_nifti` wrote, by description and shape; None of another."""
     width, height, count = image.shape
     if (not bytes(image.header["descrip"].item()).startswith(OUR_HEAD.encode()) or width != height or count > NUM_POSITIONS
             or image.dataobj.dtype != np.uint8 or not np.allclose(image.affine[:3, :3], np.diag(image.header.get_zooms()))):
@@ -332,9 +336,9 @@ def _to_ras(image, notes):
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
-        # Outside of the head they are background; between the numbers of a row they are not outside.
-        between = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
-        if 2 * finite.sum() <= between.sum():
+        # Outside of the head they are background. What lies between two numbers of a row along x is not outside.
+        within_rows = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
+        if 2 * finite.sum() <= within_rows.sum():
             raise ValueError("holds no picture (most of its voxels are not numbers)")
         notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
         volume = np.where(finite, volume, min(0, volume[finite].min()))
@@ -345,8 +349,9 @@ def _to_ras(image, notes):
     if equal > 0.6:
         raise ValueError(f"holds labels, not a picture ({equal:.0%} of neighbouring voxels are equal)")
     if not np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
-        outside = min(0, float(volume.min()))
-        volume = np.asarray(resample_from_to(nibabel.Nifti1Image(volume, image.affine), (shape, affine), 1, cval=outside).dataobj)
+        background = min(0, float(volume.min()))
+        source = nibabel.Nifti1Image(volume, image.affine)
+        volume = np.asarray(resample_from_to(source, (shape, affine), order=1, cval=background).dataobj)
     return volume
 
 
@@ -366,14 +371,14 @@ def _equal_neighbours(volume, threshold):
     """
     shares = []
     for axis in range(3):
-        turned = np.moveaxis(volume, axis, 0)
-        pairs = (turned[1:] > threshold) & (turned[:-1] > threshold)
-        shares.append((turned[1:] == turned[:-1])[pairs].mean() if pairs.any() else 1.0)
+        planes = np.moveaxis(volume, axis, 0)
+        pairs = (planes[1:] > threshold) & (planes[:-1] > threshold)
+        shares.append((planes[1:] == planes[:-1])[pairs].mean() if pairs.any() else 1.0)
     return min(shares)
 
 
 def head_region(volume, low, high):
-    """Finds the head: the largest connected, smoothed region above the noise of the corners.
+    """Finds the head: the largest connected, smoothed region above the noise of the corners, and what surrounds it.
 
     A voxel counts if it is brighter than a tenth of the range (Smith 2002, BET) and than the noise in the upper corners, where
     no head reaches. Smoothed is what counts, not brightness: by the majority among 5 x 5 x 5 voxels, so that edges stay where
@@ -394,13 +399,22 @@ def head_region(volume, low, high):
     level = np.median(air)
     noise = level + 1.5 * 1.4826 * np.median(np.abs(air - level))  # 1.5 standard deviations, whatever else lies there
     if noise < (low + high) / 2:
-        inside = ndimage.uniform_filter((volume > max(noise, low + 0.1 * (high - low))).astype(np.float32), 5) > 0.5
+        bright = volume > max(noise, low + 0.1 * (high - low))
+        region = ndimage.uniform_filter(bright.astype(np.float32), 5) > 0.5
     else:
         differences = sum(np.abs(np.diff(volume, axis=axis, append=np.take(volume, [-1], axis))) for axis in range(3))
         differences = ndimage.uniform_filter(differences, 5)
-        inside = differences < 0.5 * np.median(differences[corners])
-    labels, count = ndimage.label(inside)
-    return labels == 1 + np.bincount(labels.ravel())[1:].argmax() if count else inside
+        region = differences < 0.5 * np.median(differences[corners])
+    labels, count = ndimage.label(region)
+    if not count:
+        return region
+    boxes = ndimage.find_objects(labels)
+    x, y, z = boxes[np.bincount(labels.ravel())[1:].argmax()]
+    # The scalp may be a region of its own around the brain.
+    around = [number for number, box in enumerate(boxes, 1)
+              if box[0].start <= x.start and box[0].stop >= x.stop and box[1].start <= y.start and box[1].stop >= y.stop
+              and box[2].start <= (z.start + z.stop) / 2 and box[2].stop >= z.stop]
+    return np.isin(labels, around)
 
 
 def axial_slices(volume):
@@ -474,17 +488,17 @@ def write_nifti(slices, path, frame):
     unfinished.replace(path)
 
 
-def convert_volumes(found, skipped, output_dir, seed=0):
+def convert_volumes(sessions, reasons, output_dir, seed=0):
     """Writes volumes as the three PNG folders, split by person: 85, 10 and 5 % of them.
 
     Args:
-        found: list of (person, path); all sessions of a person go to one split, each as a case of its own.
-        skipped: reasons for what was left out before; those for what cannot be used are added to it.
+        sessions: list of (person, path); all sessions of a person go to one split, each as a case of its own.
+        reasons: a list of texts, to which is added why a session cannot be used.
         output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session of which person.
         seed: of the split.
 
     Returns:
-        ({split: (number of sessions, of people)}, [notes on the volumes, such as "FILE: 40.0% of its voxels are not numbers"]).
+        ({split: (number of sessions, of people)}, notes on the volumes, a list of texts).
 
     Raises:
         InputError: if fewer than three people are left, or the folder cannot be made.
@@ -496,7 +510,7 @@ def convert_volumes(found, skipped, output_dir, seed=0):
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
         try:
-            rows, notes = _write_sessions(unfinished, found, skipped)
+            rows, notes = _write_sessions(unfinished, sessions, reasons)
             counts = _split_by_person(unfinished, rows, seed)
             unfinished.rename(output_dir)
         finally:
@@ -504,21 +518,21 @@ def convert_volumes(found, skipped, output_dir, seed=0):
     return counts, notes
 
 
-def _write_sessions(folder, found, skipped):
-    """Writes every usable session's slices as N.npy; adds the others to `skipped`.
+def _write_sessions(folder, sessions, reasons):
+    """Writes every usable session's slices as N.npy; adds to `reasons` why the others are not.
 
     Returns:
         ([(person, path)] of the sessions, notes on them).
     """
     rows, notes, size = [], [], None
-    for person, path in tqdm(found, "Converting", unit=" volumes", leave=False, disable=None):
+    for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
         try:
             slices, remarks = read_slices(path)
             size = size or slices.shape[1:]
             if slices.shape[1:] != size:
-                raise ValueError(f"has slices of {slices.shape[2]}x{slices.shape[1]} pixels, others before it {size[1]}x{size[0]}")
+                raise ValueError(f"has slices of {slices.shape[2]}x{slices.shape[1]} pixels, the first one {size[1]}x{size[0]}")
         except ValueError as error:
-            skipped.append(f"{path}: {error}")
+            reasons.append(f"{path}: {error}")
             continue
         notes += [f"{path}: {remark}" for remark in remarks]
         np.save(folder / f"{len(rows)}.npy", slices)
@@ -527,7 +541,11 @@ def _write_sessions(folder, found, skipped):
 
 
 def _split_by_person(folder, rows, seed):
-    """Writes the PNG folders and cases.csv from the N.npy of (person, path) number N; returns {split: (sessions, people)}."""
+    """Writes the PNG folders and cases.csv from the N.npy of (person, path) number N.
+
+    Returns:
+        {split: (number of sessions, of people)}.
+    """
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
         raise InputError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "
