@@ -56,7 +56,8 @@ def parse_arguments(argv):
     parser.add_argument("--evaluate", action="store_true",
                         help=f"also judge samples beside real people: a slice per test image, and up to {metrics.NUM_HEADS} heads")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
-    parser.add_argument("--export", metavar="DIR", help="also write encoder, decoder and sampler as TensorFlow SavedModels")
+    parser.add_argument("--export", type=cli.utf8_path, metavar="DIR",
+                        help="also write encoder, decoder and sampler as TensorFlow SavedModels")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions; "
                         "with --images or --codes RUN/images)")
     arguments = parser.parse_args(argv)

@@ -89,6 +89,15 @@ def number(kind, minimum, maximum=float("inf")):
     return parse
 
 
+def utf8_path(text):
+    """An argparse type: the name of a folder into which TensorFlow writes, which takes UTF-8 only."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"the name {text} is not valid UTF-8, as TensorFlow needs it; choose another") from None
+    return text
+
+
 def exit_on_input_error(main):
     """Wraps a script's main function: an `InputError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130.
 

@@ -12,7 +12,9 @@ import pytest
 
 from tests.conftest import check_refused, ROOT
 import dataset
+import predict
 from support import cli
+import train
 
 # As in a container that runs as a user who has no entry in /etc/passwd.
 OF_NOBODY = """
@@ -102,3 +104,11 @@ def test_a_contact_sheet_that_cannot_be_written_is_one_sentence(cohort, tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("not a folder")
     check_refused(dataset.main, ["--data-dir", str(cohort)], "runs cannot be written", capsys)
+
+
+def test_tensorflow_is_given_no_folder_whose_name_is_no_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"run_\xff")
+    check_refused(train.main, ["--run-dir", name], "--run-dir: the name run_\\udcff is not valid UTF-8", capsys)
+    check_refused(predict.main, ["--export", name], "--export: the name run_\\udcff is not valid UTF-8", capsys)
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,18 @@
+"""PNG slices: found, checked, read and fed; what is no slice is named."""
+
 import os
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
 import pytest
 import tensorflow as tf
 
+from tests.small import small_prior, small_vqvae
 import dataset
 from support import cli, volumes
+from support.people import CodedSplit
 
 
 def test_normalise_reaches_both_ends_and_comes_back():
@@ -159,21 +165,25 @@ def test_a_failed_reading_leaves_no_cache(cohort, tmp_path):
         dataset.load_splits(cohort, cache_dir=tmp_path / "file" / "cache")
 
 
+def coded_split(split, codes, persons, steps=(1, 2)):
+    """A `people.CodedSplit` of 64 codes for codes (V, N, ...) and persons (V, N, P)."""
+    return CodedSplit(codes.astype(np.int32), split.positions, dataset.context_indices(split, steps), np.float32(persons), 64)
+
+
 def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
     train = dataset.load_splits(cohort)["train"]
-    told = (np.arange(64, dtype=np.int32).reshape(2, 32, 1, 1), train.positions, dataset.slices_below(train, (1, 2)),
-            np.ones((2, 32, 3), np.float32), 64, 8)
-    first = list(dataset.code_batches(*told, seed=3).take(8))
+    coded = coded_split(train, np.arange(64).reshape(2, 32, 1, 1), np.ones((2, 32, 3)))
+    first = list(dataset.code_batches(coded, 8, seed=3).take(8))
     orders = np.concatenate([batch["codes"] for batch in first]).ravel().reshape(2, 32) % 32
     np.testing.assert_array_equal(np.sort(orders), [np.arange(32)] * 2)
     assert (orders[0] != orders[1]).any()
-    resumed = list(dataset.code_batches(*told, seed=3, first_epoch=1).take(4))
+    resumed = list(dataset.code_batches(coded, 8, seed=3, first_epoch=1).take(4))
     for batch, again in zip(first[4:], resumed):
-        for name in ("codes", "positions", "below", "person"):
+        for name in ("codes", "positions", "context", "person"):
             np.testing.assert_array_equal(batch[name], again[name])
-    other = dataset.code_batches(*told, seed=4).take(4)
+    other = dataset.code_batches(coded, 8, seed=4).take(4)
     assert (np.concatenate([batch["codes"] for batch in other]).ravel() % 32 != orders[0]).any()
-    batches = list(dataset.code_batches(*told[:-1], 5))  # once, in order, the short last one too
+    batches = list(dataset.code_batches(coded, 5))  # once, in order, the short last one too
     assert [len(batch["codes"]) for batch in batches] == 6 * [5] + [2]
     np.testing.assert_array_equal(np.concatenate([batch["codes"] for batch in batches]).ravel(), np.arange(32))
     np.testing.assert_array_equal(np.concatenate([batch["positions"] for batch in batches]), train.positions)
@@ -185,53 +195,71 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
         np.testing.assert_array_equal(positions, same_positions)
 
 
-def test_slices_below_are_the_same_persons_or_none():
+def test_context_indices_are_the_same_persons_slices_or_none():
     cases, positions = np.array([1, 1, 1, 2, 2, 3], np.int32), np.array([0, 1, 3, 1, 2, 3], np.int32)
     split = dataset.Split("train", np.zeros((6, 8, 8), np.uint8), cases, positions)
-    np.testing.assert_array_equal(dataset.slices_below(split, (1, 2)), [[6, 6], [0, 6], [6, 1], [6, 6], [3, 6], [6, 6]])
+    np.testing.assert_array_equal(dataset.context_indices(split, (1, 2)), [[6, 6], [0, 6], [6, 1], [6, 6], [3, 6], [6, 6]])
 
 
 def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing():
     rng = np.random.default_rng(0)
     cases, positions = np.array([4, 4, 9], np.int32), np.array([0, 5, 31], np.int32)
     split = dataset.Split("train", rng.integers(0, 256, (3, 64, 64), np.uint8), cases, positions)
-    pictures, person = dataset.head_pictures(split, margin=8)
-    np.testing.assert_array_equal(person, [0, 0, 1])
+    pictures, heads = dataset.head_pictures(split, margin=8)
+    np.testing.assert_array_equal(heads, [0, 0, 1])
     assert pictures.shape == (2, 32, 16, 16) and np.isfinite(pictures).any(axis=(2, 3)).sum() == 3
     expected = split.images[1, 8:-8, 8:-8].reshape(16, 3, 16, 3).mean(axis=(1, 3)) / 255
     np.testing.assert_allclose(pictures[0, 5], expected, atol=1e-5)
 
 
-def test_code_batches_in_order_tell_all_and_training_batches_withhold_their_shares():
-    rng, count, num_embeddings = np.random.default_rng(0), 4000, 50
+def test_a_split_is_encoded_with_its_context_and_the_persons_of_its_heads(cohort):
+    test = dataset.load_splits(cohort, ["test"])["test"]
+    vqvae, prior = small_vqvae(), small_prior(grid_size=8, num_embeddings=16, num_positions=32, person_size=3)
+    coded = dataset.encode_split(vqvae, prior, test, test.mirrored())
+    np.testing.assert_array_equal(coded.positions, test.positions)
+    np.testing.assert_array_equal(coded.context, dataset.context_indices(test, (1, 2, 4, 8)))
+    assert coded.codes.shape == (2, 16, 8, 8) and coded.persons.shape == (2, 16, 3) and coded.num_embeddings == 16
+    for version, images in enumerate((test.images, test.images[..., ::-1])):
+        vectors = vqvae.encoder(images[..., np.newaxis] / np.float32(127.5) - 1).numpy()
+        distances = ((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2).sum(axis=-1)
+        assert (coded.codes[version] == distances.argmin(axis=-1)).mean() > 0.999  # but for ties
+        for case in np.unique(test.cases):
+            picture = np.full((1, 32, 16, 16), np.nan)
+            picture[0, :8] = images[test.cases == case].reshape(8, 16, 4, 16, 4).mean(axis=(2, 4)) / 255
+            expected = np.repeat(prior.encode_people(picture), 8, axis=0)
+            np.testing.assert_allclose(coded.persons[version, test.cases == case], expected, atol=1 / 32)
+
+
+def test_prior_batches_in_order_hide_nothing_and_training_batches_hide_their_shares():
+    rng, count, num_embeddings = np.random.default_rng(0), 4000, 64
     codes, positions = rng.integers(0, num_embeddings, (2, count, 4, 4)), np.arange(count) % 32
     split = dataset.Split("train", np.zeros((count, 1, 1), np.uint8), np.arange(count) // 32, positions)
-    below, persons = dataset.slices_below(split, (1, 2, 4)), rng.normal(size=(2, count, 3)).astype(np.float32)
-    told = codes, positions, below, persons, num_embeddings
-    whole = {name: np.concatenate([batch[name] for batch in dataset.code_batches(*told, 600)]) for name in ("below", "person")}
-    np.testing.assert_array_equal(whole["below"][5], codes[0, [4, 3, 1]])
-    np.testing.assert_array_equal(whole["below"][33], [codes[0, 32], *np.full((2, 4, 4), num_embeddings)])
-    np.testing.assert_array_equal(whole["person"], persons[0])
+    coded = coded_split(split, codes, rng.normal(size=(2, count, 3)), (1, 2, 4))
+    batches = list(dataset.code_batches(coded, 600))
+    whole = {name: np.concatenate([batch[name] for batch in batches]) for name in ("context", "person")}
+    np.testing.assert_array_equal(whole["context"][5], codes[0, [4, 3, 1]])
+    np.testing.assert_array_equal(whole["context"][33], [codes[0, 32], *np.full((2, 4, 4), num_embeddings)])
+    np.testing.assert_array_equal(whole["person"], coded.persons[0])
 
-    batches = list(dataset.code_batches(*told, 8, seed=0).take(500))
-    withheld = {name: np.concatenate([batch[name] for batch in batches]) for name in ("codes", "below", "person")}
-    index = {one.tobytes(): place for place, one in enumerate(codes.astype(np.int32).reshape(-1, 4, 4))}
-    version, order = np.divmod([index[one.tobytes()] for one in withheld["codes"]], count)
+    batches = list(dataset.code_batches(coded, 8, seed=0).take(500))
+    partly = {name: np.concatenate([batch[name] for batch in batches]) for name in ("codes", "context", "person")}
+    index = {one.tobytes(): place for place, one in enumerate(coded.codes.reshape(-1, 4, 4))}
+    version, order = np.divmod([index[one.tobytes()] for one in partly["codes"]], count)
     assert version.mean() == pytest.approx(0.5, abs=0.03)
-    none = np.full((2, 1, 4, 4), num_embeddings)
-    full, given = np.concatenate([codes, none], axis=1)[version[:, np.newaxis], below[order]], withheld["below"]
-    was, kept = ((one[:, :, 0, 0] < num_embeddings) for one in (full, given))
-    both = was[:, 1]
-    assert 1 - kept[both, 0].mean() == pytest.approx(dataset.WITHOUT_BELOW, abs=0.03)
-    assert (kept[both, 0] & ~kept[both, 1]).mean() == pytest.approx(dataset.WITHOUT_FURTHER, abs=0.02)
-    assert not (kept & ~was).any() and not (kept[both, 1] & ~kept[both, 0]).any()
-    np.testing.assert_array_equal(kept[was[:, 2], 2], kept[was[:, 2], 1])  # those further down are kept or left out together
-    changed = (full != given)[kept].mean()
-    assert changed == pytest.approx(dataset.CORRUPTED * (1 - 1 / num_embeddings), abs=0.003)
-    unknown = (withheld["person"] == 0).all(axis=1)
-    assert unknown.mean() == pytest.approx(dataset.WITHOUT_PERSON, abs=0.03)
-    noise = (withheld["person"] - persons[version, order])[~unknown]
-    assert noise.std() == pytest.approx(dataset.PERSON_NOISE, rel=0.05)
+    full, after = coded.codes_with_none()[version[:, np.newaxis], coded.context[order]], partly["context"]
+    before, visible = ((context[:, :, 0, 0] < num_embeddings) for context in (full, after))
+    two = before[:, 1]
+    shares = dataset.CONDITION_DROPOUT
+    assert 1 - visible[two, 0].mean() == pytest.approx(shares["context"], abs=0.03)
+    assert (visible[two, 0] & ~visible[two, 1]).mean() == pytest.approx(shares["further_context"], abs=0.02)
+    assert not (visible & ~before).any() and not (visible[two, 1] & ~visible[two, 0]).any()
+    np.testing.assert_array_equal(visible[before[:, 2], 2], visible[before[:, 2], 1])  # those further down are hidden together
+    changed = (full != after)[visible].mean()
+    assert changed == pytest.approx(shares["context_codes"] * (1 - 1 / num_embeddings), abs=0.003)
+    hidden = (partly["person"] == 0).all(axis=1)
+    assert hidden.mean() == pytest.approx(shares["person"], abs=0.03)
+    noise = (partly["person"] - coded.persons[version, order])[~hidden]
+    assert noise.std() == pytest.approx(shares["person_noise"], rel=0.05)
 
 
 def test_image_batches_are_the_normalised_images_with_their_positions(cohort):
@@ -271,10 +299,9 @@ def test_pixel_statistics_are_numpys():
 def test_what_lies_in_the_painted_border_is_announced(capsys):
     images = np.zeros((2, 64, 64), np.uint8)
     images[1, 30, 10] = 5  # 10 pixels from the left
-    split = dataset.Split("test", images, np.arange(2), np.arange(2))
-    dataset.warn_of_lost_border(split, 10)
+    dataset.warn_of_lost_border("test", images, 10)
     assert capsys.readouterr().out == ""
-    dataset.warn_of_lost_border(split, 11)
+    dataset.warn_of_lost_border("test", images, 11)
     assert "some test images reach into the border of 11 pixels" in capsys.readouterr().out
 
 
@@ -353,3 +380,107 @@ def test_heads_are_the_people_with_all_slices():
     np.testing.assert_array_equal(split.heads([0, 1, 2]), [[0, 2, 1], [7, 5, 6]])
     np.testing.assert_array_equal(split.heads([2, 0]), [[1, 0], [4, 3], [6, 7]])
     assert split.heads([4, 7]).shape == (0, 2)
+
+
+# Rubbish
+
+
+def test_a_split_beyond_the_memory_suggests_limit(cohort, monkeypatch):
+    def empty(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(dataset.np, "empty", empty)
+    with pytest.raises(cli.InputError, match="32 images of the train split do not fit into memory; .*--limit"):
+        dataset.load_splits(cohort)
+
+
+def write_chunks(path, header, pixels):
+    """Writes a PNG with any header, its checksums right."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", *header)) + chunk(b"IDAT", pixels)
+                     + chunk(b"IEND", b""))
+
+
+def mutate(data, rng):
+    """A PNG's bytes, spoilt in one of many ways."""
+    data, kind = bytearray(data), rng.integers(6)
+    at = int(rng.integers(len(data)))
+    if kind == 0:
+        return bytes(data[:at])
+    if kind == 1:
+        for where in rng.integers(0, len(data), rng.integers(1, 9)):
+            data[where] ^= 1 << rng.integers(8)
+    elif kind == 2:
+        data[at:at] = rng.bytes(int(rng.integers(1, 50)))
+    elif kind == 3:
+        del data[at:at + int(rng.integers(1, 50))]
+    elif kind == 4:
+        data[at:at + 4] = rng.bytes(4)
+    else:  # the header's fields, with a checksum that fits
+        data[int(rng.integers(16, 29))] = int(rng.integers(256))
+        data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+def test_300_spoilt_pngs_are_named_or_read_whole(cohort):
+    rng = np.random.default_rng(0)
+    path = cohort / "keras_png_slices_test" / "case_441_slice_3.nii.png"
+    good, refused = path.read_bytes(), 0
+    for number in range(300):
+        path.write_bytes(mutate(good, rng))
+        try:
+            split = dataset.load_splits(cohort, ["test"])["test"]
+        except cli.InputError as error:
+            refused += 1
+            assert path.name in str(error) and "\n" not in str(error), number
+        else:
+            assert split.images.shape == (16, 64, 64), number
+    assert 200 < refused < 300  # the rest are harmless: a bit of metadata, a byte after the end
+
+
+def test_interlaced_pngs_are_read(cohort):
+    path = cohort / "keras_png_slices_test" / "case_441_slice_3.nii.png"
+    # Adam7 with 64x64 pixels of value 7: seven passes, each row with its filter byte.
+    passes = ((8, 8), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32), (32, 64))
+    rows = b"".join((b"\0" + b"\7" * width) * height for height, width in passes)
+    write_chunks(path, (64, 64, 8, 0, 0, 0, 1), zlib.compress(rows))
+    images = dataset.load_splits(cohort, ["test"])["test"].images
+    assert (images[3] == 7).all()
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(cohort, monkeypatch):
+    path = cohort / "keras_png_slices_test" / "case_441_slice_0.nii.png"
+    write_chunks(path, (9000, 9000, 8, 0, 0, 0, 0), zlib.compress(bytes(9000 * 9001)))
+    assert path.stat().st_size < 100_000
+
+    def load(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    with pytest.raises(cli.InputError, match="9000x9000 pixels; the largest side allowed is 1024"):
+        dataset.load_splits(cohort, ["test"])
+    write_chunks(path, (60_000, 60_000, 8, 0, 0, 0, 0), b"")
+    with pytest.raises(cli.InputError, match=path.name):
+        dataset.load_splits(cohort, ["test"])
+
+
+@pytest.mark.parametrize("make", (
+    lambda path: path.symlink_to(path), lambda path: path.symlink_to("nowhere"), lambda path: path.mkdir(), os.mkfifo,
+), ids=("symlink loop", "dangling symlink", "folder", "pipe"))
+def test_what_is_no_file_is_named(cohort, make):
+    path = cohort / "keras_png_slices_test" / "case_441_slice_3.nii.png"
+    path.unlink()
+    make(path)
+    with pytest.raises(cli.InputError, match=path.name):
+        dataset.load_splits(cohort, ["test"])
+
+
+def test_a_name_that_is_no_text_is_reported(cohort, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = os.fsencode(cohort / "keras_png_slices_test")
+    with open(folder + b"/case_\xff\xfe.png", "wb"):
+        pass
+    with pytest.raises(SystemExit) as stop:
+        dataset.main(["--data-dir", str(cohort)])
+    assert stop.value.code == 2 and "has no case and slice in its name" in capsys.readouterr().err

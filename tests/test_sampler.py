@@ -1,10 +1,15 @@
 """The exact sampler against the whole network run once per code, its noise, slices and heads."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.small import random_conditions, sample_by_full_forwards, small_prior
+from tests.conftest import ROOT
+from tests.small import random_conditions, sample_by_full_forwards, small_prior, small_vqvae
 from support import sampler
 
 
@@ -102,3 +107,43 @@ def test_samples_follow_the_distribution():
     expected = prior.distribution(np.zeros((1, 1, 1), np.int32), np.zeros(1, np.int32)).probs_parameter().numpy().ravel()
     np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / 4000))
     assert sampler.sample_codes(prior, tf.constant([0]), noise[:1], 0.0).numpy().item() == expected.argmax()
+
+
+# What one process exports or saves, another uses: the first half without this repository.
+OTHER_PROCESS = """
+import sys
+import numpy as np, tensorflow as tf
+encoder, decoder, sampler, head_sampler = (
+    tf.saved_model.load(name) for name in ("encoder", "decoder", "sampler", "head_sampler"))
+expected = np.load("expected.npz")
+np.testing.assert_array_equal(encoder(expected["images"]), expected["codes"])
+np.testing.assert_allclose(decoder(encoder(expected["images"])), expected["decoded"], atol=1e-5)
+np.testing.assert_allclose(decoder(encoder(expected["images"][:1])), expected["decoded"][:1], atol=1e-5)
+np.testing.assert_array_equal(sampler(expected["positions"], 5, 0.9), expected["slices"])
+np.testing.assert_array_equal(head_sampler(2, 5, 0.9), expected["heads"])
+served = decoder.signatures["serving_default"](codes=tf.constant(expected["codes"]))
+np.testing.assert_allclose(next(iter(served.values())), expected["decoded"], atol=1e-5)
+
+assert "modules" not in sys.modules
+sys.path.insert(0, sys.argv[1])
+import keras
+import modules
+vqvae, prior = (keras.models.load_model(f"{name}.keras", safe_mode=True) for name in ("vqvae", "prior"))
+np.testing.assert_allclose(vqvae.decode_codes(vqvae.encode_to_codes(expected["images"])), expected["decoded"], atol=1e-5)
+np.testing.assert_allclose(prior.log_prob(expected["codes"], expected["positions"]), expected["log_prob"], rtol=1e-5)
+"""
+
+
+def test_exported_models_run_without_this_repository_and_saved_ones_with_it(tmp_path):
+    vqvae, prior = small_vqvae(margin=8), small_prior(grid_size=8, num_embeddings=16)
+    images, positions = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64, 1)).astype(np.float32), np.array([0, 3, 1], np.int32)
+    codes = vqvae.encode_to_codes(images)
+    np.savez(tmp_path / "expected.npz", images=images, codes=codes, decoded=vqvae.decode_codes(codes), positions=positions,
+             slices=prior.sample(positions, seed=5, temperature=0.9, batch_size=2), log_prob=prior.log_prob(codes, positions),
+             heads=prior.sample_heads(2, seed=5, temperature=0.9))  # batches of 2 both, so that one sampler is compiled
+    sampler.export(vqvae, prior, tmp_path)
+    vqvae.save(tmp_path / "vqvae.keras")
+    prior.save(tmp_path / "prior.keras")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", OTHER_PROCESS, ROOT], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
