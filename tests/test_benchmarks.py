@@ -52,7 +52,7 @@ def test_a_side_answers_each_request_in_its_own_process(tmp_path):
     script.write_text(f"""
 import os, sys
 sys.path.insert(0, {str(common.ROOT)!r})
-from benchmarks import common, record
+from benchmarks import common
 for request in common.requests():
     if request == "die":
         sys.exit("out of order")
