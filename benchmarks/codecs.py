@@ -395,7 +395,8 @@ def main():
     import_av()  # fails now rather than at the end
     run = predict.find_run(arguments.run_dir)
     vqvae, prior = predict.load_models(run)
-    split = dataset.load_splits(arguments.data_dir or run.config["data"]["folder"], ["test"])["test"]
+    data = run.config["data"]
+    split = dataset.load_splits(arguments.data_dir or data["folder"], ["test"], front=data["front"])["test"]
     heads, persons = take_heads(split, vqvae, prior, arguments.num_heads)
     images, positions = np.concatenate(heads), np.tile(np.int32(prior.slice_positions), len(heads))
     slices = model_curve(vqvae, prior, images, positions)

@@ -1,12 +1,19 @@
-"""What the benchmarks share: turns, ratios, processes that answer, the record."""
+"""The benchmarks: turns, ratios, processes that answer, what is counted, the record, the tables that it fills."""
 
 import json
 import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from benchmarks import common, record
+from benchmarks import common, faults, loading, reconstruction, record, tables, training
+from benchmarks.tiny import write_cohort
+import dataset
+from support import runs
+from support.cli import InputError
+from support.runs import Run
+from tests.small import small_prior
 
 
 def test_sides_take_turns_in_alternating_order():
@@ -22,7 +29,7 @@ def test_ratio_is_the_median_of_the_rounds_ratios_with_their_range():
     summary = common.ratio(ours, theirs)
     assert summary == {"median": 2.5, "min": 1.5, "max": 3.0, "rounds": 4}
     assert summary["median"] == np.median(np.divide(ours, theirs)) != np.median(ours) / np.median(theirs)
-    assert common.say(summary) == "2.5 times (1.5 to 3 in 4 rounds)"
+    assert common.in_words(summary) == "2.5 times (1.5 to 3 in 4 rounds)"
 
 
 @pytest.mark.parametrize("ours, measurable", (([1.1, 1.2, 1.3], True), ([0.7, 0.8, 0.9], True), ([0.9, 1.5, 1.6], False),
@@ -32,7 +39,7 @@ def test_noise_larger_than_the_effect_gets_no_number(ours, measurable):
     assert ("median" in summary) == measurable == ("verdict" not in summary)
     if not measurable:
         assert summary == {"verdict": "no difference measurable", "rounds": 3}
-        assert common.say(summary) == "no difference measurable in 3 rounds"
+        assert common.in_words(summary) == "no difference measurable in 3 rounds"
 
 
 def test_rounds_that_do_not_pair_are_an_error():
@@ -45,7 +52,7 @@ def test_a_side_answers_each_request_in_its_own_process(tmp_path):
     script.write_text(f"""
 import os, sys
 sys.path.insert(0, {str(common.ROOT)!r})
-from benchmarks import common, record
+from benchmarks import common
 for request in common.requests():
     if request == "die":
         sys.exit("out of order")
@@ -64,7 +71,7 @@ for request in common.requests():
 
 def test_finish_prints_the_last_line_and_records_it_with_its_origin(tmp_path, monkeypatch, capsys):
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"scaling": {"kept": 1}, "training": {"speed": 1}}))
+    results.write_text(json.dumps({"scaling": {"speed": 3}, "training": {"speed": 1}}))
     monkeypatch.setattr(common, "RESULTS", results)
     monkeypatch.setattr(sys, "argv", [str(common.ROOT / "benchmarks" / "training.py"), "--steps", "2", "--record"])
     parser = common.argument_parser("Training.\n\nMore.")
@@ -75,21 +82,125 @@ def test_finish_prints_the_last_line_and_records_it_with_its_origin(tmp_path, mo
     common.finish("training", parser.parse_args(), {"speed": 2})
     recorded = json.loads(results.read_text())
     entry = recorded.pop("training")
-    assert recorded == {"scaling": {"kept": 1}}
-    assert entry.keys() == {"command", "commit", "date", "hardware", "speed"}
+    assert recorded == {"scaling": {"speed": 3}}
+    assert entry.keys() == {"command", "commit", "date", "hardware", "machine", "speed"}
+    assert entry["machine"] == runs.machine() and entry["machine"]["packages"]["tensorflow"] == tf.__version__
     assert entry["command"] == "python benchmarks/training.py --steps 2" and entry["speed"] == 2
     assert " cores of " in entry["hardware"] and " GiB, " in entry["hardware"]
 
 
 def test_a_run_is_described_by_its_own_files(tmp_path):
     (tmp_path / "predictions").mkdir()
-    model = {"image_size": 256, "downsample": 8, "num_embeddings": 512}
-    (tmp_path / "config.json").write_text(json.dumps({"git_commit": "abc", "vqvae": model, "data": {"people": {"train": 3}}}))
     (tmp_path / "metrics.json").write_text('{"ssim": 0.9}')
     (tmp_path / "predictions" / "metrics.json").write_text('{"ssim": 0.9, "frechet": 13.0}')
     (tmp_path / "vqvae_history.csv").write_text("epoch,seconds\n0,60.5\n1,59.5\n")
     (tmp_path / "pixelcnn_history.csv").write_text("epoch,seconds\n0,30\n")
-    entry = record.describe(tmp_path)
+    config = {"git_commit": "abc", "machine": {"processor": "x"}, "pixelcnn": {"grid_size": 32, "num_embeddings": 512},
+              "data": {"people": {"train": 3}}}
+    entry = record.describe(Run(tmp_path, config))
     assert len(entry.pop("date")) == 10
-    assert entry == {"commit": "abc", "people": {"train": 3}, "num_embeddings": 512, "codes_per_image": 1024,
-                     "bits_fixed": 9216.0, "seconds": {"vqvae": 120.0, "pixelcnn": 30.0}, "ssim": 0.9, "frechet": 13.0}
+    assert entry == {"commit": "abc", "machine": {"processor": "x"}, "people": {"train": 3}, "num_embeddings": 512,
+                     "codes_per_image": 1024, "bits_fixed": 9216.0, "seconds": {"vqvae": 120.0, "pixelcnn": 30.0}, "ssim": 0.9,
+                     "frechet": 13.0}
+
+
+def test_heads_of_noise_have_the_border_that_is_asked_for():
+    split = common.noise_split(2, 64, margin=8)
+    assert split.images.shape == (64, 64, 64) and dataset.empty_margin(split.images, 1) == 8
+    assert split.num_people == 2 and split.positions.tolist() == 2 * list(range(32))
+    assert np.unique(split.images[:, 8:-8, 8:-8]).size == 256
+
+
+def test_random_codes_lie_where_the_split_says():
+    split, prior = common.noise_split(1, 32), small_prior(num_positions=32)
+    coded = common.random_codes(split, prior)
+    assert coded.codes.shape == (1, 32, 6, 6) and np.unique(coded.codes).tolist() == list(range(11))
+    assert coded.context[20].tolist() == [19, 18, 16, 12] and coded.context[1].tolist() == [0, 32, 32, 32]
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def test_multiply_adds_are_those_of_the_formula():
+    kernel, matrix = tf.zeros((3, 3, 4, 8)), tf.zeros((8, 5))
+    images = tf.zeros((1, 16, 16, 4))
+    convolution = 16 * 16 * 3 * 3 * 4 * 8
+    assert training.multiply_adds(lambda x: tf.nn.conv2d(x, kernel, 1, "SAME"), images) == pytest.approx(convolution / 1e6)
+    both = training.multiply_adds(lambda x: tf.reshape(tf.nn.conv2d(x, kernel, 1, "SAME"), (-1, 8)) @ matrix, images)
+    assert both == pytest.approx((convolution + 16 * 16 * 8 * 5) / 1e6)
+
+
+def test_the_share_of_the_peak_is_that_of_each_round():
+    row = training.summarise([10, 20, 30], {"multiply_adds_million": 100, "peak_gigabytes": 1}, [6_000, 6_000, 10_000])
+    assert row["share_of_peak"] == pytest.approx(np.median([0.5, 1, 0.9]))  # a step is three forward passes
+    assert row["images_per_second"] == {"median": 20, "min": 10, "max": 30}
+
+
+# Loading and reconstruction -------------------------------------------------------------------------------------------
+
+
+def test_both_ways_of_loading_read_the_same_pixels(tmp_path, monkeypatch):
+    folder = write_cohort(tmp_path / "cohort", people=(2, 1, 1), slices=2)
+    ours, theirs = loading.load_ours(folder, tmp_path / "cache"), loading.load_theirs(folder, None)
+    for images, floats in zip(ours, theirs, strict=True):
+        assert images.dtype == np.uint8 and floats.dtype == np.float64 and images.shape == floats.shape
+        np.testing.assert_array_equal(sorted(images.sum(axis=(1, 2))), np.round(sorted(255 * floats.sum(axis=(1, 2)))))
+    rows = []
+    monkeypatch.setattr(common, "requests", lambda: iter([None]))
+    monkeypatch.setattr(common, "answer", rows.append)
+    loading.measure_loading("ours", folder, tmp_path / "cache")
+    row, = rows
+    assert row["images"] == 8 and row["brightest"] == max(images.max() for images in ours)
+
+
+def test_the_images_of_a_turn_are_those_of_its_batches(monkeypatch):
+    monkeypatch.setattr(common, "requests", lambda: iter([1]))
+    for num_images, batches in ((10, [4, 4, 2] * 3), (8, [4, 4] * 4), (None, [4] * 9)):
+        turns = reconstruction.Turns(4, num_images)
+        for steps in range(len(batches) + 1):
+            assert turns._images(steps) == sum(batches[:steps])
+
+
+# Faults ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_says_how_far_it_came(tmp_path):
+    run, states = Run(tmp_path, None), []
+    for path in (run.folder / "config.json", run.backup_path("vqvae"), run.backup_path("pixelcnn"), run.metrics_path):
+        states.append(faults.state(run))
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert states == ["before config.json", "in the first epoch", "after backup/vqvae.keras", "after backup/pixelcnn.keras"]
+    assert faults.state(run) == "after metrics.json"
+    (run.folder / "events.out.tfevents.1").touch()
+    assert faults.files_of(run) >= {"config.json", "metrics.json"} and "events.out.tfevents.1" not in faults.files_of(run)
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+MACHINE = {"packages": {"numpy": "2.0"}, "python": "3.11", "vector_instructions": ["sse2", "avx", "fma"]}
+ORIGIN = {"command": "python x.py", "commit": "abc", "date": "2026-01-01", "hardware": "2 cores", "machine": MACHINE}
+KILLS = {"tried": 2, "survived": 2, "lost": 0, "differing": 0, "left_over": 0}
+
+
+def test_a_table_of_measured_records_is_filled():
+    text = tables.fill("<!-- results: faults -->\n\n<!-- results: origins -->\n", {"faults": {**ORIGIN, **KILLS}})
+    assert "| 2 | 2 | 0 | 0 | 0 |" in text
+    assert "| `faults` | `python x.py` | abc | 2026-01-01 | 2 cores | avx, fma | Python 3.11, numpy 2.0 |" in text
+
+
+@pytest.mark.parametrize("name, record, reason", (
+    ("origins", {**ORIGIN, "transcribed": "from a README"}, "faults was transcribed"),
+    ("origins", {key: value for key, value in ORIGIN.items() if key != "machine"}, "no 'machine'"),
+    ("origins", {**ORIGIN, "commit": ""}, "an empty cell"),
+    ("faults", {key: value for key, value in KILLS.items() if key != "lost"}, "an empty cell")))
+def test_what_was_not_measured_is_refused(name, record, reason):
+    with pytest.raises(InputError, match=reason):
+        tables.fill(f"<!-- results: {name} -->\n| old |\n", {"faults": record})
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(InputError, match="The table epochs cannot be filled.*no rows"):
+        tables.fill("<!-- results: epochs -->\n", {"loading": {"epochs": []}})
+    with pytest.raises(InputError, match="no 'epochs'"):
+        tables.fill("<!-- results: epochs -->\n", {"loading": {}})

@@ -11,6 +11,8 @@ import tensorflow as tf
 from benchmarks import codecs
 import dataset
 import modules
+from support.cli import InputError
+from tests.small import sample_by_full_forwards
 
 
 @pytest.fixture
@@ -21,29 +23,73 @@ def models():
     rng = np.random.default_rng(0)
     for model in (vqvae, prior):  # no layer that starts at 0 stays there
         model.set_weights([weight + rng.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
-    return vqvae, prior, rng.integers(0, 256, (2, 6, 32, 32), np.uint8), np.float32(rng.normal(size=(2, prior.settings["person_size"])))
+    return vqvae, prior, rng.integers(0, 256, (2, 6, 32, 32), np.uint8), np.float32(rng.normal(size=(2, prior.person_size)))
 
 
 @pytest.mark.parametrize("weight", (0, 2))
 def test_codes_of_a_head_are_chosen_given_those_below_as_chosen(models, weight):
     vqvae, prior, heads, persons = models
     codes, bits = codecs.choose_heads(vqvae, prior, heads, persons, weight)
-    none = np.full((2, 4, 4), 16)
+    no_slice = np.full((2, 4, 4), 16)
     for position in range(6):
-        below = np.stack([codes[:, position - step] if step <= position else none for step in prior.steps_below], axis=1)
+        context = np.stack([codes[:, position - step] if step <= position else no_slice for step in prior.steps_below], axis=1)
         positions = np.full(2, position)
         vectors = vqvae.encode(dataset.normalise(heads[:, position, ..., np.newaxis])).numpy()
         squares = np.sum((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2, axis=-1)
         if weight:
             noise = tf.constant(-squares / (weight * squares.min(axis=-1).mean()), tf.float32)
-            expected = prior.sample_by_full_forwards(positions, noise, 1.0, below, persons)
+            expected = sample_by_full_forwards(prior, positions, noise, 1.0, context, persons)
         else:
             expected = squares.argmin(axis=-1)
         np.testing.assert_array_equal(codes[:, position], expected)
-        nats = -prior.log_prob(codes[:, position], positions, below, persons).numpy()
+        nats = -prior.log_prob(codes[:, position], positions, context, persons).numpy()
         np.testing.assert_allclose(bits[:, position], nats / math.log(2), rtol=1e-5)
-    nearest, dear = codecs.choose_heads(vqvae, prior, heads, persons, 0)
-    assert not weight or (bits.sum() < dear.sum() and (codes != nearest).any())
+    nearest, nearest_bits = codecs.choose_heads(vqvae, prior, heads, persons, 0)
+    assert not weight or (bits.sum() < nearest_bits.sum() and (codes != nearest).any())
+
+
+def test_heads_are_taken_whole_with_their_persons():
+    vqvae = modules.VQVAE(image_size=32, num_embeddings=16, embedding_dim=4)
+    prior = modules.PixelCNN(4, 16, num_filters=8, num_layers=3)
+    rng = np.random.default_rng(1)
+    prior.fit_people(rng.random((5, 32, 16, 16)))
+    heads = rng.integers(0, 256, (4, 32, 32, 32), np.uint8)
+    split = dataset.Split.of_heads(heads, range(32)).take(np.arange(1, 128))  # the first person lacks a slice
+    whole, persons = codecs.take_heads(split, vqvae, prior, 2)
+    np.testing.assert_array_equal(whole, heads[[1, 3]])
+    np.testing.assert_array_equal(persons, prior.encode_people(dataset.head_pictures(split, 0)[0])[[1, 3]])
+    assert len(np.unique(persons, axis=0)) == 2
+    with pytest.raises(InputError, match="all slices"):
+        codecs.take_heads(split.take(slice(5)), vqvae, prior, 2)
+
+
+def test_the_chain_of_bytes_counts_the_same_images_in_each_link(models, monkeypatch):
+    monkeypatch.setattr(codecs, "RATE_WEIGHTS", ())
+    vqvae, prior, heads, persons = models
+    images = np.concatenate(heads)
+    slices = codecs.model_curve(vqvae, prior, images, np.tile(np.int32(prior.slice_positions), 2))
+    in_heads = codecs.head_curve(vqvae, prior, heads, persons)
+    assert {row["num_images"] for row in (*slices.values(), *in_heads.values())} == {12}
+    chain = codecs.chain_of_bytes(vqvae, prior, images, slices, in_heads)
+    codes = vqvae.encode_to_codes(dataset.normalise(images[..., np.newaxis])).numpy()
+    shares = np.unique(codes, return_counts=True)[1] / codes.size
+    assert chain["num_images"] == 12 and chain["pixels"] == 1024 and chain["fixed_length"] == 16 * 4 / 8
+    assert chain["by_frequency"] == pytest.approx(-(shares * np.log2(shares)).sum() * 16 / 8)
+    bits = -prior.log_prob(codes, np.tile(range(6), 2)).numpy() / math.log(2)
+    assert chain["slice_alone"] == pytest.approx(bits.mean() / 8, rel=1e-5)
+    _, bits = codecs.choose_heads(vqvae, prior, heads, persons, 0)
+    assert chain["slice_in_head"] == pytest.approx((bits.mean() + 8 * prior.person_size / 6) / 8, rel=1e-5)
+
+
+@pytest.mark.parametrize("codec", codecs.CODECS)
+def test_a_codec_is_measured_on_every_image_within_the_bytes(codec):
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    images = np.uint8(255 * np.clip(1 - np.hypot(x, y) * [[[1.0]], [[1.5]]], 0, 1))
+    row = codecs.compare(images, codec, 700, 300)
+    assert row["num_images"] == 2 and row["within_limit"] == 1 and 0 < row["bytes"] <= 700
+    assert row["ssim"] > 0.8 and row["ssim_foreground"] > 0.8 and row["psnr"] > 25
+    worst = codecs.compare(images, codec, 1, 0)
+    assert worst["within_limit"] == 0 and worst["bytes"] > 1 and worst["psnr"] < row["psnr"]
 
 
 def test_largest_that_fits_is_that_of_a_search_through_all():
@@ -53,11 +99,11 @@ def test_largest_that_fits_is_that_of_a_search_through_all():
         assert best[0] == max([quality for quality in range(7) if sizes[quality] <= limit], default=0)
 
 
-def test_bytes_at_an_ssim_lie_between_the_points_next_to_it():
-    points = [(400, 0.98), (100, 0.95), (50, 0.9)]
-    assert codecs.bytes_at(points, 0.95) == pytest.approx(100)
-    assert codecs.bytes_at(points, 0.965) == pytest.approx(200)  # half-way in the logarithm
-    assert codecs.bytes_at(points, 0.99) is None and codecs.bytes_at(points, 0.8) is None
+def test_bytes_at_a_quality_lie_between_the_points_next_to_it():
+    rows = [{"bytes": size, "psnr": value} for size, value in ((400, 0.98), (100, 0.95), (50, 0.9))]
+    assert codecs.bytes_at(rows, "psnr", 0.95) == pytest.approx(100)
+    assert codecs.bytes_at(rows, "psnr", 0.965) == pytest.approx(200)  # half-way in the logarithm
+    assert codecs.bytes_at(rows, "psnr", 0.99) is None and codecs.bytes_at(rows, "psnr", 0.8) is None
 
 
 def test_a_codecs_points_beaten_by_smaller_files_are_left_out(tmp_path, monkeypatch):
