@@ -41,6 +41,7 @@ DEFAULTS = {
     "embedding_dim": 16,
     "downsample": 8,
     "prior_dropout": 0.1,  # no option; it costs 6 % of the time, and the few epochs of the demo do without
+    "calibration_heads": 64,  # no option; in each round, or as many as there are training people, if these are fewer
     # optimiser: small batches train better per second on a CPU
     "epochs": 20,
     "prior_epochs": 20,
@@ -50,7 +51,8 @@ DEFAULTS = {
     "seed": 0,
     "mixed_precision": False,
 }
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "prior_dropout": 0.0, "epochs": 4, "prior_epochs": 4}
+DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "prior_dropout": 0.0, "calibration_heads": 20,
+                 "epochs": 4, "prior_epochs": 4}
 UNSET = {"limit": "all", "slice_spacing": "measured"}  # what None means
 # Not options. Saved in config.json; a run with other values cannot be resumed.
 CONSTANTS = {
@@ -58,7 +60,6 @@ CONSTANTS = {
     "rising_steps": 100,  # over which the learning rate rises to its peak
     "prior_batch_size": 8,
     "prior_learning_rate": 3e-3,
-    "calibration_heads": 64,  # in each round, or as many as there are training people, if these are fewer
     "calibration_rounds": 2,
     "condition_dropout": dataset.CONDITION_DROPOUT,
 }
@@ -560,7 +561,7 @@ def calibrate_prior(run, vqvae, prior, num_people):
     The first round's heads get persons without correction; those of each further round are corrected by the rounds before:
     their persons lie further out, where the outcome is no longer in proportion. All rounds are taken together.
     """
-    count, rounds = min(CONSTANTS["calibration_heads"], num_people), CONSTANTS["calibration_rounds"]
+    count, rounds = min(run.settings["calibration_heads"], num_people), CONSTANTS["calibration_rounds"]
     conditions, outcomes = [], []
     for number in range(1, rounds + 1):
         print(f"Calibrating by {count} sampled heads, round {number} of {rounds} ...", flush=True)
