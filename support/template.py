@@ -12,10 +12,11 @@ import tempfile
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from skimage.transform import resize_local_mean
 from tqdm import tqdm
 
 from support.cli import InputError, report_write_errors
-from support.volumes import axial_slices, NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
+from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
 DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
@@ -124,11 +125,7 @@ def _load_template(pixel_size):
     Args:
         pixel_size: 1 or 2 mm. For 2 mm the template is averaged over 2 x 2 mm in each axial plane.
     """
-    # Slow to import, and needed here alone.
-    from nilearn.datasets import load_mni152_template
-
-    volume = load_mni152_template(resolution=1)
-    intensity = volume.get_fdata(dtype=np.float32)
+    intensity, to_voxels = load_mni152()
     # An average of 152 people is blurred: unsharp masking brings the folds back to the contrast of one person's scan.
     sharp = intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))
     sharp = sharp.clip(0, 1.2)
@@ -138,18 +135,53 @@ def _load_template(pixel_size):
             # The mean of the two points half a voxel to either side, each by cubic interpolation
             sharp = ndimage.convolve1d(sharp, np.array([-1, 8, 18, 8, -1]) / 32, axis)
             brain = ndimage.convolve1d(brain, [0.25, 0.5, 0.25], axis)
-    return ndimage.spline_filter(sharp, order=3, output=np.float32), brain, np.linalg.inv(volume.affine)
+    return ndimage.spline_filter(sharp, order=3, output=np.float32), brain, to_voxels
 
 
-def template_slices():
-    """The 32 axial slices of the MNI152 template itself, uint8 (32, 256, 256), as `axial_slices` cuts a head.
+def load_mni152():
+    """The template as nilearn ships it: intensities 0 to 1, float32 (x, y, z), and the map from its mm to voxels, (4, 4)."""
+    from nilearn.datasets import load_mni152_template  # slow to import
+
+    image = load_mni152_template(resolution=1)
+    return image.get_fdata(dtype=np.float32), np.linalg.inv(image.affine)
+
+
+def cut_axial(volume, to_voxels, heights, side, pixel_size):
+    """Cuts the template into axial slices, by linear interpolation.
+
+    Args:
+        volume, to_voxels: as `load_mni152` gives them.
+        heights: of the slices, in the template's mm.
+        side: pixels of a side.
+        pixel_size: in the template's mm.
+
+    Returns:
+        float32 (len(heights), side, side): front up, the head's left side on the left, the middle of the brain in the middle.
+    """
+    across = (np.arange(side) - (side - 1) / 2) * pixel_size
+    z, y, x = np.meshgrid(heights, -across - 18, across, indexing="ij")  # 18 mm behind the commissure is the brain's middle
+    voxels = np.einsum("ij,j...->i...", to_voxels[:3, :3], np.stack([x, y, z])) + to_voxels[:3, 3, None, None, None]
+    return ndimage.map_coordinates(volume, voxels, order=1)
+
+
+def template_slices(image_size, frame):
+    """The 32 axial slices of the MNI152 template itself that lie as those of a data set do.
 
     An average of 152 people, skull-stripped: blurred, and nobody's picture. It is shrunk by 7 %, as brains are larger in the
     MNI's frame than in Talairach's, to which OASIS-1's volumes are registered (Lancaster et al. 2007).
-    """
-    from nilearn.datasets import load_mni152_template  # slow to import
 
-    return axial_slices(ndimage.zoom(load_mni152_template(resolution=1).get_fdata(dtype=np.float32), 0.93, order=1))
+    Args:
+        image_size: pixels of a side, which is 256 mm long.
+        frame: the `volumes.Frame` of the data set.
+
+    Returns:
+        uint8 (32, image_size, image_size): front up.
+    """
+    volume, to_voxels = load_mni152()
+    heights = frame.lowest + frame.spacing * np.arange(NUM_POSITIONS)
+    slices = cut_axial(volume, to_voxels, heights / 0.93, 256, 1 / 0.93)
+    slices = resize_local_mean(slices, (NUM_POSITIONS, image_size, image_size))
+    return np.round((slices / np.percentile(volume[volume > 0], 99.5)).clip(0, 1) * 255).astype(np.uint8)
 
 
 def simulate_person(template, rng, image_size):
