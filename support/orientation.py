@@ -41,8 +41,8 @@ def turn(images, front):
     """Turns images (N, S, S), whose front lies on the side `front`, front up.
 
     Left and right cannot be told from a picture: a brain is nearly its own mirror image. So the turn is that of the usual
-    cause, volumes in RAS order (x to the right, y to the front) written with y along the rows (front down: the rows are reversed)
-    or along the columns (front right: a quarter turn). There the head's left comes to lie on the left.
+    cause, volumes in RAS order (x to the right, y to the front) written with y along the rows (front down: the rows are
+    reversed) or along the columns (front right: a quarter turn). There the head's left comes to lie on the left.
     """
     return {"up": images, "down": images[:, ::-1],
             "left": np.rot90(images, -1, (1, 2)), "right": np.rot90(images, 1, (1, 2))}[front]
@@ -52,17 +52,17 @@ def match_template(slices, positions):
     """Finds the side of the front, the spacing and the lowest height at which slices fit the MNI152 template best.
 
     Each slice is compared with each height of the template, for each side and some scales, since brains are larger in the
-    MNI's frame than in others: by the correlation of intensities inside the template's brain, without its rim, whose darkness any
-    round thing shares. Slices and template are first moved so that what is bright has its middle in the picture's. The
-    heights of all slices must lie on a line, height = lowest + spacing * position; the best line counts.
+    MNI's frame than in others: by the correlation of intensities inside the template's brain, without its rim, whose darkness
+    any round thing shares. Slices and template are first moved so that the middle of what is bright is the picture's middle.
+    The heights of all slices must lie on a line, height = lowest + spacing * position; the best line counts.
 
     Args:
         slices: (P, S, S), the mean over people at each position, 256 mm wide; 0 is black.
         positions: (P,), the slice numbers.
 
     Returns:
-        A `Match`. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm. About 1.5 s of
-        one core.
+        A `Match`. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm. Takes
+        about 1.5 s of one core.
     """
     if len(slices) < LEAST_POSITIONS or not np.ptp(slices):
         return Match(None, 0.0, 0.0, 0.0, 0.0)

@@ -96,8 +96,8 @@ def test_the_frame_is_that_of_the_mean_over_people(people):
     front, frame, line = orientation.find_frame(images, positions)
     match = orientation.match_template(people.mean(axis=0)[:, ::-1], np.arange(32))
     assert front == "down" and frame == Frame(2.0, match.spacing, match.lowest)
-    assert line == (f"Slices lie front-down by the template (correlation {match.correlation:.2f}): turned; {match.spacing:.1f} mm "
-                    "apart, by the template. Which side is left cannot be told.")
+    assert line == (f"Slices lie front-down by the template (correlation {match.correlation:.2f}): turned; "
+                    f"{match.spacing:.1f} mm apart, by the template. Which side is left cannot be told.")
 
 
 def test_what_is_stated_overrules_the_template(monkeypatch):
