@@ -7,6 +7,9 @@ References:
     TensorFlow: Distributed training. https://www.tensorflow.org/guide/distributed_training
 """
 
+# First: it sets what TensorFlow and Keras read when imported.
+from support.cli import exit_on_signals, InputError, signal_handler
+
 import contextlib
 import faulthandler
 import functools
@@ -21,8 +24,6 @@ import keras
 from keras import layers
 import numpy as np
 import tensorflow as tf
-
-from support.cli import exit_on_signals, InputError, signal_handler
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"
