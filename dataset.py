@@ -137,7 +137,7 @@ def measure_frame(data_dir, limit=None, front=None, spacing=None):
         front: the side of the front, if the user stated it; else None.
         spacing: mm between slices, if the user stated it; else None.
     """
-    files = list_slices(data_dir, "train", min(limit or orientation.MOST_PEOPLE, orientation.MOST_PEOPLE))
+    files = list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
     paths = [path for *_, path in files]
     images = _read(paths, read_slice(paths[0]).shape, paths[0], "train", None)
     return orientation.find_frame(images, np.array([position for _, position, _ in files]), front, spacing)

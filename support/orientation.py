@@ -11,11 +11,11 @@ from support.volumes import Frame
 
 FRONTS = "up", "down", "left", "right"  # the side of the picture on which the front of the head lies
 SIDE, PIXEL_SIZE = 64, 4  # pixels and mm of the pictures that are compared
-LEAST_POSITIONS = 8  # from fewer slices the spacing is a guess
-MOST_POSITIONS, MOST_PEOPLE = 12, 40  # compared: as many slices of the head, each the mean of as many people
+MIN_POSITIONS = 8  # from fewer slices the spacing is a guess
+MAX_POSITIONS, MAX_PEOPLE = 12, 40  # compared: as many slices of the head, each the mean of as many people
 # Below these, nothing is claimed. Measured: at least 0.58 and 0.20 in single people, 0.79 and 0.25 in means over people (real,
 # simulated, with a skull); at most 0.52 and 0.08 in discs, eggs, torsos, blobs and noise.
-LEAST_CORRELATION, LEAST_MARGIN = 0.55, 0.15
+MIN_CORRELATION, MIN_MARGIN = 0.55, 0.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,9 @@ def match_template(slices, positions):
         A `Match`. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm. Takes
         about 1.5 s of one core.
     """
-    if len(slices) < LEAST_POSITIONS or not np.ptp(slices):
+    if len(slices) < MIN_POSITIONS or not np.ptp(slices):
         return Match(None, 0.0, 0.0, 0.0, 0.0)
-    chosen = np.unique(np.linspace(0, len(slices) - 1, MOST_POSITIONS).astype(int))
+    chosen = np.unique(np.linspace(0, len(slices) - 1, MAX_POSITIONS).astype(int))
     small = np.asarray(slices, np.float32)[chosen]
     small = _centred(resize_local_mean(small, (len(chosen), SIDE, SIDE)))
     positions = np.asarray(positions)[chosen]
@@ -82,7 +82,7 @@ def match_template(slices, positions):
         [turn(small, FRONTS[best])], positions, template, scales=scale + 0.02 * np.arange(-2, 3),
         height_step=1, spacings=spacing * np.linspace(0.9, 1.1, 21),
         lowest=lowest + np.linspace(-4, 4, 17))
-    is_good = correlation >= LEAST_CORRELATION and margin >= LEAST_MARGIN
+    is_good = correlation >= MIN_CORRELATION and margin >= MIN_MARGIN
     return Match(FRONTS[best] if is_good else None, *(float(value) for value in (spacing * scale, lowest * scale, correlation,
                                                                                 margin)))
 
@@ -154,7 +154,7 @@ def find_frame(images, positions, front=None, spacing=None):
     means = []
     for number in numbers:
         members = np.flatnonzero(positions == number)
-        spread = np.unique(np.linspace(0, len(members) - 1, MOST_PEOPLE).astype(int))
+        spread = np.unique(np.linspace(0, len(members) - 1, MAX_PEOPLE).astype(int))
         means.append(images[members[spread]].mean(axis=0))
     match = match_template(np.stack(means), numbers)
     usual = Frame()
