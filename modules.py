@@ -396,7 +396,7 @@ class GatedBlock(layers.Layer):
             from_vertical, condition: what `vertical` returned second, and its condition.
             training: whether to drop out.
         """
-        shape = tf.shape(codes)
+        shape = tf.shape(codes)  # not window[...]: the gradient of a strided slice is slow on a CPU
         taps = [tf.slice(window, [0, 0, tap * self.dilation, 0], shape) for tap in range(self.rows_up)]
         features = self.horizontal_taps(tf.concat([*taps, codes], axis=-1)) + from_vertical
         gated = _gate(features + tf.split(self.condition(condition), 2, axis=-1)[1])

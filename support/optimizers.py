@@ -70,9 +70,11 @@ class Muon(Adam):
 
     def _update_kernels(self, _, gradients, variables, momenta, learning_rate):
         shape = variables[0].shape
-        for gradient, momentum in zip(gradients, momenta):
-            momentum.assign(self.momentum * momentum + gradient)
-        ahead = tf.stack([gradient + self.momentum * momentum for gradient, momentum in zip(gradients, momenta)])
+        gradients = tf.stack(gradients)
+        averages = self.momentum * tf.stack(momenta) + gradients
+        for momentum, average in zip(momenta, tf.unstack(averages)):
+            momentum.assign(average)
+        ahead = gradients + self.momentum * averages
         directions = orthogonalised(tf.reshape(ahead, (len(variables), -1, shape[-1])), self.newton_schulz_steps)
         length = tf.cast(learning_rate, ahead.dtype) * 0.2 * max(directions.shape[1:]) ** 0.5
         for variable, direction in zip(variables, tf.unstack(tf.reshape(length * directions, (len(variables), *shape)))):
