@@ -13,6 +13,7 @@ import argparse
 import csv
 import dataclasses
 import datetime
+import json
 from pathlib import Path
 import re
 
@@ -23,7 +24,7 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import devices, figures, metrics, report, runs, sampler, template, volumes
+from support import devices, figures, metrics, people, report, runs, sampler, template, volumes
 from support.cli import InputError
 from support.people import CodedSplit
 from support.runs import Run
@@ -50,6 +51,8 @@ def parse_arguments(argv):
                         "or all for one sample of each (default: --num-samples spread over all)")
     parser.add_argument("--heads", type=cli.number(int, 0), default=1, metavar="N",
                         help="whole heads to sample, 32 slices of one new person each (default: 1)")
+    parser.add_argument("--ventricles", type=cli.number(float, 0, 1.0001), metavar="Q", help="size of the ventricles of the heads: "
+                        "the dark share of the inner half of the brain, as its quantile among training people (default: any)")
     parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=cli.number(int, 0, cli.MAX_SEED), default=0, metavar="S", help="of every draw (default: 0)")
@@ -62,7 +65,7 @@ def parse_arguments(argv):
                         "with --images or --codes RUN/images)")
     arguments = parser.parse_args(argv)
     if arguments.images or arguments.codes:
-        for name in ("data_dir", "slice", "evaluate", "with_neighbours", "export"):
+        for name in ("data_dir", "slice", "ventricles", "evaluate", "with_neighbours", "export"):
             if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
                 raise InputError(f"--{name.replace('_', '-')} is of no use with {'--images' if arguments.images else '--codes'}; "
                                  "leave out the one or the other.")
@@ -286,6 +289,24 @@ def write_samples(folder, samples, positions, margin):
     figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
+def steered_people(run, prior, count, seed, quantile):
+    """The persons, float (count, P), of heads whose ventricles have a given size; None, for any, if `quantile` is None.
+
+    Raises:
+        InputError: if the run does not hold what that needs.
+    """
+    if quantile is None:
+        return None
+    try:
+        measure = json.loads(run.ventricles_path.read_text())
+        target = np.interp(quantile, np.linspace(0, 1, len(measure["quantiles"])), measure["quantiles"])
+        persons = sampler.sample_people(prior, seed, "heads", tf.range(count)).numpy()
+        persons = people.steer(persons, np.array(measure["weights"]), measure["offset"], target)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run.ventricles_path} is missing or damaged, and --ventricles needs it; train the run again.") from error
+    return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
+
+
 def frame_of_heads(frame, slice_positions):
     """The `volumes.Frame` of heads that have only some slice positions, in regular steps."""
     step = int(np.median(np.diff(slice_positions))) if len(slice_positions) > 1 else 1
@@ -385,7 +406,8 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits):
     count = max(arguments.heads, judged)
     if count:
         print(f"Sampling whole heads: {count} ...")
-        heads = decode_heads(vqvae, prior.sample_heads(count, arguments.seed, arguments.temperature))
+        persons = steered_people(run, prior, count, arguments.seed, arguments.ventricles)
+        heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons))
         write_heads(folder, heads[:arguments.heads], frame)
         page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
     if arguments.evaluate:

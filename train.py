@@ -24,10 +24,9 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import callbacks, devices, figures, metrics, optimizers, orientation, runs, sampler, template, volumes
+from support import callbacks, devices, figures, metrics, optimizers, orientation, people, runs, sampler, template, volumes
 from support.cli import InputError
 from support.devices import print_on_chief
-from support.people import calibrate
 from support.runs import Run
 
 # Settings: the options, with their values where none is given.
@@ -571,9 +570,23 @@ def calibrate_prior(run, vqvae, prior, num_people):
         images = np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
         heads = dataset.Split.of_heads(images, prior.slice_positions)
         outcomes.append(prior.encode_people(dataset.head_pictures(heads, vqvae.margin)[0]))
-        shift, scale = calibrate(np.concatenate(conditions), np.concatenate(outcomes))
+        shift, scale = people.calibrate(np.concatenate(conditions), np.concatenate(outcomes))
         prior.person_shift.assign(shift)
         prior.person_scale.assign(scale)
+
+
+def fit_ventricles(run, prior, train, margin):
+    """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles; see `people`.
+
+    The size is the `dark_fraction` of `metrics.tissue_statistics`, the mean over a head. It is given to no network.
+    """
+    cases, head_numbers = np.unique(train.cases, return_inverse=True)
+    dark = metrics.tissue_statistics(train.images / 255)["dark_fraction"]
+    sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
+    weights, offset = people.fit_measure(prior.encode_people(dataset.head_pictures(train, margin)[0]), sizes)
+    quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
+    with run.report_write_errors():
+        cli.write_json(run.ventricles_path, {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
 
 
 # The results ----------------------------------------------------------------------------------------------------------
@@ -634,6 +647,7 @@ def run_stages(run, splits):
     with devices.fail_together():  # the others wait: a cluster ends as one
         if devices.is_chief():
             calibrate_prior(run, vqvae, prior, splits["train"].num_people)
+            fit_ventricles(run, prior, splits["train"], vqvae.margin)
             for name, model in (("vqvae", vqvae), ("pixelcnn", prior)):
                 run.save(name, model)  # without the optimiser, which the results do not need
             measure(run, vqvae, prior, splits)
@@ -648,8 +662,8 @@ def main(argv=None):
     with devices.report_failures(f"give a smaller --batch-size; {resume}", resume):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
         with open_run(arguments) as (run, splits):
-            people = ", ".join(f"{count} {name}" for name, count in run.config["data"]["people"].items())
-            print_on_chief(f"Run folder {run.folder}; {people} people in {run.config['data']['folder']}; on {device}.")
+            counts = ", ".join(f"{count} {name}" for name, count in run.config["data"]["people"].items())
+            print_on_chief(f"Run folder {run.folder}; {counts} people in {run.config['data']['folder']}; on {device}.")
             for name in ("validate", "test") if devices.is_chief() else ():
                 dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
             with cli.exit_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on."):

@@ -96,6 +96,11 @@ class Run:
         return self.folder / "backup" / "frames"
 
     @property
+    def ventricles_path(self):
+        """How the size of ventricles follows from a person: `weights`, `offset`, `quantiles` of training people."""
+        return self.folder / "ventricles.json"
+
+    @property
     def metrics_path(self):
         """What was measured on the test people; it is written last, so that a run with it is finished."""
         return self.folder / "metrics.json"
