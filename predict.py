@@ -13,6 +13,7 @@ import argparse
 import csv
 import dataclasses
 import datetime
+import itertools
 import json
 from pathlib import Path
 import re
@@ -46,7 +47,7 @@ def parse_arguments(argv):
     parser.add_argument("--num-examples", type=cli.number(int, 1), default=10, metavar="N",
                         help="test images to show (default: 10)")
     parser.add_argument("--num-samples", type=cli.number(int, 1), default=16, metavar="N",
-                        help="brains to sample (default: 16)")
+                        help="single slices to sample (default: 16)")
     parser.add_argument("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
                         "or all for one sample of each (default: --num-samples spread over all)")
     parser.add_argument("--heads", type=cli.number(int, 0), default=1, metavar="N",
@@ -60,7 +61,7 @@ def parse_arguments(argv):
                         help=f"also judge samples beside real people: a slice per test image, and up to {metrics.NUM_HEADS} heads")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
     parser.add_argument("--export", type=cli.utf8_path, metavar="DIR",
-                        help="also write encoder, decoder and sampler as TensorFlow SavedModels")
+                        help="also write encoder, decoder and both samplers as TensorFlow SavedModels")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions; "
                         "with --images or --codes RUN/images)")
     arguments = parser.parse_args(argv)
@@ -135,10 +136,10 @@ def find_data(arguments, run):
     """
     own = run.config["data"]
     if arguments.data_dir or not Path(own["folder"]).is_dir():
+        if own["is_demo"] and not arguments.data_dir:
+            return template.make_demo_cohort()
         if folder := dataset.find_oasis(arguments.data_dir):
             return folder
-        if own["is_demo"]:
-            return template.make_demo_cohort()
         if arguments.evaluate or arguments.with_neighbours:
             raise InputError(f"The data of {run.folder}, {own['folder']}, are not here; say with --data-dir where they are.")
         print(f"The data of {run.folder}, {own['folder']}, are not here, so this run is not measured and nothing is reconstructed; "
@@ -206,7 +207,7 @@ def reconstruct(vqvae, images):
 
 
 def write_reconstructions(folder, split, vqvae, codes, details, count, seed):
-    """Writes how well the split is reconstructed.
+    """Writes pictures and a table of the reconstructions of a split.
 
     One PNG per example, original beside reconstruction; reconstructions.png of four people at four positions; errors.png over
     all images; per_image.csv.
@@ -313,12 +314,12 @@ def frame_of_heads(frame, slice_positions):
     return dataclasses.replace(frame, spacing=frame.spacing * step, lowest=frame.lowest + frame.spacing * slice_positions[0])
 
 
-def write_heads(folder, heads, frame):
-    """Writes sampled heads, uint8 (N, S, H, W), as NIfTI volumes, and head.png of the first few."""
+def write_heads(folder, heads, positions, frame):
+    """Writes sampled heads, uint8 (N, S, H, W), of slice positions (S,), as NIfTI volumes, and head.png of the first few."""
     for number, head in enumerate(heads):
         volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz", frame)
     if len(heads):
-        figures.head_figure(heads[:PICTURED_HEADS], frame, folder / "head.png")
+        figures.head_figure(heads[:PICTURED_HEADS], positions, frame, folder / "head.png")
 
 
 def nearest_training(samples, train):
@@ -392,13 +393,14 @@ def evaluate_samples(folder, arguments, vqvae, prior, splits):
 
 def write_predictions(folder, arguments, run, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics, or None without data."""
-    frame = frame_of_heads(volumes.Frame(**run.config["data"]["frame"]), prior.slice_positions)
-    page = new_report(run, arguments, vqvae, frame)
+    frame = volumes.Frame(**run.config["data"]["frame"])
+    page = new_report(run, arguments, vqvae, frame_of_heads(frame, prior.slice_positions))
+    page.head_positions = list(prior.slice_positions)
     measured = None
     if splits:
-        measured, coded = measure(folder, arguments, run, vqvae, prior, splits["test"], page)
+        measured, coded = measure(folder, arguments, run, vqvae, prior, splits["test"], frame, page)
     positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
-    print(f"Sampling {len(positions)} new brains ...")
+    print(f"Sampling {len(positions)} slices ...")
     samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
     write_samples(folder, samples, positions, vqvae.margin)
     page.samples, page.sample_captions = samples, [f"slice {position}" for position in positions]
@@ -408,7 +410,7 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits):
         print(f"Sampling whole heads: {count} ...")
         persons = steered_people(run, prior, count, arguments.seed, arguments.ventricles)
         heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons))
-        write_heads(folder, heads[:arguments.heads], frame)
+        write_heads(folder, heads[:arguments.heads], prior.slice_positions, page.frame)
         page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
     if arguments.evaluate:
         measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
@@ -434,15 +436,15 @@ def new_report(run, arguments, vqvae, frame):
                          colours=figures.code_colours(vqvae.quantizer.embeddings), frame=frame)
 
 
-def measure(folder, arguments, run, vqvae, prior, test, page):
+def measure(folder, arguments, run, vqvae, prior, test, frame, page):
     """Reconstructs and measures the test images; fills the report. Returns (metrics, `people.CodedSplit` of the test images)."""
     print(f"Reconstructing {len(test.images)} test images ...")
     coded = dataset.encode_split(vqvae, prior, test)
     codes = coded.codes[0]
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     indices = write_reconstructions(folder, test, vqvae, codes, details, arguments.num_examples, arguments.seed)[:10]
-    if page.frame.axes_known and not run.config["data"]["is_demo"]:  # the demo cohort is made from the template
-        write_template(folder, vqvae, page.frame)
+    if frame.axes_known and not run.config["data"]["is_demo"]:  # the demo cohort is made from the template
+        write_template(folder, vqvae, frame)
     page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
                                     metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
     page.all_codes = codes
@@ -462,12 +464,13 @@ def print_heads(measured):
 # One's own images -----------------------------------------------------------------------------------------------------
 
 
-def read_images(files, size):
+def read_images(files, size, slice_positions):
     """Reads one's own images, brings them to the model's size and prints what was done to each file.
 
     Args:
         files: paths of PNGs, and of volumes (see `volumes.read_slices`), each of which gives its axial slices.
         size: side in pixels.
+        slice_positions: those of the model, which a sampled head has too.
 
     Returns:
         A list of (name, file, images uint8 (N, size, size), positions), a file each. The positions are a list of N; None in it
@@ -476,11 +479,9 @@ def read_images(files, size):
     Raises:
         InputError: if a file cannot be used.
     """
-    read, names = [], set()
+    contents, names = [], set()
     for path in map(Path, files):
         stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$|\.(mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
-        name = next(name for number in range(1, len(files) + 1)
-                    if (name := stem if number == 1 else f"{stem}_{number}") not in names)
         if not path.is_file():
             raise InputError(f"{path} is not a file; give PNG images or NIfTI volumes.")
         if path.name.lower().endswith(volumes.VOLUME_ENDINGS):
@@ -488,17 +489,25 @@ def read_images(files, size):
                 images, notes = volumes.read_slices(path)
             except ValueError as error:
                 raise InputError(f"{path} cannot be used as a volume: it {error}.") from error
-            positions, notes = list(range(len(images))), [f"{len(images)} axial slices", *notes]
+            positions = list(slice_positions) if len(images) == len(slice_positions) else list(range(len(images)))
+            notes = [f"{len(images)} axial slices", *notes]
         else:
             image, notes = read_png(path)
             match = volumes.FILE_NAME.fullmatch(path.name)
             position = int(match[2]) if match and int(match[2]) < volumes.NUM_POSITIONS else None
             images, positions = image[np.newaxis], [position]
-        names |= {name, *(f"{name}_slice_{position}" for position in positions)}
+        candidates = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
+        name = next(name for name in candidates if names.isdisjoint({name, *image_titles(name, positions)}))
+        names |= {name, *image_titles(name, positions)}
         images, changes = fit_to_square(images, size)
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
-        read.append((name, str(path), images, positions))
-    return read
+        contents.append((name, str(path), images, positions))
+    return contents
+
+
+def image_titles(name, positions):
+    """The names, without ending, of what is written of each image of a file."""
+    return [name] if len(positions) == 1 else [f"{name}_slice_{position}" for position in positions]
 
 
 def read_png(path):
@@ -535,17 +544,17 @@ def fit_to_square(images, size):
         (uint8 (N, size, size), what was done, a list of texts).
     """
     height, width = images.shape[1:]
-    done, longer = [], max(height, width)
+    changes, longer = [], max(height, width)
     if longer > size or 2 * longer < size:
         shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
         images = np.stack([np.uint8(np.round(transform.resize(image / 255, shape, order=1, anti_aliasing=longer > size) * 255))
                            for image in images])
-        done.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
+        changes.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
     height, width = images.shape[1:]
     if (height, width) != (size, size):
-        done.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
+        changes.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
     sides = [((size - length) // 2, (size - length + 1) // 2) for length in (height, width)]
-    return np.pad(images, ((0, 0), *sides)), done
+    return np.pad(images, ((0, 0), *sides)), changes
 
 
 def cheapest_position(prior, codes, position):
@@ -586,8 +595,8 @@ def predict_images(folder, files, vqvae, prior):
         else:
             head = dataset.Split.of_heads(images[np.newaxis], positions)
             costs = zip(bits_of_head(prior, dataset.encode_split(vqvae, prior, head)), positions)
-        for image, reconstruction, grid, position, (bits, used_position) in zip(images, reconstructions, codes, positions, costs):
-            title = name if len(images) == 1 else f"{name}_slice_{position}"
+        rows_of_file = zip(image_titles(name, positions), images, reconstructions, codes, positions, costs)
+        for title, image, reconstruction, grid, position, (bits, used_position) in rows_of_file:
             ssim = metrics.ssim(image / 255, reconstruction)
             for kind, picture in (("original", image), ("reconstruction", dataset.to_uint8(reconstruction * 2 - 1))):
                 Image.fromarray(picture).save(folder / f"{title}_{kind}.png")
@@ -632,7 +641,7 @@ def write_decoded(folder, codes, stem, vqvae):
 
 def predict_own(arguments, run, vqvae, prior):
     """Does what --images or --codes ask for; all input is read before anything is written."""
-    files = read_images(arguments.images, vqvae.image_size) if arguments.images else None
+    files = read_images(arguments.images, vqvae.image_size, prior.slice_positions) if arguments.images else None
     codes = read_codes(arguments.codes, vqvae) if arguments.codes else None
     if files:
         dataset.warn_of_lost_border("given", np.concatenate([images for *_, images, _ in files]), vqvae.margin)

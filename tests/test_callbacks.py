@@ -69,7 +69,7 @@ def test_the_best_epoch_is_kept_and_the_last_is_the_backup(run):
 
 
 def test_a_run_folder_that_vanishes_is_one_sentence(run):
-    checkpoints = callbacks.reporting(callbacks.Checkpoints(run, "vqvae", "score", "max"), run)
+    checkpoints = callbacks.with_write_errors_reported(callbacks.Checkpoints(run, "vqvae", "score", "max"), run)
     checkpoints.set_model(small_vqvae())
     shutil.rmtree(run.folder)
     with pytest.raises(cli.InputError, match="cannot be written .No such file"):
@@ -83,7 +83,7 @@ def test_what_other_callbacks_compute_stays_what_it_is(run):
             raise KeyError("loss")
 
     with pytest.raises(KeyError):
-        callbacks.reporting(Broken(), run).on_epoch_end(0)
+        callbacks.with_write_errors_reported(Broken(), run).on_epoch_end(0)
 
 
 def test_an_epoch_is_one_line_with_the_time_that_is_left(capsys):

@@ -62,18 +62,18 @@ def test_the_codebook_starts_at_the_clusters_of_the_encoders_vectors(monkeypatch
         vqvae = small_vqvae(num_embeddings=6, embedding_dim=3, decay=decay)
         vqvae.compile()
         monkeypatch.setattr(vqvae, "encode", lambda batch: batch)
-        train.start_codebook(vqvae, batches, warmup_steps=0, fit_batches=42)
+        train.start_codebook(vqvae, batches, autoencoder_steps=0, fit_batches=42)
         distances = np.linalg.norm(vqvae.quantizer.embeddings.numpy() - centers[:, np.newaxis], axis=-1)
         assert (distances.min(axis=1) < 0.1).all()
         if decay:
             counts = vqvae.quantizer.counts.numpy()[distances.argmin(axis=1)]
             np.testing.assert_allclose(counts, 6 * np.array([120, 40, 40, 40, 40, 40]) / 320, rtol=1e-6)
     pairs = [(pair, None) for pair in vectors[:, 0].reshape(3, 2, 3)]  # one batch is too few for six codes
-    train.start_codebook(vqvae, pairs, warmup_steps=0, fit_batches=1)
+    train.start_codebook(vqvae, pairs, autoencoder_steps=0, fit_batches=1)
     np.testing.assert_allclose(np.sort(vqvae.quantizer.embeddings, axis=0), np.sort(vectors[:, 0], axis=0), atol=1e-5)
     vectors[0, 0, 0] = np.nan
     with pytest.raises(train.InputError, match="diverged at its start"):
-        train.start_codebook(vqvae, batches, warmup_steps=0, fit_batches=42)
+        train.start_codebook(vqvae, batches, autoencoder_steps=0, fit_batches=42)
 
 
 def test_training_lowers_the_loss_and_the_start_uses_the_codebook():
@@ -83,7 +83,7 @@ def test_training_lowers_the_loss_and_the_start_uses_the_codebook():
     batches = tf.data.Dataset.from_tensor_slices((images, np.zeros(16, np.int32))).batch(8).repeat()
     vqvae = small_vqvae()
     vqvae.compile(train.new_optimizer(3e-3, 80))
-    train.start_codebook(vqvae, batches, warmup_steps=20)
+    train.start_codebook(vqvae, batches, autoencoder_steps=20)
     assert len(np.unique(vqvae.encode_to_codes(images))) >= 8
     history = vqvae.fit(batches, steps_per_epoch=20, epochs=3, verbose=0, shuffle=False).history
     assert history["loss"][-1] < 0.8 * history["loss"][0]
