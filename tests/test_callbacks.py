@@ -23,7 +23,7 @@ def run(tmp_path):
 @pytest.mark.parametrize("loss", (float("nan"), float("inf"), 2e6))
 def test_a_diverged_loss_names_epoch_and_step_and_the_best_model(tmp_path, loss):
     best = tmp_path / "vqvae.keras"
-    stop = callbacks.StopOnDivergence(best)
+    stop = callbacks.StopOnDivergence(best, "start again with a lower --learning-rate")
     stop.on_epoch_begin(3)
     stop.on_train_batch_end(5, {"loss": 0.3})
     with pytest.raises(cli.InputError, match="vqvae diverged in epoch 4, step 7.* lower --learning-rate") as error:
