@@ -407,9 +407,6 @@ def test_the_phantom_shows_its_mark_where_it_was_computed(tmp_path):
     assert marked(slices) == pytest.approx((15, 12, 20), abs=0.5) and notes == []
 
 
-# What is no head, or not where it should be
-
-
 def test_a_head_that_is_cut_off_or_wider_than_the_slices_is_refused():
     volume, _ = phantom()
     with pytest.raises(ValueError, match="is cut off below the top of the head"):
@@ -468,9 +465,6 @@ def test_a_tube_is_no_head():
     volume[40:60, 50:70] = np.random.default_rng(0).uniform(300, 500, (20, 20, UPRIGHT[2]))
     with pytest.raises(ValueError, match="shows no head where the slices lie: less than 20 cm2 in 32 of 32"):
         volumes.axial_slices(volume)
-
-
-# Voxels, units, numbers
 
 
 @pytest.fixture(scope="module")
@@ -588,9 +582,6 @@ def test_a_picture_of_few_whole_numbers_is_no_labels(tmp_path):
     assert marked(volumes.read_slices(tmp_path / "norm.mgz")[0]) == EXPECTED
 
 
-# Kinds of files
-
-
 def test_every_kind_of_file_gives_the_same_slices(tmp_path):
     volume, affine = phantom()
     volume = np.round(volume).astype(np.int16)
@@ -647,9 +638,6 @@ def test_files_that_cannot_be_used_say_why_in_one_sentence(tmp_path, kind, reaso
     with pytest.raises(ValueError, match=reason) as refusal:
         volumes.read_slices(odd_file(tmp_path, kind))
     assert "\n" not in str(refusal.value)
-
-
-# Heads that were sampled
 
 
 @pytest.mark.parametrize("frame", (volumes.Frame(), volumes.Frame(2.0, 1.0, -30.0, axes_known=False)))
