@@ -236,7 +236,9 @@ def list_slices(data_dir, name, limit=None):
     if not folder.is_dir():
         raise InputError(f"{folder} is missing; the data folder must hold keras_png_slices_train, _validate and _test.")
     files = {}
-    for path in folder.glob("*.png"):
+    for path in folder.iterdir():
+        if path.suffix.lower() != ".png" or path.name.startswith("."):  # hidden files: macOS writes one, ._NAME, beside each
+            continue
         match = FILE_NAME.fullmatch(path.name)
         if not match:
             raise InputError(f"{path} has no case and slice in its name; expected case_NNN_slice_K.nii.png.")
