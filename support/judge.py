@@ -18,9 +18,10 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from support.metrics import copy_test, FOREGROUND, Neighbours, RESAMPLES, say_copy_test, tissue_statistics, with_interval
+from support.metrics import FOREGROUND, Neighbours, say_copy_test, tissue_statistics, with_interval
 
 SLICES_APART = 1, 4, 8  # of which a head's slices are compared
+FLOOR_DRAWS = 200  # of people, for what chance alone gives
 # The judges. Batch normalisation learns in 400 steps what takes thousands without.
 SLICE_JUDGE, HEAD_JUDGE = (0,), (0, 1, 4)  # the channels: a slice alone, or with the slices 1 and 4 above it
 JUDGE_FILTERS = 16, 32, 64
@@ -263,7 +264,7 @@ def ks_floor(name, count, reference):
         A dict of `name`, the mean over draws, and `NAME_interval`, in which 95 % of them lie.
     """
     rng = np.random.default_rng(0)
-    distances = [stats.ks_2samp(rng.choice(reference, count), reference, method="asymp").statistic for _ in range(RESAMPLES)]
+    distances = [stats.ks_2samp(rng.choice(reference, count), reference, method="asymp").statistic for _ in range(FLOOR_DRAWS)]
     return {name: float(np.mean(distances)), f"{name}_interval": np.percentile(distances, (2.5, 97.5)).tolist()}
 
 
@@ -308,16 +309,18 @@ def membership(train, test):
     Returns:
         A dict of `membership`, the AUC (0.5: not at all, 1: always), and its `membership_interval`, over draws of people.
     """
-    def auc(train, test, axis=-1):
+    def auc(train, test, axis=-1):  # chance that a test head costs more than a training head
         pairs = train.shape[axis] * test.shape[axis]
         return stats.mannwhitneyu(test, train, axis=axis, method="asymptotic").statistic / pairs
 
     return with_interval("membership", auc, train, test)
 
 
-def copy_score(distances, reference):
-    """The copy test of heads (see `metrics.copy_test`), from their distances and new people's, float (N,) and (M,)."""
-    return copy_test(distances, np.zeros(len(distances)), reference, np.zeros(len(reference)))
+def copy_score(distances, reference, axis=-1):
+    """The score of `metrics.copy_test` at a single position, of distances of heads and of new people, (..., N) and (..., M)."""
+    n, m = distances.shape[axis], reference.shape[axis]
+    u = stats.mannwhitneyu(distances, reference, axis=axis, method="asymptotic").statistic
+    return (u - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12)
 
 
 def plant_copies(train):
@@ -354,7 +357,7 @@ def evaluate_copies(sampled, reconstructed):
         measured[f"copies_found_{change}"] = int((planted.over_second < limit).sum())
         for count in PLANTED:
             distances = np.concatenate([nearest.distances, planted.distances[:count]])
-            measured[f"copy_test_{count}_{change}"] = copy_score(distances, test.distances)
+            measured[f"copy_test_{count}_{change}"] = float(copy_score(distances, test.distances))
     kinds = [name.removeprefix("copies_found_") for name in measured if name.startswith("copies_found_")]
     power = ", ".join(f"{measured[f'copies_found_{kind}']} of {measured[f'copies_planted_{kind}']} {kind}" for kind in kinds)
     measured["copy_test_says"] = (
@@ -413,7 +416,7 @@ def head_table(measured):
               "_originals": "training people, originals", "_test_floor": "chance for test people"}
     rows = [("", "sampled heads", "training people, reconstructed", "test people, reconstructed", "chance", "beside")]
     for name in measured:
-        if any(name + suffix in measured for suffix in ("_test", "_floor")):
+        if not name.endswith("_test") and any(name + suffix in measured for suffix in ("_test", "_floor")):
             columns = [cell(name + suffix) for suffix in ("", "_reconstructed", "_test", "_floor")]
             texts = [f"{text}: {cell(name + suffix)}" for suffix, text in beside.items() if cell(name + suffix)]
             rows.append((name, *columns, "; ".join(texts)))

@@ -120,7 +120,7 @@ def test_head_statistics_are_means_over_slices():
 def test_the_floor_of_a_distance_is_kolmogorovs_distribution():
     floor = judge.ks_floor("d", 300, np.random.default_rng(0).normal(size=200))
     assert floor["d"] == pytest.approx(0.869 / np.sqrt(300), rel=0.1)
-    np.testing.assert_allclose(floor["d_interval"], stats.kstwobign.ppf([0.025, 0.975]) / np.sqrt(300), rtol=0.15)
+    np.testing.assert_allclose(floor["d_interval"], stats.kstwobign.ppf([0.025, 0.975]) / np.sqrt(300), rtol=0.25)
 
 
 def test_a_statistic_is_compared_with_the_reconstructed_training_people():
@@ -151,10 +151,21 @@ def test_membership_is_the_auc_of_code_lengths():
     assert judge.membership(test, test)["membership"] == 0.5
 
 
+def test_the_copy_score_is_the_copy_test_at_one_position():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 9)), rng.random((2, 6))
+    expected = [metrics.copy_test(one, np.zeros(9), other, np.zeros(6)) for one, other in zip(a, b)]
+    np.testing.assert_allclose(judge.copy_score(a, b), expected)
+
+
 def test_copies_are_counted_and_planted_copies_found():
-    people = {name: draw_people(count, seed) for seed, (name, count) in
+    def draw_folds(count, seed):
+        texture = ndimage.gaussian_filter(np.random.default_rng(seed).random((count, 8, 64, 64)), (0, 3, 5, 5))
+        return np.uint8((128 + 40 * (texture - texture.mean()) / texture.std()).clip(20, 240))
+
+    people = {name: draw_folds(count, seed) for seed, (name, count) in
               enumerate({"train": 40, "validate": 12, "test": 12}.items())}
-    new, _ = judge.evaluate_copies(draw_people(24, 7), people)
+    new, _ = judge.evaluate_copies(draw_folds(24, 7), people)
     assert new["copies"] == 0 and abs(new["copy_test"]) < 2 and "0 of 24 stand out" in new["copy_test_says"]
     low, high = new["copy_test_interval"]
     assert low < new["copy_test"] < high
@@ -162,8 +173,8 @@ def test_copies_are_counted_and_planted_copies_found():
         assert new[f"copies_found_{change}"] == new[f"copies_planted_{change}"] == 5
         assert new["copy_test"] > new[f"copy_test_1_{change}"] > new[f"copy_test_5_{change}"]
     rng = np.random.default_rng(0)
-    samples = draw_people(24, 7)
-    samples[:3] = people["train"][[9, 3, 30]].clip(20) - rng.integers(0, 20, samples[:3].shape)
+    samples = draw_folds(24, 7)
+    samples[:3] = people["train"][[9, 3, 30]] - rng.integers(0, 20, samples[:3].shape)
     samples[1] = samples[1, :, :, ::-1]
     copied, details = judge.evaluate_copies(samples, people)
     assert copied["copies"] == 3
@@ -178,19 +189,38 @@ def test_copies_are_counted_and_planted_copies_found():
 
 
 def test_heads_are_judged_by_head(monkeypatch):
-    monkeypatch.setattr(judge, "SEEDS", (0, 1))
-    monkeypatch.setattr(judge, "JUDGE_STEPS", 100)
+    learned = []
+
+    def brightness(real, fake, groups, seeds, channels):
+        """In place of trained judges: logits of a slice are its brightness, the darker the more real."""
+        learned.append((len(real), len(fake), tuple(map(len, groups)), tuple(seeds), channels))
+        return [np.float32(group[:, :group.shape[1] - channels[-1]].mean(axis=(2, 3)))[np.newaxis].repeat(len(seeds), axis=0)
+                for group in groups]
+
+    monkeypatch.setattr(judge, "judge_logits", brightness)
     people = {name: draw_people(count, seed, slices=9, size=32) for seed, (name, count) in
-              enumerate({"train": 20, "validate": 6, "test": 6}.items())}
-    noise = judge.mix_people(people["train"], axes=3)
-    new, details = judge.evaluate_heads(draw_people(16, 7, slices=9, size=32), people, people["train"], noise)
-    for name in ("told_apart_slices", "told_apart_slices_by_head", "told_apart_heads", "told_apart_heads_by_slice"):
-        assert new[f"{name}_noise"] > 0.95 > new[name] and len(new[f"{name}_range"]) == 2
-        assert f"{name}_floor_interval" in new and new[f"{name}_mean"] > 0.7
+              enumerate({"train": 20, "validate": 5, "test": 6}.items())}
+    sampled = np.uint8(1.05 * draw_people(16, 7, slices=9, size=32))
+    noise = np.maximum(judge.mix_people(people["train"][:8], axes=3), 200)
+    new, details = judge.evaluate_heads(sampled, people, people["train"], noise)
+    # Three quarters of the samples and of the noise are learned from, the rest is tried beside test and validation people.
+    for channels, fakes in (((0,), (12, 6, 1)), ((0, 1, 4), (12, 6, 1, 20))):
+        tried = [(6, count, 5) for count in (4, 2, 1, 6)]
+        expected = [(20, fake, groups, (0, 1, 2) if fake == 12 else (0,), channels) for fake, groups in zip(fakes, tried)]
+        assert [row for row in learned if row[4] == channels] == expected
+    test, fake = (heads[judge.brain_box(people["train"])].mean(axis=(2, 3)) for heads in (people["test"], sampled[:4]))
+    def auc(real, fake):
+        return roc_auc_score(np.repeat([0, 1], [real.size, fake.size]), np.concatenate([real.ravel(), fake.ravel()]))
+    assert new["told_apart_slices"] == pytest.approx(auc(test, fake), abs=0.01)
+    assert new["told_apart_slices_by_head"] == pytest.approx(auc(test.mean(axis=1), fake.mean(axis=1)), abs=0.01)
+    assert new["told_apart_heads_by_slice"] == pytest.approx(auc(test[:, :5], fake[:, :5]), abs=0.01)
+    assert new["told_apart_heads"] == pytest.approx(auc(test[:, :5].mean(axis=1), fake[:, :5].mean(axis=1)), abs=0.01)
+    assert new["told_apart_slices_noise"] == new["told_apart_heads_noise"] == 1
     assert "told_apart_heads_stacked" in new and "told_apart_slices_stacked" not in new
+    assert "told_apart_heads_floor_interval" in new
     assert new["correlation_8_apart_stacked"] < new["neighbour_correlation"]
     assert new["neighbour_correlation_originals"] == new["neighbour_correlation_reconstructed"]
-    assert new["num_heads"] == 16 and new["num_people"] == {"train": 20, "validate": 6, "test": 6}
+    assert new["num_heads"] == 16 and new["num_people"] == {"train": 20, "validate": 5, "test": 6}
     assert details["distances"].shape == details["nearest"].shape == details["mirrored"].shape == (16,)
     rows = judge.head_table(new)
     assert len({len(row) for row in rows}) == 1 and rows[1][0] == "told_apart_slices"
@@ -198,4 +228,4 @@ def test_heads_are_judged_by_head(monkeypatch):
     assert row[4].startswith(f"{new['told_apart_heads_floor']:.3g} (") and "slices of different people: " in row[5]
     row = next(row for row in rows if row[0] == "dark_ks")
     assert row[1] == f"{new['dark_ks']:.3g}" and row[3] == f"{new['dark_ks_test']:.3g}"
-    assert len({row[0] for row in rows}) == len(rows)
+    assert not any(row[0].endswith("_test") for row in rows)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy import linalg, ndimage, stats
+from scipy import linalg, ndimage
 from skimage.metrics import structural_similarity
 import tensorflow as tf
 
