@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from skimage import util
+from skimage import transform, util
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -496,6 +496,30 @@ def empty_margin(images, multiple):
         inked = np.flatnonzero(drawn.any(axis=1 - axis))
         widths += [inked[0], drawn.shape[axis] - 1 - inked[-1]] if inked.size else [0]
     return int(min(widths)) // multiple * multiple
+
+
+def fit_to_square(images, size):
+    """Brings images to the model's size: padded with black; resampled first if they are larger, or less than half as large.
+
+    Args:
+        images: uint8 (N, height, width).
+        size: side in pixels.
+
+    Returns:
+        (uint8 (N, size, size), what was done, a list of texts).
+    """
+    height, width = images.shape[1:]
+    changes, longer = [], max(height, width)
+    if longer > size or 2 * longer < size:
+        shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
+        images = np.stack([np.uint8(np.round(transform.resize(image / 255, shape, order=1, anti_aliasing=longer > size) * 255))
+                           for image in images])
+        changes.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
+    height, width = images.shape[1:]
+    if (height, width) != (size, size):
+        changes.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
+    sides = [((size - length) // 2, (size - length + 1) // 2) for length in (height, width)]
+    return np.pad(images, ((0, 0), *sides)), changes
 
 
 def warn_of_lost_border(name, images, margin):

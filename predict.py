@@ -20,17 +20,17 @@ import re
 
 import numpy as np
 from PIL import Image
-from skimage import transform
 import tensorflow as tf
 
 import dataset
 import modules
-from support import devices, figures, metrics, people, report, runs, sampler, template, volumes
+from support import devices, figures, judge, metrics, people, report, runs, sampler, template, volumes
 from support.cli import InputError
 from support.people import CodedSplit
 from support.runs import Run
 
 PICTURED_HEADS = 3  # in head.png and report.html
+NOISE_HEADS = 32  # that the judges must find
 MAX_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
 PRETRAINED = Path(__file__).parent / "assets" / "pretrained"
 
@@ -324,71 +324,76 @@ def write_heads(folder, heads, positions, frame):
 
 def nearest_training(samples, train):
     """The training image nearest to each sample, or its mirror image if that is nearer, uint8 (N, H, W)."""
-    _, indices, mirrored = metrics.nearest_training(metrics.fit_features(train.images), samples, train.images)
-    return np.where(mirrored[:, np.newaxis, np.newaxis], train.images[indices][..., ::-1], train.images[indices])
+    nearest = metrics.Neighbours(train.images, metrics.FeatureSpace(train.images).transform).nearest(samples)
+    neighbours = train.images[nearest.indices]
+    return np.where(nearest.mirrored[:, np.newaxis, np.newaxis], neighbours[..., ::-1], neighbours)
 
 
 # Judgement ------------------------------------------------------------------------------------------------------------
 
 
-def judge_samples(folder, samples, splits):
-    """Measures samples against real people, and draws what was found.
+def judge_all(folder, arguments, vqvae, prior, splits, heads):
+    """Measures samples and heads beside people, all as reconstructions, and draws the results.
 
     Args:
-        folder: where distances.png and tissue.png go.
-        samples: one at the position of each test image, (N, H, W) in [0, 1].
+        folder: where distances.png, tissue.png and neighbours.png go.
+        arguments: the command line.
+        vqvae: a `modules.VQVAE`.
+        prior: a `modules.PixelCNN`.
         splits: dict of all three `dataset.Split`.
+        heads: uint8 (N, S, H, W), sampled.
 
     Returns:
-        The dict of metrics of `metrics.evaluate_samples`.
+        (metrics of single slices; metrics of heads).
     """
-    train, test = splits["train"], splits["test"]
-    measured, details = metrics.evaluate_samples(samples, test.positions, splits, metrics.fit_features(train.images))
+    coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
+    reconstructed = {name: dataclasses.replace(split, images=dataset.to_uint8(decode(vqvae, coded[name].codes[0]) * 2 - 1))
+                     for name, split in splits.items()}
+    return (judge_slices(folder, arguments, vqvae, prior, reconstructed),
+            judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded))
+
+
+def judge_slices(folder, arguments, vqvae, prior, reconstructed):
+    """Samples a slice at the position of each test image, and measures them: see `metrics.evaluate_samples`."""
+    train, test = reconstructed["train"], reconstructed["test"]
+    print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
+    samples = dataset.to_uint8(decode(vqvae, prior.sample(test.positions, arguments.seed, arguments.temperature)) * 2 - 1)
+    measured, details = metrics.evaluate_samples(samples, test.positions, reconstructed, metrics.FeatureSpace(train.images))
     figures.plot_distances(details["sample_distances"], details["test_distances"], folder / "distances.png")
     figures.plot_tissue(details["tissue"]["samples"], test.positions, details["tissue"]["test"], test.positions,
                         folder / "tissue.png")
     return measured
 
 
-def judge_heads(folder, heads, vqvae, codes, splits):
-    """Measures whole heads against people, and draws the first few, each over its nearest training person.
-
-    Args:
-        folder: where neighbours.png goes.
-        heads: uint8 (N, 32, H, W), sampled.
-        vqvae: the model.
-        codes: int (T, g, g), of the test images.
-        splits: dict of all three `dataset.Split`.
-
-    Returns:
-        The dict of metrics of `metrics.evaluate_heads`.
-    """
-    train = splits["train"]
-    positions = np.unique(train.positions)
-    rows = {name: split.heads(positions) for name, split in splits.items()}
-    people = {name: split.images[rows[name]] for name, split in splits.items()}
-    heads = heads[:, positions]
-    reconstructions = np.stack([dataset.to_uint8(decode(vqvae, codes[head]) * 2 - 1) for head in rows["test"]])
-    measured, details = metrics.evaluate_heads(heads, reconstructions, people)
-    places = np.unique(np.linspace(0, len(positions) - 1, 8).round().astype(int))
-    nearest = details["nearest"][:PICTURED_HEADS]
-    captions = [f"case {train.cases[rows['train'][person, 0]]}, slice {positions[place]}\nhead's distance {distance:.1f}"
-                for person, distance in zip(nearest, details["distances"]) for place in places]
-    neighbours = [people["train"][person][places, :, ::-1 if mirrored else 1]
-                  for person, mirrored in zip(nearest, details["mirrored"])]
-    figures.neighbour_grid(np.concatenate(heads[:PICTURED_HEADS, places]) / 255, np.concatenate(neighbours), captions,
-                           folder / "neighbours.png")
+def judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded):
+    """Measures whole heads: see `judge.evaluate_heads` and `judge.membership`; draws the first few over the nearest people."""
+    print("Judging whole heads ...")
+    positions = prior.slice_positions
+    image_indices = {name: split.heads(positions) for name, split in splits.items()}
+    people_heads = {name: reconstructed[name].images[indices] for name, indices in image_indices.items()}
+    originals = splits["train"].images[image_indices["train"]]
+    noise_codes = judge.mix_people(coded["train"].codes[0][image_indices["train"][:NOISE_HEADS]], axes=3)
+    measured, details = judge.evaluate_heads(heads, people_heads, originals, decode_heads(vqvae, noise_codes))
+    bits = {name: metrics.code_lengths(prior, coded[name])[image_indices[name]].mean(axis=1) for name in ("train", "test")}
+    measured |= {"bits_per_code_train": float(bits["train"].mean()), **judge.membership(bits["train"], bits["test"])}
+    draw_neighbours(folder, heads, splits["train"], originals, image_indices["train"], positions, details)
     return measured
 
 
-def evaluate_samples(folder, arguments, vqvae, prior, splits):
-    """Samples a slice at the position of each test image and judges them; and measures the prior on people it was trained on."""
-    train, test = splits["train"], splits["test"]
-    print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
-    of_training = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
-    bits = metrics.bits_per_code(prior, dataset.encode_split(vqvae, prior, of_training))
-    samples = decode(vqvae, prior.sample(test.positions, arguments.seed, arguments.temperature))
-    return {"bits_per_code_train": bits, **judge_samples(folder, samples, splits)}
+def draw_neighbours(folder, heads, train, originals, image_indices, positions, details):
+    """Draws the first sampled heads over the training heads nearest to them."""
+    columns = np.unique(np.linspace(0, len(positions) - 1, 4).round().astype(int))
+    neighbours, captions = [], []
+    for index, distance, is_mirrored in zip(*(details[name][:PICTURED_HEADS] for name in ("nearest", "distances", "mirrored"))):
+        head = originals[index][columns]
+        neighbours.append(head[..., ::-1] if is_mirrored else head)
+        case = train.cases[image_indices[index, 0]]
+        captions += [f"case {case}, slice {positions[column]}\nhead's distance {distance:.1f}" for column in columns]
+    figures.neighbour_grid(np.concatenate(heads[:PICTURED_HEADS, columns]) / 255, np.concatenate(neighbours), captions,
+                           folder / "neighbours.png")
+
+
+# All together ---------------------------------------------------------------------------------------------------------
 
 
 def write_predictions(folder, arguments, run, vqvae, prior, splits):
@@ -398,14 +403,14 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits):
     page.head_positions = list(prior.slice_positions)
     measured = None
     if splits:
-        measured, coded = measure(folder, arguments, run, vqvae, prior, splits["test"], frame, page)
+        measured = measure(folder, arguments, run, vqvae, prior, splits["test"], frame, page)
     positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
     print(f"Sampling {len(positions)} slices ...")
     samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
     write_samples(folder, samples, positions, vqvae.margin)
     page.samples, page.sample_captions = samples, [f"slice {position}" for position in positions]
-    judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
-    count = max(arguments.heads, judged)
+    num_judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
+    count = max(arguments.heads, num_judged)
     if count:
         print(f"Sampling whole heads: {count} ...")
         persons = steered_people(run, prior, count, arguments.seed, arguments.ventricles)
@@ -413,11 +418,11 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits):
         write_heads(folder, heads[:arguments.heads], prior.slice_positions, page.frame)
         page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
     if arguments.evaluate:
-        measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
-        of_heads = judge_heads(folder, heads[:judged], vqvae, coded.codes[0], splits)
-        page.head_table = metrics.head_table(of_heads)
+        of_slices, of_heads = judge_all(folder, arguments, vqvae, prior, splits, heads[:num_judged])
+        measured |= of_slices
+        page.head_table = judge.head_table(of_heads)
     if arguments.with_neighbours:
-        page.neighbours = nearest_training(samples, splits["train"])
+        page.neighbours = nearest_training(dataset.to_uint8(samples * 2 - 1), splits["train"])
     page.metrics = measured
     report.write_report(folder / "report.html", page)
     if measured and arguments.evaluate:
@@ -437,7 +442,7 @@ def new_report(run, arguments, vqvae, frame):
 
 
 def measure(folder, arguments, run, vqvae, prior, test, frame, page):
-    """Reconstructs and measures the test images; fills the report. Returns (metrics, `people.CodedSplit` of the test images)."""
+    """Reconstructs and measures the test images; fills the report; returns the metrics."""
     print(f"Reconstructing {len(test.images)} test images ...")
     coded = dataset.encode_split(vqvae, prior, test)
     codes = coded.codes[0]
@@ -448,12 +453,12 @@ def measure(folder, arguments, run, vqvae, prior, test, frame, page):
     page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
                                     metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
     page.all_codes = codes
-    return measured, coded
+    return measured
 
 
 def print_heads(measured):
-    """Prints what `metrics.evaluate_heads` found, as a table of figures with their 95 % intervals."""
-    table = metrics.head_table(measured)
+    """Prints what `judge.evaluate_heads` measured, as a table of figures with their 95 % intervals."""
+    table = judge.head_table(measured)
     widths = [max(map(len, column)) for column in zip(*table)]
     print(f"{measured['num_heads']} sampled heads, with 95 % intervals:")
     for row in table:
@@ -499,7 +504,7 @@ def read_images(files, size, slice_positions):
         candidates = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
         name = next(name for name in candidates if names.isdisjoint({name, *image_titles(name, positions)}))
         names |= {name, *image_titles(name, positions)}
-        images, changes = fit_to_square(images, size)
+        images, changes = dataset.fit_to_square(images, size)
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
         contents.append((name, str(path), images, positions))
     return contents
@@ -531,30 +536,6 @@ def read_png(path):
     if (channels[..., :3] != channels[..., :1]).any():
         raise InputError(f"{path} is in colour; the model works on gray only, so convert it.")
     return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
-
-
-def fit_to_square(images, size):
-    """Brings images to the model's size: padded with black; resampled first if they are larger, or less than half as large.
-
-    Args:
-        images: uint8 (N, height, width).
-        size: side in pixels.
-
-    Returns:
-        (uint8 (N, size, size), what was done, a list of texts).
-    """
-    height, width = images.shape[1:]
-    changes, longer = [], max(height, width)
-    if longer > size or 2 * longer < size:
-        shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
-        images = np.stack([np.uint8(np.round(transform.resize(image / 255, shape, order=1, anti_aliasing=longer > size) * 255))
-                           for image in images])
-        changes.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
-    height, width = images.shape[1:]
-    if (height, width) != (size, size):
-        changes.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
-    sides = [((size - length) // 2, (size - length + 1) // 2) for length in (height, width)]
-    return np.pad(images, ((0, 0), *sides)), changes
 
 
 def cheapest_position(prior, codes, position):

@@ -24,7 +24,7 @@ FEATURE_SIDE = 64  # pixels of the pictures whose principal components are compa
 NUM_FEATURES = 64
 NUM_NEIGHBOURS = 5  # k of density and coverage, as in the paper
 PAIRS_PER_POSITION = 10  # of the mean pairwise MS-SSIM
-NUM_HEADS = 128  # sampled heads that are judged, or as many as there are training people, if these are fewer
+NUM_HEADS = 64  # sampled heads that are judged, or as many as there are training people, if these are fewer
 RESAMPLES = 1000  # of the people, for an interval
 MS_SSIM_WEIGHTS = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333  # Wang et al. 2003, finest scale first
 
