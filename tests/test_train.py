@@ -2,6 +2,8 @@
 
 import csv
 import json
+from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +159,13 @@ def test_odd_but_valid_data_a_finer_grid_and_mixed_precision(tmp_path, monkeypat
 # Stopped, starved
 
 
+@pytest.fixture
+def begun(trained, tmp_path):
+    """The folder of a run that has begun, with the settings of the trained one."""
+    (tmp_path / "run").mkdir()
+    return Path(shutil.copy(trained / "runs" / "tiny" / "config.json", tmp_path / "run")).parent
+
+
 def wait_for(path, process):
     """Waits until a file is there."""
     while not path.exists():
@@ -164,12 +173,11 @@ def wait_for(path, process):
         time.sleep(0.005)
 
 
-def test_a_killed_and_a_stopped_run_resume_to_the_same_bits(trained, tmp_path, monkeypatch, capsys):
-    folder = new_run(tmp_path / "run", trained / "cohort")
-    resume = ["--run-dir", str(folder), "--resume"]
+def test_a_killed_and_a_stopped_run_resume_to_the_same_bits(trained, begun, tmp_path, monkeypatch, capsys):
+    resume = ["--run-dir", str(begun), "--resume"]
     process = subprocess.Popen([sys.executable, ROOT / "train.py", *resume], cwd=tmp_path, env=script_environment(), text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(folder / "backup" / "vqvae.keras", process)  # the first epoch's
+    wait_for(begun / "backup" / "vqvae.keras", process)  # the first epoch's
     process.kill()
     assert process.wait() == -signal.SIGKILL
 
@@ -185,12 +193,12 @@ def test_a_killed_and_a_stopped_run_resume_to_the_same_bits(trained, tmp_path, m
             train.main(resume)
     assert stop.value.code == 130
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said == f"Stopped. All finished epochs are saved; python train.py --run-dir {folder} --resume goes on."
-    assert Run.load(folder).finished_epochs("pixelcnn") == 1
+    assert said == f"Stopped. All finished epochs are saved; python train.py --run-dir {begun} --resume goes on."
+    assert Run.load(begun).finished_epochs("pixelcnn") == 1
 
     train.main(resume)
-    assert_same_run(folder, trained / "runs" / "tiny")
-    assert {path.name for path in folder.iterdir()} == {path.name for path in (trained / "runs" / "tiny").iterdir()}
+    assert_same_run(begun, trained / "runs" / "tiny")
+    assert {path.name for path in begun.iterdir()} == {path.name for path in (trained / "runs" / "tiny").iterdir()}
 
 
 FILES_OF_100_KB = """
@@ -227,18 +235,18 @@ def test_a_start_that_diverges_stops_with_advice(trained, tmp_path, capsys):
     (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,64]"),
      "Out of memory (OOM when allocating tensor with shape[8,64]); give a smaller --batch-size"),
     (MemoryError(), "Out of memory (MemoryError)")))
-def test_out_of_memory_is_one_sentence(trained, tmp_path, monkeypatch, capsys, error, expected):
+def test_out_of_memory_is_one_sentence(begun, monkeypatch, capsys, error, expected):
     monkeypatch.setattr(train, "run_stages", lambda *_: (_ for _ in ()).throw(error))
-    check_refused(train.main, ["--data-dir", str(trained / "cohort"), "--run-dir", str(tmp_path / "run"), *TINY], expected, capsys)
+    check_refused(train.main, ["--run-dir", str(begun), "--resume"], expected, capsys)
 
 
-def test_any_other_tensorflow_error_stays_itself(trained, tmp_path, monkeypatch):
+def test_any_other_tensorflow_error_stays_itself(begun, monkeypatch):
     def fail(*_, **__):
         raise tf.errors.InvalidArgumentError(None, None, "must be a compile-time constant")
 
     monkeypatch.setattr(train, "run_stages", fail)
     with pytest.raises(tf.errors.InvalidArgumentError, match="compile-time constant"):
-        train.main(["--data-dir", str(trained / "cohort"), "--run-dir", str(tmp_path / "run"), *TINY])
+        train.main(["--run-dir", str(begun), "--resume"])
 
 
 # Refused
