@@ -52,13 +52,14 @@ def models(trained):
 
 
 def test_predict_writes_pictures_and_the_metrics_that_training_wrote(copied):
-    predict.main(["--run-dir", str(copied), "--num-examples", "3", "--num-samples", "5"])
+    predict.main(["--run-dir", str(copied), "--num-examples", "3", "--num-samples", "3", "--heads", "3"])
     folder = copied / "predictions"
     names = {path.name for path in folder.iterdir()}
     pairs = sorted(name for name in names if name.startswith("original_vs_reconstructed_case_"))
     assert len(pairs) == 3 and names - set(pairs) == {
-        "reconstructions.png", "errors.png", "samples.png", "head_000.nii.gz", "head.png", "metrics.json", "report.html",
-        "per_image.csv", *(f"sample_{number:04d}_slice_{position}.png" for number, position in enumerate((0, 2, 4, 5, 7)))}
+        "reconstructions.png", "errors.png", "samples.png", "head.png", "metrics.json", "report.html", "per_image.csv",
+        *(f"head_{number:03d}.nii.gz" for number in range(3)),
+        *(f"sample_{number:04d}_slice_{position}.png" for number, position in enumerate((0, 4, 7)))}
     measured, by_train = (json.loads((path / "metrics.json").read_text()) for path in (folder, copied))
     assert measured == pytest.approx(by_train, rel=1e-4)
     assert measured["num_images"] == 16 and 0 < measured["bits_per_code"] < 6
@@ -74,14 +75,17 @@ def test_predict_writes_pictures_and_the_metrics_that_training_wrote(copied):
     assert np.std(ssim.reshape(2, 8).mean(axis=1), ddof=1) == pytest.approx(measured["ssim_sd"], rel=1e-3)
 
 
-def test_samples_and_heads_are_those_of_seed_temperature_and_positions(in_trained, models, tmp_path):
+def test_samples_and_heads_are_those_of_seed_temperature_and_positions(in_trained, models, tmp_path, monkeypatch):
     vqvae, prior = models
-    predict.main(["--slice", "all", "--heads", "3", "--seed", "5", "--temperature", "0.8", "--output-dir", str(tmp_path / "out"),
+    monkeypatch.setattr(predict, "load_models", lambda run: models)  # whose sampler, for batches of 8, is compiled once
+    exported = []
+    monkeypatch.setattr(predict.sampler, "export", lambda *arguments: exported.append(arguments))
+    predict.main(["--slice", "all", "--heads", "8", "--seed", "5", "--temperature", "0.8", "--output-dir", str(tmp_path / "out"),
                   "--export", str(tmp_path / "exported")])
-    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"encoder", "decoder", "sampler", "head_sampler"}
+    assert exported == [(vqvae, prior, str(tmp_path / "exported"))]
     samples = dataset.to_uint8(vqvae.decode_codes(prior.sample(range(8), seed=5, temperature=0.8))[..., 0])
-    heads = prior.sample_heads(3, seed=5, temperature=0.8)
-    assert len(list((tmp_path / "out").glob("sample_*.png"))) == 8 and len(list((tmp_path / "out").glob("head_*.nii.gz"))) == 3
+    heads = prior.sample_heads(8, seed=5, temperature=0.8)
+    assert len(list((tmp_path / "out").glob("sample_*.png"))) == 8 and len(list((tmp_path / "out").glob("head_*.nii.gz"))) == 8
     for position in range(8):
         written = pixels(tmp_path / "out" / f"sample_{position:04d}_slice_{position}.png").astype(int)
         assert np.abs(written - samples[position]).max() <= 1
@@ -99,7 +103,7 @@ def test_positions_are_spread_over_all_or_the_one_asked_for(slice_, count, expec
 
 
 def test_evaluate_judges_samples_beside_people(in_trained, tmp_path, capsys):
-    predict.main(["--evaluate", "--with-neighbours", "--num-samples", "3", "--output-dir", str(tmp_path)])
+    predict.main(["--evaluate", "--with-neighbours", "--num-samples", "4", "--output-dir", str(tmp_path)])
     measured = json.loads((tmp_path / "metrics.json").read_text())
     assert {"frechet", "frechet_floor", "kid", "kid_floor", "density", "coverage", "coverage_floor", "bits_per_code_train",
             "copy_test", "copy_test_says", "bits_per_code"} <= measured.keys()
@@ -277,7 +281,9 @@ def bad(tmp_path):
     ("--codes", "float.npy", "holds float64"), ("--codes", "object.npy", "is not a .npy file of codes"),
     ("--codes", "empty.png", "is not a .npy file of codes"), ("--codes", "folder", "is not a .npy file of codes"),
 ])
-def test_bad_files_are_refused_in_one_sentence_and_nothing_is_written(trained, in_trained, bad, option, name, expected, capsys):
+def test_bad_files_are_refused_in_one_sentence_and_nothing_is_written(trained, in_trained, models, bad, option, name, expected, monkeypatch,
+                                                                       capsys):
+    monkeypatch.setattr(predict, "load_models", lambda run: models)
     before = sorted(path for folder in (trained, bad) for path in folder.rglob("*"))
     good = [SLICE] if option == "--images" else []
     arguments = [option, *good, str(bad / name), "--output-dir", str(bad / "out")]
