@@ -38,17 +38,18 @@ def make_split(count):
 def train_both(split, coded, clip, batch_size=8, epochs=1, steps_per_epoch=6, validate=False, **compile_options):
     """Trains small networks of both kinds: (dict of histories, list of weights, the codebook's counts)."""
     keras.utils.set_random_seed(0)
-    fit_options = {"steps_per_epoch": steps_per_epoch, "epochs": epochs, "verbose": 0, "shuffle": False}
     vqvae = small_vqvae()
-    vqvae.compile(optimizers.Muon(1e-3, global_clipnorm=clip), **compile_options)
+    prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
+    for model in (vqvae, prior):
+        model.compile(optimizers.Muon(1e-3, global_clipnorm=clip), **compile_options)
     train.start_codebook(vqvae, dataset.training_batches(split, batch_size, 1), autoencoder_steps=4, fit_batches=2)
     vqvae.quantizer.restart_below = 0.9  # so that many codes restart
-    history = vqvae.fit(dataset.training_batches(split, batch_size, 0), validation_data=dataset.image_batches(split, batch_size) if validate else None,
-                        **fit_options).history
-    prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
-    prior.compile(optimizers.Muon(1e-3, global_clipnorm=clip), **compile_options)
-    history |= prior.fit(dataset.code_batches(coded, batch_size, 0), validation_data=dataset.code_batches(coded, batch_size) if validate else None,
-                         **fit_options).history
+    history = {}
+    for model, batches, validation in (
+            (vqvae, dataset.training_batches(split, batch_size, 0), dataset.image_batches(split, batch_size)),
+            (prior, dataset.code_batches(coded, batch_size, 0), dataset.code_batches(coded, batch_size))):
+        history |= model.fit(batches, validation_data=validation if validate else None, steps_per_epoch=steps_per_epoch,
+                             epochs=epochs, verbose=0, shuffle=False).history
     weights = [variable.numpy() for variable in vqvae.trainable_variables + prior.trainable_variables]
     return history, [*weights, vqvae.quantizer.embeddings.numpy()], vqvae.quantizer.counts.numpy()
 
@@ -238,8 +239,9 @@ def test_what_one_machine_is_refused_ends_the_other(tmp_path):
     for name, slices in (("cohort", 3), ("other", 4)):
         write_cohort(tmp_path / name, people=(2, 1, 1), slices=slices)
     addresses = free_addresses(2)
-    printed, statuses = ends_of([start_machine(index, addresses, tmp_path, ROOT / "train.py", "--run-dir", "run", "--data-dir", data)
-                                 for index, data in enumerate(("cohort", "other"))], timeout=200)
+    processes = [start_machine(index, addresses, tmp_path, ROOT / "train.py", "--run-dir", "run", "--data-dir", data)
+                 for index, data in enumerate(("cohort", "other"))]
+    printed, statuses = ends_of(processes, timeout=200)
     assert statuses == [2, 2], printed
     assert "Another machine of the cluster has stopped" in printed[0] and "The data in other are not those" in printed[1]
 
