@@ -166,11 +166,11 @@ BUDGETS = {"rate weight 0": "nearest codes", "rate weight 4": "rate weight 4", "
 
 def budget_rows(budgets, containers):
     """What all get out of the bytes of the model: a row for each budget and method."""
-    rows = [["the model's bytes", "method", "`ssim`", "`ssim_foreground`", "PSNR", "within the bytes", "container, not counted"]]
+    rows = [["the model's bytes", "method", "bytes", "`ssim`", "`ssim_foreground`", "PSNR", "within the bytes", "container, not counted"]]
     for budget, methods in budgets.items():
         label = f"{BUDGETS[budget]}, {methods['model']['bytes']:,.0f} bytes"
         for name, row in methods.items():
-            quality = cells(row, ("{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"))
+            quality = cells(row, ("{bytes:,.0f}", "{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"))
             container = f"{containers[name]} bytes" if name in containers else NOT_APPLICABLE
             rows.append([label, name, *quality, f"{row.get('within_limit', 1):.0%}", container])
     return rows
