@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from skimage import util
+from skimage import transform, util
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -137,7 +137,7 @@ def measure_frame(data_dir, limit=None, front=None, spacing=None):
         front: the side of the front, if the user stated it; else None.
         spacing: mm between slices, if the user stated it; else None.
     """
-    files = list_slices(data_dir, "train", min(limit or orientation.MOST_PEOPLE, orientation.MOST_PEOPLE))
+    files = list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
     paths = [path for *_, path in files]
     images = _read(paths, read_slice(paths[0]).shape, paths[0], "train", None)
     return orientation.find_frame(images, np.array([position for _, position, _ in files]), front, spacing)
@@ -236,7 +236,9 @@ def list_slices(data_dir, name, limit=None):
     if not folder.is_dir():
         raise InputError(f"{folder} is missing; the data folder must hold keras_png_slices_train, _validate and _test.")
     files = {}
-    for path in folder.glob("*.png"):
+    for path in folder.iterdir():
+        if path.suffix.lower() != ".png" or path.name.startswith("."):  # hidden files: macOS writes one, ._NAME, beside each
+            continue
         match = FILE_NAME.fullmatch(path.name)
         if not match:
             raise InputError(f"{path} has no case and slice in its name; expected case_NNN_slice_K.nii.png.")
@@ -494,6 +496,30 @@ def empty_margin(images, multiple):
         inked = np.flatnonzero(drawn.any(axis=1 - axis))
         widths += [inked[0], drawn.shape[axis] - 1 - inked[-1]] if inked.size else [0]
     return int(min(widths)) // multiple * multiple
+
+
+def fit_to_square(images, size):
+    """Brings images to the model's size: padded with black; resampled first if they are larger, or less than half as large.
+
+    Args:
+        images: uint8 (N, height, width).
+        size: side in pixels.
+
+    Returns:
+        (uint8 (N, size, size), what was done, a list of texts).
+    """
+    height, width = images.shape[1:]
+    changes, longer = [], max(height, width)
+    if longer > size or 2 * longer < size:
+        shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
+        images = np.stack([np.uint8(np.round(transform.resize(image / 255, shape, order=1, anti_aliasing=longer > size) * 255))
+                           for image in images])
+        changes.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
+    height, width = images.shape[1:]
+    if (height, width) != (size, size):
+        changes.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
+    sides = [((size - length) // 2, (size - length + 1) // 2) for length in (height, width)]
+    return np.pad(images, ((0, 0), *sides)), changes
 
 
 def warn_of_lost_border(name, images, margin):

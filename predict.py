@@ -13,22 +13,24 @@ import argparse
 import csv
 import dataclasses
 import datetime
+import itertools
+import json
 from pathlib import Path
 import re
 
 import numpy as np
 from PIL import Image
-from skimage import transform
 import tensorflow as tf
 
 import dataset
 import modules
-from support import devices, figures, metrics, report, runs, sampler, template, volumes
+from support import devices, figures, judge, metrics, people, report, runs, sampler, template, volumes
 from support.cli import InputError
 from support.people import CodedSplit
 from support.runs import Run
 
 PICTURED_HEADS = 3  # in head.png and report.html
+NOISE_HEADS = 32  # that the judges must find
 MAX_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
 PRETRAINED = Path(__file__).parent / "assets" / "pretrained"
 
@@ -45,11 +47,13 @@ def parse_arguments(argv):
     parser.add_argument("--num-examples", type=cli.number(int, 1), default=10, metavar="N",
                         help="test images to show (default: 10)")
     parser.add_argument("--num-samples", type=cli.number(int, 1), default=16, metavar="N",
-                        help="brains to sample (default: 16)")
+                        help="single slices to sample (default: 16)")
     parser.add_argument("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
                         "or all for one sample of each (default: --num-samples spread over all)")
     parser.add_argument("--heads", type=cli.number(int, 0), default=1, metavar="N",
                         help="whole heads to sample, 32 slices of one new person each (default: 1)")
+    parser.add_argument("--ventricles", type=cli.number(float, 0, 1.0001), metavar="Q", help="size of the ventricles of the heads: "
+                        "the dark share of the inner half of the brain, as its quantile among training people (default: any)")
     parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=cli.number(int, 0, cli.MAX_SEED), default=0, metavar="S", help="of every draw (default: 0)")
@@ -57,12 +61,12 @@ def parse_arguments(argv):
                         help=f"also judge samples beside real people: a slice per test image, and up to {metrics.NUM_HEADS} heads")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
     parser.add_argument("--export", type=cli.utf8_path, metavar="DIR",
-                        help="also write encoder, decoder and sampler as TensorFlow SavedModels")
+                        help="also write encoder, decoder and both samplers as TensorFlow SavedModels")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions; "
                         "with --images or --codes RUN/images)")
     arguments = parser.parse_args(argv)
     if arguments.images or arguments.codes:
-        for name in ("data_dir", "slice", "evaluate", "with_neighbours", "export"):
+        for name in ("data_dir", "slice", "ventricles", "evaluate", "with_neighbours", "export"):
             if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
                 raise InputError(f"--{name.replace('_', '-')} is of no use with {'--images' if arguments.images else '--codes'}; "
                                  "leave out the one or the other.")
@@ -132,10 +136,10 @@ def find_data(arguments, run):
     """
     own = run.config["data"]
     if arguments.data_dir or not Path(own["folder"]).is_dir():
+        if own["is_demo"] and not arguments.data_dir:
+            return template.make_demo_cohort()
         if folder := dataset.find_oasis(arguments.data_dir):
             return folder
-        if own["is_demo"]:
-            return template.make_demo_cohort()
         if arguments.evaluate or arguments.with_neighbours:
             raise InputError(f"The data of {run.folder}, {own['folder']}, are not here; say with --data-dir where they are.")
         print(f"The data of {run.folder}, {own['folder']}, are not here, so this run is not measured and nothing is reconstructed; "
@@ -203,7 +207,7 @@ def reconstruct(vqvae, images):
 
 
 def write_reconstructions(folder, split, vqvae, codes, details, count, seed):
-    """Writes how well the split is reconstructed.
+    """Writes pictures and a table of the reconstructions of a split.
 
     One PNG per example, original beside reconstruction; reconstructions.png of four people at four positions; errors.png over
     all images; per_image.csv.
@@ -286,114 +290,139 @@ def write_samples(folder, samples, positions, margin):
     figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
+def steered_people(run, prior, count, seed, quantile):
+    """The persons, float (count, P), of heads whose ventricles have a given size; None, for any, if `quantile` is None.
+
+    Raises:
+        InputError: if the run does not hold what that needs.
+    """
+    if quantile is None:
+        return None
+    try:
+        measure = json.loads(run.ventricles_path.read_text())
+        target = np.interp(quantile, np.linspace(0, 1, len(measure["quantiles"])), measure["quantiles"])
+        persons = sampler.sample_people(prior, seed, "heads", tf.range(count)).numpy()
+        persons = people.steer(persons, np.array(measure["weights"]), measure["offset"], target)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run.ventricles_path} is missing or damaged, and --ventricles needs it; train the run again.") from error
+    return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
+
+
 def frame_of_heads(frame, slice_positions):
     """The `volumes.Frame` of heads that have only some slice positions, in regular steps."""
     step = int(np.median(np.diff(slice_positions))) if len(slice_positions) > 1 else 1
     return dataclasses.replace(frame, spacing=frame.spacing * step, lowest=frame.lowest + frame.spacing * slice_positions[0])
 
 
-def write_heads(folder, heads, frame):
-    """Writes sampled heads, uint8 (N, S, H, W), as NIfTI volumes, and head.png of the first few."""
+def write_heads(folder, heads, positions, frame):
+    """Writes sampled heads, uint8 (N, S, H, W), of slice positions (S,), as NIfTI volumes, and head.png of the first few."""
     for number, head in enumerate(heads):
         volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz", frame)
     if len(heads):
-        figures.head_figure(heads[:PICTURED_HEADS], frame, folder / "head.png")
+        figures.head_figure(heads[:PICTURED_HEADS], positions, frame, folder / "head.png")
 
 
 def nearest_training(samples, train):
     """The training image nearest to each sample, or its mirror image if that is nearer, uint8 (N, H, W)."""
-    _, indices, mirrored = metrics.nearest_training(metrics.fit_features(train.images), samples, train.images)
-    return np.where(mirrored[:, np.newaxis, np.newaxis], train.images[indices][..., ::-1], train.images[indices])
+    nearest = metrics.Neighbours(train.images, metrics.FeatureSpace(train.images).transform).nearest(samples)
+    neighbours = train.images[nearest.indices]
+    return np.where(nearest.mirrored[:, np.newaxis, np.newaxis], neighbours[..., ::-1], neighbours)
 
 
 # Judgement ------------------------------------------------------------------------------------------------------------
 
 
-def judge_samples(folder, samples, splits):
-    """Measures samples against real people, and draws what was found.
+def judge_all(folder, arguments, vqvae, prior, splits, heads):
+    """Measures samples and heads beside people, all as reconstructions, and draws the results.
 
     Args:
-        folder: where distances.png and tissue.png go.
-        samples: one at the position of each test image, (N, H, W) in [0, 1].
+        folder: where distances.png, tissue.png and neighbours.png go.
+        arguments: the command line.
+        vqvae: a `modules.VQVAE`.
+        prior: a `modules.PixelCNN`.
         splits: dict of all three `dataset.Split`.
+        heads: uint8 (N, S, H, W), sampled.
 
     Returns:
-        The dict of metrics of `metrics.evaluate_samples`.
+        (metrics of single slices; metrics of heads).
     """
-    train, test = splits["train"], splits["test"]
-    measured, details = metrics.evaluate_samples(samples, test.positions, splits, metrics.fit_features(train.images))
+    coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
+    reconstructed = {name: dataclasses.replace(split, images=dataset.to_uint8(decode(vqvae, coded[name].codes[0]) * 2 - 1))
+                     for name, split in splits.items()}
+    return (judge_slices(folder, arguments, vqvae, prior, reconstructed),
+            judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded))
+
+
+def judge_slices(folder, arguments, vqvae, prior, reconstructed):
+    """Samples a slice at the position of each test image, and measures them: see `metrics.evaluate_samples`."""
+    train, test = reconstructed["train"], reconstructed["test"]
+    print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
+    samples = dataset.to_uint8(decode(vqvae, prior.sample(test.positions, arguments.seed, arguments.temperature)) * 2 - 1)
+    measured, details = metrics.evaluate_samples(samples, test.positions, reconstructed, metrics.FeatureSpace(train.images))
     figures.plot_distances(details["sample_distances"], details["test_distances"], folder / "distances.png")
     figures.plot_tissue(details["tissue"]["samples"], test.positions, details["tissue"]["test"], test.positions,
                         folder / "tissue.png")
     return measured
 
 
-def judge_heads(folder, heads, vqvae, codes, splits):
-    """Measures whole heads against people, and draws the first few, each over its nearest training person.
-
-    Args:
-        folder: where neighbours.png goes.
-        heads: uint8 (N, 32, H, W), sampled.
-        vqvae: the model.
-        codes: int (T, g, g), of the test images.
-        splits: dict of all three `dataset.Split`.
-
-    Returns:
-        The dict of metrics of `metrics.evaluate_heads`.
-    """
-    train = splits["train"]
-    positions = np.unique(train.positions)
-    rows = {name: split.heads(positions) for name, split in splits.items()}
-    people = {name: split.images[rows[name]] for name, split in splits.items()}
-    heads = heads[:, positions]
-    reconstructions = np.stack([dataset.to_uint8(decode(vqvae, codes[head]) * 2 - 1) for head in rows["test"]])
-    measured, details = metrics.evaluate_heads(heads, reconstructions, people)
-    places = np.unique(np.linspace(0, len(positions) - 1, 8).round().astype(int))
-    nearest = details["nearest"][:PICTURED_HEADS]
-    captions = [f"case {train.cases[rows['train'][person, 0]]}, slice {positions[place]}\nhead's distance {distance:.1f}"
-                for person, distance in zip(nearest, details["distances"]) for place in places]
-    neighbours = [people["train"][person][places, :, ::-1 if mirrored else 1]
-                  for person, mirrored in zip(nearest, details["mirrored"])]
-    figures.neighbour_grid(np.concatenate(heads[:PICTURED_HEADS, places]) / 255, np.concatenate(neighbours), captions,
-                           folder / "neighbours.png")
+def judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded):
+    """Measures whole heads: see `judge.evaluate_heads` and `judge.membership`; draws the first few over the nearest people."""
+    print("Judging whole heads ...")
+    positions = prior.slice_positions
+    image_indices = {name: split.heads(positions) for name, split in splits.items()}
+    people_heads = {name: reconstructed[name].images[indices] for name, indices in image_indices.items()}
+    originals = splits["train"].images[image_indices["train"]]
+    noise_codes = judge.mix_people(coded["train"].codes[0][image_indices["train"][:NOISE_HEADS]], axes=3)
+    measured, details = judge.evaluate_heads(heads, people_heads, originals, decode_heads(vqvae, noise_codes))
+    bits = {name: metrics.code_lengths(prior, coded[name])[image_indices[name]].mean(axis=1) for name in ("train", "test")}
+    measured |= {"bits_per_code_train": float(bits["train"].mean()), **judge.membership(bits["train"], bits["test"])}
+    draw_neighbours(folder, heads, splits["train"], originals, image_indices["train"], positions, details)
     return measured
 
 
-def evaluate_samples(folder, arguments, vqvae, prior, splits):
-    """Samples a slice at the position of each test image and judges them; and measures the prior on people it was trained on."""
-    train, test = splits["train"], splits["test"]
-    print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
-    of_training = train.take(np.flatnonzero(np.isin(train.cases, np.unique(train.cases)[:test.num_people])))
-    bits = metrics.bits_per_code(prior, dataset.encode_split(vqvae, prior, of_training))
-    samples = decode(vqvae, prior.sample(test.positions, arguments.seed, arguments.temperature))
-    return {"bits_per_code_train": bits, **judge_samples(folder, samples, splits)}
+def draw_neighbours(folder, heads, train, originals, image_indices, positions, details):
+    """Draws the first sampled heads over the training heads nearest to them."""
+    columns = np.unique(np.linspace(0, len(positions) - 1, 4).round().astype(int))
+    neighbours, captions = [], []
+    for index, distance, is_mirrored in zip(*(details[name][:PICTURED_HEADS] for name in ("nearest", "distances", "mirrored"))):
+        head = originals[index][columns]
+        neighbours.append(head[..., ::-1] if is_mirrored else head)
+        case = train.cases[image_indices[index, 0]]
+        captions += [f"case {case}, slice {positions[column]}\nhead's distance {distance:.1f}" for column in columns]
+    figures.neighbour_grid(np.concatenate(heads[:PICTURED_HEADS, columns]) / 255, np.concatenate(neighbours), captions,
+                           folder / "neighbours.png")
+
+
+# All together ---------------------------------------------------------------------------------------------------------
 
 
 def write_predictions(folder, arguments, run, vqvae, prior, splits):
     """Writes everything into the output folder, metrics.json last; returns the metrics, or None without data."""
-    frame = frame_of_heads(volumes.Frame(**run.config["data"]["frame"]), prior.slice_positions)
-    page = new_report(run, arguments, vqvae, frame)
+    frame = volumes.Frame(**run.config["data"]["frame"])
+    page = new_report(run, arguments, vqvae, frame_of_heads(frame, prior.slice_positions))
+    page.head_positions = list(prior.slice_positions)
     measured = None
     if splits:
-        measured, coded = measure(folder, arguments, run, vqvae, prior, splits["test"], page)
+        measured = measure(folder, arguments, run, vqvae, prior, splits["test"], frame, page)
     positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
-    print(f"Sampling {len(positions)} new brains ...")
+    print(f"Sampling {len(positions)} slices ...")
     samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
     write_samples(folder, samples, positions, vqvae.margin)
     page.samples, page.sample_captions = samples, [f"slice {position}" for position in positions]
-    judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
-    count = max(arguments.heads, judged)
+    num_judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
+    count = max(arguments.heads, num_judged)
     if count:
         print(f"Sampling whole heads: {count} ...")
-        heads = decode_heads(vqvae, prior.sample_heads(count, arguments.seed, arguments.temperature))
-        write_heads(folder, heads[:arguments.heads], frame)
+        persons = steered_people(run, prior, count, arguments.seed, arguments.ventricles)
+        heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons))
+        write_heads(folder, heads[:arguments.heads], prior.slice_positions, page.frame)
         page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
     if arguments.evaluate:
-        measured |= evaluate_samples(folder, arguments, vqvae, prior, splits)
-        of_heads = judge_heads(folder, heads[:judged], vqvae, coded.codes[0], splits)
-        page.head_table = metrics.head_table(of_heads)
+        of_slices, of_heads = judge_all(folder, arguments, vqvae, prior, splits, heads[:num_judged])
+        measured |= of_slices
+        page.head_table = judge.head_table(of_heads)
     if arguments.with_neighbours:
-        page.neighbours = nearest_training(samples, splits["train"])
+        page.neighbours = nearest_training(dataset.to_uint8(samples * 2 - 1), splits["train"])
     page.metrics = measured
     report.write_report(folder / "report.html", page)
     if measured and arguments.evaluate:
@@ -412,24 +441,24 @@ def new_report(run, arguments, vqvae, frame):
                          colours=figures.code_colours(vqvae.quantizer.embeddings), frame=frame)
 
 
-def measure(folder, arguments, run, vqvae, prior, test, page):
-    """Reconstructs and measures the test images; fills the report. Returns (metrics, `people.CodedSplit` of the test images)."""
+def measure(folder, arguments, run, vqvae, prior, test, frame, page):
+    """Reconstructs and measures the test images; fills the report; returns the metrics."""
     print(f"Reconstructing {len(test.images)} test images ...")
     coded = dataset.encode_split(vqvae, prior, test)
     codes = coded.codes[0]
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     indices = write_reconstructions(folder, test, vqvae, codes, details, arguments.num_examples, arguments.seed)[:10]
-    if page.frame.axes_known and not run.config["data"]["is_demo"]:  # the demo cohort is made from the template
-        write_template(folder, vqvae, page.frame)
+    if frame.axes_known and not run.config["data"]["is_demo"]:  # the demo cohort is made from the template
+        write_template(folder, vqvae, frame)
     page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
                                     metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
     page.all_codes = codes
-    return measured, coded
+    return measured
 
 
 def print_heads(measured):
-    """Prints what `metrics.evaluate_heads` found, as a table of figures with their 95 % intervals."""
-    table = metrics.head_table(measured)
+    """Prints what `judge.evaluate_heads` measured, as a table of figures with their 95 % intervals."""
+    table = judge.head_table(measured)
     widths = [max(map(len, column)) for column in zip(*table)]
     print(f"{measured['num_heads']} sampled heads, with 95 % intervals:")
     for row in table:
@@ -440,12 +469,13 @@ def print_heads(measured):
 # One's own images -----------------------------------------------------------------------------------------------------
 
 
-def read_images(files, size):
+def read_images(files, size, slice_positions):
     """Reads one's own images, brings them to the model's size and prints what was done to each file.
 
     Args:
         files: paths of PNGs, and of volumes (see `volumes.read_slices`), each of which gives its axial slices.
         size: side in pixels.
+        slice_positions: those of the model, which a sampled head has too.
 
     Returns:
         A list of (name, file, images uint8 (N, size, size), positions), a file each. The positions are a list of N; None in it
@@ -454,11 +484,9 @@ def read_images(files, size):
     Raises:
         InputError: if a file cannot be used.
     """
-    read, names = [], set()
+    contents, names = [], set()
     for path in map(Path, files):
         stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$|\.(mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
-        name = next(name for number in range(1, len(files) + 1)
-                    if (name := stem if number == 1 else f"{stem}_{number}") not in names)
         if not path.is_file():
             raise InputError(f"{path} is not a file; give PNG images or NIfTI volumes.")
         if path.name.lower().endswith(volumes.VOLUME_ENDINGS):
@@ -466,17 +494,25 @@ def read_images(files, size):
                 images, notes = volumes.read_slices(path)
             except ValueError as error:
                 raise InputError(f"{path} cannot be used as a volume: it {error}.") from error
-            positions, notes = list(range(len(images))), [f"{len(images)} axial slices", *notes]
+            positions = list(slice_positions) if len(images) == len(slice_positions) else list(range(len(images)))
+            notes = [f"{len(images)} axial slices", *notes]
         else:
             image, notes = read_png(path)
             match = volumes.FILE_NAME.fullmatch(path.name)
             position = int(match[2]) if match and int(match[2]) < volumes.NUM_POSITIONS else None
             images, positions = image[np.newaxis], [position]
-        names |= {name, *(f"{name}_slice_{position}" for position in positions)}
-        images, changes = fit_to_square(images, size)
+        candidates = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
+        name = next(name for name in candidates if names.isdisjoint({name, *image_titles(name, positions)}))
+        names |= {name, *image_titles(name, positions)}
+        images, changes = dataset.fit_to_square(images, size)
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
-        read.append((name, str(path), images, positions))
-    return read
+        contents.append((name, str(path), images, positions))
+    return contents
+
+
+def image_titles(name, positions):
+    """The names, without ending, of what is written of each image of a file."""
+    return [name] if len(positions) == 1 else [f"{name}_slice_{position}" for position in positions]
 
 
 def read_png(path):
@@ -500,30 +536,6 @@ def read_png(path):
     if (channels[..., :3] != channels[..., :1]).any():
         raise InputError(f"{path} is in colour; the model works on gray only, so convert it.")
     return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
-
-
-def fit_to_square(images, size):
-    """Brings images to the model's size: padded with black; resampled first if they are larger, or less than half as large.
-
-    Args:
-        images: uint8 (N, height, width).
-        size: side in pixels.
-
-    Returns:
-        (uint8 (N, size, size), what was done, a list of texts).
-    """
-    height, width = images.shape[1:]
-    done, longer = [], max(height, width)
-    if longer > size or 2 * longer < size:
-        shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
-        images = np.stack([np.uint8(np.round(transform.resize(image / 255, shape, order=1, anti_aliasing=longer > size) * 255))
-                           for image in images])
-        done.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
-    height, width = images.shape[1:]
-    if (height, width) != (size, size):
-        done.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
-    sides = [((size - length) // 2, (size - length + 1) // 2) for length in (height, width)]
-    return np.pad(images, ((0, 0), *sides)), done
 
 
 def cheapest_position(prior, codes, position):
@@ -564,8 +576,8 @@ def predict_images(folder, files, vqvae, prior):
         else:
             head = dataset.Split.of_heads(images[np.newaxis], positions)
             costs = zip(bits_of_head(prior, dataset.encode_split(vqvae, prior, head)), positions)
-        for image, reconstruction, grid, position, (bits, used_position) in zip(images, reconstructions, codes, positions, costs):
-            title = name if len(images) == 1 else f"{name}_slice_{position}"
+        rows_of_file = zip(image_titles(name, positions), images, reconstructions, codes, positions, costs)
+        for title, image, reconstruction, grid, position, (bits, used_position) in rows_of_file:
             ssim = metrics.ssim(image / 255, reconstruction)
             for kind, picture in (("original", image), ("reconstruction", dataset.to_uint8(reconstruction * 2 - 1))):
                 Image.fromarray(picture).save(folder / f"{title}_{kind}.png")
@@ -610,7 +622,7 @@ def write_decoded(folder, codes, stem, vqvae):
 
 def predict_own(arguments, run, vqvae, prior):
     """Does what --images or --codes ask for; all input is read before anything is written."""
-    files = read_images(arguments.images, vqvae.image_size) if arguments.images else None
+    files = read_images(arguments.images, vqvae.image_size, prior.slice_positions) if arguments.images else None
     codes = read_codes(arguments.codes, vqvae) if arguments.codes else None
     if files:
         dataset.warn_of_lost_border("given", np.concatenate([images for *_, images, _ in files]), vqvae.margin)

@@ -24,13 +24,12 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import callbacks, devices, figures, metrics, optimizers, orientation, runs, sampler, template, volumes
+from support import callbacks, devices, figures, metrics, optimizers, orientation, people, runs, sampler, template, volumes
 from support.cli import InputError
 from support.devices import print_on_chief
-from support.people import calibrate
 from support.runs import Run
 
-# Settings: the options, with their values where none is given.
+# Settings, most of them options, with their values where none is given.
 DEFAULTS = {
     # data
     "limit": None,
@@ -53,10 +52,10 @@ DEFAULTS = {
 }
 DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "prior_dropout": 0.0, "calibration_heads": 20,
                  "epochs": 4, "prior_epochs": 4}
-UNSET = {"limit": "all", "slice_spacing": "measured"}  # what None means
+NONE_IN_WORDS = {"limit": "all", "slice_spacing": "measured"}
 # Not options. Saved in config.json; a run with other values cannot be resumed.
 CONSTANTS = {
-    "warmup_steps": 60,  # of plain autoencoding before the codebook starts
+    "autoencoder_steps": 60,  # of plain autoencoding before the codebook starts
     "rising_steps": 100,  # over which the learning rate rises to its peak
     "prior_batch_size": 8,
     "prior_learning_rate": 3e-3,
@@ -80,7 +79,7 @@ def parse_arguments(argv):
             ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only"),
             ("slice-spacing", float, 0.01, "MM", "between neighbouring slices")):
         key = name.replace("-", "_")
-        default = f" (default: {UNSET.get(key) or DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
+        default = f" (default: {NONE_IN_WORDS.get(key) or DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
         maximum = cli.MAX_SEED if key == "seed" else float("inf")
         parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
@@ -114,7 +113,8 @@ def open_run(arguments):
     with contextlib.ExitStack() as stack:
         with devices.fail_together():
             if devices.is_chief():
-                run, splits = (resumed_run if arguments.resume else new_run)(run.folder, arguments, options)
+                open_one = resumed_run if arguments.resume else new_run
+                run, splits = open_one(run.folder, arguments, options)
                 stack.enter_context(run.training(arguments.resume))
         run = Run(run.folder, json.loads(devices.broadcast_text(json.dumps(run.config))))
         with devices.fail_together():
@@ -309,7 +309,7 @@ class Pictures(keras.callbacks.Callback):
 # The stages -----------------------------------------------------------------------------------------------------------
 
 
-def fit(run, name, model, batches, validation, *, steps_per_epoch, first_epoch, monitor, mode, line, pictures=None):
+def fit(run, name, model, batches, validation, *, steps_per_epoch, first_epoch, monitor, mode, line, advice, pictures=None):
     """Runs Keras' fit for one stage, with the histories, logs and checkpoints that both have.
 
     Args:
@@ -323,10 +323,11 @@ def fit(run, name, model, batches, validation, *, steps_per_epoch, first_epoch, 
         monitor: the log that tells the best epoch.
         mode: "max" or "min", which values of it are better.
         line: what is printed of an epoch's logs; see `callbacks.EpochLines`.
+        advice: what to do if the loss diverges.
         pictures: the callbacks that measure and draw, on the chief only.
     """
     epochs = run.settings["epochs" if name == "vqvae" else "prior_epochs"]
-    used = [callbacks.EpochSeeds(run.seed), callbacks.StopOnDivergence(run.model_path(name))]
+    all_callbacks = [callbacks.EpochSeeds(run.seed), callbacks.StopOnDivergence(run.model_path(name), advice)]
     if devices.is_chief():
         with run.report_write_errors():
             history = run.trim_history(name, first_epoch)
@@ -337,12 +338,12 @@ def fit(run, name, model, batches, validation, *, steps_per_epoch, first_epoch, 
                    callbacks.Checkpoints(run, name, monitor, mode, best)]
         # In this order: what is measured goes into the logs, then the logs are written, then the model, so that a saved
         # epoch always has its history row.
-        used += [*measuring, callbacks.Stopwatch(), callbacks.EpochLines(epochs, steps_per_epoch, line),
-                 *(callbacks.reporting(writer, run) for writer in writers)]
+        all_callbacks += [*measuring, callbacks.Stopwatch(), callbacks.EpochLines(epochs, steps_per_epoch, line),
+                 *(callbacks.with_write_errors_reported(writer, run) for writer in writers)]
     else:
-        used.append(callbacks.SaveWithChief())
+        all_callbacks.append(callbacks.SaveWithChief())
     model.fit(batches, validation_data=validation, steps_per_epoch=steps_per_epoch, epochs=epochs, initial_epoch=first_epoch,
-              shuffle=False, verbose=0, callbacks=used)
+              shuffle=False, verbose=0, callbacks=all_callbacks)
 
 
 def load_for_all(path, build):
@@ -407,21 +408,21 @@ def new_vqvae(run, steps_per_epoch):
     """A VQ-VAE with its optimiser, before any training."""
     settings = run.settings
     vqvae = modules.VQVAE(**run.config["vqvae"], dtype=devices.precision(settings["mixed_precision"]))
-    total = CONSTANTS["warmup_steps"] + steps_per_epoch * settings["epochs"]
+    total = CONSTANTS["autoencoder_steps"] + steps_per_epoch * settings["epochs"]
     vqvae.compile(new_optimizer(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
     return vqvae
 
 
-def start_codebook(vqvae, batches, warmup_steps, fit_batches=8):
+def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
     """Trains a VQ-VAE as a plain autoencoder for a few steps, then starts its codebook at k-means centres of real vectors.
 
     A random codebook lets most codes die unused; one fitted to vectors that already mean something does not.
 
     Args:
         vqvae: a compiled `modules.VQVAE`.
-        batches: iterable of (images, positions); `warmup_steps` of them train, then `fit_batches` (more, if the codebook
+        batches: iterable of (images, positions); `autoencoder_steps` of them train, then `fit_batches` (more, if the codebook
             needs more vectors) are encoded.
-        warmup_steps: optimiser steps without quantisation.
+        autoencoder_steps: optimiser steps without quantisation.
         fit_batches: batches for k-means.
 
     Raises:
@@ -431,7 +432,7 @@ def start_codebook(vqvae, batches, warmup_steps, fit_batches=8):
     vqvae.optimizer.build(vqvae.trainable_variables)
     # On many devices each trains on the whole batch here; the mean of equal gradients is the gradient.
     step = tf.function(lambda images: vqvae.distribute_strategy.run(vqvae.step, args=(images, False)))
-    for _ in range(warmup_steps):
+    for _ in range(autoencoder_steps):
         step(next(batches)[0])
     vectors = []
     while len(vectors) < fit_batches or sum(map(len, vectors)) < quantizer.num_embeddings:
@@ -462,16 +463,16 @@ def train_vqvae(run, splits):
         return [measurements], [Pictures(measurements, run)]
 
     if first_epoch:
-        vqvae = resume_model(run.backup_path("vqvae"), build, CONSTANTS["warmup_steps"] + first_epoch * steps_per_epoch)
+        vqvae = resume_model(run.backup_path("vqvae"), build, CONSTANTS["autoencoder_steps"] + first_epoch * steps_per_epoch)
     else:
         with devices.new_scope():
             vqvae = build()
             # Another seed than the epochs': the first of them then sees every image afresh.
-            start_codebook(vqvae, dataset.training_batches(train, batch_size, run.seed + 1), CONSTANTS["warmup_steps"])
+            start_codebook(vqvae, dataset.training_batches(train, batch_size, run.seed + 1), CONSTANTS["autoencoder_steps"])
     if first_epoch < epochs:
         fit(run, "vqvae", vqvae, dataset.training_batches(train, batch_size, run.seed, first_epoch),
             dataset.image_batches(splits["validate"], 32), steps_per_epoch=steps_per_epoch, first_epoch=first_epoch,
-            monitor="val_ssim", mode="max", pictures=pictures,
+            monitor="val_ssim", mode="max", pictures=pictures, advice="start again with a lower --learning-rate",
             line="SSIM {val_ssim:.3f} on validation people, error {reconstruction_loss:.3f}, {val_codes_used} codes used")
     if devices.is_chief():
         with run.report_write_errors():
@@ -535,6 +536,7 @@ def train_pixelcnn(run, vqvae, splits):
             dataset.code_batches(dataset.encode_split(vqvae, prior, *versions), batch_size, run.seed, first_epoch),
             dataset.code_batches(dataset.encode_split(vqvae, prior, splits["validate"]), 32),
             steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, monitor="val_bits_per_code", mode="min",
+            advice="start again with another --seed, or a lower prior_learning_rate in train.py",
             line="{val_bits_per_code:.3f} bits per code in a head, {val_bits_per_code_alone:.3f} in a slice alone, on validation people")
     return load_for_all(run.model_path("pixelcnn"), build)
 
@@ -563,6 +565,8 @@ def calibrate_prior(run, vqvae, prior, num_people):
     """
     count, rounds = min(run.settings["calibration_heads"], num_people), CONSTANTS["calibration_rounds"]
     conditions, outcomes = [], []
+    prior.person_shift.assign(tf.zeros_like(prior.person_shift))  # of a run that was stopped after it was calibrated
+    prior.person_scale.assign(tf.ones_like(prior.person_scale))
     for number in range(1, rounds + 1):
         print(f"Calibrating by {count} sampled heads, round {number} of {rounds} ...", flush=True)
         stream = f"calibration {number}"
@@ -571,9 +575,23 @@ def calibrate_prior(run, vqvae, prior, num_people):
         images = np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
         heads = dataset.Split.of_heads(images, prior.slice_positions)
         outcomes.append(prior.encode_people(dataset.head_pictures(heads, vqvae.margin)[0]))
-        shift, scale = calibrate(np.concatenate(conditions), np.concatenate(outcomes))
+        shift, scale = people.calibrate(np.concatenate(conditions), np.concatenate(outcomes))
         prior.person_shift.assign(shift)
         prior.person_scale.assign(scale)
+
+
+def fit_ventricles(run, prior, train, margin):
+    """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles; see `people`.
+
+    The size is the `dark_fraction` of `metrics.tissue_statistics`, the mean over a head. It is given to no network.
+    """
+    cases, head_numbers = np.unique(train.cases, return_inverse=True)
+    dark = metrics.tissue_statistics(train.images / 255)["dark_fraction"]
+    sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
+    weights, offset = people.fit_measure(prior.encode_people(dataset.head_pictures(train, margin)[0]), sizes)
+    quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
+    with run.report_write_errors():
+        cli.write_json(run.ventricles_path, {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
 
 
 # The results ----------------------------------------------------------------------------------------------------------
@@ -634,6 +652,7 @@ def run_stages(run, splits):
     with devices.fail_together():  # the others wait: a cluster ends as one
         if devices.is_chief():
             calibrate_prior(run, vqvae, prior, splits["train"].num_people)
+            fit_ventricles(run, prior, splits["train"], vqvae.margin)
             for name, model in (("vqvae", vqvae), ("pixelcnn", prior)):
                 run.save(name, model)  # without the optimiser, which the results do not need
             measure(run, vqvae, prior, splits)
@@ -648,8 +667,8 @@ def main(argv=None):
     with devices.report_failures(f"give a smaller --batch-size; {resume}", resume):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
         with open_run(arguments) as (run, splits):
-            people = ", ".join(f"{count} {name}" for name, count in run.config["data"]["people"].items())
-            print_on_chief(f"Run folder {run.folder}; {people} people in {run.config['data']['folder']}; on {device}.")
+            counts = ", ".join(f"{count} {name}" for name, count in run.config["data"]["people"].items())
+            print_on_chief(f"Run folder {run.folder}; {counts} people in {run.config['data']['folder']}; on {device}.")
             for name in ("validate", "test") if devices.is_chief() else ():
                 dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
             with cli.exit_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on."):

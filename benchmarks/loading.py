@@ -97,7 +97,7 @@ def measure_epoch(folder, cache, people):
     batch_size = run.settings["batch_size"]
     steps = len(split.images) // batch_size
     model = train.new_vqvae(run, steps)
-    train.start_codebook(model, dataset.training_batches(split, batch_size, 1), train.CONSTANTS["warmup_steps"])
+    train.start_codebook(model, dataset.training_batches(split, batch_size, 1), train.CONSTANTS["autoencoder_steps"])
     model.fit(dataset.training_batches(split, batch_size, 0), steps_per_epoch=steps, verbose=0, shuffle=False)
     for images, _ in dataset.image_batches(split, 32):
         model.encode_to_codes(images)

@@ -130,7 +130,7 @@ def train_patternflow(split):
 def start_ours(split, total_steps):
     """Our model as train.py begins it, its codebook started; its batches, and images in each."""
     run = common.run_without_folder(split, epochs=1)
-    warmup_steps = train.CONSTANTS["warmup_steps"]
+    warmup_steps = train.CONSTANTS["autoencoder_steps"]
     batch_size = min(run.settings["batch_size"], len(split.images))
     model = train.new_vqvae(run, max(1, total_steps - warmup_steps))
     train.start_codebook(model, dataset.training_batches(split, batch_size, run.seed + 1), warmup_steps)
@@ -145,7 +145,7 @@ def steps_within(split, seconds):
     begun = time.perf_counter()
     model.fit(batches, steps_per_epoch=STEPS_TO_TIME, verbose=0, shuffle=False)
     ended = time.perf_counter()
-    return train.CONSTANTS["warmup_steps"] + max(1, round((seconds - (begun - start)) * STEPS_TO_TIME / (ended - begun)))
+    return train.CONSTANTS["autoencoder_steps"] + max(1, round((seconds - (begun - start)) * STEPS_TO_TIME / (ended - begun)))
 
 
 def train_ours(split, total_steps):

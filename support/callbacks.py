@@ -17,7 +17,7 @@ MAX_LOSS = 1e6  # a loss above this has diverged
 WRITING_HOOKS = "on_train_begin", "on_epoch_begin", "on_test_end", "on_epoch_end", "on_train_end"
 
 
-def reporting(callback, run):
+def with_write_errors_reported(callback, run):
     """A callback that writes into the run's folder and computes nothing; what fails in it is reported as a failure to write."""
     for name in WRITING_HOOKS:
         setattr(callback, name, run.report_write_errors()(getattr(callback, name)))
@@ -46,11 +46,12 @@ class StopOnDivergence(keras.callbacks.Callback):
 
     Args:
         best_path: .keras file of the best epoch so far.
+        advice: what to do about it.
     """
 
-    def __init__(self, best_path):
+    def __init__(self, best_path, advice):
         super().__init__()
-        self.best_path = best_path
+        self.best_path, self.advice = best_path, advice
 
     def on_epoch_begin(self, epoch, logs=None):
         """Remembers the epoch."""
@@ -65,7 +66,7 @@ class StopOnDivergence(keras.callbacks.Callback):
         if not all(abs(value) < MAX_LOSS for value in logs.values()):
             best = f" The best model before is in {self.best_path}." if self.best_path.exists() else ""
             raise InputError(f"Training {self.best_path.stem} diverged in epoch {self.epoch + 1}, step {batch + 1}: its loss is not a "
-                             f"number or above {MAX_LOSS:.0e}.{best} Start again with a lower --learning-rate.")
+                             f"number or above {MAX_LOSS:.0e}.{best} To do: {self.advice}.")
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -86,12 +87,12 @@ class EpochLines(keras.callbacks.Callback):
     Args:
         epochs: of the stage.
         steps: per epoch.
-        template: of what the line says of an epoch's logs, for `str.format`.
+        line: what it says of an epoch's logs, for `str.format`.
     """
 
-    def __init__(self, epochs, steps, template):
+    def __init__(self, epochs, steps, line):
         super().__init__()
-        self.epochs, self.steps, self.template = epochs, steps, template
+        self.epochs, self.steps, self.line = epochs, steps, line
         self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -108,7 +109,7 @@ class EpochLines(keras.callbacks.Callback):
         self.seconds.append(logs["seconds"])
         left = np.mean(self.seconds) * (self.epochs - epoch - 1)
         print(f"  epoch {epoch + 1:{len(str(self.epochs))}}/{self.epochs}  {logs['seconds']:4.0f} s, {duration(left)} left: "
-              f"{self.template.format(**logs)}", flush=True)
+              f"{self.line.format(**logs)}", flush=True)
 
 
 def duration(seconds):

@@ -1,11 +1,14 @@
 """What depends on the machine: one GPU, several, several machines, and the precision of their arithmetic.
 
 The rest of the code is written as for one device. This is a file of its own because the networks and the commands both need
-it, and because it overrides three private methods of Keras: a new version of Keras has to be checked here only.
+it, and because it overrides private methods of Keras, as optimizers.py does: a new version of Keras has to be checked here only.
 
 References:
     TensorFlow: Distributed training. https://www.tensorflow.org/guide/distributed_training
 """
+
+# First: it sets what TensorFlow and Keras read when imported.
+from support.cli import exit_on_signals, InputError, signal_handler
 
 import contextlib
 import faulthandler
@@ -21,8 +24,6 @@ import keras
 from keras import layers
 import numpy as np
 import tensorflow as tf
-
-from support.cli import exit_on_signals, InputError, signal_handler
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"

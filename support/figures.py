@@ -479,11 +479,12 @@ def axes_caption(frame):
     return "Which way is front was not told. Left and right are unknown."
 
 
-def head_figure(heads, frame, path, num_slices=5):
+def head_figure(heads, positions, frame, path, num_slices=5):
     """Draws each head as a row: axial slices from low to high, and at their right both cuts, one over the other.
 
     Args:
         heads: uint8 (N, S, H, W), axial slices from the lowest up.
+        positions: their S slice positions.
         frame: `volumes.Frame`, for the proportions and for what is said of the axes.
         path: PNG to write.
         num_slices: axial slices to draw.
@@ -512,7 +513,7 @@ def head_figure(heads, frame, path, num_slices=5):
 
     cuts_middle = cuts_left + cuts_width / 2
     for column, index in enumerate(indices):
-        write(f"slice {index}", column * (width + gap) + width / 2, line / 2)
+        write(f"slice {positions[index]}", column * (width + gap) + width / 2, line / 2)
         for row, head in enumerate(heads):
             draw(head[index], column * (width + gap), line + row * (height + gap), width, height)
     for row, head in enumerate(heads):

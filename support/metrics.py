@@ -5,6 +5,7 @@ Images here are NumPy float (height, width) in [0, 1]; codes are int arrays.
 
 import concurrent.futures
 import os
+from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg, ndimage, stats
@@ -23,8 +24,7 @@ FEATURE_SIDE = 64  # pixels of the pictures whose principal components are compa
 NUM_FEATURES = 64
 NUM_NEIGHBOURS = 5  # k of density and coverage, as in the paper
 PAIRS_PER_POSITION = 10  # of the mean pairwise MS-SSIM
-NUM_HEADS = 128  # sampled heads that are judged, or as many as there are training people, if these are fewer
-SLICES_APART = 1, 4, 8  # of which a head's slices are compared
+NUM_HEADS = 64  # sampled heads that are judged, or as many as there are training people, if these are fewer
 RESAMPLES = 1000  # of the people, for an interval
 MS_SSIM_WEIGHTS = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333  # Wang et al. 2003, finest scale first
 
@@ -241,30 +241,73 @@ def evaluate(vqvae, prior, batches, coded, cases):
 # Samples --------------------------------------------------------------------------------------------------------------
 
 
-def fit_features(images):
-    """The space in which sampled and real images are compared: whitened principal components of training images.
-
-    Images are averaged over blocks to about 64 pixels a side, then projected on the 64 largest principal components, each
-    scaled to unit variance over the training images. It needs no download and knows nothing of the networks; it sees the
-    shape of head, ventricles and larger folds, not the finest texture.
+def coarse(images):
+    """Images or heads averaged over blocks to about 64 pixels a side, and of heads to half the slices, as rows of numbers.
 
     Args:
-        images: uint8 (N, H, W), of training people, or their whole heads (N, S, H, W); a head is shrunk to half as many slices
-            and half as many pixels along each side as an image is.
+        images: uint8 or float in [0, 1], images (N, H, W) or heads (N, S, H, W).
 
     Returns:
-        A function from images (or heads), uint8 or float in [0, 1], (M, ...) to features, float64 (M, F), F = 64 (or N - 1, if
-        that is less).
+        float64 (N, pixels) in [0, 1].
     """
     side = max(1, images.shape[-1] // FEATURE_SIDE)
-    block = (side, side) if images.ndim == 3 else (2, 2 * side, 2 * side)
+    block = (side, side) if images.ndim == 3 else (2, side, side)
+    scale = 255 if images.dtype == np.uint8 else 1
+    return np.stack([block_reduce(image, block, np.mean).ravel() / scale for image in images])
 
-    def shrink(images):
-        scale = 255 if images.dtype == np.uint8 else 1
-        return np.stack([block_reduce(image, block, np.mean).ravel() / scale for image in images])
 
-    pca = PCA(min(NUM_FEATURES, len(images) - 1), whiten=True, svd_solver="randomized", random_state=0).fit(shrink(images))
-    return lambda images: pca.transform(shrink(images))
+class FeatureSpace:
+    """The space in which sampled and real images are compared: whitened principal components of coarse training images.
+
+    It needs no download and knows nothing of the networks; it sees the shape of head, ventricles and larger folds, not the
+    finest texture.
+    """
+
+    def __init__(self, images):
+        """Fits it to training images, uint8 (N, H, W): up to 64 components, each of unit variance over these."""
+        count = min(NUM_FEATURES, len(images) - 1)
+        self.pca = PCA(count, whiten=True, svd_solver="randomized", random_state=0).fit(coarse(images))
+
+    def transform(self, images):
+        """The features of images, uint8 or float in [0, 1], (M, H, W): float64 (M, F), F = 64, or N - 1 if that is less."""
+        return self.pca.transform(coarse(images))
+
+
+class Nearest(NamedTuple):
+    """What `Neighbours.nearest` returns.
+
+    Attributes:
+        distances: float (N,), to the nearest training picture.
+        indices: int (N,), of that picture.
+        mirrored: bool (N,), whether its mirror image is nearer than itself.
+        over_second: float (N,), the distance over that to the second nearest picture: 0 for a copy, 1 for a picture that is
+            equally far from two.
+    """
+
+    distances: np.ndarray
+    indices: np.ndarray
+    mirrored: np.ndarray
+    over_second: np.ndarray
+
+
+class Neighbours:
+    """Finds the training picture that is nearest to another; its mirror image counts as the picture: the prior learns both."""
+
+    def __init__(self, train, transform=coarse):
+        """Takes the training images or heads, uint8 (P, ..., W), and what turns them into rows of features."""
+        self.transform = transform
+        self.features = transform(train), transform(train[..., ::-1])
+
+    def nearest(self, pictures):
+        """The `Nearest` of pictures, (N, ..., W)."""
+        features = self.transform(pictures)
+        both = np.stack([euclidean_distances(features, reference) for reference in self.features])
+        distances = both.min(axis=0)
+        indices = distances.argmin(axis=1)
+        rows = np.arange(len(distances))
+        mirrored = both[1, rows, indices] < both[0, rows, indices]
+        first, second = np.partition(distances, 1, axis=1)[:, :2].T
+        return Nearest(first, indices, mirrored, first / np.maximum(second, np.finfo(float).eps))
 
 
 def frechet_distance(a, b):
@@ -342,8 +385,7 @@ def ms_ssim(first, second):
     scales = min(5, int(np.log2(min(first.shape[1:]) / 11)) + 1)
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
     compare = tf.function(lambda a, b: tf.image.ssim_multiscale(a, b, 1.0, power_factors=weights.tolist()))
-    pairs = [np.float32(images)[..., np.newaxis] for images in (first, second)]
-    return np.concatenate([compare(*(images[i:i + 16] for images in pairs)).numpy() for i in range(0, len(first), 16)])
+    return in_chunks(compare, *(np.float32(images)[..., np.newaxis] for images in (first, second)), size=16)
 
 
 def mean_pairwise_ms_ssim(images, positions, cases, seed=0):
@@ -360,11 +402,11 @@ def mean_pairwise_ms_ssim(images, positions, cases, seed=0):
     """
     rng, pairs = np.random.default_rng(seed), []
     for position in np.unique(positions):
-        here = np.flatnonzero(positions == position)
-        first, second = here[np.array(np.triu_indices(len(here), 1))]
+        indices = np.flatnonzero(positions == position)
+        first, second = indices[np.array(np.triu_indices(len(indices), 1))]
         different = np.flatnonzero(cases[first] != cases[second])
-        drawn = rng.choice(different, min(PAIRS_PER_POSITION, len(different)), replace=False)
-        pairs += zip(first[drawn], second[drawn])
+        choice = rng.choice(different, min(PAIRS_PER_POSITION, len(different)), replace=False)
+        pairs += zip(first[choice], second[choice])
     if not pairs:
         return float("nan")
     first, second = np.array(pairs).T
@@ -372,7 +414,7 @@ def mean_pairwise_ms_ssim(images, positions, cases, seed=0):
 
 
 def tissue_statistics(images):
-    """What one would look at first, of each image.
+    """Simple anatomical statistics of each image.
 
     Args:
         images: float (N, H, W) in [0, 1].
@@ -407,22 +449,6 @@ def _tissue(image):
     return outline.sum() / size, dark, symmetry
 
 
-def nearest_training(features_of, pictures, train):
-    """The nearest training picture of each, the mirror images of all counted too: the prior learns from both.
-
-    Args:
-        features_of: see `fit_features`.
-        pictures: images or heads, (N, ..., W).
-        train: the same of the training people, uint8 (P, ..., W).
-
-    Returns:
-        (distance in feature space, float (N,); its index, int (N,); whether it is mirrored, bool (N,)).
-    """
-    reference = np.concatenate([features_of(train), features_of(train[..., ::-1])])
-    distances, indices = NearestNeighbors(n_neighbors=1).fit(reference).kneighbors(features_of(pictures))
-    return distances[:, 0], indices[:, 0] % len(train), indices[:, 0] >= len(train)
-
-
 def copy_test(sample_distances, sample_positions, real_distances, real_positions):
     """The data-copying test: do samples lie nearer to the training set than held-out people do?
 
@@ -430,7 +456,7 @@ def copy_test(sample_distances, sample_positions, real_distances, real_positions
     training image, as a z-score; averaged over positions by their number of held-out images.
 
     Args:
-        sample_distances: float (N,), see `nearest_training`.
+        sample_distances: float (N,), see `Neighbours`.
         sample_positions: int (N,).
         real_distances: float (M,), of held-out people.
         real_positions: int (M,).
@@ -453,42 +479,43 @@ def copy_test(sample_distances, sample_positions, real_distances, real_positions
     return float(np.average(scores, weights=weights)) if scores else float("nan")
 
 
-def evaluate_samples(samples, positions, splits, features_of):
-    """Measures samples against real people, each figure beside its floor: what other real people score.
+def evaluate_samples(samples, positions, splits, space):
+    """Measures samples against people, each figure beside its floor: what other people score.
 
-    The test people are the reference; the floor is what the validation people, as real as they, score against them.
+    Samples have passed through the decoder, so all people are compared as their reconstructions. The test people are the
+    reference; the floor is what the validation people score against them.
 
     Args:
-        samples: float (N, H, W) in [0, 1], at the positions of the test images or as many as them.
+        samples: uint8 (N, H, W), at the positions of the test images or as many as them.
         positions: int (N,).
-        splits: dict of `dataset.Split`: train, validate, test.
-        features_of: the space of comparison, see `fit_features`.
+        splits: dict of `dataset.Split` with the reconstructions of train, validate and test.
+        space: the `FeatureSpace` of the training split.
 
     Returns:
-        (metrics, details). The metrics: `frechet`, `kid`, `density`, `coverage`, and `brain_area_ks`, `dark_fraction_ks`,
-        `symmetry_ks` (Kolmogorov-Smirnov distances of the tissue statistics, from 0 to 1), each also as `..._floor`;
-        `ms_ssim_samples`, `ms_ssim_real`; `nearest_samples`, `nearest_real` (median distance to the nearest training image, of
-        samples and test images); `copy_test`, and `copy_test_says`, a sentence; `num_samples`. The details, for figures:
+        (metrics, details). The metrics: `frechet`, `kid`, `density`, `coverage`, and `dark_fraction_ks`, `symmetry_ks`
+        (Kolmogorov-Smirnov distances of the tissue statistics, from 0 to 1), each also as `..._floor`; `ms_ssim_samples`,
+        `ms_ssim_real`; `nearest_samples`, `nearest_real` (median distance to the nearest training image, of samples and
+        test images); `copy_test`, and `copy_test_says`, a sentence; `num_samples`. The details, for figures:
         `sample_distances` (N,) and `test_distances` (M,) to the nearest training image, and `tissue`, a dict of the
         `tissue_statistics` of "samples", "test" and "validate".
     """
-    real = {name: features_of(splits[name].images) for name in ("test", "validate")}
-    fake = features_of(samples)
-    tissue = {"samples": tissue_statistics(samples),
-              **{name: tissue_statistics(splits[name].images / 255) for name in ("test", "validate")}}
+    train, validate, test = (splits[name] for name in ("train", "validate", "test"))
+    groups = {"samples": samples, "test": test.images, "validate": validate.images}
+    features = {name: space.transform(images) for name, images in groups.items()}
+    tissue = {name: tissue_statistics(images / 255) for name, images in groups.items()}
     measured = {"num_samples": len(samples)}
-    for suffix, features, origin in (("", fake, "samples"), ("_floor", real["validate"], "validate")):
-        density, coverage = density_and_coverage(real["test"], features)
-        measured |= {f"frechet{suffix}": frechet_distance(real["test"], features),
-                     f"kid{suffix}": kernel_distance(real["test"], features),
+    for suffix, name in (("", "samples"), ("_floor", "validate")):
+        density, coverage = density_and_coverage(features["test"], features[name])
+        measured |= {f"frechet{suffix}": frechet_distance(features["test"], features[name]),
+                     f"kid{suffix}": kernel_distance(features["test"], features[name]),
                      f"density{suffix}": density, f"coverage{suffix}": coverage}
-        for name, values in tissue[origin].items():
-            measured[f"{name}_ks{suffix}"] = float(stats.ks_2samp(values, tissue["test"][name]).statistic)
-    test = splits["test"]
-    measured["ms_ssim_samples"] = mean_pairwise_ms_ssim(samples, positions, np.arange(len(samples)))
+        for statistic in ("dark_fraction", "symmetry"):
+            values = tissue[name][statistic], tissue["test"][statistic]
+            measured[f"{statistic}_ks{suffix}"] = float(stats.ks_2samp(*values).statistic)
+    measured["ms_ssim_samples"] = mean_pairwise_ms_ssim(samples / 255, positions, np.arange(len(samples)))
     measured["ms_ssim_real"] = mean_pairwise_ms_ssim(test.images / 255, test.positions, test.cases)
-    distances, *_ = nearest_training(features_of, samples, splits["train"].images)
-    test_distances, *_ = nearest_training(features_of, test.images, splits["train"].images)
+    neighbours = Neighbours(train.images, space.transform)
+    distances, test_distances = (neighbours.nearest(images).distances for images in (samples, test.images))
     measured |= {"nearest_samples": float(np.median(distances)), "nearest_real": float(np.median(test_distances)),
                  "copy_test": copy_test(distances, positions, test_distances, test.positions)}
     measured["copy_test_says"] = say_copy_test(measured)
@@ -496,66 +523,15 @@ def evaluate_samples(samples, positions, splits, features_of):
 
 
 def say_copy_test(measured, what="Samples"):
-    """What the copy test found in words, from `copy_test`, `nearest_samples`, `nearest_real`; of heads `nearest_over_second` too."""
+    """What the copy test says in words, from `copy_test`, `nearest_samples`, `nearest_real` and, if there, its interval."""
     score = measured["copy_test"]
-    # A copy is near to one person; who keeps to the middle of all is somewhat near to many.
-    who = ": they copy" if measured.get("nearest_over_second", 0) < 0.5 else ", but to no one of them in particular"
-    verdict = (f"nearer to the training people than new people do{who}" if score < -3 else
+    interval = "; 95 % interval {:.1f} to {:.1f}".format(*measured["copy_test_interval"]) if "copy_test_interval" in measured else ""
+    verdict = ("nearer to the training people than new people do: copies, or all near to the average" if score < -3 else
                "somewhat nearer to the training people than new people do" if score < -1 else
                "about as near to the training people as new people do: no sign of copying" if score <= 1 else
                "further from the training people than new people do: no copies, but not quite where people are")
-    return (f"{what} lie {verdict} (C_T = {score:.1f}; median distance {measured['nearest_samples']:.2f}, of test people "
+    return (f"{what} lie {verdict} (C_T = {score:.1f}{interval}; median distance {measured['nearest_samples']:.2f}, of test people "
             f"{measured['nearest_real']:.2f}).")
-
-
-# Whole heads ----------------------------------------------------------------------------------------------------------
-
-
-def slice_correlation(head, apart=1):
-    """How much slices of one head have in common.
-
-    Args:
-        head: uint8 (S, H, W).
-        apart: by how many slices the compared ones are apart, less than S.
-
-    Returns:
-        The mean over pairs of the correlation of their pixels inside the brain, where either exceeds 0.03; 0 if no pair has any
-        contrast there.
-    """
-    head = np.float32(head) / 255
-    head = head[:, *np.ix_((head > FOREGROUND).any(axis=(0, 2)), (head > FOREGROUND).any(axis=(0, 1)))] if head.any() else head
-    found = []
-    for first, second in zip(head, head[apart:]):
-        brain = (first > FOREGROUND) | (second > FOREGROUND)
-        pair = np.stack([first[brain], second[brain]])
-        if brain.any() and np.ptp(pair, axis=1).all():
-            found.append(np.corrcoef(pair)[0, 1])
-    return float(np.mean(found)) if found else 0.0
-
-
-def head_statistics(heads):
-    """What one would look at first, of each whole head.
-
-    Args:
-        heads: uint8 (N, S, H, W).
-
-    Returns:
-        A dict of float64 (N,): `dark`, `volume` and `symmetry`, the means of `dark_fraction`, `brain_area` and `symmetry` of
-        `tissue_statistics` over the head's slices; `brightness`, the mean of what is brighter than 0.03.
-    """
-    rows = []
-    for head in tqdm(heads, "Measuring", unit=" heads", leave=False, disable=None):
-        tissue = tissue_statistics(head / 255)
-        brain = head[head > 255 * FOREGROUND]
-        rows.append([*(tissue[name].mean() for name in ("dark_fraction", "brain_area", "symmetry")),
-                     brain.mean() / 255 if brain.size else 0.0])
-    return dict(zip(("dark", "volume", "symmetry", "brightness"), np.array(rows).T))
-
-
-def stack_people(heads, seed=0):
-    """As many stacks as there are heads, uint8 (N, S, H, W), of slices of which each is drawn from any of them."""
-    drawn = np.random.default_rng(seed).integers(len(heads), size=heads.shape[:2])
-    return heads[drawn, np.arange(heads.shape[1])]
 
 
 def with_interval(name, statistic, *groups):
@@ -564,163 +540,17 @@ def with_interval(name, statistic, *groups):
     Args:
         name: of the figure.
         statistic: a function from as many arrays as there are groups to a float; faster if it takes an `axis`.
-        groups: float (N,), a value per person each.
+        groups: (N,), a value per person each.
 
     Returns:
-        A dict of `name`, a float, and `NAME_interval`, (low, high), which may reach past what the figure can be.
+        A dict of `name`, a float, and `NAME_interval`, (low, high), which may reach past what the figure can be; without the
+        interval if a group has a single person.
 
     References:
         Davison, Hinkley: Bootstrap Methods and their Application, 1997, section 5.2.1.
     """
-    drawn = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="basic", random_state=0)
-    return {name: float(statistic(*groups)), f"{name}_interval": list(map(float, drawn.confidence_interval))}
-
-
-def ks_distance(a, b):
-    """The Kolmogorov-Smirnov distance of two samples, float (N,) and (M,): 0 if they are spread alike, 1 if they are apart."""
-    places = np.concatenate([a, b])
-    shares = [np.searchsorted(np.sort(values), places, side="right") / len(values) for values in (a, b)]
-    return np.abs(shares[0] - shares[1]).max()
-
-
-def ks_floor(name, count, reference, fixed=False):
-    """The `ks_distance` of `count` people drawn from the very ones compared with, and these.
-
-    Args:
-        name: of the figure.
-        count: how many are compared with the reference.
-        reference: float (N,), a value per person.
-        fixed: whether the reference is all there is, as the training people are to a prior; else it is drawn too.
-
-    Returns:
-        A dict of `name`, the mean over draws, and `NAME_interval`, in which 95 % of them lie.
-    """
-    rng = np.random.default_rng(0)
-    drawn = [ks_distance(rng.choice(reference, count), reference if fixed else rng.choice(reference, len(reference)))
-             for _ in range(RESAMPLES)]
-    return {name: float(np.mean(drawn)), f"{name}_interval": np.percentile(drawn, (2.5, 97.5)).tolist()}
-
-
-def evaluate_heads(sampled, reconstructed, people):
-    """Measures sampled heads against people: per head, never per slice.
-
-    Each figure stands for sampled heads; with `_reconstructed` behind its name for reconstructions of the test people, which
-    is what the decoder alone does; with `_floor` for other real people in their place: the test people, or, of the copy test,
-    the validation people, or, of Kolmogorov-Smirnov distances, as many people drawn from the very ones compared with (see
-    `ks_floor`). `_interval` follows each that has one: see `with_interval`.
-
-    Args:
-        sampled: uint8 (N, S, H, W).
-        reconstructed: uint8 (T, S, H, W), of the test people.
-        people: dict of the heads of train, validate and test, uint8 (P, S, H, W) each.
-
-    Returns:
-        (metrics, details). The metrics: `neighbour_correlation`, `correlation_4_apart`, `correlation_8_apart` (see
-        `slice_correlation`; with `_stacked` of slices of different test people); for each of `head_statistics`, say `dark`:
-        `dark_mean`, `dark_sd` (both also with `_train`), `dark_sd_ratio` (to the training people's), `dark_ks_train` and
-        `dark_ks_test` (Kolmogorov-Smirnov distances to training and test people); `copy_test` (of whole heads), `nearest_samples`,
-        `nearest_real` (median distance to the nearest training head), `nearest_over_second` (its median), `copy_test_says`;
-        `num_heads`, `num_people`. The details:
-        `distances` (N,) of the sampled heads to the nearest training head, its index, `nearest` (N,), and whether it is that
-        head's mirror image, `mirrored` (N,).
-    """
-    columns = {"": sampled, "_reconstructed": reconstructed, "_floor": people["test"]}
-    measured = {"num_heads": len(sampled), "num_people": {name: len(heads) for name, heads in people.items()}}
-    for suffix, heads in {**columns, "_stacked": stack_people(people["test"])}.items():
-        for apart in (apart for apart in SLICES_APART if apart < heads.shape[1]):
-            name = "neighbour_correlation" if apart == 1 else f"correlation_{apart}_apart"
-            measured |= with_interval(name + suffix, np.mean, np.array([slice_correlation(head, apart) for head in heads]))
-    values = {suffix: head_statistics(heads) for suffix, heads in columns.items()}
-    for name, train in head_statistics(people["train"]).items():
-        measured |= compare_statistic(name, {suffix: found[name] for suffix, found in values.items()}, train)
-    copying, details = head_copy_test(columns, people)
-    return measured | copying, details
-
-
-def compare_statistic(name, values, train):
-    """The figures of `evaluate_heads` for one of the `head_statistics`.
-
-    Args:
-        name: of the statistic.
-        values: dict of float (N,) by what stands behind the names of the figures; "_floor" are the test people.
-        train: float (P,), of training people.
-
-    Returns:
-        A dict of numbers and intervals.
-    """
-    def spread(found, axis=-1):
-        return np.std(found, ddof=1, axis=axis)
-
-    def spread_ratio(found, reference, axis=-1):
-        return spread(found, axis) / np.maximum(spread(reference, axis), np.finfo(float).eps)
-
-    measured = {}
-    for suffix, found in {**values, "_train": train}.items():
-        measured |= with_interval(f"{name}_mean{suffix}", np.mean, found) | with_interval(f"{name}_sd{suffix}", spread, found)
-    for suffix, found in values.items():
-        measured |= with_interval(f"{name}_sd_ratio{suffix}", spread_ratio, found, train)
-        for group, reference in (("train", train), ("test", values["_floor"])):
-            key = f"{name}_ks_{group}{suffix}"
-            # No interval: a bootstrap of a largest distance is biased, and the floor says what chance alone gives.
-            measured |= (ks_floor(key, len(values[""]), reference, group == "train") if suffix == "_floor" else
-                         {key: float(ks_distance(found, reference))})
-    return measured
-
-
-def head_copy_test(columns, people):
-    """The copy test on whole heads: is a sampled head nearer to some training person than a new person is?
-
-    Args:
-        columns: dict of heads, uint8 (N, S, H, W), by what stands behind the names of the figures: see `evaluate_heads`.
-        people: as there.
-
-    Returns:
-        What `evaluate_heads` returns, as far as it is about copying.
-    """
-    features_of = fit_features(people["train"])
-
-    def score(found, real):
-        return copy_test(found, np.zeros(len(found)), real, np.zeros(len(real)))
-
-    real, *_ = nearest_training(features_of, people["test"], people["train"])
-    measured = {"nearest_real": float(np.median(real))}
-    for suffix, heads in {**columns, "_floor": people["validate"]}.items():
-        distances, indices, mirrored = nearest_training(features_of, heads, people["train"])
-        if not suffix:
-            details = {"distances": distances, "nearest": indices, "mirrored": mirrored}
-            measured["nearest_samples"] = float(np.median(distances))
-        # Reconstructions are of the very people they are compared with: to draw both anew would be wrong.
-        measured |= ({f"copy_test{suffix}": score(distances, real)} if suffix == "_reconstructed" else
-                     with_interval(f"copy_test{suffix}", score, distances, real))
-        measured |= with_interval(f"nearest_over_second{suffix}", np.median, nearest_over_second(features_of, heads, people["train"]))
-    says = say_copy_test(measured, "Sampled heads")
-    says += (f" The nearest of them is at {measured['nearest_over_second']:.2f} of the distance of the second nearest; for new people "
-             f"it is {measured['nearest_over_second_floor']:.2f}, for a copy 0.")
-    return measured | {"copy_test_says": says}, details
-
-
-def nearest_over_second(features_of, pictures, train):
-    """How much nearer the nearest training person is than the second nearest, float (N,): a copy has 0, who is like no one 1.
-
-    The arguments are those of `nearest_training`; a person's mirror image counts as the person.
-    """
-    found, people, mirrored = (features_of(some) for some in (pictures, train, train[..., ::-1]))
-    distances = np.sort(np.minimum(euclidean_distances(found, people), euclidean_distances(found, mirrored)), axis=1)
-    return distances[:, 0] / np.maximum(distances[:, 1], np.finfo(float).eps)
-
-
-def head_table(measured):
-    """The figures of `evaluate_heads` as rows of texts, a heading first, for people to read."""
-    def cell(name):
-        if name not in measured:
-            return ""
-        low_and_high = measured.get(f"{name}_interval")
-        return f"{measured[name]:.3g}" + (" ({:.3g} to {:.3g})".format(*low_and_high) if low_and_high else "")
-
-    rows = [("", "sampled heads", "reconstructions", "other people", "beside")]
-    for name in measured:
-        if f"{name}_floor_interval" in measured:
-            beside = [f"{what}: {cell(name + suffix)}" for what, suffix in (("slices of different people", "_stacked"),
-                                                                           ("training people", "_train")) if cell(name + suffix)]
-            rows.append((name, cell(name), cell(f"{name}_reconstructed"), cell(f"{name}_floor"), *(beside or [""])))
-    return rows
+    value = {name: float(statistic(*groups))}
+    if min(map(len, groups)) < 2:
+        return value
+    resampled = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="basic", random_state=0)
+    return value | {f"{name}_interval": list(map(float, resampled.confidence_interval))}

@@ -33,7 +33,7 @@ class Adam(keras.optimizers.Adam):
 class Muon(Adam):
     """Muon for the kernels of dense layers and convolutions, Adam for the rest.
 
-    Muon moves a kernel along its orthogonalised momentum: equally far in all directions, even in those of little gradient
+    Muon moves a kernel along its orthogonalise momentum: equally far in all directions, even in those of little gradient
     (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The step is as long as Adam's usually is (Liu et al. 2025,
     https://arxiv.org/abs/2502.16982), so one learning rate serves both. Embeddings and logits stay with Adam, as there.
 
@@ -70,16 +70,18 @@ class Muon(Adam):
 
     def _update_kernels(self, _, gradients, variables, momenta, learning_rate):
         shape = variables[0].shape
-        for gradient, momentum in zip(gradients, momenta):
-            momentum.assign(self.momentum * momentum + gradient)
-        ahead = tf.stack([gradient + self.momentum * momentum for gradient, momentum in zip(gradients, momenta)])
-        directions = orthogonalised(tf.reshape(ahead, (len(variables), -1, shape[-1])), self.newton_schulz_steps)
+        gradients = tf.stack(gradients)
+        averages = self.momentum * tf.stack(momenta) + gradients
+        for momentum, average in zip(momenta, tf.unstack(averages)):
+            momentum.assign(average)
+        ahead = gradients + self.momentum * averages
+        directions = orthogonalise(tf.reshape(ahead, (len(variables), -1, shape[-1])), self.newton_schulz_steps)
         length = tf.cast(learning_rate, ahead.dtype) * 0.2 * max(directions.shape[1:]) ** 0.5
         for variable, direction in zip(variables, tf.unstack(tf.reshape(length * directions, (len(variables), *shape)))):
             variable.assign_sub(direction)
 
 
-def orthogonalised(matrices, iterations):
+def orthogonalise(matrices, iterations):
     """Matrices (N, rows, columns) with the singular vectors of those given, and singular values of about 1."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else tf.linalg.matrix_transpose(matrices)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
 import tensorflow as tf
 
 PICTURE_SIDE = 16  # pixels along each side of a head's coarse picture, in each slice
@@ -139,6 +140,26 @@ def calibrate(conditions, outcomes):
     slope = np.maximum(slope, 1 / MAX_SCALE)
     shift = (-offset / slope).clip(-MAX_SHIFT, MAX_SHIFT)
     return shift, (np.sqrt(np.maximum(1 - noise, 0)) / slope).clip(1, MAX_SCALE)
+
+
+def fit_measure(persons, values):
+    """Fits a measure of heads to their persons: ``values = offset + persons @ weights``, by ridge regression.
+
+    Args:
+        persons: float (N, P).
+        values: float (N,).
+
+    Returns:
+        (weights, float (P,); offset, a float).
+    """
+    ridge = RidgeCV(alphas=np.geomspace(0.1, 1000, 9)).fit(persons, values)
+    return ridge.coef_, float(ridge.intercept_)
+
+
+def steer(persons, weights, offset, target):
+    """Moves persons, float (N, P), the shortest way to where the measure of `fit_measure` is `target`."""
+    missing = target - offset - persons @ weights
+    return persons + np.outer(missing, weights) / (weights @ weights)
 
 
 def picture_to_grid(grid_size):

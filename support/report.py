@@ -97,6 +97,7 @@ class Report:
         sample_captions: M texts.
         neighbours: uint8 (M, H, W), each sample's nearest training image.
         heads: uint8 (P, S, H, W), axial slices from the lowest up.
+        head_positions: their S slice positions.
         frame: `volumes.Frame` of the heads.
         head_table: rows of texts, the first a heading; each other begins with a key of `metrics.evaluate_heads`.
     """
@@ -113,6 +114,7 @@ class Report:
     sample_captions: list | None = None
     neighbours: np.ndarray | None = None
     heads: np.ndarray | None = None
+    head_positions: list | None = None
     frame: volumes.Frame = volumes.Frame()
     head_table: list | None = None
 
@@ -229,11 +231,12 @@ def _samples_section(report):
                     f'<div class="samples">{content}</div>')
 
 
-def head_viewer(head, frame):
+def head_viewer(head, positions, frame):
     """A head as HTML: its axial slices under a slider, and beside them both cuts, with a line where the slice lies.
 
     Args:
         head: uint8 (S, H, W), axial slices from the lowest up.
+        positions: their S slice positions.
         frame: `volumes.Frame`, for the proportions and the names of the cuts.
 
     Returns:
@@ -248,14 +251,14 @@ def head_viewer(head, frame):
     # One picture of all slices, of which a window shows one.
     slices = _image(np.concatenate(head), "slices of a sampled head")
     middle = depth // 2
-    return (f'<div class="head" style="--slices: {depth}; --slice: {middle}"><div>'
+    return (f'<div class="head" data-positions="{list(positions)}" style="--slices: {depth}; --slice: {middle}"><div>'
             f'<div class="slice" style="aspect-ratio: {width} / {height}">{slices}</div>'
             f'<input type="range" min="0" max="{depth - 1}" value="{middle}" aria-label="slice">'
-            f"<output>slice {middle}</output></div><div>{cuts}</div></div>")
+            f"<output>slice {positions[middle]}</output></div><div>{cuts}</div></div>")
 
 
 def _heads_section(report):
-    content = "" if report.heads is None else "".join(head_viewer(head, report.frame) for head in report.heads)
+    content = "" if report.heads is None else "".join(head_viewer(head, report.head_positions, report.frame) for head in report.heads)
     if report.head_table:
         heading, *rows = report.head_table
         rows = [[*map(_text, row), _text(meaning(row[0]))] for row in rows]
@@ -308,7 +311,7 @@ document.querySelectorAll(".pair").forEach(pair => pair.querySelector("input").a
   pair.querySelector(".over").style.clipPath = `inset(0 0 0 ${{event.target.value}}%)`));
 document.querySelectorAll(".head").forEach(head => head.querySelector("input").addEventListener("input", event => {{
   head.style.setProperty("--slice", event.target.value);
-  head.querySelector("output").textContent = `slice ${{event.target.value}}`;
+  head.querySelector("output").textContent = `slice ${{JSON.parse(head.dataset.positions)[event.target.value]}}`;
 }}));
 </script></body></html>
 """

@@ -22,7 +22,7 @@ from support import cli
 from support.cli import InputError
 
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
-# Errors that TensorFlow raises when it cannot write a file; its computations fail with other ones.
+# Errors that TensorFlow raises when it cannot write a file (for want of memory too: cli.report_write_errors tells these apart).
 WRITE_ERRORS = (tf.errors.PermissionDeniedError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
                 tf.errors.ResourceExhaustedError)
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
@@ -94,6 +94,11 @@ class Run:
     def frames_dir(self):
         """Where the frames of progress.gif lie while training."""
         return self.folder / "backup" / "frames"
+
+    @property
+    def ventricles_path(self):
+        """How the size of ventricles follows from a person: `weights`, `offset`, `quantiles` of training people."""
+        return self.folder / "ventricles.json"
 
     @property
     def metrics_path(self):

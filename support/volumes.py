@@ -346,7 +346,7 @@ def _to_ras(image, notes):
         raise ValueError("holds no picture (constant)")
     low, high = _levels(volume)
     equal = _equal_neighbours(volume, low + 0.1 * (high - low))
-    if equal > 0.6:
+    if equal > 0.6 and (volume == np.round(volume)).all():
         raise ValueError(f"holds labels, not a picture ({equal:.0%} of neighbouring voxels are equal)")
     if not np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
         background = min(0, float(volume.min()))
@@ -367,7 +367,7 @@ def _levels(volume):
 def _equal_neighbours(volume, threshold):
     """The share of equal pairs among neighbours above a threshold, along the axis where it is smallest.
 
-    Of labels most neighbours are equal, whatever their number; of a picture few, by its noise.
+    Of labels most neighbours are equal, however many labels there are; of a picture few, by its noise.
     """
     shares = []
     for axis in range(3):

@@ -6,27 +6,20 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests are of the CPU, to the bi
 
 import support.cli  # noqa: F401 (first: sets what TensorFlow, Keras and matplotlib read when imported)
 
+import fcntl
 from pathlib import Path
-import subprocess
-import sys
 
 import pytest
+import tensorflow as tf
 
-from benchmarks.tiny import TINY, write_cohort
+from benchmarks.tiny import write_cohort
+from tests.small import new_run
+import train
+
+# As many devices as any test needs, here and now: TensorFlow takes no more once it is at work.
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3)
 
 ROOT = Path(__file__).parents[1]
-# Of the libraries, each by what it says and where: tensorflow_probability and keras themselves, on every import and every save.
-LIBRARY_WARNINGS = (
-    "ignore:distutils Version classes are deprecated:DeprecationWarning:tensorflow_probability",
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:keras",
-    "ignore:You are using a softmax over axis:UserWarning:keras",
-)
-
-
-def pytest_configure(config):
-    """Leaves only warnings of this repository in the tests' summary."""
-    for warning in LIBRARY_WARNINGS:
-        config.addinivalue_line("filterwarnings", warning)
 
 
 @pytest.fixture
@@ -35,19 +28,21 @@ def cohort(tmp_path):
     return write_cohort(tmp_path / "cohort")
 
 
-def run_script(folder, *command):
-    """Runs `python command` in a folder, as a user would, and returns what became of it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OASIS_DIR": ""}
-    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, env=environment)
+def script_environment(**variables):
+    """The environment in which a test starts one of the scripts."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OASIS_DIR": "", **variables}
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with a tiny cohort and runs/tiny, trained on it by `python train.py`."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_cohort(folder / "cohort")
-    done = run_script(folder, ROOT / "train.py", "--data-dir", "cohort", "--run-dir", "runs/tiny", *TINY)
-    assert done.returncode == 0, done.stderr
+    """A folder with a tiny cohort and runs/tiny, trained on it. All of pytest's processes share it, so no test writes there."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            write_cohort(folder / "cohort")
+            train.main(["--run-dir", str(new_run(folder / "runs" / "tiny", folder / "cohort")), "--resume"])
     return folder
 
 

@@ -1,9 +1,18 @@
-"""Small networks with random weights, and the slow way to sample from one."""
+"""Small networks with random weights, the slow way to sample from one, and runs that train small networks."""
+
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.tiny import TINY
 import modules
+from support import cli
+import train
+
+# Traced several times as fast as those that train.py makes.
+SMALL_VQVAE = {"width": 16, "num_residual_blocks": 1}
+SMALL_PRIOR = {"num_filters": 16, "num_layers": 3}
 
 
 def small_vqvae(**kwargs):
@@ -49,3 +58,22 @@ def sample_by_full_forwards(prior, positions, noise, temperature, context=None, 
         logits = forward(tf.constant(codes))[:, row, column]
         codes[:, row, column] = np.argmax(logits + temperature * noise[:, row, column], axis=-1)
     return codes
+
+
+def new_run(folder, data_dir, *options, **prior):
+    """Writes the config.json of a run that train.py --resume then trains, of small networks; returns the folder.
+
+    Args:
+        folder: of the run.
+        data_dir: of its data.
+        *options: of train.py.
+        **prior: arguments of `modules.PixelCNN`.
+    """
+    arguments = train.parse_arguments(["--data-dir", str(data_dir), "--run-dir", str(folder), *TINY, *options])
+    settings = {key: value for key, value in vars(arguments).items() if key in train.DEFAULTS and value is not None}
+    run, _ = train.new_run(Path(folder), arguments, settings)
+    run.config["vqvae"].update(SMALL_VQVAE)
+    run.config["pixelcnn"].update({**SMALL_PRIOR, **prior})
+    run.folder.mkdir(parents=True)
+    cli.write_json(run.folder / "config.json", run.config)
+    return run.folder

@@ -484,3 +484,14 @@ def test_a_name_that_is_no_text_is_reported(cohort, capsys, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as stop:
         dataset.main(["--data-dir", str(cohort)])
     assert stop.value.code == 2 and "has no case and slice in its name" in capsys.readouterr().err
+
+
+def test_upper_case_endings_are_read_and_hidden_files_passed_over(cohort):
+    folder = cohort / "keras_png_slices_test"
+    expected = dataset.load_splits(cohort)["test"]
+    path = next(folder.iterdir())
+    path.rename(path.with_name(path.name.replace(".png", ".PNG")))
+    (folder / f"._{path.name}").write_bytes(b"what macOS writes beside a file on another disk")
+    split = dataset.load_splits(cohort)["test"]
+    np.testing.assert_array_equal(split.images, expected.images)
+    np.testing.assert_array_equal(split.positions, expected.positions)

@@ -1,4 +1,4 @@
-"""What a GPU box switches on, as far as a CPU can show it: XLA, several devices, several machines, bfloat16, failures."""
+"""What a GPU box switches on, as far as a CPU can show it: XLA, several devices, several machines, bfloat16."""
 
 import json
 import os
@@ -8,63 +8,60 @@ import socket
 import subprocess
 import sys
 import types
-import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import check_refused, ROOT, TINY, write_cohort
+from benchmarks.tiny import write_cohort
+from tests.conftest import check_refused, ROOT, script_environment
+from tests.small import new_run, small_vqvae
 import dataset
 import modules
-import predict
-from support import cli, devices
+from support import callbacks, cli, devices, optimizers
+from support.people import CodedSplit
+from support.runs import Run
 import train
 
 
-def small_models(**kwargs):
-    """Both networks, seeded, small, compiled."""
-    keras.utils.set_random_seed(0)
-    models = (modules.VQVAE(64, 16, 4, width=8, num_residual_blocks=1),
-              modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=3, dropout=0.0))
-    for model in models:
-        model.compile(devices.Adam(1e-3, global_clipnorm=1.0), **kwargs)
-    return models
-
-
-def small_batches(count=24):
-    """Endless training batches for both, and the same in order."""
+def make_split(count):
+    """Random images of 8x8 blocks, and random codes with their conditions."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 8, 8)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
     split = dataset.Split("train", images, np.arange(count, dtype=np.int32) // 8, np.arange(count, dtype=np.int32) % 8)
-    codes = rng.integers(0, 16, (count, 8, 8), np.int32)
-    told = split.positions, dataset.slices_below(split, (1, 2, 4, 8)), np.zeros((1, count, 24)), 16
-    return dataset.training_batches(split, 8, 0), dataset.code_batches(codes[np.newaxis], *told, 8, 0)
+    codes = rng.integers(0, 16, (1, count, 8, 8), np.int32)
+    return split, CodedSplit(codes, split.positions, dataset.context_indices(split, (1, 2, 4, 8)), np.ones((1, count, 24)), 16)
 
 
-def weights_after(steps, **kwargs):
-    """All weights of both networks after a fit."""
-    weights = []
-    for model, batches in zip(small_models(**kwargs), small_batches()):
-        model.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False)
-        weights += [variable.numpy() for variable in model.trainable_variables]
-        if isinstance(model, modules.VQVAE):
-            weights += [model.quantizer.embeddings.numpy(), model.quantizer.counts.numpy()]
-    return weights
+def train_both(split, coded, clip, learning_rate=1e-3, epochs=1, steps_per_epoch=6, validate=False, **compile_options):
+    """Trains small networks of both kinds: (dict of histories, list of weights, the codebook's counts)."""
+    keras.utils.set_random_seed(0)
+    fit_options = {"steps_per_epoch": steps_per_epoch, "epochs": epochs, "verbose": 0, "shuffle": False}
+    vqvae = small_vqvae()
+    vqvae.compile(optimizers.Muon(learning_rate, global_clipnorm=clip), **compile_options)
+    train.start_codebook(vqvae, dataset.training_batches(split, 8, 1), warmup_steps=4, fit_batches=2)
+    vqvae.quantizer.restart_below = 0.9  # so that many codes restart
+    history = vqvae.fit(dataset.training_batches(split, 8, 0), validation_data=dataset.image_batches(split, 8) if validate else None,
+                        **fit_options).history
+    prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
+    prior.compile(optimizers.Muon(learning_rate, global_clipnorm=clip), **compile_options)
+    history |= prior.fit(dataset.code_batches(coded, 8, 0), validation_data=dataset.code_batches(coded, 8) if validate else None,
+                         **fit_options).history
+    weights = [variable.numpy() for variable in vqvae.trainable_variables + prior.trainable_variables]
+    return history, [*weights, vqvae.quantizer.embeddings.numpy()], vqvae.quantizer.counts.numpy()
 
 
 # One GPU: XLA, several steps at once, bfloat16
 
 
-def test_both_stages_train_under_xla_as_without_it():
-    for compiled, plain in zip(weights_after(3, jit_compile=True), weights_after(3, jit_compile=False), strict=True):
-        np.testing.assert_allclose(compiled, plain, atol=2e-4)
-
-
-def test_several_steps_at_once_are_the_same_steps():
-    for at_once, one_by_one in zip(weights_after(6, steps_per_execution=3), weights_after(6), strict=True):
-        np.testing.assert_allclose(at_once, one_by_one, atol=1e-5)
+def test_xla_and_several_steps_at_once_train_as_plain_steps():
+    data = make_split(24)
+    plain = train_both(*data, clip=1.0, jit_compile=False)
+    for options in ({"jit_compile": True}, {"jit_compile": False, "steps_per_execution": 3}):
+        other = train_both(*data, clip=1.0, **options)
+        for one, two in zip(plain[1], other[1], strict=True):
+            np.testing.assert_allclose(two, one, atol=2e-4, err_msg=str(options))
 
 
 def test_steps_at_once_divide_the_epoch(monkeypatch):
@@ -109,7 +106,7 @@ def test_bfloat16_wants_a_gpu_that_has_it(monkeypatch, capsys):
         devices.check_precision(True)
 
 
-def test_a_driver_without_a_gpu_in_tensorflow_is_told(monkeypatch, capsys):
+def test_a_driver_whose_gpu_tensorflow_does_not_see_is_a_note(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert devices.prepare() == "CPU" and not capsys.readouterr().out  # hidden on purpose
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -121,119 +118,7 @@ def test_a_driver_without_a_gpu_in_tensorflow_is_told(monkeypatch, capsys):
     assert not capsys.readouterr().out
 
 
-# Failures are reported as what they are
-
-
-def test_out_of_memory_is_no_damaged_file(tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-
-    model, _ = small_models()
-    model.save(tmp_path / "model.keras")
-    monkeypatch.setattr(keras.models, "load_model", fail)
-    with pytest.raises(tf.errors.ResourceExhaustedError):
-        modules.load_model(tmp_path / "model.keras")
-
-
-@pytest.mark.parametrize("error, expected", (
-    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,64]"),
-     "Out of memory (OOM when allocating tensor with shape[8,64]); give a smaller --batch-size"),
-    (MemoryError(), "Out of memory (MemoryError)")))
-def test_out_of_memory_is_one_sentence(trained, tmp_path, monkeypatch, capsys, error, expected):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.chdir(trained)
-    monkeypatch.setattr(keras.Model, "fit", fail)
-    check_refused(train.main, ["--data-dir", "cohort", "--run-dir", str(tmp_path / "run"), *TINY], expected, capsys)
-
-
-def test_a_disk_that_tensorflow_finds_full_is_one():
-    with pytest.raises(cli.InputError, match="run cannot be written .*No space left on device"), train.writing("run"):
-        raise tf.errors.ResourceExhaustedError(None, None, "logs/1.tfevents; No space left on device")
-
-
-def test_any_other_tensorflow_error_stays_itself(trained, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise tf.errors.InvalidArgumentError(None, None, "must be a compile-time constant")
-
-    monkeypatch.chdir(trained)
-    monkeypatch.setattr(keras.Model, "fit", fail)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="compile-time constant"):
-        train.main(["--data-dir", "cohort", "--run-dir", str(tmp_path / "run"), *TINY])
-    monkeypatch.setattr(modules.VQVAE, "encode_to_codes", fail)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="compile-time constant"):
-        predict.main(["--output-dir", str(tmp_path / "out")])
-
-
-# Where a stage goes on
-
-
-def test_the_finished_epochs_stand_in_the_backup_whatever_the_optimizer_counted(tmp_path):
-    """Under a loss scale, or with other batches, the optimiser's steps do not tell the epoch."""
-    model, _ = small_models()
-    (tmp_path / "backup").mkdir()
-    checkpoints = train.Checkpoints(train.VQVAE, tmp_path)
-    checkpoints.set_model(model)
-    assert train.finished_epochs(tmp_path / "backup" / "vqvae.keras") == 0
-    best = []
-    for epoch, ssim in enumerate((0.5, 0.7, 0.6)):
-        model.quantizer.counts.assign(np.full(16, epoch))
-        checkpoints.on_epoch_end(epoch, {"val_ssim": ssim})
-        best.append(float(modules.load_model(tmp_path / "vqvae.keras").quantizer.counts[0]))
-    assert best == [0, 1, 1]
-    assert int(model.optimizer.iterations) == 0
-    assert train.finished_epochs(tmp_path / "backup" / "vqvae.keras") == 3
-    assert float(modules.load_model(tmp_path / "backup" / "vqvae.keras").quantizer.counts[0]) == 2
-    assert {path.name for path in (tmp_path / "backup").iterdir()} == {"vqvae.keras"}
-    model.save(tmp_path / "backup" / "vqvae.keras")
-    with pytest.raises(cli.InputError, match="remove it to begin this stage again"):
-        train.finished_epochs(tmp_path / "backup" / "vqvae.keras")
-
-
-def test_a_prior_of_another_codebook_is_not_resumed(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
-    run = tmp_path / "run"
-    shutil.copytree("runs/tiny", run, ignore=shutil.ignore_patterns("metrics.json", "predictions"))
-    (run / "backup").mkdir()
-    for name in ("vqvae", "pixelcnn"):
-        shutil.copy(run / f"{name}.keras", run / "backup")
-    assert train.finished_epochs(run / "backup" / "vqvae.keras") in (1, 2)
-    with zipfile.ZipFile(run / "backup" / "vqvae.keras", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr(train.EPOCHS_FILE, "2")
-    with zipfile.ZipFile(run / "backup" / "pixelcnn.keras", "a") as archive:
-        archive.writestr(train.EPOCHS_FILE, "1")
-    vqvae = modules.load_model(run / "vqvae.keras")
-    vqvae.quantizer.embeddings.assign(vqvae.quantizer.embeddings + 0.001)
-    vqvae.save(run / "vqvae.keras")
-    monkeypatch.setattr(train.figures, "write_gif", lambda *_: None)
-    check_refused(train.main, ["--run-dir", str(run), "--resume"], "was trained on the codes of another codebook", capsys)
-
-
-def test_a_run_of_other_constants_is_not_resumed(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
-    config = json.loads((trained / "runs" / "tiny" / "config.json").read_text())
-    assert config["constants"] == train.CONSTANTS
-    assert config["vqvae"]["width"] == 64 and config["pixelcnn"]["num_layers"] == 8  # those that no option sets
-    (tmp_path / "config.json").write_text(json.dumps({**config, "constants": {**train.CONSTANTS, "prior_batch_size": 3}}))
-    check_refused(train.main, ["--run-dir", str(tmp_path), "--resume"], "began with prior_batch_size 3, but", capsys)
-
-
-def test_people_that_the_model_never_saw_cannot_tell_copies(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
-    other = write_cohort(tmp_path / "other", people=(3, 2, 2))
-    for option in ("--evaluate", "--with-neighbours"):
-        check_refused(predict.main, [option, "--data-dir", str(other)], "are not those that runs/tiny was trained on", capsys)
-    moved = tmp_path / "moved"
-    shutil.copytree("runs/tiny", moved, ignore=shutil.ignore_patterns("predictions"))
-    config = json.loads((moved / "config.json").read_text())
-    config["data"]["folder"] = "/gone"
-    (moved / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(dataset, "find_data", lambda _: (trained / "cohort", True))
-    check_refused(predict.main, ["--run-dir", str(moved)], "The data of", capsys)
-
-
-# Several devices
+# Several devices: of the virtual ones that conftest.py makes
 
 
 def replicas(monkeypatch, count):
@@ -253,62 +138,70 @@ def test_batches_are_shared_out_evenly_by_any_number_of_devices(monkeypatch):
         devices.global_batch(8, 3)
 
 
-# A small prior is traced several times as fast, once for every device.
-SMALL_PRIOR = """
-import modules, train
-with_defaults = train.with_defaults
-small = {"num_filters": 16, "num_layers": 3}
-train.with_defaults = lambda kind, given: with_defaults(kind, given) | (small if kind is modules.PixelCNN else {})
-"""
-VIRTUAL_DEVICES = """
-import sys
-import keras, tensorflow as tf
-count, stop_in = int(sys.argv[1]), sys.argv[2]
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-import train
-from support import devices
-devices.strategy = lambda strategy=tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)]): strategy
-""" + SMALL_PRIOR + """
-save = train.Checkpoints.on_epoch_end
-def save_and_stop(self, epoch, logs):
-    save(self, epoch, logs)
-    if self.stage.name == stop_in and epoch == 0:
-        sys.exit(7)
-train.Checkpoints.on_epoch_end = save_and_stop
-train.main(sys.argv[3:])
-"""
+def mirrored(count):
+    """A strategy of several devices."""
+    return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(count)])
 
 
-def run_on(count, stop_in, folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OASIS_DIR": ""}
-    return subprocess.run([sys.executable, "-c", VIRTUAL_DEVICES, str(count), stop_in, *arguments], cwd=folder,
-                          capture_output=True, text=True, env=environment)
+def test_two_devices_train_as_one_with_the_same_batches():
+    data = make_split(33)  # in batches of 8, the second device gets none of the last one
+    ends = []
+    for strategy in (tf.distribute.get_strategy(), mirrored(2)):
+        with strategy.scope():
+            ends.append(train_both(*data, clip=0.1, learning_rate=1e-3, steps_per_epoch=4, epochs=2, validate=True))
+    (alone, weights, counts), (together, weights_of_two, counts_of_two) = ends
+    restarted = 16 - len(np.unique(counts))  # what restarted in the last step has one count
+    assert restarted == 16 - len(np.unique(counts_of_two)) > 0
+    assert alone.keys() == together.keys() and len(alone) == 12
+    for name in alone.keys() - {"val_perplexity"}:  # it counts the black image in place of an empty part; train.py has its own
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-3, err_msg=name)
+    for one, two in zip(weights, weights_of_two, strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-3)
 
 
-def test_two_devices_stop_and_three_go_on(tmp_path):
-    write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=5)
-    new = ["--data-dir", "cohort", "--run-dir", "run", *TINY]
-    stopped = run_on(2, "vqvae", tmp_path, *new)
-    assert stopped.returncode == 7, stopped.stderr
-    stopped = run_on(2, "pixelcnn", tmp_path, "--run-dir", "run", "--resume")
-    assert stopped.returncode == 7 and "Epoch 2/2" in stopped.stdout, stopped.stderr
-    done = run_on(3, "", tmp_path, "--run-dir", "run", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_images"] == 10
+def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path, monkeypatch):
+    folder = new_run(tmp_path / "run", write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=5))
+    save, stops = callbacks.Checkpoints.on_epoch_end, []
+
+    def save_and_stop(self, epoch, logs):
+        save(self, epoch, logs)
+        if stops and self.backup_path.stem == stops[0]:
+            raise cli.InputError("Stopped.")
+
+    monkeypatch.setattr(callbacks.Checkpoints, "on_epoch_end", save_and_stop)
+    for count, stage in ((2, "vqvae"), (3, "pixelcnn"), (1, None)):
+        stops[:] = [stage] if stage else []
+        strategy = mirrored(count) if count > 1 else tf.distribute.get_strategy()
+        monkeypatch.setattr(devices, "strategy", lambda: strategy)
+        if stage is None:
+            train.main(["--run-dir", str(folder), "--resume"])
+            break
+        with pytest.raises(SystemExit):
+            train.main(["--run-dir", str(folder), "--resume"])
+        assert Run.load(folder).finished_epochs(stage) == 1
+    assert json.loads((folder / "metrics.json").read_text())["num_images"] == 10
     for name in ("vqvae", "pixelcnn"):
-        rows = (tmp_path / "run" / f"{name}_history.csv").read_text().splitlines()
-        assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
+        assert Run.load(folder).read_history(name)["epoch"].tolist() == [0, 1]
 
 
 # Several machines
 
 
-def start_worker(index, workers, folder, script, *arguments):
-    config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OASIS_DIR": "", "TF_CONFIG": config}
-    return subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=folder, env=environment, text=True,
+def start_machine(index, addresses, folder, *command):
+    """Starts `python command` as one machine of a cluster."""
+    config = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env=script_environment(TF_CONFIG=config), text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def ends_of(processes, timeout):
+    """What processes printed, and their exit statuses."""
+    try:
+        printed = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return printed, [process.returncode for process in processes]
 
 
 def free_addresses(count):
@@ -322,55 +215,34 @@ def free_addresses(count):
     return addresses
 
 
-# Each machine has a dropout mask of its own, so that without dropout alone they can end as one does.
-WITHOUT_DROPOUT = """
-import sys
-import train
-from support import devices
-""" + SMALL_PRIOR + """
-devices.Dropout.call = lambda self, inputs, training=False: inputs
-train.main(sys.argv[1:])
-"""
-
-
 def test_two_machines_end_with_the_weights_of_one(tmp_path):
-    write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=8)
-    arguments = ["--data-dir", "cohort", *TINY, "--prior-epochs", "1"]
-    workers = free_addresses(2)
-    both = [start_worker(index, workers, tmp_path, WITHOUT_DROPOUT, *arguments, "--run-dir", f"two-{index}") for index in range(2)]
-    try:
-        said = [process.communicate(timeout=200)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "of 2 machines" in said[0] and "Stage" not in said[1]
-    assert not (tmp_path / "two-1").exists()
-    done = subprocess.run([sys.executable, "-c", WITHOUT_DROPOUT, *arguments, "--run-dir", "one"], cwd=tmp_path, text=True,
-                          capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OASIS_DIR": ""})
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "two-0").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    cohort = write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=8)
+    # Each machine has a dropout mask of its own, so that without dropout alone they can end as one does.
+    alone, together = (new_run(tmp_path / name, cohort, "--prior-epochs", "1", dropout=0.0) for name in ("alone", "together"))
+    addresses = free_addresses(2)
+    script = ROOT / "train.py"
+    printed, statuses = ends_of([start_machine(0, addresses, tmp_path, script, "--run-dir", together, "--resume"),
+                                 start_machine(1, addresses, tmp_path, script, "--run-dir", "other", "--resume")], timeout=400)
+    assert statuses == [0, 0], printed
+    assert "of 2 machines" in printed[0] and "Stage" not in printed[1]
+    assert not (tmp_path / "other").exists()
+    train.main(["--run-dir", str(alone), "--resume"])
+    assert {path.name for path in alone.iterdir()} == {path.name for path in together.iterdir()}
     for name in ("vqvae", "pixelcnn"):
-        alone, together = (modules.load_model(tmp_path / run / f"{name}.keras") for run in ("one", "two-0"))
-        for one, two in zip(alone.variables, together.variables, strict=True):
-            if "seed" not in one.path:
-                # Five steps of each epoch are shared: a gradient of one machine alone moves weights by 1e-4 and more.
-                np.testing.assert_allclose(two, one, rtol=1e-4, atol=2e-5, err_msg=one.path)
+        models = (modules.load_model(folder / f"{name}.keras") for folder in (alone, together))
+        for one, two in zip(*(model.weights for model in models), strict=True):
+            # Five steps of each epoch are shared: a gradient of one machine alone moves weights by 1e-3 and more.
+            np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4, err_msg=one.path)
 
 
 def test_what_one_machine_is_refused_ends_the_other(tmp_path):
-    write_cohort(tmp_path / "cohort", people=(2, 1, 1), slices=3)
-    write_cohort(tmp_path / "other", people=(2, 1, 1), slices=4)
-    script, workers = "import sys, train; train.main(sys.argv[1:])", free_addresses(2)
-    both = [start_worker(index, workers, tmp_path, script, "--run-dir", "run", "--data-dir", data)
-            for index, data in enumerate(("cohort", "other"))]
-    try:
-        said = [process.communicate(timeout=100)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [2, 2], said
-    assert "Another machine of the cluster has stopped" in said[0] and "The data in other are not those" in said[1]
+    for name, slices in (("cohort", 3), ("other", 4)):
+        write_cohort(tmp_path / name, people=(2, 1, 1), slices=slices)
+    addresses = free_addresses(2)
+    printed, statuses = ends_of([start_machine(index, addresses, tmp_path, ROOT / "train.py", "--run-dir", "run", "--data-dir", data)
+                                 for index, data in enumerate(("cohort", "other"))], timeout=200)
+    assert statuses == [2, 2], printed
+    assert "Another machine of the cluster has stopped" in printed[0] and "The data in other are not those" in printed[1]
 
 
 @pytest.fixture
@@ -432,9 +304,5 @@ def test_a_machine_that_accepts_but_does_not_join_ends_the_wait(tmp_path):
     workers = free_addresses(2)
     script = "from support import devices; devices.START_TIMEOUT = 1; devices.strategy()"
     with socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))):
-        waiting = start_worker(0, workers, tmp_path, script)
-        try:
-            output = waiting.communicate(timeout=60)[0]
-        finally:
-            waiting.kill()
-    assert waiting.returncode == 1 and "Timeout (0:00:01)!" in output
+        printed, statuses = ends_of([start_machine(0, workers, tmp_path, "-c", script)], timeout=200)
+    assert statuses == [1] and "Timeout (0:00:01)!" in printed[0]

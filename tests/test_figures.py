@@ -166,7 +166,7 @@ def test_head_figure_keeps_proportions(tmp_path, pixel_size, spacing):
     head = np.zeros((8, 60, 60), np.uint8)
     rows, columns = int(40 / pixel_size), int(30 / pixel_size)
     head[:, 10:10 + rows, 15:15 + columns] = 200
-    figures.head_figure(np.stack([head, head]), Frame(pixel_size, spacing), tmp_path / "head.png")
+    figures.head_figure(np.stack([head, head]), range(len(head)), Frame(pixel_size, spacing), tmp_path / "head.png")
     picture = np.asarray(Image.open(tmp_path / "head.png").convert("L")).astype(int)
     regions, _ = ndimage.label(picture > 100)  # pixels are interpolated: an edge is where half of it is reached
     boxes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in ndimage.find_objects(regions)]
@@ -184,7 +184,7 @@ def test_head_figure_claims_front_only_where_it_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **kwargs: words.append(text))
     for axes_known in (True, False):
         words.clear()
-        figures.head_figure(draw_marked_head()[np.newaxis], Frame(axes_known=axes_known), tmp_path / "head.png")
+        figures.head_figure(draw_marked_head()[np.newaxis], range(32), Frame(axes_known=axes_known), tmp_path / "head.png")
         page = " ".join(words)
         assert all((word in page) == axes_known for word in ("Front is up", "sagittal", "coronal"))
         assert ("columns, rows" in page and "Which way is front was not told" in page) == (not axes_known)

@@ -41,7 +41,7 @@ def test_orthogonalised_matrices_keep_their_singular_vectors_and_lose_their_sing
     for shape in ((3, 8, 5), (2, 4, 9)):
         matrices = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         left, values, right = np.linalg.svd(matrices, full_matrices=False)
-        result = optimizers.orthogonalised(tf.constant(matrices), 5).numpy()
+        result = optimizers.orthogonalise(tf.constant(matrices), 5).numpy()
         between = np.einsum("nri,nrc,njc->nij", left, result, right)
         diagonal = np.einsum("nii->ni", between)
         # The polynomial of Jordan et al. takes singular values to about 1, not to it.
@@ -65,7 +65,7 @@ def test_muon_moves_kernels_along_their_orthogonalised_momentum_and_the_rest_as_
         for index in range(3):
             momenta[index] = 0.9 * momenta[index] + gradients[index]
             ahead = (gradients[index] + 0.9 * momenta[index]).reshape(-1, shapes[index][-1])
-            direction = optimizers.orthogonalised(tf.constant(ahead[np.newaxis], tf.float32), 5)[0].numpy()
+            direction = optimizers.orthogonalise(tf.constant(ahead[np.newaxis], tf.float32), 5)[0].numpy()
             values[index] = values[index] - 0.01 * 0.2 * np.sqrt(max(ahead.shape)) * direction.reshape(shapes[index])
             np.testing.assert_allclose(variables[index], values[index], atol=1e-5)
     for variable, twin in zip(variables[3:], twins[3:]):

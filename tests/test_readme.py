@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from benchmarks import tables
@@ -125,3 +126,15 @@ def test_the_record_says_where_everything_comes_from():
 
 def test_the_readme_is_read_in_one_sitting():
     assert sum(bool(re.search(r"\w", word)) for word in README.split()) <= 1_700
+
+
+def test_the_python_example_runs(trained):
+    """With the tests' run in place of runs/NAME; its images are smaller than those of the README."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    assert len(blocks) == 1 and "runs/NAME" in blocks[0]
+    original = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
+    variables = {"images": original}
+    exec(blocks[0].replace("runs/NAME", str(trained / "runs" / "tiny")), variables)
+    assert variables["codes"].shape == (2, 8, 8) and variables["images"].shape == (2, 64, 64, 1)
+    assert variables["head"].shape == (8, 64, 64, 1)  # a head of the slices that training people have
+    np.testing.assert_allclose(variables["images"], variables["vqvae"](original), atol=1e-5)

@@ -68,7 +68,7 @@ def content():
         title="A <title>", facts={"run": "runs/one", "data": "/data/<oasis>", "seed": 0}, is_demo=False, margin=MARGIN,
         colours=figures.code_colours(np.arange(8.0)[:, np.newaxis]), metrics=metrics, examples=examples,
         all_codes=examples.codes, samples=np.full((3, SIZE, SIZE), 0.5), sample_captions=["slice 0", "slice 16", "slice 31"],
-        neighbours=np.full((3, SIZE, SIZE), 200, np.uint8), heads=head[np.newaxis], frame=Frame(pixel_size=2.0, spacing=3.0),
+        neighbours=np.full((3, SIZE, SIZE), 200, np.uint8), heads=head[np.newaxis], head_positions=list(range(len(head))), frame=Frame(pixel_size=2.0, spacing=3.0),
         head_table=[("", "sampled heads"), ("dark_sd_ratio", "0.8 & more"), ("unheard_of", "1")])
 
 

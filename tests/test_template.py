@@ -77,13 +77,12 @@ def test_people_are_split_with_at_least_one_in_each():
 
 
 def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, capsys):
-    for number, size in ((4, "128"), (5, "128"), (3, "256")):
+    for number, size in ((3, "128"), (4, "128")):
         dataset.main(["--simulate", str(number), "--image-size", size, "--output-dir", str(tmp_path / f"{number}-{size}")])
-    assert "3-256: 3 simulated people (1 train, 1 validate, 1 test)" in capsys.readouterr().out
-    for path in (tmp_path / "4-128").rglob("*.png"):
-        assert path.read_bytes() == (tmp_path / "5-128" / path.relative_to(tmp_path / "4-128")).read_bytes()
-    assert {split.images.shape[1:] for split in dataset.load_splits(tmp_path / "3-256").values()} == {(256, 256)}
-    assert len(list(tmp_path.iterdir())) == 3  # nothing half-made is left
+    assert "3-128: 3 simulated people (1 train, 1 validate, 1 test)" in capsys.readouterr().out
+    for path in (tmp_path / "3-128").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "4-128" / path.relative_to(tmp_path / "3-128")).read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2  # nothing half-made is left
     for arguments, expected in ((["--simulate", "3", "--output-dir", str(tmp_path / "4-128")], "4-128 exists already"),
                                 (["--simulate", "2"], "of at least 3"), (["--simulate", "3"], "--output-dir is missing"),
                                 (["--image-size", "128"], "give both or neither")):

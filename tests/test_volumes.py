@@ -280,7 +280,8 @@ ADNI = "ADNI_{0}_MR_MPR__GradWarp__B1_Correction__N3__Scaled_Br_{1}_S{2}_I{2}.ni
     {"sub-01_t1w.nii": "sub-01", "sub-A2/ses-1/anat/t1w.nii": "sub-A2", "sub-A2/ses-2/anat/t1w.nii": "sub-A2"},
     {f"{subject}/mri/T1.{end}": subject for subject, end in
      (("bert", "mgz"), ("ernie", "mgz"), ("anna", "nii.gz"), ("otto", "nii.gz"))},
-    {f"100{number}/T1w/T1w_acpc_dc_restore{end}": f"100{number}" for number in (206, 307) for end in (".nii.gz", "_brain.nii.gz")},
+    {f"100{number}/T1w/T1w_acpc_dc_restore{end}": f"100{number}" for number in (206, 307)
+     for end in (".nii.gz", "_brain.nii.gz")},
     {f"{subject}/session_{session}/anat_1/anat.nii.gz": subject for subject, session in
      (("0025427", 1), ("0025427", 2), ("0025428", 1), ("0025429", 2), ("0025430", 1))},
     {"0025427/session_1/anat.nii.gz": "0025427", "0025428/session_2/anat.nii.gz": "0025428"},  # only the names repeat
@@ -313,7 +314,8 @@ def test_other_contrasts_are_left_out_by_name_whatever_the_case(tmp_path):
     t1 = ("BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii.gz", "BraTS-GLI-00000-000-t1n.nii.gz", "IXI002-Guys-0828-T1.nii.gz",
           "sub-01/anat/sub-01_t1w.nii", "sub-02/anat/sub-02_T1W.NII.GZ", "PD_017_T1.nii", "100307/T1w/T1w_acpc_dc_restore.nii.gz")
     other = {"BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1ce.nii.gz": "t1ce", "BraTS19_CBICA_AAB_1_flair.nii.gz": "flair",
-             "BraTS19_CBICA_AAB_1_t2.nii.gz": "t2", "BraTS-GLI-00000-000-t2f.nii.gz": "t2f", "BraTS-GLI-00000-000-t1c.nii.gz": "t1c",
+             "BraTS19_CBICA_AAB_1_t2.nii.gz": "t2", "BraTS-GLI-00000-000-t2f.nii.gz": "t2f",
+             "BraTS-GLI-00000-000-t1c.nii.gz": "t1c",
              "IXI002-Guys-0828-T2.nii.gz": "T2", "IXI002-Guys-0828-PD.nii.gz": "PD", "IXI002-Guys-0828-MRA.nii.gz": "MRA",
              "sub-01/dwi/sub-01_DWI.nii": "DWI", "sub-01/func/sub-01_task-rest_bold.nii": "bold", "bold/run1.nii": "bold",
              "100307/T1w/T2w_acpc_dc_restore.nii.gz": "T2w", "sub-03_T1w_reg_T2starw.nii": "T2starw",
@@ -332,7 +334,8 @@ def test_the_person_by_a_pattern(tmp_path, capsys):
     assert volumes.find_nifti(tmp_path, None, "patient_([0-9]+)")[1] == [
         f"{tmp_path / 'phantom.nii'}: has no person that --person-pattern finds"]
     command = ["--from-nifti", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--person-pattern"]
-    for pattern, expected in (("patient_(", "is no regular expression"), ("patient_.", "has 0 groups"), ("(p)(a)", "has 2 groups")):
+    for pattern, expected in (("patient_(", "is no regular expression"), ("patient_.", "has 0 groups"),
+                              ("(p)(a)", "has 2 groups")):
         check_refused(dataset.main, [*command, pattern], expected, capsys)
 
 
@@ -396,15 +399,12 @@ def marked(slices):
     return position, column - 127.5, 127.5 - row
 
 
-EXPECTED = pytest.approx((15, 12, 20), abs=1.0)
+EXPECTED = pytest.approx((15, 12, 20), abs=1.5)
 
 
 def test_the_phantom_shows_its_mark_where_it_was_computed(tmp_path):
     slices, notes = volumes.read_slices(save(tmp_path / "a.nii", *phantom()))
     assert marked(slices) == pytest.approx((15, 12, 20), abs=0.5) and notes == []
-
-
-# What is no head, or not where it should be
 
 
 def test_a_head_that_is_cut_off_or_wider_than_the_slices_is_refused():
@@ -441,7 +441,7 @@ def test_the_top_is_the_scalp_even_where_the_skull_parts_it_from_the_brain():
     volume, affine = phantom()
     voxels = np.indices(UPRIGHT).T @ affine[:3, :3] + affine[:3, 3]
     radius = (np.abs(voxels / HALF_AXES) ** 4).sum(axis=-1).T ** 0.25
-    volume[(radius > 0.78) & (radius < 0.86)] = 0
+    volume[(radius > 0.74) & (radius < 0.88)] = 0
     assert ndimage.label(volume > 100)[1] == 2
     assert marked(volumes.axial_slices(volume)) == EXPECTED
 
@@ -467,22 +467,22 @@ def test_a_tube_is_no_head():
         volumes.axial_slices(volume)
 
 
-# Voxels, units, numbers
-
-
 @pytest.fixture(scope="module")
 def upright():
     return volumes.axial_slices(phantom()[0])
 
 
-@pytest.mark.parametrize("degrees, size", ((15, 0.9), (15, 1.0), (15, 1.1), (0, 0.9), (0, 1.1)))
-def test_a_tilted_head_gives_the_same_slices_at_any_voxel_size(upright, tmp_path, degrees, size):
+@pytest.mark.parametrize("degrees, size, noise",
+                         ((15, 0.9, 0), (15, 1.0, 0), (15, 1.1, 0), (15, 1.0, 20), (0, 0.9, 0), (0, 1.1, 20)))
+def test_a_tilted_head_gives_the_same_slices_at_any_voxel_size(upright, tmp_path, degrees, size, noise):
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     shape = tuple(round(length / size) for length in (80, 130, 160))
-    slices, _ = volumes.read_slices(save(tmp_path / "tilted.nii", *phantom(shape, centred(shape, size * tilt))))
+    volume, affine = phantom(shape, centred(shape, size * tilt))
+    volume += np.random.default_rng(0).rayleigh(noise, shape)
+    slices, _ = volumes.read_slices(save(tmp_path / "tilted.nii", volume, affine))
     assert marked(slices) == EXPECTED
-    assert np.corrcoef(slices.ravel(), upright.ravel())[0, 1] > 0.97
+    assert noise or np.corrcoef(slices.ravel(), upright.ravel())[0, 1] > 0.97
 
 
 def test_the_affine_decides_over_pixdim(tmp_path):
@@ -567,6 +567,12 @@ def test_labels_are_told_by_equal_neighbours_however_many_there_are(tmp_path, la
         volumes.read_slices(save(tmp_path / "a.nii", volume.astype(dtype), affine))
 
 
+def test_a_phantom_of_one_brightness_is_a_picture_unless_its_numbers_are_whole(tmp_path):
+    volume, affine = parcels(1)
+    slices, _ = volumes.read_slices(save(tmp_path / "a.nii", (volume / 2).astype(np.float32), affine))
+    assert set(np.unique(slices)) == {0, 255}
+
+
 def test_a_picture_of_few_whole_numbers_is_no_labels(tmp_path):
     volume, affine = phantom()
     noisy = volume / volume.max() * 124 + np.random.default_rng(0).normal(0, 2, volume.shape)
@@ -574,9 +580,6 @@ def test_a_picture_of_few_whole_numbers_is_no_labels(tmp_path):
     assert len(np.unique(norm)) < 129
     nibabel.save(nibabel.MGHImage(norm, affine), tmp_path / "norm.mgz")
     assert marked(volumes.read_slices(tmp_path / "norm.mgz")[0]) == EXPECTED
-
-
-# Kinds of files
 
 
 def test_every_kind_of_file_gives_the_same_slices(tmp_path):
@@ -629,15 +632,12 @@ def odd_file(folder, kind):
 
 @pytest.mark.parametrize("kind, reason", (
     ("colour", r"^is in colour \(RGB\); give the gray volume"), ("complex", "^holds complex numbers; save their magnitude"),
-    ("DICOM", "^is DICOM; .*dcm2niix"), ("gzipped", "^is gzipped, .*rename it to .nii.gz"), ("singular", "^has a singular affine"),
-    ("infinite", "^has a singular affine"), ("cut", "."), ("empty", "Empty file")))
+    ("DICOM", "^is DICOM; .*dcm2niix"), ("gzipped", "^is gzipped, .*rename it to .nii.gz"),
+    ("singular", "^has a singular affine"), ("infinite", "^has a singular affine"), ("cut", "."), ("empty", "Empty file")))
 def test_files_that_cannot_be_used_say_why_in_one_sentence(tmp_path, kind, reason):
     with pytest.raises(ValueError, match=reason) as refusal:
         volumes.read_slices(odd_file(tmp_path, kind))
     assert "\n" not in str(refusal.value)
-
-
-# Heads that were sampled
 
 
 @pytest.mark.parametrize("frame", (volumes.Frame(), volumes.Frame(2.0, 1.0, -30.0, axes_known=False)))

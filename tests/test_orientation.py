@@ -1,0 +1,130 @@
+import functools
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from support import orientation, template
+from support.volumes import Frame
+
+QUARTER_TURNS = {"up": 0, "left": 1, "down": 2, "right": 3}  # anticlockwise
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_template():
+    """Reads the template once for all tests of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        load = functools.cache(template.load_mni152)
+        patch.setattr(template, "load_mni152", load)
+        patch.setattr(orientation, "load_mni152", load)
+        yield
+
+
+@pytest.fixture(scope="module")
+def people(quick_template):
+    """Slices of four simulated people, uint8 (4, 32, 128, 128): front up, 1.4 mm apart from 8 mm below the commissure."""
+    source = template._load_template(2)
+    return np.stack([template.simulate_person(source, np.random.default_rng(case), 128) for case in range(4)])
+
+
+def other_organs():
+    """Float (32, 128, 128) by name: what is no brain."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:128, :128] - 63.5
+    egg = 150.0 * (np.hypot(y / 1.25, x * (1 + 0.006 * y)) < 38)
+    blobs = ndimage.gaussian_filter(rng.normal(size=(32, 128, 128)), 6)
+    return {"noise": rng.integers(0, 256, (32, 128, 128)).astype(float),
+            "disc": np.tile(150.0 * (np.hypot(x, y) < 40), (32, 1, 1)),
+            "egg": np.tile(ndimage.gaussian_filter(egg, 4), (32, 1, 1)), "blobs": (128 + 40 * blobs / blobs.std()) * (egg > 0),
+            "black": np.zeros((32, 128, 128))}
+
+
+@pytest.mark.parametrize("front", orientation.FRONTS)
+def test_turn_brings_the_front_up_and_keeps_every_pixel(front):
+    images = np.random.default_rng(0).integers(0, 200, (2, 6, 6), np.uint8)
+    side = {"up": np.s_[:, 0, 2], "down": np.s_[:, -1, 2], "left": np.s_[:, 2, 0], "right": np.s_[:, 2, -1]}[front]
+    images[side] = 255
+    turned = orientation.turn(images, front)
+    assert (turned[:, 0].max(axis=1) == 255).all() and (turned[:, 1:] < 255).all()
+    np.testing.assert_array_equal(np.sort(turned, axis=None), np.sort(images, axis=None))
+
+
+@pytest.mark.parametrize(("cause", "front"), [(lambda volume: volume.transpose(2, 1, 0), "down"),
+                                              (lambda volume: volume.transpose(2, 0, 1), "right")])
+def test_turn_undoes_the_usual_writing_of_ras_volumes(cause, front):
+    volume = np.random.default_rng(0).random((5, 5, 3))  # x to the right, y to the front, z up
+    expected = volume[:, ::-1].transpose(2, 1, 0)  # front up, left on the left
+    np.testing.assert_array_equal(orientation.turn(cause(volume), front), expected)
+
+
+@pytest.mark.parametrize("front", orientation.FRONTS)
+def test_simulated_people_are_recognised_on_each_side(front, people):
+    lying = np.rot90(people.mean(axis=0), QUARTER_TURNS[front], (1, 2))
+    match = orientation.match_template(lying, np.arange(32))
+    assert match.front == front
+    assert match.spacing == pytest.approx(1.4, rel=0.07) and match.lowest == pytest.approx(-8, abs=2)
+    assert match.correlation > 0.85 and match.margin > 0.3
+
+
+def test_a_mirrored_brain_lies_on_the_same_side(people):
+    assert orientation.match_template(people.mean(axis=0)[:, ::-1, ::-1], np.arange(32)).front == "down"
+
+
+def test_spacing_is_that_of_neighbouring_positions(people):
+    means = people.mean(axis=0)[::2]
+    every_second = orientation.match_template(means, np.arange(0, 32, 2))
+    renumbered = orientation.match_template(means, np.arange(16))
+    assert every_second.front == renumbered.front == "up"
+    assert every_second.spacing == pytest.approx(1.4, rel=0.07) and renumbered.spacing == pytest.approx(2.8, rel=0.07)
+
+
+@pytest.mark.parametrize("name", other_organs())
+def test_nothing_is_claimed_of_what_is_no_brain(name):
+    images = other_organs()[name].round().clip(0, 255).astype(np.uint8)
+    front, frame, line = orientation.find_frame(images, np.arange(32))
+    assert front is None
+    assert frame == Frame(pixel_size=2.0, axes_known=False)
+    assert line.startswith("No match with the template") and "nothing is turned" in line
+
+
+def test_few_slices_are_not_matched(people):
+    assert orientation.match_template(people.mean(axis=0)[:7], np.arange(7)).front is None
+
+
+def test_the_frame_is_that_of_the_mean_over_people(people):
+    images, positions = people[:, :, ::-1].reshape(-1, 128, 128), np.tile(np.arange(32), 4)
+    front, frame, line = orientation.find_frame(images, positions)
+    match = orientation.match_template(people.mean(axis=0)[:, ::-1], np.arange(32))
+    assert front == "down" and frame == Frame(2.0, match.spacing, match.lowest)
+    assert line == (f"Slices lie front-down by the template (correlation {match.correlation:.2f}): turned; "
+                    f"{match.spacing:.1f} mm apart, by the template. Which side is left cannot be told.")
+
+
+def test_what_is_stated_overrules_the_template(monkeypatch):
+    images, positions = np.ones((32, 32, 32), np.uint8), np.arange(32)
+    monkeypatch.setattr(orientation, "match_template", lambda *_: orientation.Match("down", 1.1, -6.0, 0.9, 0.4))
+    front, frame, line = orientation.find_frame(images, positions, spacing=3.0)
+    assert (front, frame) == ("down", Frame(8.0, 3.0, -6.0))
+    assert "3.0 mm apart, as stated" in line
+    front, frame, line = orientation.find_frame(images, positions, front="left")
+    assert (front, frame) == ("left", Frame(8.0))
+    assert "front-left as stated, though the template fits front-down" in line and "not measured" in line
+    monkeypatch.setattr(orientation, "match_template", lambda *_: orientation.Match(None, 1.1, -6.0, 0.1, 0.0))
+    front, frame, line = orientation.find_frame(images, positions, front="up", spacing=2.0)
+    assert (front, frame) == ("up", Frame(8.0, 2.0))
+    assert line.startswith("Slices lie front-up as stated; 2.0 mm apart, as stated.")
+    front, frame, line = orientation.find_frame(images, positions, spacing=2.0)
+    assert (front, frame) == (None, Frame(8.0, 2.0, axes_known=False))
+    assert line.endswith("nothing is said of the axes; 2.0 mm apart, as stated.")
+
+
+def test_the_templates_slices_lie_as_they_are_asked_to():
+    for frame in (Frame(2.0), Frame(2.0, spacing=0.9, lowest=2.0)):
+        slices = template.template_slices(128, frame)
+        assert slices.shape == (32, 128, 128) and slices.dtype == np.uint8
+        match = orientation.match_template(slices, np.arange(32))
+        assert match.front == "up" and match.correlation > 0.97
+        # The scale is found to 2 or 3 %.
+        assert match.spacing == pytest.approx(frame.spacing, rel=0.06) and match.lowest == pytest.approx(frame.lowest, abs=1)
+    large = template.template_slices(256, Frame(spacing=0.9, lowest=2.0)).reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(slices, large, atol=2)  # bright pixels are clipped after the mean, not before
