@@ -51,7 +51,7 @@ DEFAULTS = {
     "mixed_precision": False,
 }
 DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "prior_dropout": 0.0, "calibration_heads": 20,
-                 "epochs": 4, "prior_epochs": 4}
+                 "epochs": 4, "prior_epochs": 3}
 NONE_IN_WORDS = {"limit": "all", "slice_spacing": "measured"}
 # Not options. Saved in config.json; a run with other values cannot be resumed.
 CONSTANTS = {

@@ -17,6 +17,8 @@ import math
 import time
 
 from benchmarks import common
+import dataset
+from support import metrics
 from support.runs import Run
 
 ORIGIN = "command", "commit", "date", "hardware", "machine"
@@ -29,12 +31,18 @@ def describe(run):
     entry = {"commit": config["git_commit"],
              "date": time.strftime("%Y-%m-%d", time.localtime(run.metrics_path.stat().st_mtime)),
              "machine": config["machine"], "people": config["data"]["people"],
-             "num_embeddings": num_embeddings, "codes_per_image": codes, "bits_fixed": codes * math.log2(num_embeddings),
+             "image_size": config["vqvae"]["image_size"], "baselines": baselines_of(config["data"]), "num_embeddings": num_embeddings, "codes_per_image": codes, "bits_fixed": codes * math.log2(num_embeddings),
              "seconds": {name: float(run.read_history(name)["seconds"].sum()) for name in ("vqvae", "pixelcnn")}}
     for path in (run.metrics_path, run.folder / "predictions" / "metrics.json"):
         if path.exists():
             entry |= json.loads(path.read_text())
     return entry
+
+
+def baselines_of(data):
+    """`metrics.baselines` of a run's data, which must still be where they were."""
+    splits = dataset.load_splits(data["folder"], ["train", "test"], front=data["front"])
+    return metrics.baselines(splits["train"].images, splits["test"].images)
 
 
 @cli.exit_on_input_error

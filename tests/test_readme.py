@@ -19,11 +19,10 @@ BENCHMARKS = {"codecs", "faults", "loading", "reconstruction", "sampling", "scal
 
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
 SENTENCES = (
-    "costs {real_slices[bits_per_code]:.2f} bits per code, each slice given those 1, 2, 4 and 8 below it",
-    "alone costs {real_slices[bits_per_code_alone]:.2f}. Independent codes would cost {real_slices[code_entropy]:.2f}",
-    "{heads[num_heads]} sampled, beside {heads[num_people][test]} test people",
-    "{heads[copy_test_says]}",
-    "{faults[tried]} kills at random moments, {faults[survived]} resumed to the same bits",
+    "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by the prior for a slice alone, "
+    "{real_slices[bits_per_code]:.2f} for a slice in its head",
+    "{heads[num_heads]} sampled heads beside {heads[num_people][test]} test people",
+    "membership AUC {heads[membership]:.2f}",
 )
 
 
@@ -55,12 +54,12 @@ def test_every_script_and_asset_is_named():
 
 
 @pytest.mark.parametrize("script, main", (("train.py", train.main), ("predict.py", predict.main), ("dataset.py", dataset.main)))
-def test_usage_lists_the_options_that_exist(script, main, capsys):
+def test_every_option_in_the_readme_exists(script, main, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    options = set(re.findall(r"(--[a-z0-9-]+)", capsys.readouterr().out.split("options:")[0])) - {"--help"}
-    usage = re.search(rf"^python {script} +(\[.*?)(?=^python|^```)", README, re.M | re.S)[1]
-    assert set(re.findall(r"--[a-z0-9-]+", usage)) == options
+    options = set(re.findall(r"(--[a-z0-9-]+)", capsys.readouterr().out))
+    used = {option for line in re.findall(rf"{re.escape(script)}([^`\n#]*)", README) for option in re.findall(r"--[a-z0-9-]+", line)}
+    assert used and used <= options
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -70,9 +69,21 @@ def test_tables_are_those_of_the_record(name):
     assert not list(unmarked_tables(DOCUMENTS[name]))
 
 
-def test_every_table_is_shown_once():
+def test_every_table_with_a_record_is_shown_once():
     shown = [match[2] for text in DOCUMENTS.values() for match in tables.MARKED.finditer(text)]
-    assert sorted(shown) == sorted(tables.TABLES)
+    recorded = []
+    for name in tables.TABLES:
+        try:
+            recorded += [name] if tables.table(name, RESULTS) else []
+        except tables.InputError:
+            pass  # not measured with this code yet
+    assert sorted(shown) == sorted(recorded)
+
+
+def test_no_line_of_code_is_cut_off_at_the_width_of_a_page():
+    for text in DOCUMENTS.values():
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S):
+            assert all(len(line) <= 92 for line in block.splitlines() if not line.startswith("python benchmarks/codecs.py")), block
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)
@@ -80,20 +91,22 @@ def test_numbers_in_sentences_are_those_of_the_record(sentence):
     assert any(sentence.format(**RESULTS) in " ".join(text.split()) for text in DOCUMENTS.values()), sentence.format(**RESULTS)
 
 
+FAULTS = {"faults": {"tried": 20, "survived": 20, "lost": 0, "differing": 0, "left_over": 0}}
+
+
 def test_a_changed_number_and_an_unmarked_table_are_seen():
-    table = "<!-- results: faults -->\n" + tables.render(tables.faults(RESULTS))
+    table = "<!-- results: faults -->\n" + tables.render(tables.faults(FAULTS))
     text = f"# Title\n\n{table}\n| a | b |\n|---|---|\n| no | number |\n\nEnd.\n"
-    assert tables.fill(text, RESULTS) == text and not list(unmarked_tables(text))
-    changed = {**RESULTS, "faults": {**RESULTS["faults"], "survived": 19}}
-    assert tables.fill(text, changed).splitlines()[5] == "| 20 | 19 | 0 | 0 | 0 |"
-    assert tables.fill(table.replace("| 20 |", "| 21 |"), RESULTS) == table
+    assert tables.fill(text, FAULTS) == text and not list(unmarked_tables(text))
+    assert tables.fill(text, {"faults": {**FAULTS["faults"], "survived": 19}}).splitlines()[5] == "| 20 | 19 | 0 | 0 | 0 |"
+    assert tables.fill(table.replace("| 20 |", "| 21 |"), FAULTS) == table
     assert list(unmarked_tables(text.replace("number", "in 20 cases"))) == ["| a | b |"]
     excused = text.replace("| a |", "<!-- not measured -->\n| a |")
     assert not list(unmarked_tables(excused.replace("number", "in 20 cases")))
     for number in ("0.97", "**0.97**", "31.7 dB", "5%", "1,152"):
         assert list(unmarked_tables(excused.replace("number", number))) == ["| a | b |"], number
     with pytest.raises(KeyError):
-        tables.fill("<!-- results: nothing -->\n| 1 |\n", RESULTS)
+        tables.fill("<!-- results: nothing -->\n| 1 |\n", FAULTS)
 
 
 def test_numbers_are_written_as_the_readme_has_them():
@@ -105,23 +118,21 @@ def test_numbers_are_written_as_the_readme_has_them():
 
 
 def test_a_difference_that_is_noise_gets_no_number_in_the_table():
-    rows = RESULTS["scaling"]["rows"]
+    row = {"image_size": 256, "grid": 32, "num_embeddings": 512, "people": 20, "peak_gigabytes": 0.9, **{
+        key: {"median": 18.25} for key in ("vqvae_images_per_second", "pixelcnn_images_per_second", "sampling_seconds_per_image")}}
     noise = {"128 codes": {"vqvae_images_per_second": {"verdict": "no difference measurable", "rounds": 5}}}
-    table = tables.scaling({"scaling": {"rows": rows, "ratios": noise}})
-    line = 1 + list(rows).index("128 codes")
-    speed = rows["128 codes"]["pixelcnn_images_per_second"]["median"]
-    assert table[line][4:6] == ["no difference", f"{speed:.1f}"]
+    table = tables.scaling({"scaling": {"rows": {"start": row, "128 codes": row}, "ratios": noise}})
+    assert table[2][4:6] == ["no difference", "18.2"]
     assert sum(row.count("no difference") for row in table) == 1
 
 
 def test_the_record_says_where_everything_comes_from():
-    assert RESULTS.keys() == BENCHMARKS | {"real_slices", "heads", "demo"}
+    assert {"real_slices", "heads", "demo"} <= RESULTS.keys() <= BENCHMARKS | {"real_slices", "heads", "demo"}
     for key, entry in RESULTS.items():
-        assert all(entry[field] for field in ("command", "commit", "date", "hardware")), key
+        assert all(entry[field] for field in ("command", "commit", "date", "hardware", "machine")), key
+        assert "transcribed" not in entry
         assert key not in BENCHMARKS or entry["command"].startswith(f"python benchmarks/{key}.py")
-    assert {"ssim", "bits_per_code", "code_entropy", "frechet", "frechet_floor", "kid", "density", "coverage", "coverage_floor",
-            "ms_ssim_samples", "ms_ssim_real", "copy_test"} <= RESULTS["real_slices"].keys()
-    assert {"neighbour_correlation", "correlation_8_apart", "dark_sd_ratio", "copy_test"} <= RESULTS["heads"].keys()
+    assert {"told_apart_slices", "told_apart_heads", "membership", "copies"} <= RESULTS["heads"].keys()
 
 
 def test_the_readme_is_read_in_one_sitting():
