@@ -31,7 +31,7 @@ from support.metrics import in_chunks
 from support.people import CodedSplit, PICTURE_SIDE
 from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
 
-# What training the prior hides or corrupts, so that it can do without, and does not rely on it more than it may while sampling
+# What training hides from the prior or corrupts: while sampling, the slices below are its own, with its own errors
 CONDITION_DROPOUT = {
     "context": 0.25,  # share of the slices: all slices below hidden
     "further_context": 0.05,  # share of the slices: all slices below but the nearest hidden
@@ -40,7 +40,7 @@ CONDITION_DROPOUT = {
     "person_noise": 0.15,  # standard deviation of noise on the person, where people's is 1
 }
 DEFAULT_FOLDER = Path("keras_png_slices_data")
-MAX_SIDE = 1024  # pixels; a bound before decoding, so that no file can fill the memory
+MAX_SIDE, MAX_OWN_SIDE = 1024, 8192  # pixels of slices, and of one's own images: no file can fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +250,8 @@ def list_slices(data_dir, name, limit=None):
         files[key] = path
     if not files:
         raise InputError(f"{folder} holds no PNG files; put the slices case_NNN_slice_K.nii.png of the {name} split there.")
-    people = sorted({case for case, _ in files})[:limit]
-    return [(case, position, files[case, position]) for case, position in sorted(files) if case in set(people)]
+    people = set(sorted({case for case, _ in files})[:limit])
+    return [(case, position, files[case, position]) for case, position in sorted(files) if case in people]
 
 
 @contextlib.contextmanager
@@ -498,19 +498,43 @@ def empty_margin(images, multiple):
     return int(min(widths)) // multiple * multiple
 
 
-def fit_to_square(images, size):
+def read_any_png(path):
+    """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts).
+
+    Raises:
+        InputError: if it is no PNG, is damaged, too large, or has colour or transparency.
+    """
+    with open_png(path, MAX_OWN_SIDE, "give grayscale PNG images or NIfTI volumes") as image:
+        mode = image.mode
+        if mode == "L":
+            return np.asarray(image), []
+        if mode.startswith("I"):
+            deep = np.asarray(image).astype(np.float64)
+            brightest = int(deep.max())
+            note = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
+            return np.uint8(np.round(deep * 255 / max(brightest, 1))), [note]
+        channels = np.asarray(image.convert("RGBA"))
+    if (channels[..., 3] < 255).any():
+        raise InputError(f"{path} is partly transparent; save it as grayscale without transparency.")
+    if (channels[..., :3] != channels[..., :1]).any():
+        raise InputError(f"{path} is in colour; the model works on gray only, so convert it.")
+    return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
+
+
+def fit_to_square(images, size, is_volume=False):
     """Brings images to the model's size: padded with black; resampled first if they are larger, or less than half as large.
 
     Args:
         images: uint8 (N, height, width).
         size: side in pixels.
+        is_volume: whether they are slices of a volume, whose frame is as wide as the model's: these are always resampled.
 
     Returns:
         (uint8 (N, size, size), what was done, a list of texts).
     """
     height, width = images.shape[1:]
     changes, longer = [], max(height, width)
-    if longer > size or 2 * longer < size:
+    if longer > size or 2 * longer < size or is_volume and longer != size:
         shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
         images = np.stack([np.uint8(np.round(transform.resize(image / 255, shape, order=1, anti_aliasing=longer > size) * 255))
                            for image in images])

@@ -357,14 +357,14 @@ class GatedBlock(layers.Layer):
         # A dilated convolution as one matrix product over its taps: on a CPU several times as fast.
         self.horizontal_taps = layers.Dense(2 * num_filters)
         self.vertical_to_horizontal = layers.Dense(2 * num_filters)
-        self.condition_dense = layers.Dense(4 * num_filters)
+        self.condition = layers.Dense(4 * num_filters)
         self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
         self.horizontal_out = layers.Dense(num_filters, kernel_initializer="zeros")
         self.dropout = Dropout(dropout)
 
     def build(self, input_shape=None):
         filters = self.settings["num_filters"]
-        for layer in (self.vertical_conv, self.vertical_to_horizontal, self.condition_dense, self.vertical_out, self.horizontal_out):
+        for layer in (self.vertical_conv, self.vertical_to_horizontal, self.condition, self.vertical_out, self.horizontal_out):
             layer.build((None, None, None, filters))
         self.horizontal_taps.build((None, None, None, (self.rows_up + 1) * filters))
         self.built = True
@@ -383,7 +383,7 @@ class GatedBlock(layers.Layer):
         Returns:
             The rows' new features (B, R, W, F), and the horizontal stack's input from them (B, R, W, 2F).
         """
-        features = self.vertical_conv(window) + tf.split(self.condition_dense(condition), 2, axis=-1)[0]
+        features = self.vertical_conv(window) + tf.split(self.condition(condition), 2, axis=-1)[0]
         gated = _gate(features)
         return rows + self.vertical_out(gated), self.vertical_to_horizontal(gated)
 
@@ -399,7 +399,7 @@ class GatedBlock(layers.Layer):
         shape = tf.shape(codes)  # not window[...]: the gradient of a strided slice is slow on a CPU
         taps = [tf.slice(window, [0, 0, tap * self.dilation, 0], shape) for tap in range(self.rows_up)]
         features = self.horizontal_taps(tf.concat([*taps, codes], axis=-1)) + from_vertical
-        gated = _gate(features + tf.split(self.condition_dense(condition), 2, axis=-1)[1])
+        gated = _gate(features + tf.split(self.condition(condition), 2, axis=-1)[1])
         return codes + self.horizontal_out(self.dropout(gated, training=training))
 
 
@@ -530,7 +530,7 @@ class PixelCNN(Distributed, keras.Model):
         # Nothing of the context is hidden: so its blocks may look all around, and run once per slice, not once per code.
         self.context_blocks = _residual_network(grid_size, num_filters, 3)
         self.position_embedding = layers.Embedding(self.num_positions, num_filters)
-        self.person_dense = layers.Dense(num_filters, use_bias=False)
+        self.person_embedding = layers.Dense(num_filters, use_bias=False)
         self.place_embedding = layers.Embedding(grid_size * grid_size, num_filters)
         cycle = max(1, (grid_size - 1).bit_length())
         self.blocks = [GatedBlock(num_filters, kernel_size, 2 ** (index % cycle), dropout) for index in range(num_layers)]
@@ -543,7 +543,7 @@ class PixelCNN(Distributed, keras.Model):
                       *self.blocks, *self.attentions):
             layer.build(None)
         self.picture_conv.build((None, None, None, 6))
-        self.person_dense.build((None, self.person_size))
+        self.person_embedding.build((None, self.person_size))
         self.logits.build((None, self.grid_size, self.grid_size, self.num_filters))
         size = self.person_size
         picture = self.num_positions, people.PICTURE_SIDE, people.PICTURE_SIDE
@@ -569,7 +569,7 @@ class PixelCNN(Distributed, keras.Model):
         return people.encode(pictures, self.mean_picture.numpy(), self.components.numpy())
 
     def _person_pictures(self, positions, person):
-        """The person's head here, (B, g, g, 6): of this slice and its neighbours people's mean, and the difference from it."""
+        """Pictures of this slice and its neighbours, (B, g, g, 6): channels 0 to 2 people's mean, 3 to 5 the person's difference."""
         near = tf.clip_by_value(positions[:, tf.newaxis] + [-1, 0, 1], 0, self.num_positions - 1)
         mean, components = (tf.cast(picture, tf.float32) for picture in (self.mean_picture, self.components))
         unit = tf.math.rsqrt(tf.reduce_mean(tf.reduce_sum(components ** 2, axis=-1)) + 1e-12)
@@ -586,7 +586,7 @@ class PixelCNN(Distributed, keras.Model):
         count = tf.shape(positions)[0]
         context = self.no_context(count) if context is None else context
         person = tf.zeros((count, self.person_size)) if person is None else tf.cast(person, tf.float32)
-        everywhere = (self.position_embedding(positions) + self.person_dense(person))[:, tf.newaxis, tf.newaxis]
+        everywhere = (self.position_embedding(positions) + self.person_embedding(person))[:, tf.newaxis, tf.newaxis]
         places = self.place_embedding(tf.range(self.grid_size * self.grid_size))
         places = tf.reshape(places, (1, self.grid_size, self.grid_size, self.num_filters))
         around = self.picture_conv(self._person_pictures(positions, person))
@@ -650,8 +650,8 @@ class PixelCNN(Distributed, keras.Model):
             bits = self._bits_per_code(data, training=True)
             scaled_loss = self.optimizer.scale_loss(tf.reduce_mean(bits))
         self.optimizer.apply(tape.gradient(scaled_loss, self.trainable_variables), self.trainable_variables)
-        has_context = (tf.cast(data["context"][:, 0, 0, 0] < self.num_embeddings, tf.float32) if "context" in data
-                       else tf.zeros_like(bits))
+        has_context = (tf.cast(tf.reduce_any(data["context"][:, :, 0, 0] < self.num_embeddings, axis=1), tf.float32)
+                       if "context" in data else tf.zeros_like(bits))
         for tracker, weight in zip(self.trackers, (has_context, 1 - has_context)):
             tracker.update_state(bits, weight)
         return self.logs()

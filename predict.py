@@ -24,14 +24,16 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import devices, figures, judge, metrics, people, report, runs, sampler, template, volumes
+from support import devices, figures, judge, metrics, orientation, people, report, runs, sampler, template, volumes
 from support.cli import InputError
 from support.people import CodedSplit
 from support.runs import Run
 
 PICTURED_HEADS = 3  # in head.png and report.html
+RESULTS = ("original_vs_reconstructed_*.png", "sample_*_slice_*.png", "head_*.nii.gz", "report.html", "metrics.json",
+           "per_image.csv", *(f"{name}.png" for name in ("samples", "head", "reconstructions", "errors", "template", "distances",
+                                                         "tissue", "neighbours")))
 NOISE_HEADS = 32  # that the judges must find
-MAX_SIDE = 8192  # pixels of one's own images; a bound before decoding, so that no file can fill the memory
 PRETRAINED = Path(__file__).parent / "assets" / "pretrained"
 
 
@@ -52,7 +54,7 @@ def parse_arguments(argv):
                         "or all for one sample of each (default: --num-samples spread over all)")
     parser.add_argument("--heads", type=cli.number(int, 0), default=1, metavar="N",
                         help="whole heads to sample, 32 slices of one new person each (default: 1)")
-    parser.add_argument("--ventricles", type=cli.number(float, 0, 1.0001), metavar="Q", help="size of the ventricles of the heads: "
+    parser.add_argument("--ventricles", type=quantile_argument, metavar="Q", help="size of the ventricles of the heads: "
                         "the dark share of the inner half of the brain, as its quantile among training people (default: any)")
     parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
@@ -70,7 +72,17 @@ def parse_arguments(argv):
             if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
                 raise InputError(f"--{name.replace('_', '-')} is of no use with {'--images' if arguments.images else '--codes'}; "
                                  "leave out the one or the other.")
+    if arguments.evaluate and arguments.ventricles is not None:
+        raise InputError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
     return arguments
+
+
+def quantile_argument(text):
+    """An argparse type: a number from 0 to 1."""
+    value = cli.number(float, 0)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
 
 
 def slice_argument(text):
@@ -167,6 +179,8 @@ def load_data(arguments, run, vqvae):
         if len(split.images) <= metrics.NUM_NEIGHBOURS:
             raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
                              f"has {len(split.images)}.")
+        if not np.isin(split.positions, splits["train"].positions).all():
+            raise InputError(f"--evaluate needs the same slices in each split, but {name} of {data_dir} has some that train has not.")
         if len(split.heads(np.unique(splits["train"].positions))) < 2:
             raise InputError(f"--evaluate needs two people with all their slices in each split, but {name} of {data_dir} has not.")
     check_people(splits, data_dir, run)
@@ -195,9 +209,14 @@ def decode(vqvae, codes):
     return metrics.in_chunks(lambda chunk: metrics.to_unit(vqvae.decode_codes(chunk)), codes, size=16)
 
 
+def decode_to_bytes(vqvae, codes):
+    """Codes int (N, g, g) -> uint8 (N, H, W): as floats, many images would not fit into memory."""
+    return metrics.in_chunks(lambda chunk: dataset.to_uint8(vqvae.decode_codes(chunk).numpy()[..., 0]), codes, size=16)
+
+
 def decode_heads(vqvae, heads):
-    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W): many heads do not fit into memory as floats."""
-    return np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in heads])
+    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W)."""
+    return np.stack([decode_to_bytes(vqvae, head) for head in heads])
 
 
 def reconstruct(vqvae, images):
@@ -279,7 +298,7 @@ def sample_positions(slice_, num_samples, slice_positions):
     if slice_ is None:
         return np.array(slice_positions)[np.linspace(0, len(slice_positions) - 1, num_samples).round().astype(int)]
     if slice_ not in slice_positions:
-        raise InputError(f"--slice {slice_}: the training people have the slices {slice_positions[0]} to {slice_positions[-1]} only.")
+        raise InputError(f"--slice {slice_}: the training people have the slices {', '.join(map(str, slice_positions))} only.")
     return np.full(num_samples, slice_)
 
 
@@ -300,9 +319,13 @@ def steered_people(run, prior, count, seed, quantile):
         return None
     try:
         measure = json.loads(run.ventricles_path.read_text())
+        if not np.any(measure["weights"]):
+            raise InputError(f"In {run.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
         target = np.interp(quantile, np.linspace(0, 1, len(measure["quantiles"])), measure["quantiles"])
         persons = sampler.sample_people(prior, seed, "heads", tf.range(count)).numpy()
         persons = people.steer(persons, np.array(measure["weights"]), measure["offset"], target)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run.ventricles_path} is missing or damaged, and --ventricles needs it; train the run again.") from error
     return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
@@ -347,7 +370,7 @@ def judge_all(folder, arguments, vqvae, prior, splits, heads):
         (metrics of single slices; metrics of heads).
     """
     coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
-    reconstructed = {name: dataclasses.replace(split, images=dataset.to_uint8(decode(vqvae, coded[name].codes[0]) * 2 - 1))
+    reconstructed = {name: dataclasses.replace(split, images=decode_to_bytes(vqvae, coded[name].codes[0]))
                      for name, split in splits.items()}
     return (judge_slices(folder, arguments, vqvae, prior, reconstructed),
             judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded))
@@ -357,7 +380,7 @@ def judge_slices(folder, arguments, vqvae, prior, reconstructed):
     """Samples a slice at the position of each test image, and measures them: see `metrics.evaluate_samples`."""
     train, test = reconstructed["train"], reconstructed["test"]
     print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
-    samples = dataset.to_uint8(decode(vqvae, prior.sample(test.positions, arguments.seed, arguments.temperature)) * 2 - 1)
+    samples = decode_to_bytes(vqvae, prior.sample(test.positions, arguments.seed, arguments.temperature))
     measured, details = metrics.evaluate_samples(samples, test.positions, reconstructed, metrics.FeatureSpace(train.images))
     figures.plot_distances(details["sample_distances"], details["test_distances"], folder / "distances.png")
     figures.plot_tissue(details["tissue"]["samples"], test.positions, details["tissue"]["test"], test.positions,
@@ -396,9 +419,12 @@ def draw_neighbours(folder, heads, train, originals, image_indices, positions, d
 # All together ---------------------------------------------------------------------------------------------------------
 
 
-def write_predictions(folder, arguments, run, vqvae, prior, splits):
-    """Writes everything into the output folder, metrics.json last; returns the metrics, or None without data."""
-    frame = volumes.Frame(**run.config["data"]["frame"])
+def write_predictions(folder, arguments, run, vqvae, prior, splits, persons):
+    """Writes everything into the output folder, metrics.json last; returns the metrics, or None without data.
+
+    `persons`, float (heads, P), are those of the heads; None for new ones.
+    """
+    frame = run.frame
     page = new_report(run, arguments, vqvae, frame_of_heads(frame, prior.slice_positions))
     page.head_positions = list(prior.slice_positions)
     measured = None
@@ -413,7 +439,6 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits):
     count = max(arguments.heads, num_judged)
     if count:
         print(f"Sampling whole heads: {count} ...")
-        persons = steered_people(run, prior, count, arguments.seed, arguments.ventricles)
         heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons))
         write_heads(folder, heads[:arguments.heads], prior.slice_positions, page.frame)
         page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
@@ -433,11 +458,11 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits):
 
 
 def new_report(run, arguments, vqvae, frame):
-    """The `report.Report` of a run, before anything is in it."""
+    """An empty `report.Report` of a run."""
     data = run.config["data"]
     facts = {"run": str(run.folder), "data": data["folder"], "date": datetime.date.today().isoformat(), "seed": str(arguments.seed),
              "commit of training": str(run.config["git_commit"])}
-    return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, is_demo=data["is_demo"], margin=vqvae.margin,
+    return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, is_demo=run.is_simulated, margin=vqvae.margin,
                          colours=figures.code_colours(vqvae.quantizer.embeddings), frame=frame)
 
 
@@ -448,7 +473,7 @@ def measure(folder, arguments, run, vqvae, prior, test, frame, page):
     codes = coded.codes[0]
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     indices = write_reconstructions(folder, test, vqvae, codes, details, arguments.num_examples, arguments.seed)[:10]
-    if frame.axes_known and not run.config["data"]["is_demo"]:  # the demo cohort is made from the template
+    if frame.axes_known and not run.is_simulated:  # simulated people are made from the template
         write_template(folder, vqvae, frame)
     page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
                                     metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
@@ -469,11 +494,12 @@ def print_heads(measured):
 # One's own images -----------------------------------------------------------------------------------------------------
 
 
-def read_images(files, size, slice_positions):
+def read_images(files, run, size, slice_positions):
     """Reads one's own images, brings them to the model's size and prints what was done to each file.
 
     Args:
         files: paths of PNGs, and of volumes (see `volumes.read_slices`), each of which gives its axial slices.
+        run: the `Run`: volumes are cut at the heights of its slices, and PNGs named like its data are turned like these.
         size: side in pixels.
         slice_positions: those of the model, which a sampled head has too.
 
@@ -489,22 +515,26 @@ def read_images(files, size, slice_positions):
         stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$|\.(mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
         if not path.is_file():
             raise InputError(f"{path} is not a file; give PNG images or NIfTI volumes.")
-        if path.name.lower().endswith(volumes.VOLUME_ENDINGS):
+        is_volume = path.name.lower().endswith(volumes.VOLUME_ENDINGS)
+        if is_volume:
             try:
-                images, notes = volumes.read_slices(path)
+                images, notes = volumes.read_slices(path, run.frame)
             except ValueError as error:
                 raise InputError(f"{path} cannot be used as a volume: it {error}.") from error
             positions = list(slice_positions) if len(images) == len(slice_positions) else list(range(len(images)))
             notes = [f"{len(images)} axial slices", *notes]
         else:
-            image, notes = read_png(path)
+            image, notes = dataset.read_any_png(path)
             match = volumes.FILE_NAME.fullmatch(path.name)
             position = int(match[2]) if match and int(match[2]) < volumes.NUM_POSITIONS else None
             images, positions = image[np.newaxis], [position]
+            if match and run.config["data"]["front"] not in (None, "up"):
+                images = orientation.turn(images, run.config["data"]["front"])
+                notes.append("turned front up, as the slices of the run's data")
         candidates = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
         name = next(name for name in candidates if names.isdisjoint({name, *image_titles(name, positions)}))
         names |= {name, *image_titles(name, positions)}
-        images, changes = dataset.fit_to_square(images, size)
+        images, changes = dataset.fit_to_square(images, size, is_volume)
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
         contents.append((name, str(path), images, positions))
     return contents
@@ -513,29 +543,6 @@ def read_images(files, size, slice_positions):
 def image_titles(name, positions):
     """The names, without ending, of what is written of each image of a file."""
     return [name] if len(positions) == 1 else [f"{name}_slice_{position}" for position in positions]
-
-
-def read_png(path):
-    """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts).
-
-    Raises:
-        InputError: if it is no PNG, is damaged, too large, or has colour or transparency.
-    """
-    with dataset.open_png(path, MAX_SIDE, "give grayscale PNG images or NIfTI volumes") as image:
-        mode = image.mode
-        if mode == "L":
-            return np.asarray(image), []
-        if mode.startswith("I"):
-            deep = np.asarray(image).astype(np.float64)
-            brightest = int(deep.max())
-            note = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
-            return np.uint8(np.round(deep * 255 / max(brightest, 1))), [note]
-        channels = np.asarray(image.convert("RGBA"))
-    if (channels[..., 3] < 255).any():
-        raise InputError(f"{path} is partly transparent; save it as grayscale without transparency.")
-    if (channels[..., :3] != channels[..., :1]).any():
-        raise InputError(f"{path} is in colour; the model works on gray only, so convert it.")
-    return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
 
 
 def cheapest_position(prior, codes, position):
@@ -622,7 +629,7 @@ def write_decoded(folder, codes, stem, vqvae):
 
 def predict_own(arguments, run, vqvae, prior):
     """Does what --images or --codes ask for; all input is read before anything is written."""
-    files = read_images(arguments.images, vqvae.image_size, prior.slice_positions) if arguments.images else None
+    files = read_images(arguments.images, run, vqvae.image_size, prior.slice_positions) if arguments.images else None
     codes = read_codes(arguments.codes, vqvae) if arguments.codes else None
     if files:
         dataset.warn_of_lost_border("given", np.concatenate([images for *_, images, _ in files]), vqvae.margin)
@@ -656,10 +663,14 @@ def predict(arguments):
     if splits:
         dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
     sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)  # refused before anything is written
+    persons = steered_people(run, prior, arguments.heads, arguments.seed, arguments.ventricles)
     folder = Path(arguments.output_dir or run.folder / "predictions")
+    if folder.resolve() == run.folder.resolve():
+        raise InputError(f"--output-dir {folder} is the folder of the run; give another.")
     with cli.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        measured = write_predictions(folder, arguments, run, vqvae, prior, splits)
+        remove_results(folder)
+        measured = write_predictions(folder, arguments, run, vqvae, prior, splits, persons)
     if arguments.export:
         with cli.report_write_errors(arguments.export, "give another --export", [tf.errors.OpError]):
             sampler.export(vqvae, prior, arguments.export)
@@ -668,9 +679,16 @@ def predict(arguments):
     print(f"Done. Open {folder / 'report.html'}")
 
 
+def remove_results(folder):
+    """Removes what an earlier call wrote, so that all files of a folder are of one call."""
+    for pattern in RESULTS:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
 def print_results(measured, test):
     """Prints the main results in words."""
-    sd = f" ± {measured['ssim_sd']:.3f} between people" if "ssim_sd" in measured else ""
+    sd = f" ± {measured['ssim_sd']:.3f}" if "ssim_sd" in measured else ""
     print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, inside the brain "
           f"{measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per code, {measured['bytes_per_image']:.0f} bytes "
           "per image.")

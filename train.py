@@ -141,7 +141,8 @@ def new_run(folder, arguments, options):
              "dropout": settings["prior_dropout"], "num_positions": volumes.NUM_POSITIONS, "slice_positions": np.unique(train.positions).tolist()}
     config = {"settings": settings, "constants": CONSTANTS, "vqvae": with_defaults(modules.VQVAE, vqvae),
               "pixelcnn": with_defaults(modules.PixelCNN, prior),
-              "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "fingerprints": dataset.fingerprints(splits),
+              "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": template.is_simulated(data_dir),
+                       "fingerprints": dataset.fingerprints(splits),
                        "front": front, "frame": dataclasses.asdict(frame),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
@@ -583,10 +584,12 @@ def calibrate_prior(run, vqvae, prior, num_people):
 def fit_ventricles(run, prior, train, margin):
     """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles; see `people`.
 
-    The size is the `dark_fraction` of `metrics.tissue_statistics`, the mean over a head. It is given to no network.
+    Needs three people. The size is the `dark_fraction` of `metrics.tissue_statistics`, the mean over a head. It is given to no network.
     """
     cases, head_numbers = np.unique(train.cases, return_inverse=True)
-    dark = metrics.tissue_statistics(train.images / 255)["dark_fraction"]
+    if len(cases) < 3:
+        return
+    dark = metrics.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
     weights, offset = people.fit_measure(prior.encode_people(dataset.head_pictures(train, margin)[0]), sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))

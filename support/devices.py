@@ -1,7 +1,7 @@
 """What depends on the machine: one GPU, several, several machines, and the precision of their arithmetic.
 
 The rest of the code is written as for one device. This is a file of its own because the networks and the commands both need
-it, and because it overrides private methods of Keras, as optimizers.py does: a new version of Keras has to be checked here only.
+it, and because it overrides private methods of Keras, as optimizers.py does: both have to be checked with each new version.
 
 References:
     TensorFlow: Distributed training. https://www.tensorflow.org/guide/distributed_training

@@ -71,7 +71,7 @@ def plot_ssim(history, path):
 def plot_prior(history, code_entropy, path):
     """Draws stage 2's code length with and without context, and the entropy of the codes, all in bits per code.
 
-    The code length with context is what whole heads are sampled by; that without, what single samples are.
+    The code length without context (and, on validation people, without person) tells whether single samples can be good.
 
     Args:
         history: dict of columns of pixelcnn_history.csv.

@@ -4,6 +4,7 @@ Images here are NumPy float (height, width) in [0, 1]; codes are int arrays.
 """
 
 import concurrent.futures
+import functools
 import os
 from typing import NamedTuple
 
@@ -144,6 +145,17 @@ def to_unit(images):
     return (np.asarray(images, np.float64)[..., 0] + 1) / 2
 
 
+@functools.lru_cache(maxsize=2)
+def _compiled_log_prob(prior):
+    """The log probability of each code as one graph per prior: tracing it takes seconds."""
+
+    @tf.function(reduce_retracing=True)
+    def log_prob(codes, positions, context=None, person=None):
+        return prior.distribution(codes, positions, context, person).log_prob(codes)
+
+    return log_prob
+
+
 def bits_per_place(prior, coded, indices, conditional=True):
     """The prior's code length of each code, given the codes before it: where this is high, the code was unexpected.
 
@@ -158,9 +170,7 @@ def bits_per_place(prior, coded, indices, conditional=True):
     """
     codes = coded.codes_with_none()[0]
 
-    @tf.function(reduce_retracing=True)
-    def log_prob(codes, positions, below=None, person=None):
-        return prior.distribution(codes, positions, below, person).log_prob(codes)
+    log_prob = _compiled_log_prob(prior)
 
     def bits(indices):
         inputs = [codes[indices], coded.positions[indices]]
@@ -417,7 +427,7 @@ def tissue_statistics(images):
     """Simple anatomical statistics of each image.
 
     Args:
-        images: float (N, H, W) in [0, 1].
+        images: uint8, or float in [0, 1], (N, H, W).
 
     Returns:
         A dict of float64 (N,): `brain_area`, the share of the frame inside the brain's outline (the largest region brighter
@@ -431,6 +441,7 @@ def tissue_statistics(images):
 
 
 def _tissue(image):
+    image = image / 255 if image.dtype == np.uint8 else image  # one by one: as floats, all would not fit into memory
     regions, count = ndimage.label(image > FOREGROUND)
     if not count:
         return 0.0, 0.0, 0.0
@@ -502,7 +513,7 @@ def evaluate_samples(samples, positions, splits, space):
     train, validate, test = (splits[name] for name in ("train", "validate", "test"))
     groups = {"samples": samples, "test": test.images, "validate": validate.images}
     features = {name: space.transform(images) for name, images in groups.items()}
-    tissue = {name: tissue_statistics(images / 255) for name, images in groups.items()}
+    tissue = {name: tissue_statistics(images) for name, images in groups.items()}
     measured = {"num_samples": len(samples)}
     for suffix, name in (("", "samples"), ("_floor", "validate")):
         density, coverage = density_and_coverage(features["test"], features[name])

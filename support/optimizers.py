@@ -33,7 +33,7 @@ class Adam(keras.optimizers.Adam):
 class Muon(Adam):
     """Muon for the kernels of dense layers and convolutions, Adam for the rest.
 
-    Muon moves a kernel along its orthogonalise momentum: equally far in all directions, even in those of little gradient
+    Muon moves a kernel along its orthogonalised momentum: equally far in all directions, even in those of little gradient
     (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The step is as long as Adam's usually is (Liu et al. 2025,
     https://arxiv.org/abs/2502.16982), so one learning rate serves both. Embeddings and logits stay with Adam, as there.
 

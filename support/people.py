@@ -133,10 +133,11 @@ def calibrate(conditions, outcomes):
         (shift, scale), float64 (P,) each.
     """
     conditions, outcomes = np.float64(conditions), np.float64(outcomes)
-    across, along = conditions - conditions.mean(axis=0), outcomes - outcomes.mean(axis=0)
-    slope = ((across * along).sum(axis=0) + PSEUDO_HEADS) / ((across ** 2).sum(axis=0) + PSEUDO_HEADS)
+    condition_deviations, outcome_deviations = conditions - conditions.mean(axis=0), outcomes - outcomes.mean(axis=0)
+    slope = (((condition_deviations * outcome_deviations).sum(axis=0) + PSEUDO_HEADS)
+             / ((condition_deviations ** 2).sum(axis=0) + PSEUDO_HEADS))
     offset = (outcomes - slope * conditions).sum(axis=0) / (len(conditions) + PSEUDO_HEADS)
-    noise = (along - slope * across).var(axis=0)
+    noise = (outcome_deviations - slope * condition_deviations).var(axis=0)
     slope = np.maximum(slope, 1 / MAX_SCALE)
     shift = (-offset / slope).clip(-MAX_SHIFT, MAX_SHIFT)
     return shift, (np.sqrt(np.maximum(1 - noise, 0)) / slope).clip(1, MAX_SCALE)

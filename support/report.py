@@ -53,12 +53,10 @@ HEAD_MEANINGS = {
     "nearest_over_second": "distance of the nearest training person over that of the second nearest: 0 for a copy",
 }
 STATISTICS = {"dark": "dark share (ventricles, fissures)", "dark_fraction": "dark share (ventricles, fissures)",
-              "volume": "size of the brain", "brain_area": "size of the brain", "symmetry": "symmetry",
+              "brain_area": "size of the brain", "symmetry": "symmetry",
               "brightness": "brightness"}
 SUFFIXES = {"mean": "mean", "sd": "spread over people", "sd_ratio": "spread over that of training people",
-            "ks": "distance from the distribution of test people, 0 to 1",
-            "ks_test": "distance from the distribution of test people, 0 to 1",
-            "ks_train": "distance from the distribution of training people, 0 to 1"}
+            "ks": "distance from the distribution of people (slices: test people; heads: training people), 0 to 1"}
 
 
 @dataclasses.dataclass

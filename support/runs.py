@@ -18,8 +18,9 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from support import cli
+from support import cli, optimizers  # noqa: F401 (optimizers: where Keras finds Muon)
 from support.cli import InputError
+from support.volumes import Frame
 
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
 # Errors that TensorFlow raises when it cannot write a file (for want of memory too: cli.report_write_errors tells these apart).
@@ -57,6 +58,7 @@ class Run:
         try:
             config = json.loads(path.read_text())
             missing = [f"{part} {key}" for part, keys in REQUIRED.items() for key in keys if key not in config[part]]
+            _ = missing or Frame(**config["data"]["frame"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged, or of another version ({error!r}); start a new run.") from error
         if missing:
@@ -77,6 +79,16 @@ class Run:
     def seed(self):
         """Of every random draw."""
         return self.config["settings"]["seed"]
+
+    @property
+    def frame(self):
+        """The `volumes.Frame` of the data."""
+        return Frame(**self.config["data"]["frame"])
+
+    @property
+    def is_simulated(self):
+        """Whether the people are simulated."""
+        return self.config["data"].get("is_simulated", self.config["data"]["is_demo"])
 
     def model_path(self, name):
         """Where the best epoch of the model "vqvae" or "pixelcnn" lies."""

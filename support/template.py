@@ -20,6 +20,7 @@ from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
 DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
+NOTICE = "SIMULATED.txt"  # lies in the folder of each simulated data set
 DEMO_IMAGE_SIZE = 128  # pixels
 HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head can reach
 
@@ -68,6 +69,11 @@ def split_people(number):
     return {"train": number - 2 * tenth, "validate": tenth, "test": tenth}
 
 
+def is_simulated(folder):
+    """Whether `write_cohort` wrote the data set in a folder."""
+    return (Path(folder) / NOTICE).is_file()
+
+
 def write_cohort(folder, people, image_size):
     """Simulates people from the MNI152 T1 template that nilearn ships, and writes them as the three PNG folders.
 
@@ -95,6 +101,7 @@ def write_cohort(folder, people, image_size):
         try:
             for name in SPLITS:
                 (unfinished / f"keras_png_slices_{name}").mkdir()
+            (unfinished / NOTICE).write_text("Simulated by dataset.py: no evidence about patients.\n")
             _write_people(unfinished, cases, image_size)
             unfinished.rename(folder)
         finally:

@@ -24,7 +24,7 @@ SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
 SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 FRAME_WIDTH = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
-LOWEST_SLICE = 86  # mm below the top of the head
+LOWEST_SLICE = 86  # mm below the top of the head, where `Frame.lowest` has its default
 SIDE = FRAME_WIDTH  # pixels of 1 mm of the slices that are cut from volumes
 MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axis
 MAX_LENGTH = 1000  # mm along an axis
@@ -241,10 +241,10 @@ def _person_level(paths):
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def read_slices(path):
+def read_slices(path, frame=Frame()):
     """Reads the axial slices of a head from a volume that nibabel reads.
 
-    A head that `write_nifti` wrote gives its slices as they are; of any other, `axial_slices` are cut.
+    A head that `write_nifti` wrote gives its slices as they are; of any other, `axial_slices` are cut at the heights of `frame`.
 
     Returns:
         (uint8 (N, S, S), what is to be said of the file, a list of texts). N is 32 and S 256, unless it is such a head.
@@ -258,7 +258,7 @@ def read_slices(path):
         if slices is not None:
             return slices, ["a head that predict.py wrote, its slices taken as they are"]
         volume = _to_ras(image, notes)
-        return axial_slices(volume), notes
+        return axial_slices(volume, frame), notes
     except Exception as error:  # a damaged volume may fail in any way
         raise ValueError(str(error).splitlines()[0] if str(error) else repr(error)) from error
 
@@ -387,6 +387,7 @@ def head_region(volume, low, high):
 
     Args:
         volume: float32 (x, y, z), voxels of 1 mm, RAS.
+        frame: where the slices lie.
         low, high: the brightness of its background and of bright tissue, as `_levels` gives it.
 
     Returns:
@@ -417,14 +418,15 @@ def head_region(volume, low, high):
     return np.isin(labels, around)
 
 
-def axial_slices(volume):
+def axial_slices(volume, frame=Frame()):
     """Cuts a volume into the slices of the PNG set.
 
-    32 slices 1.4 mm apart, the lowest 86 mm below the top of the head (of the brain, where that was cut out): in an average
-    brain, from 8 mm below the anterior commissure upwards. Intensities are scaled between the two `_levels` and clipped.
+    32 slices, by default 1.4 mm apart, the lowest 86 mm below the top of the head (of the brain, where that was cut out): in an
+    average brain, from 8 mm below the anterior commissure upwards. Intensities are scaled between the two `_levels` and clipped.
 
     Args:
         volume: float32 (x, y, z), voxels of 1 mm, RAS.
+        frame: where the slices lie.
 
     Returns:
         uint8 (32, 256, 256): front up, the head's left side on the left, zero-padded.
@@ -440,9 +442,12 @@ def axial_slices(volume):
         raise ValueError("shows no head (nothing stands out from its noise)")
     if areas[-1] > MAX_TOP_AREA:
         raise ValueError("is cut off below the top of the head, from which heights are measured")
-    heights = np.round(top[-1] - LOWEST_SLICE + SLICE_SPACING * np.arange(NUM_POSITIONS)).astype(int)
+    depth = LOWEST_SLICE + Frame().lowest - frame.lowest
+    heights = np.round(top[-1] - depth + frame.spacing * np.arange(NUM_POSITIONS)).astype(int)
     if heights[0] < 0:
-        raise ValueError(f"ends {-heights[0]} mm too high: {LOWEST_SLICE} mm below the top of the head are needed")
+        raise ValueError(f"ends {-heights[0]} mm too high: {depth:.0f} mm below the top of the head are needed")
+    if heights[-1] >= len(areas):
+        raise ValueError(f"ends {heights[-1] - len(areas) + 1} mm too low for {NUM_POSITIONS} slices {frame.spacing:.1f} mm apart")
     if areas[heights].min() < MIN_HEAD_AREA:
         raise ValueError(f"shows no head where the slices lie: less than {MIN_HEAD_AREA // 100} cm2 in "
                          f"{(areas[heights] < MIN_HEAD_AREA).sum()} of {NUM_POSITIONS}")
