@@ -382,6 +382,19 @@ def test_heads_are_the_people_with_all_slices():
     assert split.heads([4, 7]).shape == (0, 2)
 
 
+@pytest.mark.parametrize("size, result, changes", [
+    ((64, 64), (64, 64), []), ((40, 64), (40, 64), ["padded"]), ((64, 128), (32, 64), ["resampled", "padded"]),
+    ((31, 20), (64, 41), ["resampled", "padded"]), ((32, 32), (32, 32), ["padded"]), ((1, 900), (1, 64), ["resampled", "padded"])])
+def test_fit_to_square_pads_and_resamples(size, result, changes):
+    images, notes = dataset.fit_to_square(np.full((2, *size), 200, np.uint8), 64)
+    assert images.shape == (2, 64, 64) and images.dtype == np.uint8
+    assert [text.split()[0] for text in notes] == changes
+    inked = np.argwhere(images[0] > 0)
+    assert tuple(np.ptp(inked, axis=0) + 1) == result
+    assert (np.abs(inked.mean(axis=0) - 31.5) <= 0.5).all()  # in the middle
+    assert set(np.unique(images)) <= {0, 200}
+
+
 # Rubbish
 
 
