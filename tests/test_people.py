@@ -89,6 +89,18 @@ def test_a_calibration_goes_no_further_than_training_went():
         np.testing.assert_array_equal(scale, 1)
 
 
+def test_a_measure_that_follows_from_persons_is_fitted_and_steered_the_shortest_way():
+    rng = np.random.default_rng(0)
+    persons, true_weights = rng.normal(size=(200, 4)), np.array([0.5, -0.2, 0.0, 0.1])
+    weights, offset = people.fit_measure(persons, 3 + persons @ true_weights + 0.01 * rng.normal(size=200))
+    np.testing.assert_allclose(weights, true_weights, atol=0.01)
+    assert offset == pytest.approx(3, abs=0.01)
+    steered = people.steer(persons, weights, offset, target=3.7)
+    np.testing.assert_allclose(offset + steered @ weights, 3.7)
+    moves = steered - persons  # along the weights alone: any other move of the same effect is longer
+    np.testing.assert_allclose(moves, np.outer(moves @ weights / (weights @ weights), weights), atol=1e-12)
+
+
 @pytest.mark.parametrize("grid_size", (5, 16, 40))
 def test_pictures_are_resampled_linearly_over_the_same_extent(grid_size):
     signal = np.random.default_rng(0).normal(size=16)

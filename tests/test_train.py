@@ -33,7 +33,7 @@ def test_training_leaves_a_whole_run_folder(trained):
     run = trained / "runs" / "tiny"
     assert {path.name for path in run.iterdir()} == {
         "config.json", "vqvae.keras", "pixelcnn.keras", "vqvae_history.csv", "pixelcnn_history.csv", "metrics.json",
-        "figures", "progress.gif", "logs"}
+        "ventricles.json", "figures", "progress.gif", "logs"}
     assert {path.name for path in (run / "figures").iterdir()} == {
         "architecture.png", "losses.png", "ssim.png", "prior.png", "reconstructions.png"}
     config = json.loads((run / "config.json").read_text())
