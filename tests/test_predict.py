@@ -304,7 +304,7 @@ def test_options_of_the_test_split_are_refused_beside_images(in_trained, capsys)
     (["--run-dir", "nowhere"], "nowhere holds no trained run"),
     (["--data-dir", "LARGER"], "64x64; give --data-dir or --run-dir to match"),
     (["--slice", "32"], "--slice: 32 is past the last slice, 31"),
-    (["--slice", "9"], "--slice 9: the training people have the slices 0 to 7 only"),
+    (["--slice", "9"], "--slice 9: the training people have the slices 0, 1, 2, 3, 4, 5, 6, 7 only"),
     (["--slice", "some"], "--slice: expected an integer"),
     (["--temperature", "-1"], "--temperature"),
     (["--seed", "2147483648"], "less than 2147483648"),
