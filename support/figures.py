@@ -7,12 +7,14 @@ import itertools
 
 import imageio.v3 as imageio
 from keras import layers
+import matplotlib
 from matplotlib import patches
 from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.decomposition import PCA
 
+matplotlib.rcdefaults()  # whatever a matplotlibrc says
 DPI = 120
 WIDTH = 7  # inches: at 120 dots per inch the width of a page on GitHub
 MAX_DIFFERENCE = 0.25  # end of the colour scale of differences, of intensities in [0, 1]
