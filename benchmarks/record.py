@@ -31,7 +31,8 @@ def describe(run):
     entry = {"commit": config["git_commit"],
              "date": time.strftime("%Y-%m-%d", time.localtime(run.metrics_path.stat().st_mtime)),
              "machine": config["machine"], "people": config["data"]["people"],
-             "image_size": config["vqvae"]["image_size"], "baselines": baselines_of(config["data"]), "num_embeddings": num_embeddings, "codes_per_image": codes, "bits_fixed": codes * math.log2(num_embeddings),
+             "image_size": config["vqvae"]["image_size"], "num_embeddings": num_embeddings, "codes_per_image": codes,
+             "bits_fixed": codes * math.log2(num_embeddings),
              "seconds": {name: float(run.read_history(name)["seconds"].sum()) for name in ("vqvae", "pixelcnn")}}
     for path in (run.metrics_path, run.folder / "predictions" / "metrics.json"):
         if path.exists():
@@ -56,7 +57,8 @@ def main():
     run = Run.load(arguments.run_dir)
     if not run.metrics_path.is_file():
         raise cli.InputError(f"{run.folder} holds no finished run (metrics.json); give another --run-dir.")
-    entry = {"command": arguments.command, "hardware": common.hardware(), **describe(run)}
+    entry = {"command": arguments.command, "hardware": common.hardware(), **describe(run),
+             "baselines": baselines_of(run.config["data"])}
     heads = entry.pop("heads", None)
     common.record(common.RESULTS, arguments.key, entry)
     if heads and arguments.key == "real_slices":

@@ -49,6 +49,10 @@ HEAD_MEANINGS = {
     "neighbour_correlation": "correlation of neighbouring slices",
     "correlation_4_apart": "correlation of slices 4 apart",
     "correlation_8_apart": "correlation of slices 8 apart",
+    "told_apart_slices": "AUC of a network that tells sampled slices from people's: 0.5 cannot be told, 1 always",
+    "told_apart_slices_by_head": "the same, the mean over a head's slices",
+    "told_apart_heads_by_slice": "AUC of a network that sees a slice with those 1 and 4 above it",
+    "told_apart_heads": "the same, the mean over a head",
     "copy_test": "C_T of whole heads: well below 0 for copies",
     "nearest_over_second": "distance of the nearest training person over that of the second nearest: 0 for a copy",
 }

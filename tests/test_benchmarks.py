@@ -96,10 +96,10 @@ def test_a_run_is_described_by_its_own_files(tmp_path):
     (tmp_path / "vqvae_history.csv").write_text("epoch,seconds\n0,60.5\n1,59.5\n")
     (tmp_path / "pixelcnn_history.csv").write_text("epoch,seconds\n0,30\n")
     config = {"git_commit": "abc", "machine": {"processor": "x"}, "pixelcnn": {"grid_size": 32, "num_embeddings": 512},
-              "data": {"people": {"train": 3}}}
+              "vqvae": {"image_size": 256}, "data": {"people": {"train": 3}}}
     entry = record.describe(Run(tmp_path, config))
     assert len(entry.pop("date")) == 10
-    assert entry == {"commit": "abc", "machine": {"processor": "x"}, "people": {"train": 3}, "num_embeddings": 512,
+    assert entry == {"commit": "abc", "machine": {"processor": "x"}, "people": {"train": 3}, "image_size": 256, "num_embeddings": 512,
                      "codes_per_image": 1024, "bits_fixed": 9216.0, "seconds": {"vqvae": 120.0, "pixelcnn": 30.0}, "ssim": 0.9,
                      "frechet": 13.0}
 

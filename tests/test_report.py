@@ -107,7 +107,8 @@ def test_figures_stand_in_groups_with_their_spread_and_meaning(write):
     assert ["ssim", "0.917 ± 0.008", "", "structural similarity, 7x7 window, 1 is equal"] in page.rows
     assert ["frechet", "31.66", "40.6", "Fréchet distance to test people, 0 is equal"] in page.rows
     assert ["dark_fraction_ks", "0.39", "",
-            "dark share (ventricles, fissures): distance from the distribution of test people, 0 to 1"] in page.rows
+            "dark share (ventricles, fissures): distance from the distribution of people (slices: test people; heads: "
+            "training people), 0 to 1"] in page.rows
     assert ["dark_sd_ratio", "0.8 & more",
             "dark share (ventricles, fissures): spread over that of training people"] in page.rows
     assert ["unheard_of", "0.5", "", ""] in page.rows and ["unheard_of", "1", ""] in page.rows
