@@ -90,9 +90,9 @@ def summary(results):
 def heads(results):
     """Whole sampled heads beside people, all as reconstructions."""
     names = (("told_apart_slices", "told apart by slice (AUC)"), ("told_apart_heads", "told apart by head (AUC)"),
-             ("neighbour_correlation", "correlation of neighbouring slices"), ("correlation_8_apart", "of slices 8 apart"),
+             ("correlation_8_apart", "correlation of slices 8 apart"),
              ("dark_sd_ratio", "spread of ventricle size, over training people's"),
-             ("dark_ks", "ventricle size: distance to training people"), ("symmetry_ks", "symmetry: distance to training people"),
+             ("dark_ks", "ventricle size: distance to training people"),
              ("copy_test", "C_T, well below 0: copies"), ("nearest_over_second", "nearest over second nearest; a copy: 0"))
     record = results["heads"]
 
