@@ -294,7 +294,8 @@ def test_a_port_in_use_is_one_sentence(absent_machine):
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
 def test_a_wait_for_machines_can_be_stopped(absent_machine, monkeypatch, capsys, number):
     monkeypatch.setattr(devices.time, "sleep", lambda _: signal.raise_signal(number))
-    with pytest.raises(SystemExit) as stop:
+    # A shell that starts the tests in the background has SIGINT ignored.
+    with cli.signal_handler(signal.default_int_handler, signal.SIGINT), pytest.raises(SystemExit) as stop:
         devices.strategy.__wrapped__()
     assert stop.value.code == cli.EXIT_INTERRUPTED
     assert capsys.readouterr().err == "Stopped.\n"
