@@ -80,7 +80,9 @@ def test_names_that_are_no_text_are_printed(monkeypatch):
 def test_ctrl_c_and_sigterm_end_with_a_line(capsys):
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGTERM):
-        with pytest.raises(SystemExit) as stop, cli.exit_on_signals("All is saved."):
+        # A shell that starts the tests in the background has SIGINT ignored.
+        with (cli.signal_handler(signal.default_int_handler, signal.SIGINT), pytest.raises(SystemExit) as stop,
+              cli.exit_on_signals("All is saved.")):
             signal.raise_signal(number)
         assert stop.value.code == 130
         assert capsys.readouterr().err == "All is saved.\n"
