@@ -192,11 +192,6 @@ def person_bits_per_code(coded):
     return PERSON_BITS * num_heads * coded.persons.shape[-1] / coded.codes[0].size
 
 
-def bits_per_code(prior, coded):
-    """The code length of whole heads in bits per code: the mean of `code_lengths`, and the persons."""
-    return float(code_lengths(prior, coded).mean() + person_bits_per_code(coded))
-
-
 def spread_over_people(values, cases):
     """The standard deviation of the people's means.
 

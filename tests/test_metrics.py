@@ -133,7 +133,7 @@ def test_code_lengths_are_those_of_version_0_with_its_context_or_without(halves_
     np.testing.assert_allclose(metrics.code_lengths(networks, coded), conditional.mean(axis=(1, 2)), rtol=1e-6)
     np.testing.assert_allclose(metrics.code_lengths(networks, coded, conditional=False), alone.mean(axis=(1, 2)), rtol=1e-6)
     paid = 3 * 8 / (7 * 4)  # three numbers of 8 bits for each head's seven slices of four codes
-    assert metrics.bits_per_code(networks, coded) == pytest.approx(conditional.mean() + paid)
+    assert metrics.person_bits_per_code(coded) == pytest.approx(paid)
 
 
 def test_evaluate_measures_what_comes_back_through_the_codes(halves_coded):
