@@ -34,6 +34,7 @@ RESULTS = ("original_vs_reconstructed_*.png", "sample_*_slice_*.png", "head_*.ni
            "per_image.csv", *(f"{name}.png" for name in ("samples", "head", "reconstructions", "errors", "template", "distances",
                                                          "tissue", "neighbours")))
 NOISE_HEADS = 32  # that the judges must find
+MEMBERS = 40  # training people, at most, whose code lengths are compared with test people's
 PRETRAINED = Path(__file__).parent / "assets" / "pretrained"
 
 
@@ -397,7 +398,7 @@ def judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded):
     originals = splits["train"].images[image_indices["train"]]
     noise_codes = judge.mix_people(coded["train"].codes[0][image_indices["train"][:NOISE_HEADS]], axes=3)
     measured, details = judge.evaluate_heads(heads, people_heads, originals, decode_heads(vqvae, noise_codes))
-    bits = {name: metrics.code_lengths(prior, coded[name])[image_indices[name]].mean(axis=1) for name in ("train", "test")}
+    bits = {name: metrics.code_lengths_of_heads(prior, coded[name], image_indices[name], MEMBERS) for name in ("train", "test")}
     measured |= {"bits_per_code_train": float(bits["train"].mean()), **judge.membership(bits["train"], bits["test"])}
     draw_neighbours(folder, heads, splits["train"], originals, image_indices["train"], positions, details)
     return measured
@@ -479,16 +480,6 @@ def measure(folder, arguments, run, vqvae, prior, test, frame, page):
                                     metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
     page.all_codes = codes
     return measured
-
-
-def print_heads(measured):
-    """Prints what `judge.evaluate_heads` measured, as a table of figures with their 95 % intervals."""
-    table = judge.head_table(measured)
-    widths = [max(map(len, column)) for column in zip(*table)]
-    print(f"{measured['num_heads']} sampled heads, with 95 % intervals:")
-    for row in table:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
-    print(measured["copy_test_says"])
 
 
 # One's own images -----------------------------------------------------------------------------------------------------
@@ -693,7 +684,7 @@ def print_results(measured, test):
           f"{measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per code, {measured['bytes_per_image']:.0f} bytes "
           "per image.")
     if "heads" in measured:
-        print_heads(measured["heads"])
+        judge.print_heads(measured["heads"])
 
 
 if __name__ == "__main__":

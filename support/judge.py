@@ -44,9 +44,7 @@ def _build_judge(shape, seed):
     for index, filters in enumerate(JUDGE_FILTERS):
         kernel = keras.initializers.GlorotUniform(seed + index)
         x = layers.Conv2D(filters, 3, strides=2, padding="same", kernel_initializer=kernel)(x)
-        if index:  # the first layer's maps are the largest: to normalise them costs most and gains nothing
-            x = layers.BatchNormalization(momentum=0.9)(x)
-        x = layers.ReLU()(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
     x = layers.Dropout(0.3, seed=seed)(layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, layers.Dense(1, kernel_initializer=keras.initializers.GlorotUniform(seed))(x))
 
@@ -144,7 +142,7 @@ def told_apart(name, real, fake):
     def auc(rows, columns, axis=-1):
         return mean[rows[..., :, np.newaxis], columns[..., np.newaxis, :]].mean(axis=(-2, -1))
 
-    measured = with_interval(name, auc, np.arange(mean.shape[0]), np.arange(mean.shape[1]))
+    measured = with_interval(name, auc, np.arange(mean.shape[0]), np.arange(mean.shape[1]), limits=(0, 1))
     return measured | {name: float(np.median(by_seed)), f"{name}_range": [float(by_seed.min()), float(by_seed.max())]}
 
 
@@ -313,7 +311,7 @@ def membership(train, test):
         pairs = train.shape[axis] * test.shape[axis]
         return stats.mannwhitneyu(test, train, axis=axis, method="asymptotic").statistic / pairs
 
-    return with_interval("membership", auc, train, test)
+    return with_interval("membership", auc, train, test, limits=(0, 1))
 
 
 def copy_score(distances, reference, axis=-1):
@@ -421,3 +419,13 @@ def head_table(measured):
             texts = [f"{text}: {cell(name + suffix)}" for suffix, text in beside.items() if cell(name + suffix)]
             rows.append((name, *columns, "; ".join(texts)))
     return rows
+
+
+def print_heads(measured):
+    """Prints what `evaluate_heads` measured, as a table of figures with their 95 % intervals."""
+    table = head_table(measured)
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print(f"{measured['num_heads']} sampled heads, with 95 % intervals:")
+    for row in table:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+    print(measured["copy_test_says"])

@@ -186,6 +186,19 @@ def code_lengths(prior, coded, conditional=True):
     return bits_per_place(prior, coded, np.arange(len(coded.positions)), conditional).mean(axis=(1, 2))
 
 
+def code_lengths_of_heads(prior, coded, image_indices, max_heads):
+    """The bits per code of whole heads, float64 (N,): of `max_heads`, evenly spread, if there are more.
+
+    Args:
+        prior: a `modules.PixelCNN`.
+        coded: a `people.CodedSplit`.
+        image_indices: int (M, S), the slices of each head.
+        max_heads: the largest N.
+    """
+    indices = image_indices[np.unique(np.linspace(0, len(image_indices) - 1, max_heads).astype(int))]
+    return bits_per_place(prior, coded, indices.ravel()).reshape(len(indices), -1).mean(axis=1)
+
+
 def person_bits_per_code(coded):
     """What each head's person costs, in bits per code of the head: `people.PERSON_BITS` a number."""
     num_heads = len(coded.positions) / len(np.unique(coded.positions))
@@ -540,17 +553,17 @@ def say_copy_test(measured, what="Samples"):
             f"{measured['nearest_real']:.2f}).")
 
 
-def with_interval(name, statistic, *groups):
+def with_interval(name, statistic, *groups, limits=(-np.inf, np.inf)):
     """A figure and its 95 % interval: the basic (pivotal) bootstrap over draws of people, with replacement, from each group.
 
     Args:
         name: of the figure.
         statistic: a function from as many arrays as there are groups to a float; faster if it takes an `axis`.
         groups: (N,), a value per person each.
+        limits: what the figure can be at least and at most; the interval is cut off there.
 
     Returns:
-        A dict of `name`, a float, and `NAME_interval`, (low, high), which may reach past what the figure can be; without the
-        interval if a group has a single person.
+        A dict of `name`, a float, and `NAME_interval`, (low, high); without the interval if a group has a single person.
 
     References:
         Davison, Hinkley: Bootstrap Methods and their Application, 1997, section 5.2.1.
@@ -559,4 +572,4 @@ def with_interval(name, statistic, *groups):
     if min(map(len, groups)) < 2:
         return value
     resampled = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="basic", random_state=0)
-    return value | {f"{name}_interval": list(map(float, resampled.confidence_interval))}
+    return value | {f"{name}_interval": np.clip(resampled.confidence_interval, *limits).tolist()}

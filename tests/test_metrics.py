@@ -132,6 +132,11 @@ def test_code_lengths_are_those_of_version_0_with_its_context_or_without(halves_
     np.testing.assert_allclose(metrics.bits_per_place(networks, coded, indices, conditional=False), alone[indices], rtol=1e-6)
     np.testing.assert_allclose(metrics.code_lengths(networks, coded), conditional.mean(axis=(1, 2)), rtol=1e-6)
     np.testing.assert_allclose(metrics.code_lengths(networks, coded, conditional=False), alone.mean(axis=(1, 2)), rtol=1e-6)
+    slices_of_heads = np.arange(70).reshape(10, 7)
+    expected = conditional.mean(axis=(1, 2))[slices_of_heads].mean(axis=1)
+    np.testing.assert_allclose(metrics.code_lengths_of_heads(networks, coded, slices_of_heads, 40), expected, rtol=1e-6)
+    four_heads = metrics.code_lengths_of_heads(networks, coded, slices_of_heads, 4)
+    np.testing.assert_allclose(four_heads, expected[[0, 3, 6, 9]], rtol=1e-6)
     paid = 3 * 8 / (7 * 4)  # three numbers of 8 bits for each head's seven slices of four codes
     assert metrics.person_bits_per_code(coded) == pytest.approx(paid)
 
@@ -372,4 +377,6 @@ def test_intervals_are_those_of_the_normal_distribution_for_means():
     assert measured["mean"] == pytest.approx(values.mean())
     half = 1.96 * values.std() / np.sqrt(200)
     np.testing.assert_allclose(measured["mean_interval"], [values.mean() - half, values.mean() + half], atol=0.15 * half)
+    cut = metrics.with_interval("mean", np.mean, values, limits=(3, np.inf))["mean_interval"]
+    assert cut == [3, measured["mean_interval"][1]]
     assert metrics.with_interval("mean", np.mean, values[:1]) == {"mean": values[0]}
