@@ -624,7 +624,7 @@ def predict_own(arguments, run, vqvae, prior):
     codes = read_codes(arguments.codes, vqvae) if arguments.codes else None
     if files:
         dataset.warn_of_lost_border("given", np.concatenate([images for *_, images, _ in files]), vqvae.margin)
-    folder = Path(arguments.output_dir or run.folder / "images")
+    folder = Path(arguments.output_dir or results_folder(run, "images"))
     with cli.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
         if files:
@@ -655,7 +655,7 @@ def predict(arguments):
         dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
     sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)  # refused before anything is written
     persons = steered_people(run, prior, arguments.heads, arguments.seed, arguments.ventricles)
-    folder = Path(arguments.output_dir or run.folder / "predictions")
+    folder = Path(arguments.output_dir or results_folder(run, "predictions"))
     if folder.resolve() == run.folder.resolve():
         raise InputError(f"--output-dir {folder} is the folder of the run; give another.")
     with cli.report_write_errors(folder, "give another --output-dir"):
@@ -668,6 +668,11 @@ def predict(arguments):
     if measured:
         print_results(measured, splits["test"])
     print(f"Done. Open {folder / 'report.html'}")
+
+
+def results_folder(run, name):
+    """The folder for results where none is named: in the run's own, but not among the files of this repository."""
+    return Path("runs/pretrained" if run.folder == PRETRAINED else run.folder) / name
 
 
 def remove_results(folder):

@@ -318,10 +318,16 @@ def test_bad_input_is_refused_and_nothing_is_written(trained, in_trained, tmp_pa
     assert sorted(trained.rglob("*")) == before
 
 
-def test_without_any_run_the_pretrained_one_is_taken_or_there_is_advice(tmp_path, monkeypatch, capsys):
+def test_without_any_run_the_pretrained_one_is_taken_or_there_is_advice(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(predict, "PRETRAINED", tmp_path / "nowhere")
     check_refused(predict.main, [], "run train.py first", capsys)
+    monkeypatch.setattr(predict, "PRETRAINED", trained / "runs" / "tiny")
+    run = predict.find_run(None)
+    assert "pretrained weights, of simulated people" in capsys.readouterr().out
+    assert predict.results_folder(run, "images") == Path("runs/pretrained/images")  # not among the files of the repository
+    monkeypatch.setattr(predict, "PRETRAINED", tmp_path / "nowhere")
+    assert predict.results_folder(run, "images") == trained / "runs" / "tiny" / "images"
 
 
 def test_any_other_tensorflow_error_stays_itself(in_trained, tmp_path, monkeypatch):
