@@ -55,8 +55,8 @@ def parse_arguments(argv):
                         "or all for one sample of each (default: --num-samples spread over all)")
     parser.add_argument("--heads", type=cli.number(int, 0), default=1, metavar="N",
                         help="whole heads to sample, 32 slices of one new person each (default: 1)")
-    parser.add_argument("--ventricles", type=quantile_argument, metavar="Q", help="size of the ventricles of the heads: "
-                        "the dark share of the inner half of the brain, as its quantile among training people (default: any)")
+    parser.add_argument("--ventricles", type=quantile_argument, metavar="Q", help="size of the ventricles of the heads, from 0 to 1, "
+                        "as a quantile among training people: the dark share of the brain's inner half, mean over slices (default: any)")
     parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=cli.number(int, 0, cli.MAX_SEED), default=0, metavar="S", help="of every draw (default: 0)")
@@ -311,7 +311,17 @@ def write_samples(folder, samples, positions, margin):
 
 
 def steered_people(run, prior, count, seed, quantile):
-    """The persons, float (count, P), of heads whose ventricles have a given size; None, for any, if `quantile` is None.
+    """The persons of heads whose ventricles have a given size.
+
+    Args:
+        run: the `Run`.
+        prior: its `modules.PixelCNN`.
+        count: how many heads.
+        seed: int, of the persons' other numbers.
+        quantile: the size as a quantile among training people: a number from 0 to 1, or one for each head; None for any size.
+
+    Returns:
+        float (count, P), calibrated; None if `quantile` is None.
 
     Raises:
         InputError: if the run does not hold what that needs.
@@ -322,7 +332,7 @@ def steered_people(run, prior, count, seed, quantile):
         measure = json.loads(run.ventricles_path.read_text())
         if not np.any(measure["weights"]):
             raise InputError(f"In {run.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
-        target = np.interp(quantile, np.linspace(0, 1, len(measure["quantiles"])), measure["quantiles"])
+        target = people.value_at(measure["quantiles"], quantile)
         persons = sampler.sample_people(prior, seed, "heads", tf.range(count)).numpy()
         persons = people.steer(persons, np.array(measure["weights"]), measure["offset"], target)
     except InputError:

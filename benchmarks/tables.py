@@ -264,6 +264,14 @@ def sampling(results):
              *cells(row, ("{codes_differing} of {codes:,} ({preferred_by_at_most:.0e})", "{head_seconds_per_slice:.3f}"))]]
 
 
+def ventricles(results):
+    """benchmarks/ventricles.py: ventricles of the size that was asked for."""
+    formats = ("{num_heads}", "{rank_correlation:.2f} ({rank_correlation_interval[0]:.2f} to {rank_correlation_interval[1]:.2f})",
+               "{slope:.2f} ({slope_interval[0]:.2f} to {slope_interval[1]:.2f})", "{quantile_error:.2f}")
+    return [["heads", "rank correlation of asked and shown", "slope of shown over asked", "mean error, as a quantile"],
+            cells(results["ventricles"], formats)]
+
+
 def faults(results):
     """benchmarks/faults.py: what became of trainings that were killed."""
     names = "tried", "survived", "lost", "differing", "left_over"
@@ -286,8 +294,8 @@ def origins(results):
 
 
 TABLES = {function.__name__: function for function in (
-    summary, heads, judges, runs, samples, reconstruction, chain, codecs, head_codecs, head_bytes, sampling, loading, epochs, training,
-    scaling, faults, origins)}
+    summary, heads, judges, runs, samples, reconstruction, chain, codecs, head_codecs, head_bytes, sampling, ventricles, loading, epochs,
+    training, scaling, faults, origins)}
 
 
 @cli.exit_on_input_error

@@ -481,6 +481,11 @@ def axes_caption(frame):
     return "Which way is front was not told. Left and right are unknown."
 
 
+def _inner_slices(count, wanted):
+    """The indices of slices spread evenly over a head of `count`, without the lowest and the highest; fewer if it has fewer."""
+    return np.unique(np.linspace(0, count - 1, wanted + 2).round().astype(int)[1:-1])
+
+
 def head_figure(heads, positions, frame, path, num_slices=5):
     """Draws each head as a row: axial slices from low to high, and at their right both cuts, one over the other.
 
@@ -493,7 +498,7 @@ def head_figure(heads, positions, frame, path, num_slices=5):
     """
     heads = crop_to_brain(heads)
     depth = heads.shape[1] * frame.spacing
-    indices = np.unique(np.linspace(0, heads.shape[1] - 1, num_slices + 2).round().astype(int)[1:-1])
+    indices = _inner_slices(heads.shape[1], num_slices)
     # All lengths are in mm of the axial slices. The cuts are drawn larger, so that two are nearly as high as a slice.
     height, width = (pixels * frame.pixel_size for pixels in heads.shape[2:])
     gap, line = 5, 24
@@ -527,6 +532,33 @@ def head_figure(heads, positions, frame, path, num_slices=5):
     write(axes_caption(frame), size[0] / 2, size[1] - line / 2)
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal")  # last, as imshow changes the limits
     figure.savefig(path, dpi=166, facecolor="black")  # 1660 pixels wide: sharp at half of that
+
+
+def head_comparison(heads, positions, labels, title, path, num_slices=4):
+    """Draws heads for comparison: a row per head, its label at the left, and in each column the same slice of all.
+
+    Args:
+        heads: uint8 (N, S, H, W), axial slices from the lowest up.
+        positions: their S slice positions.
+        labels: N texts.
+        title: one line.
+        path: PNG to write.
+        num_slices: axial slices to draw.
+    """
+    heads = crop_to_brain(heads)
+    indices = _inner_slices(len(positions), num_slices)
+    side = (WIDTH - 0.6) / len(indices)
+    height = 0.6 + len(heads) * side * heads.shape[2] / heads.shape[3]
+    figure, axes = new_figure(height, len(heads), len(indices), squeeze=False)
+    for row, (head, label) in enumerate(zip(heads, labels, strict=True)):
+        axes[row, 0].set_ylabel(label)
+        for column, index in enumerate(indices):
+            axes[row, column].imshow(head[index], cmap="gray", vmin=0, vmax=255)
+            axes[row, column].set(xticks=[], yticks=[])
+    for column, index in enumerate(indices):
+        axes[0, column].set_title(f"slice {positions[index]}", fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(path, dpi=DPI)
 
 
 # The progress GIF -----------------------------------------------------------------------------------------------------

@@ -157,8 +157,18 @@ def fit_measure(persons, values):
     return ridge.coef_, float(ridge.intercept_)
 
 
+def value_at(quantiles, share):
+    """The value that a share of people, in [0, 1], lies below; `quantiles` are people's, ascending and evenly spaced."""
+    return np.interp(share, np.linspace(0, 1, len(quantiles)), quantiles)
+
+
+def share_below(quantiles, value):
+    """The share of people, in [0, 1], who lie below a value: what `value_at` undoes."""
+    return np.interp(value, quantiles, np.linspace(0, 1, len(quantiles)))
+
+
 def steer(persons, weights, offset, target):
-    """Moves persons, float (N, P), the shortest way to where the measure of `fit_measure` is `target`."""
+    """Moves persons, float (N, P), the shortest way to where the measure of `fit_measure` is `target`, a number or float (N,)."""
     missing = target - offset - persons @ weights
     return persons + np.outer(missing, weights) / (weights @ weights)
 

@@ -1,16 +1,19 @@
 """The benchmarks: turns, ratios, processes that answer, what is counted, the record, the tables that it fills."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 import tensorflow as tf
 
-from benchmarks import common, faults, loading, reconstruction, record, tables, training
+from benchmarks import common, faults, loading, reconstruction, record, tables, training, ventricles
 from benchmarks.tiny import write_cohort
 import dataset
-from support import runs
+import predict
+from support import metrics, runs, sampler
 from support.cli import InputError
 from support.runs import Run
 from tests.small import small_prior
@@ -176,6 +179,56 @@ def test_a_killed_run_says_how_far_it_came(tmp_path):
     assert faults.files_of(run) >= {"config.json", "metrics.json"} and "events.out.tfevents.1" not in faults.files_of(run)
 
 
+# Ventricles -----------------------------------------------------------------------------------------------------------
+
+
+def test_asked_and_shown_sizes_are_compared_by_rank_slope_and_quantile():
+    rng, quantiles = np.random.default_rng(0), np.linspace(0.1, 0.3, 101) ** 2
+    asked = (np.arange(64) + 0.5) / 64
+    sizes = (0.1 + 0.2 * asked) ** 2
+    measured = ventricles.compare(asked, np.quantile(quantiles, asked), quantiles)
+    np.testing.assert_allclose(measured["asked_sizes"], sizes, atol=1e-6)
+    assert measured["rank_correlation"] == pytest.approx(1) and measured["slope"] == pytest.approx(1)
+    assert measured["quantile_error"] == pytest.approx(0, abs=1e-9)
+
+    shown = 0.02 + 0.5 * sizes + 0.01 * rng.normal(size=64)
+    measured = ventricles.compare(asked, shown, quantiles)
+    ranks = np.argsort(np.argsort(shown))  # no ties: Spearman is the correlation of ranks
+    assert measured["rank_correlation"] == pytest.approx(np.corrcoef(ranks, np.arange(64))[0, 1])
+    assert measured["slope"] == pytest.approx(np.polyfit(sizes, shown, 1)[0], rel=1e-3)
+    below = (np.sqrt(shown) - 0.1) / 0.2
+    assert measured["quantile_error"] == pytest.approx(np.abs(below.clip(0, 1) - asked).mean(), abs=1e-3)
+    for name in ("rank_correlation", "slope"):
+        low, high = measured[f"{name}_interval"]
+        assert low < measured[name] < high <= 1
+    # The interval of the slope is about that of the textbook, whose noise is as large everywhere.
+    assert np.ptp(measured["slope_interval"]) == pytest.approx(2 * 1.96 * stats.linregress(sizes, shown).stderr, rel=0.2)
+
+
+def test_ventricles_of_sampled_heads_are_measured_drawn_and_recorded(trained, tmp_path, monkeypatch, capsys):
+    """On a copy of the tests' run, whose untrained heads follow nothing."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "runs" / "tiny", folder)
+    run = Run.load(folder)
+    vqvae, prior = predict.load_models(run)
+    asked = np.linspace(0, 1, 3)
+    heads = ventricles.sample(run, vqvae, prior, 3, asked)
+    assert heads.shape == (3, 8, 64, 64) and heads.dtype == np.uint8
+    for index, quantile in enumerate(asked):  # what predict.py --heads 3 --ventricles QUANTILE has at this place
+        persons = predict.steered_people(run, prior, 3, 0, quantile)
+        np.testing.assert_array_equal(heads[index], predict.decode_heads(vqvae, sampler.sample_heads(prior, 3, persons=persons))[index])
+    np.testing.assert_allclose(ventricles.sizes_of(heads),
+                               [metrics.tissue_statistics(head)["dark_fraction"].mean() for head in heads])
+    monkeypatch.setattr(ventricles, "sample", lambda run, vqvae, prior, count, quantile: np.resize(heads, (count, *heads.shape[1:])))
+    monkeypatch.setattr(sys, "argv", ["ventricles.py", "--run-dir", str(folder), "--heads", "12", "--figure", str(tmp_path / "x.png")])
+    monkeypatch.setattr(ventricles, "sizes_of", lambda heads: np.linspace(0, 1, len(heads)))
+    ventricles.main()
+    said = capsys.readouterr().out.splitlines()
+    assert "12 heads: rank correlation of asked and shown 1.00" in said[-3] and (tmp_path / "x.png").is_file()
+    assert json.loads(said[-1]).keys() == {"settings", "num_heads", "rank_correlation", "rank_correlation_interval", "slope",
+                                           "slope_interval", "quantile_error", "asked_sizes", "shown_sizes"}
+
+
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 MACHINE = {"packages": {"numpy": "2.0"}, "python": "3.11", "vector_instructions": ["sse2", "avx", "fma"]}
@@ -187,6 +240,13 @@ def test_a_table_of_measured_records_is_filled():
     text = tables.fill("<!-- results: faults -->\n\n<!-- results: origins -->\n", {"faults": {**ORIGIN, **KILLS}})
     assert "| 2 | 2 | 0 | 0 | 0 |" in text
     assert "| `faults` | `python x.py` | abc | 2026-01-01 | 2 cores | avx, fma | Python 3.11, numpy 2.0 |" in text
+
+
+def test_the_table_of_ventricles_shows_intervals():
+    record = {"num_heads": 64, "rank_correlation": 0.912, "rank_correlation_interval": [0.85, 0.95], "slope": 0.7,
+              "slope_interval": [0.6, 0.8], "quantile_error": 0.081}
+    text = tables.table("ventricles", {"ventricles": record})
+    assert "| 64 | 0.91 (0.85 to 0.95) | 0.70 (0.60 to 0.80) | 0.08 |" in text
 
 
 @pytest.mark.parametrize("name, record, reason", (

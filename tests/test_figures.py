@@ -138,7 +138,8 @@ def test_figures_are_made_for_a_page_of_830_pixels(monkeypatch):
     figures.plot_errors(np.ones(4), positions, images[0], 0, None)
     figures.plot_distances(np.ones(4), np.zeros(4), None)
     figures.plot_tissue(tissue, positions, tissue, positions, None)
-    assert len(widths) == 9 and all(830 <= width <= 1080 for width in widths)
+    figures.head_comparison(np.full((3, 8, 8, 8), 99, np.uint8), np.arange(8), "abc", "title", None)
+    assert len(widths) == 10 and all(830 <= width <= 1080 for width in widths)
 
 
 def draw_marked_head():
@@ -189,6 +190,27 @@ def test_head_figure_claims_front_only_where_it_is_known(tmp_path, monkeypatch):
         assert all((word in page) == axes_known for word in ("Front is up", "sagittal", "coronal"))
         assert ("columns, rows" in page and "Which way is front was not told" in page) == (not axes_known)
         assert "Left and right are unknown." in page
+
+
+def test_compared_heads_are_rows_of_the_same_slices_unstretched_and_without_border(tmp_path, monkeypatch):
+    words = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, label, **kwargs: words.append(label))
+    heads = np.zeros((3, 11, 60, 60), np.uint8)
+    heads[:, :, 8:52, 12:48] = 20 * np.arange(3).reshape(3, 1, 1, 1) + 8 * np.arange(11).reshape(11, 1, 1) + 60
+    figures.head_comparison(heads, range(20, 31), ("one", "two", "three"), "title", tmp_path / "heads.png")
+    picture = np.asarray(Image.open(tmp_path / "heads.png").convert("RGB")).astype(int)
+    assert np.ptp(picture, axis=-1).max() == 0
+    boxes = {}
+    for row, column in np.ndindex(3, 4):
+        gray = heads[row, 2 * column + 2, 30, 30]  # of 11 slices, those with the numbers 2, 4, 6 and 8
+        regions, _ = ndimage.label(np.abs(picture[..., 0] - int(gray)) <= 1)
+        largest = max(ndimage.find_objects(regions), key=lambda box: (box[0].stop - box[0].start) * (box[1].stop - box[1].start))
+        boxes[row, column] = [side.start for side in largest]
+        height, width = (side.stop - side.start for side in largest)
+        assert width > 140 and height / width == pytest.approx(44 / 36, rel=0.02)
+    assert all(boxes[row, column][0] == boxes[row, 0][0] and boxes[row, column][1] == boxes[0, column][1] for row, column in boxes)
+    assert boxes[0, 0] < boxes[1, 0] < boxes[2, 0] and boxes[0, 0][1] < boxes[0, 1][1] < boxes[0, 3][1]
+    assert words == [f"slice {position}" for position in (22, 24, 26, 28)]
 
 
 def test_outline_is_read_from_the_models(tmp_path):

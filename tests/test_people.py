@@ -101,6 +101,22 @@ def test_a_measure_that_follows_from_persons_is_fitted_and_steered_the_shortest_
     np.testing.assert_allclose(moves, np.outer(moves @ weights / (weights @ weights), weights), atol=1e-12)
 
 
+    targets = np.linspace(2, 4, 200)  # one for each
+    np.testing.assert_allclose(offset + people.steer(persons, weights, offset, targets) @ weights, targets)
+
+
+def test_a_size_and_the_share_of_people_below_it_are_found_from_quantiles():
+    values = np.random.default_rng(0).gamma(2, size=1001)
+    quantiles = np.quantile(values, np.linspace(0, 1, 101))
+    for share in (0, 0.1, 0.5, 0.99, 1):
+        value = people.value_at(quantiles, share)
+        assert value == pytest.approx(np.quantile(values, share))
+        assert people.share_below(quantiles, value) == pytest.approx(share)
+        assert people.share_below(quantiles, value) == pytest.approx((values < value).mean(), abs=2e-3)
+    assert people.value_at([0, 2, 6], 0.75) == 4  # linear between quantiles
+    np.testing.assert_array_equal(people.share_below([0, 2, 6], [-1, 3, 7]), [0, 0.625, 1])
+
+
 @pytest.mark.parametrize("grid_size", (5, 16, 40))
 def test_pictures_are_resampled_linearly_over_the_same_extent(grid_size):
     signal = np.random.default_rng(0).normal(size=16)

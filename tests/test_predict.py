@@ -156,6 +156,8 @@ def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models)
         persons = predict.steered_people(run, prior, 3, 5, quantile)
         uncalibrated = (persons - prior.person_shift.numpy()) / prior.person_scale.numpy()
         np.testing.assert_allclose(2 + uncalibrated @ np.array(measure["weights"]), target, rtol=1e-5)
+    one_by_one = [predict.steered_people(run, prior, 3, 5, quantile)[i] for i, quantile in enumerate((0.1, 0.5, 0.9))]
+    np.testing.assert_allclose(predict.steered_people(run, prior, 3, 5, np.array([0.1, 0.5, 0.9])), one_by_one)
     for text, expected in ((json.dumps({**measure, "weights": [0] * 24}), "does not follow from persons; leave out --ventricles"),
                            ('{"weights": [1', "ventricles.json is missing or damaged")):
         run.ventricles_path.write_text(text)
