@@ -311,17 +311,9 @@ def write_samples(folder, samples, positions, margin):
 
 
 def steered_people(run, prior, count, seed, quantile):
-    """The persons of heads whose ventricles have a given size.
+    """The persons, float (count, P), of heads whose ventricles have a given size; None, for any, if `quantile` is None.
 
-    Args:
-        run: the `Run`.
-        prior: its `modules.PixelCNN`.
-        count: how many heads.
-        seed: int, of the persons' other numbers.
-        quantile: the size as a quantile among training people: a number from 0 to 1, or one for each head; None for any size.
-
-    Returns:
-        float (count, P), calibrated; None if `quantile` is None.
+    `quantile` is among training people: a number from 0 to 1 for all heads, or float (count,).
 
     Raises:
         InputError: if the run does not hold what that needs.

@@ -24,7 +24,7 @@ from support import devices, figures, metrics, people, sampler
 
 SEED = 0  # predict.py's default
 PICTURED = 0.1, 0.5, 0.9  # quantiles
-NUM_ROWS = 4  # of the printed table
+NUM_GROUPS = 4  # of heads, by the quantile asked for
 
 
 def sample(run, vqvae, prior, count, quantile):
@@ -51,14 +51,14 @@ def compare(asked, shown, quantiles):
     """How well the sizes that heads show are those that they were asked for.
 
     Args:
-        asked: float (N,), the quantiles asked for, in [0, 1].
+        asked: float (N,), the quantiles asked for, in [0, 1], ascending.
         shown: float (N,), sizes, see `sizes_of`.
         quantiles: float (Q,), of training people's sizes, evenly spaced.
 
     Returns:
         A dict: `rank_correlation` (Spearman) and `slope` (least squares, shown over asked size), each with its interval (see
         `metrics.with_interval`); `quantile_error`, the mean absolute difference of both as quantiles of training people;
-        `asked_sizes` and `shown_sizes`, lists.
+        `groups`, the mean sizes, asked and shown, of four groups of heads from small to large.
     """
     sizes, heads = people.value_at(quantiles, asked), np.arange(len(asked))
 
@@ -68,18 +68,20 @@ def compare(asked, shown, quantiles):
     def slope(drawn):
         return stats.linregress(sizes[drawn], shown[drawn]).slope
 
+    groups = [{"asked": float(sizes[group].mean()), "shown": float(shown[group].mean())}
+              for group in np.array_split(heads, NUM_GROUPS)]
     return {**metrics.with_interval("rank_correlation", rank_correlation, heads, limits=(-1, 1)),
             **metrics.with_interval("slope", slope, heads),
-            "quantile_error": float(np.abs(people.share_below(quantiles, shown) - asked).mean()),
-            "asked_sizes": sizes.tolist(), "shown_sizes": shown.tolist()}
+            "quantile_error": float(np.abs(people.share_below(quantiles, shown) - asked).mean()), "groups": groups}
 
 
-def print_rows(asked, measured):
-    """Prints the mean sizes, asked and shown, of the heads between two quantiles asked for."""
-    print("quantiles asked for, mean size asked for, mean size shown:")
-    for number, chosen in enumerate(np.array_split(np.argsort(asked), NUM_ROWS)):
-        means = [np.mean(np.array(measured[name])[chosen]) for name in ("asked_sizes", "shown_sizes")]
-        print("  {:.2f} to {:.2f}: {:.3f} {:.3f}".format(number / NUM_ROWS, (number + 1) / NUM_ROWS, *means))
+def print_measured(measured):
+    """Prints what `main` has measured: a row for each group of heads, then the summary."""
+    for number, group in enumerate(measured["groups"]):
+        print("asked for quantiles {:.2f} to {:.2f}: mean size asked {asked:.3f}, shown {shown:.3f}".format(
+            number / NUM_GROUPS, (number + 1) / NUM_GROUPS, **group))
+    print("{num_heads} heads: rank correlation of asked and shown {rank_correlation:.2f}, slope {slope:.2f}, mean error as a "
+          "quantile {quantile_error:.2f}".format(**measured), flush=True)
 
 
 def draw(run, vqvae, prior, quantiles, path):
@@ -104,16 +106,13 @@ def main():
     asked = (np.arange(arguments.heads) + 0.5) / arguments.heads
     heads = sample(run, vqvae, prior, arguments.heads, asked)
     quantiles = json.loads(run.ventricles_path.read_text())["quantiles"]
-    measured = compare(asked, sizes_of(heads), quantiles)
-    print_rows(asked, measured)
-    print("{num_heads} heads: rank correlation of asked and shown {rank_correlation:.2f}, slope {slope:.2f}, mean error as a "
-          "quantile {quantile_error:.2f}".format(num_heads=len(heads), **measured), flush=True)
+    measured = {"num_heads": len(heads), **compare(asked, sizes_of(heads), quantiles)}
+    print_measured(measured)
     if arguments.figure:
         with cli.report_write_errors(Path(arguments.figure).parent, "give another --figure"):
             draw(run, vqvae, prior, quantiles, arguments.figure)
         print(f"Figure: {arguments.figure}")
-    common.finish("ventricles", arguments, {"settings": {"run_dir": str(run.folder), "seed": SEED}, "num_heads": len(heads),
-                                            **measured})
+    common.finish("ventricles", arguments, {"settings": {"run_dir": str(run.folder), "seed": SEED}, **measured})
 
 
 if __name__ == "__main__":
