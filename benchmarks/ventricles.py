@@ -23,7 +23,7 @@ import predict
 from support import devices, figures, metrics, people, sampler
 
 SEED = 0  # predict.py's default
-PICTURED = 0.1, 0.5, 0.9  # quantiles
+QUANTILES = 0.1, 0.5, 0.9  # of the heads in the figure
 NUM_GROUPS = 4  # of heads, by the quantile asked for
 
 
@@ -47,38 +47,38 @@ def sizes_of(heads):
     return dark.reshape(heads.shape[:2]).mean(axis=1)
 
 
-def compare(asked, shown, quantiles):
-    """How well the sizes that heads show are those that they were asked for.
+def compare(targets, sizes, quantiles):
+    """How well the sizes of ventricles are those that were asked for.
 
     Args:
-        asked: float (N,), the quantiles asked for, in [0, 1], ascending.
-        shown: float (N,), sizes, see `sizes_of`.
+        targets: float (N,), the quantiles asked for, in [0, 1], ascending.
+        sizes: float (N,), what the heads show, see `sizes_of`.
         quantiles: float (Q,), of training people's sizes, evenly spaced.
 
     Returns:
-        A dict: `rank_correlation` (Spearman) and `slope` (least squares, shown over asked size), each with its interval (see
+        A dict: `rank_correlation` (Spearman) and `slope` (least squares, size over target size), each with its interval (see
         `metrics.with_interval`); `quantile_error`, the mean absolute difference of both as quantiles of training people;
-        `groups`, the mean sizes, asked and shown, of four groups of heads from small to large.
+        `groups`, the mean target size and the mean size of four groups of heads, from small to large.
     """
-    sizes, heads = people.value_at(quantiles, asked), np.arange(len(asked))
+    target_sizes, heads = people.value_at(quantiles, targets), np.arange(len(targets))
 
-    def rank_correlation(drawn):
-        return stats.spearmanr(sizes[drawn], shown[drawn]).statistic
+    def rank_correlation(cases):
+        return stats.spearmanr(target_sizes[cases], sizes[cases]).statistic
 
-    def slope(drawn):
-        return stats.linregress(sizes[drawn], shown[drawn]).slope
+    def slope(cases):
+        return stats.linregress(target_sizes[cases], sizes[cases]).slope
 
-    groups = [{"asked": float(sizes[group].mean()), "shown": float(shown[group].mean())}
+    groups = [{"target_size": float(target_sizes[group].mean()), "size": float(sizes[group].mean())}
               for group in np.array_split(heads, NUM_GROUPS)]
     return {**metrics.with_interval("rank_correlation", rank_correlation, heads, limits=(-1, 1)),
             **metrics.with_interval("slope", slope, heads),
-            "quantile_error": float(np.abs(people.share_below(quantiles, shown) - asked).mean()), "groups": groups}
+            "quantile_error": float(np.abs(people.share_below(quantiles, sizes) - targets).mean()), "groups": groups}
 
 
 def print_measured(measured):
     """Prints what `main` has measured: a row for each group of heads, then the summary."""
     for number, group in enumerate(measured["groups"]):
-        print("asked for quantiles {:.2f} to {:.2f}: mean size asked {asked:.3f}, shown {shown:.3f}".format(
+        print("asked for quantiles {:.2f} to {:.2f}: mean size asked for {target_size:.3f}, shown {size:.3f}".format(
             number / NUM_GROUPS, (number + 1) / NUM_GROUPS, **group))
     print("{num_heads} heads: rank correlation of asked and shown {rank_correlation:.2f}, slope {slope:.2f}, mean error as a "
           "quantile {quantile_error:.2f}".format(**measured), flush=True)
@@ -86,9 +86,9 @@ def print_measured(measured):
 
 def draw(run, vqvae, prior, quantiles, path):
     """Draws the same head asked for small, middling and large ventricles; see `compare` for `quantiles`."""
-    heads = np.concatenate([sample(run, vqvae, prior, 1, quantile) for quantile in PICTURED])
-    shown = people.share_below(quantiles, sizes_of(heads))
-    labels = [f"asked {quantile}: shown {share:.2f}" for quantile, share in zip(PICTURED, shown)]
+    heads = np.concatenate([sample(run, vqvae, prior, 1, quantile) for quantile in QUANTILES])
+    shares = people.share_below(quantiles, sizes_of(heads))
+    labels = [f"asked {quantile}: shown {share:.2f}" for quantile, share in zip(QUANTILES, shares)]
     figures.head_comparison(heads, prior.slice_positions, labels, "size of ventricles, as a quantile among training people", path)
 
 
@@ -103,10 +103,10 @@ def main():
     devices.prepare(exact=True)
     run = predict.find_run(arguments.run_dir)
     vqvae, prior = predict.load_models(run)
-    asked = (np.arange(arguments.heads) + 0.5) / arguments.heads
-    heads = sample(run, vqvae, prior, arguments.heads, asked)
+    targets = (np.arange(arguments.heads) + 0.5) / arguments.heads
+    heads = sample(run, vqvae, prior, arguments.heads, targets)
     quantiles = json.loads(run.ventricles_path.read_text())["quantiles"]
-    measured = {"num_heads": len(heads), **compare(asked, sizes_of(heads), quantiles)}
+    measured = {"num_heads": len(heads), **compare(targets, sizes_of(heads), quantiles)}
     print_measured(measured)
     if arguments.figure:
         with cli.report_write_errors(Path(arguments.figure).parent, "give another --figure"):

@@ -481,9 +481,9 @@ def axes_caption(frame):
     return "Which way is front was not told. Left and right are unknown."
 
 
-def _inner_slices(count, wanted):
-    """The indices of slices spread evenly over a head of `count`, without the lowest and the highest; fewer if it has fewer."""
-    return np.unique(np.linspace(0, count - 1, wanted + 2).round().astype(int)[1:-1])
+def _inner_slices(count, num_slices):
+    """The indices of `num_slices` slices spread evenly over a head of `count`, without its ends; fewer if it has fewer."""
+    return np.unique(np.linspace(0, count - 1, num_slices + 2).round().astype(int)[1:-1])
 
 
 def head_figure(heads, positions, frame, path, num_slices=5):

@@ -181,29 +181,29 @@ def test_a_killed_run_says_how_far_it_came(tmp_path):
 # Ventricles -----------------------------------------------------------------------------------------------------------
 
 
-def test_asked_and_shown_sizes_are_compared_by_rank_slope_and_quantile():
+def test_sizes_asked_for_and_shown_are_compared_by_rank_slope_and_quantile():
     rng, quantiles = np.random.default_rng(0), np.linspace(0.1, 0.3, 101) ** 2
-    asked = (np.arange(64) + 0.5) / 64
-    sizes = (0.1 + 0.2 * asked) ** 2
-    measured = ventricles.compare(asked, np.quantile(quantiles, asked), quantiles)
+    targets = (np.arange(64) + 0.5) / 64
+    target_sizes = (0.1 + 0.2 * targets) ** 2
+    measured = ventricles.compare(targets, np.quantile(quantiles, targets), quantiles)
     for number, group in enumerate(measured["groups"]):
-        mean = sizes[16 * number:16 * number + 16].mean()
-        assert group == {"asked": pytest.approx(mean, abs=1e-5), "shown": pytest.approx(mean, abs=1e-5)}
+        mean = target_sizes[16 * number:16 * number + 16].mean()
+        assert group == {"target_size": pytest.approx(mean, abs=1e-5), "size": pytest.approx(mean, abs=1e-5)}
     assert measured["rank_correlation"] == pytest.approx(1) and measured["slope"] == pytest.approx(1)
     assert measured["quantile_error"] == pytest.approx(0, abs=1e-9)
 
-    shown = 0.02 + 0.5 * sizes + 0.01 * rng.normal(size=64)
-    measured = ventricles.compare(asked, shown, quantiles)
-    ranks = np.argsort(np.argsort(shown))  # no ties: Spearman is the correlation of ranks
+    sizes = 0.02 + 0.5 * target_sizes + 0.01 * rng.normal(size=64)
+    measured = ventricles.compare(targets, sizes, quantiles)
+    ranks = np.argsort(np.argsort(sizes))  # no ties: Spearman is the correlation of ranks
     assert measured["rank_correlation"] == pytest.approx(np.corrcoef(ranks, np.arange(64))[0, 1])
-    assert measured["slope"] == pytest.approx(np.polyfit(sizes, shown, 1)[0], rel=1e-3)
-    below = (np.sqrt(shown) - 0.1) / 0.2
-    assert measured["quantile_error"] == pytest.approx(np.abs(below.clip(0, 1) - asked).mean(), abs=1e-3)
+    assert measured["slope"] == pytest.approx(np.polyfit(target_sizes, sizes, 1)[0], rel=1e-3)
+    below = (np.sqrt(sizes) - 0.1) / 0.2
+    assert measured["quantile_error"] == pytest.approx(np.abs(below.clip(0, 1) - targets).mean(), abs=1e-3)
     for name in ("rank_correlation", "slope"):
         low, high = measured[f"{name}_interval"]
         assert low < measured[name] < high <= 1
     # The interval of the slope is about that of the textbook, whose noise is as large everywhere.
-    assert np.ptp(measured["slope_interval"]) == pytest.approx(2 * 1.96 * stats.linregress(sizes, shown).stderr, rel=0.2)
+    assert np.ptp(measured["slope_interval"]) == pytest.approx(2 * 1.96 * stats.linregress(target_sizes, sizes).stderr, rel=0.2)
 
 
 def test_the_size_of_a_heads_ventricles_is_the_mean_over_its_slices():
@@ -219,10 +219,10 @@ def test_ventricles_of_sampled_heads_are_measured_and_drawn(trained, tmp_path, m
     """With the tests' run, whose heads follow nothing: so `main` gets sizes that do."""
     run = Run.load(trained / "runs" / "tiny")
     vqvae, prior = predict.load_models(run)
-    asked = np.linspace(0, 1, 3)
-    heads = ventricles.sample(run, vqvae, prior, 3, asked)
+    targets = np.linspace(0, 1, 3)
+    heads = ventricles.sample(run, vqvae, prior, 3, targets)
     assert heads.shape == (3, 8, 64, 64) and heads.dtype == np.uint8
-    for index, quantile in enumerate(asked):  # what predict.py --heads 3 --ventricles QUANTILE has at this place
+    for index, quantile in enumerate(targets):  # what predict.py --heads 3 --ventricles QUANTILE has at this place
         persons = predict.steered_people(run, prior, 3, 0, quantile)
         codes = sampler.sample_heads(prior, 3, persons=persons)
         np.testing.assert_array_equal(heads[index], predict.decode_heads(vqvae, codes)[index])
