@@ -2,7 +2,7 @@
 
     python benchmarks/record.py KEY --run-dir DIR --command "python train.py ..."
 
-KEY is `real_slices` or `demo`. What `predict.py --evaluate` measured on whole heads of the real slices goes under `heads`.
+KEY is `real_slices`, `demo` or `pretrained` (the weights in assets/pretrained). What `predict.py --evaluate` measured on whole heads goes under `heads` and `pretrained_heads`.
 The command is what was typed, for a run does not keep it. To be run on the machine of the training, which is recorded too.
 """
 
@@ -21,6 +21,7 @@ import dataset
 from support import metrics
 from support.runs import Run
 
+HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads"}  # where the figures of whole heads go
 ORIGIN = "command", "commit", "date", "hardware", "machine"
 
 
@@ -50,7 +51,7 @@ def baselines_of(data):
 def main():
     """Records the run and prints what was recorded."""
     parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("key", choices=("real_slices", "demo"))
+    parser.add_argument("key", choices=("real_slices", "demo", "pretrained"))
     parser.add_argument("--run-dir", required=True, metavar="DIR")
     parser.add_argument("--command", required=True, metavar="TEXT", help="what was typed to train it")
     arguments = parser.parse_args()
@@ -61,8 +62,8 @@ def main():
              "baselines": baselines_of(run.config["data"])}
     heads = entry.pop("heads", None)
     common.record(common.RESULTS, arguments.key, entry)
-    if heads and arguments.key == "real_slices":
-        common.record(common.RESULTS, "heads", {**{name: entry[name] for name in ORIGIN}, **heads})
+    if heads and arguments.key in HEADS:
+        common.record(common.RESULTS, HEADS[arguments.key], {**{name: entry[name] for name in ORIGIN}, **heads})
     print(json.dumps(entry))
 
 

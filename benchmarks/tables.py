@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from support import cli
 from support.cli import InputError
 
-DOCUMENTS = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "benchmarks/README.md", "assets/pretrained/README.md"))
 NOT_APPLICABLE = "–"
 MARKED = re.compile(r"(<!-- results: (\w+) -->\n)((?:\|.*\n)*)")
 
@@ -116,14 +116,29 @@ def judges(results):
     return rows
 
 
+def pretrained(results):
+    """The weights in assets/pretrained: reconstruction of new people, and sampled heads beside them."""
+    run, of_heads = results["pretrained"], results["pretrained_heads"]
+    rows = [("SSIM on test people", run, "{ssim:.3f}"), ("SSIM in the brain", run, "{ssim_foreground:.3f}"),
+            ("PSNR", run, "{psnr:.1f} dB"), ("bits per code in a head", run, "{bits_per_code:.2f}"),
+            ("bits per code of a slice alone", run, "{bits_per_code_alone:.2f}"),
+            ("sampled heads told apart from people, by slice (0.5: cannot be told)", of_heads, "{told_apart_slices:.2f}"),
+            ("the same by head", of_heads, "{told_apart_heads:.2f}"),
+            ("membership AUC (0.5: the prior does not remember its people)", of_heads, "{membership:.2f}"),
+            ("heads that stand out as copies", of_heads, "{copies} of {num_heads}")]
+    return [["", "value"], *([label, *cells(record, [template])] for label, record, template in rows)]
+
+
 def runs(results):
-    """What train.py reached on the real slices and on the demo cohort."""
+    """What train.py reached on the real slices, on the demo cohort, and for the pretrained weights."""
     formats = ("{num_images}", "{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB",
                "{bytes_fixed:,.0f} / {bytes_per_image:.0f}", "{codes_used} of {num_embeddings}, {perplexity:.0f}", "{time}")
     rows = [["data", "command", "test images", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR",
              "bytes, fixed / by the prior", "codes used, perplexity", "time"]]
     people = sum(results["real_slices"]["people"].values())
-    for key, label in (("real_slices", f"real T1 slices of {people} people"), ("demo", "demo cohort (simulated)")):
+    labels = {"real_slices": f"real T1 slices of {people} people", "demo": "demo cohort (simulated)",
+              "pretrained": "200 simulated people (the weights in assets/pretrained)"}
+    for key, label in labels.items():
         row = results[key]
         record = {**row, "bytes_fixed": row["bits_fixed"] / 8, "time": duration(row["seconds"])}
         rows.append([label, f"`{row['command'].split(' && ')[0]}`", *cells(record, formats)])
@@ -294,8 +309,8 @@ def origins(results):
 
 
 TABLES = {function.__name__: function for function in (
-    summary, heads, judges, runs, samples, reconstruction, chain, codecs, head_codecs, head_bytes, sampling, ventricles, loading, epochs,
-    training, scaling, faults, origins)}
+    summary, heads, judges, runs, pretrained, samples, reconstruction, chain, codecs, head_codecs, head_bytes, sampling, ventricles,
+    loading, epochs, training, scaling, faults, origins)}
 
 
 @cli.exit_on_input_error
