@@ -557,7 +557,8 @@ def warn_of_lost_border(name, images, margin):
 def main(argv=None):
     """Converts volumes; or simulates people; or prints a table of the splits and writes a contact sheet."""
     parser = script_parser(__doc__, "Show what the data folder holds, or make one from volumes.")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: see README)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
+                        "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder that holds its discs")
     sources.add_argument("--from-nifti", metavar="DIR", help="convert the T1-weighted volumes (.nii, .nii.gz, "

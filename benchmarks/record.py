@@ -18,7 +18,7 @@ import time
 
 from benchmarks import common
 import dataset
-from support import metrics
+from support import metrics, runs
 from support.runs import Run
 
 HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads"}  # where the figures of whole heads go
@@ -63,7 +63,9 @@ def main():
     heads = entry.pop("heads", None)
     common.record(common.RESULTS, arguments.key, entry)
     if heads and arguments.key in HEADS:
-        common.record(common.RESULTS, HEADS[arguments.key], {**{name: entry[name] for name in ORIGIN}, **heads})
+        origin = {name: entry[name] for name in ORIGIN}
+        origin["commit"] += f", judged at {runs.git_commit()}"
+        common.record(common.RESULTS, HEADS[arguments.key], {**origin, **heads})
     print(json.dumps(entry))
 
 

@@ -77,7 +77,7 @@ def cells(record, formats):
 def summary(results):
     """The first table of all: reconstruction, beside two pictures that need no model."""
     formats = "{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"
-    rows = [["test images", "SSIM", "SSIM in the brain", "PSNR", "bytes per slice"]]
+    rows = [["test images", "SSIM", "SSIM in the brain", "PSNR", "bytes per slice, by code length"]]
     for key, label in (("real_slices", "real people"), ("demo", "simulated people")):
         row = results[key]
         pixels = row["image_size"] ** 2
@@ -91,9 +91,9 @@ def heads(results):
     """Whole sampled heads beside people, all as reconstructions."""
     names = (("told_apart_slices", "told apart by slice (AUC)"), ("told_apart_heads", "told apart by head (AUC)"),
              ("correlation_8_apart", "correlation of slices 8 apart"),
-             ("dark_sd_ratio", "spread of ventricle size, over training people's"),
-             ("dark_ks", "ventricle size: distance to training people"),
-             ("copy_test", "C_T, well below 0: copies"), ("nearest_over_second", "nearest over second nearest; a copy: 0"))
+             ("dark_sd_ratio", "SD of ventricle size, divided by training people's"),
+             ("dark_ks", "ventricle size: Kolmogorov-Smirnov distance"),
+             ("copy_test", "C_T; well below 0: too near"), ("nearest_over_second", "nearest over second nearest; an exact copy: 0"))
     record = results["heads"]
 
     def cell(name):
@@ -102,7 +102,7 @@ def heads(results):
         low_and_high = record.get(f"{name}_interval")
         return f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
 
-    return [["", "sampled heads", "training people", "test people", "chance"],
+    return [["", "sampled heads", "training people", "test people", "real people instead"],
             *([label, *(cell(name + suffix) for suffix in ("", "_reconstructed", "_test", "_floor"))] for name, label in names)]
 
 
@@ -296,7 +296,7 @@ def faults(results):
 
 def origins(results):
     """Where each key of assets/results.json comes from."""
-    rows = [["key", "command", "commit", "date", "machine", "vector instructions", "packages"]]
+    rows = [["key", "command", "commit of training", "date", "machine", "vector instructions", "packages"]]
     for key, row in results.items():
         if "transcribed" in row:
             raise InputError(f"{key} was transcribed, not measured")
