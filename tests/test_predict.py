@@ -20,7 +20,7 @@ from tests.conftest import check_refused
 import dataset
 import modules
 import predict
-from support import metrics
+from support import metrics, sampler
 from support.runs import Run
 
 SLICE = "cohort/keras_png_slices_test/case_441_slice_3.nii.png"
@@ -149,18 +149,18 @@ def test_a_run_without_its_data_samples_all_the_same(copied, tmp_path, monkeypat
 
 def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models):
     run, prior = Run.load(copied), models[1]
-    assert predict.steered_people(run, prior, 3, 5, None) is None
+    assert sampler.steered_people(run, prior, 3, 5, None) is None
     measure = {"weights": [0.5, -0.25, *[0] * 22], "offset": 2.0, "quantiles": [0, 2, 6]}
     run.ventricles_path.write_text(json.dumps(measure))
     for quantile, target in ((0.25, 1), (1, 6)):
-        persons = predict.steered_people(run, prior, 3, 5, quantile)
+        persons = sampler.steered_people(run, prior, 3, 5, quantile)
         uncalibrated = (persons - prior.person_shift.numpy()) / prior.person_scale.numpy()
         np.testing.assert_allclose(2 + uncalibrated @ np.array(measure["weights"]), target, rtol=1e-5)
     for text, expected in ((json.dumps({**measure, "weights": [0] * 24}), "does not follow from persons; leave out --ventricles"),
                            ('{"weights": [1', "ventricles.json is missing or damaged")):
         run.ventricles_path.write_text(text)
         with pytest.raises(predict.InputError, match=expected):
-            predict.steered_people(run, prior, 3, 5, 0.5)
+            sampler.steered_people(run, prior, 3, 5, 0.5)
 
 
 # One's own images
