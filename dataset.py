@@ -26,7 +26,7 @@ from skimage import transform, util
 import tensorflow as tf
 from tqdm import tqdm
 
-from support import orientation, template, volumes
+from support import orientation, synthetic, template, volumes
 from support.metrics import in_chunks
 from support.people import CodedSplit, PICTURE_SIDE
 from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
@@ -580,8 +580,11 @@ def main(argv=None):
         return report_conversion(arguments)
     if arguments.simulate:
         return simulate(arguments.simulate, arguments.output_dir, arguments.image_size or template.DEMO_IMAGE_SIZE)
-    data_dir, _ = find_data(arguments.data_dir)
+    data_dir, is_demo = find_data(arguments.data_dir)
     show(load_splits(data_dir))
+    notice = synthetic.notice(template.is_simulated(data_dir), synthetic.is_synthetic(data_dir))
+    if notice and not is_demo:  # of the demo cohort all was said when it was found
+        print(notice)
 
 
 def report_conversion(arguments):

@@ -5,6 +5,7 @@
     python predict.py --evaluate                             # and are the samples good, and new?
     python predict.py --images scan.png head.nii.gz          # one's own images
     python predict.py --codes runs/oasis/images/scan_codes.npy
+    python predict.py --write-dataset DIR --heads 100        # sampled heads as a data set that train.py reads
 """
 
 from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
@@ -14,7 +15,6 @@ import csv
 import dataclasses
 import datetime
 import itertools
-import json
 from pathlib import Path
 import re
 
@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import devices, figures, judge, metrics, orientation, people, report, runs, sampler, template, volumes
+from support import devices, figures, judge, metrics, orientation, report, runs, sampler, synthetic, template, volumes
 from support.cli import InputError
 from support.people import CodedSplit
 from support.runs import Run
@@ -47,6 +47,7 @@ def parse_arguments(argv):
     own.add_argument("--images", nargs="+", metavar="FILE", help="reconstruct these instead of the test split: grayscale PNGs of "
                      "any size, or NIfTI volumes")
     own.add_argument("--codes", metavar="FILE", help="decode the codes of a .npy file, as --images writes them, into images")
+    own.add_argument("--write-dataset", metavar="DIR", help="write --heads sampled heads, and nothing else, as a data set of PNG splits")
     parser.add_argument("--num-examples", type=cli.number(int, 1), default=10, metavar="N",
                         help="test images to show (default: 10)")
     parser.add_argument("--num-samples", type=cli.number(int, 1), default=16, metavar="N",
@@ -68,11 +69,14 @@ def parse_arguments(argv):
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions; "
                         "with --images or --codes RUN/images)")
     arguments = parser.parse_args(argv)
-    if arguments.images or arguments.codes:
-        for name in ("data_dir", "slice", "ventricles", "evaluate", "with_neighbours", "export"):
-            if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
-                raise InputError(f"--{name.replace('_', '-')} is of no use with {'--images' if arguments.images else '--codes'}; "
-                                 "leave out the one or the other.")
+    mode = next((f"--{name}".replace("_", "-") for name in ("images", "codes", "write_dataset")
+                 if getattr(arguments, name) is not None), None)
+    useless = "data_dir", "slice", "output_dir" if mode == "--write-dataset" else "ventricles", "evaluate", "with_neighbours", "export"
+    for name in useless if mode else ():
+        if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
+            raise InputError(f"--{name.replace('_', '-')} is of no use with {mode}; leave out the one or the other.")
+    if mode == "--write-dataset" and arguments.heads < len(volumes.SPLITS):
+        raise InputError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
     if arguments.evaluate and arguments.ventricles is not None:
         raise InputError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
     return arguments
@@ -310,30 +314,6 @@ def write_samples(folder, samples, positions, margin):
     figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
-def steered_people(run, prior, count, seed, quantile):
-    """The persons, float (count, P), of heads whose ventricles have a given size; None, for any, if `quantile` is None.
-
-    `quantile` is among training people: a number from 0 to 1 for all heads, or float (count,).
-
-    Raises:
-        InputError: if the run does not hold what that needs.
-    """
-    if quantile is None:
-        return None
-    try:
-        measure = json.loads(run.ventricles_path.read_text())
-        if not np.any(measure["weights"]):
-            raise InputError(f"In {run.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
-        target = people.value_at(measure["quantiles"], quantile)
-        persons = sampler.sample_people(prior, seed, "heads", tf.range(count)).numpy()
-        persons = people.steer(persons, np.array(measure["weights"]), measure["offset"], target)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run.ventricles_path} is missing or damaged, and --ventricles needs it; train the run again.") from error
-    return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
-
-
 def frame_of_heads(frame, slice_positions):
     """The `volumes.Frame` of heads that have only some slice positions, in regular steps."""
     step = int(np.median(np.diff(slice_positions))) if len(slice_positions) > 1 else 1
@@ -353,6 +333,19 @@ def nearest_training(samples, train):
     nearest = metrics.Neighbours(train.images, metrics.FeatureSpace(train.images).transform).nearest(samples)
     neighbours = train.images[nearest.indices]
     return np.where(nearest.mirrored[:, np.newaxis, np.newaxis], neighbours[..., ::-1], neighbours)
+
+
+def write_dataset(arguments, run, vqvae, prior):
+    """Does what --write-dataset asks for; head i is the one that --heads gives without it."""
+    folder, count, seed, temperature = arguments.write_dataset, arguments.heads, arguments.seed, arguments.temperature
+    persons = sampler.steered_people(run, prior, count, seed, arguments.ventricles)
+    batches = sampler.heads_in_batches(prior, count, seed, temperature, persons=persons)
+    heads = (decode_to_bytes(vqvae, head) for batch in batches for head in batch)
+    description = synthetic.describe(run, count, seed, temperature, arguments.ventricles, prior.slice_positions)
+    with cli.exit_on_signals(f"Stopped: {folder} was not written."):
+        synthetic.write_heads(folder, heads, description)
+    counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
+    print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
 
 
 # Judgement ------------------------------------------------------------------------------------------------------------
@@ -465,7 +458,7 @@ def new_report(run, arguments, vqvae, frame):
     data = run.config["data"]
     facts = {"run": str(run.folder), "data": data["folder"], "date": datetime.date.today().isoformat(), "seed": str(arguments.seed),
              "commit of training": str(run.config["git_commit"])}
-    return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, is_demo=run.is_simulated, margin=vqvae.margin,
+    return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, notice=run.notice, margin=vqvae.margin,
                          colours=figures.code_colours(vqvae.quantizer.embeddings), frame=frame)
 
 
@@ -652,11 +645,14 @@ def predict(arguments):
     if arguments.images or arguments.codes:
         predict_own(arguments, run, vqvae, prior)
         return
+    if arguments.write_dataset is not None:
+        write_dataset(arguments, run, vqvae, prior)
+        return
     splits = load_data(arguments, run, vqvae)
     if splits:
         dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
     sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)  # refused before anything is written
-    persons = steered_people(run, prior, arguments.heads, arguments.seed, arguments.ventricles)
+    persons = sampler.steered_people(run, prior, arguments.heads, arguments.seed, arguments.ventricles)
     folder = Path(arguments.output_dir or results_folder(run, "predictions"))
     if folder.resolve() == run.folder.resolve():
         raise InputError(f"--output-dir {folder} is the folder of the run; give another.")

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import callbacks, devices, figures, metrics, optimizers, orientation, people, runs, sampler, template, volumes
+from support import callbacks, devices, figures, metrics, optimizers, orientation, people, runs, sampler, synthetic, template, volumes
 from support.cli import InputError
 from support.devices import print_on_chief
 from support.runs import Run
@@ -142,7 +142,7 @@ def new_run(folder, arguments, options):
     config = {"settings": settings, "constants": CONSTANTS, "vqvae": with_defaults(modules.VQVAE, vqvae),
               "pixelcnn": with_defaults(modules.PixelCNN, prior),
               "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": template.is_simulated(data_dir),
-                       "fingerprints": dataset.fingerprints(splits),
+                       "is_synthetic": synthetic.is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
                        "front": front, "frame": dataclasses.asdict(frame),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
@@ -672,6 +672,8 @@ def main(argv=None):
         with open_run(arguments) as (run, splits):
             counts = ", ".join(f"{count} {name}" for name, count in run.config["data"]["people"].items())
             print_on_chief(f"Run folder {run.folder}; {counts} people in {run.config['data']['folder']}; on {device}.")
+            if run.notice and not run.config["data"]["is_demo"]:  # of the demo cohort all was said when it was found
+                print_on_chief(run.notice)
             for name in ("validate", "test") if devices.is_chief() else ():
                 dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
             with cli.exit_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on."):

@@ -178,6 +178,14 @@ def reconstruction(results):
     return rows
 
 
+def utility(results):
+    """benchmarks/utility.py: stage 1 trained on sampled heads beside stage 1 trained on people."""
+    labels = {"real": "the training people", "as_many": "as many sampled heads", "more": "more sampled heads"}
+    formats = "{heads:,}", "{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB", "{steps:,} x {batch_size}"
+    return [["trained on", "heads", "`ssim`", "`ssim_foreground`", "PSNR", "steps x batch"],
+            *([label, *cells(results["utility"]["rows"][key], formats)] for key, label in labels.items())]
+
+
 def chain(results):
     """benchmarks/codecs.py: what each step of coding saves."""
     labels = {"pixels": "pixels", "fixed_length": "codes of fixed length", "by_frequency": "codes by their frequency",
@@ -309,8 +317,8 @@ def origins(results):
 
 
 TABLES = {function.__name__: function for function in (
-    summary, heads, judges, runs, pretrained, samples, reconstruction, chain, codecs, head_codecs, head_bytes, sampling, ventricles,
-    loading, epochs, training, scaling, faults, origins)}
+    summary, heads, judges, runs, pretrained, samples, reconstruction, utility, chain, codecs, head_codecs, head_bytes, sampling,
+    ventricles, loading, epochs, training, scaling, faults, origins)}
 
 
 @cli.exit_on_input_error

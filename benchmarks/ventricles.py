@@ -37,7 +37,7 @@ def sample(run, vqvae, prior, count, quantile):
         count: how many.
         quantile: from 0 to 1; one for all, or float (count,).
     """
-    persons = predict.steered_people(run, prior, count, SEED, quantile)
+    persons = sampler.steered_people(run, prior, count, SEED, quantile)
     return predict.decode_heads(vqvae, sampler.sample_heads(prior, count, SEED, persons=persons))
 
 

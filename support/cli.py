@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 if sys.platform == "win32":
@@ -166,6 +167,30 @@ def report_write_errors(folder, advice, also=()):
             raise  # of another file
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"{folder} cannot be written ({reason}); {advice}.") from error
+
+
+@contextlib.contextmanager
+def whole_folder(folder, advice):
+    """Yields a hidden folder beside `folder`, which takes its name at the end, or is removed if the end is not reached.
+
+    Args:
+        folder: to make.
+        advice: what to do if it cannot be made: see `report_write_errors`.
+
+    Raises:
+        InputError: if it exists, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise InputError(f"{folder} exists already; {advice}.")
+    with report_write_errors(folder, advice):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield unfinished
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_json(path, content):

@@ -89,7 +89,7 @@ class Report:
     Attributes:
         title: one line.
         facts: dict of texts by what they are: run, data, date, seed, commit.
-        is_demo: whether the run's people are simulated.
+        notice: what has to be said of the run's data: see `synthetic.notice`.
         margin: pixels that the model paints black on each side; they are cut off.
         colours: (K, 3), see `figures.code_colours`.
         metrics: dict of numbers and sentences. A `NAME_sd` is shown as the spread of NAME, a `NAME_floor` beside it.
@@ -106,7 +106,7 @@ class Report:
 
     title: str
     facts: dict
-    is_demo: bool
+    notice: str
     margin: int
     colours: np.ndarray
     metrics: dict | None = None
@@ -123,11 +123,11 @@ class Report:
 
 def write_report(path, report):
     """Writes a `Report` as an HTML file."""
-    demo = '<p class="demo">Simulated people: no evidence about patients.</p>' if report.is_demo else ""
+    notice = f'<p class="notice">{_text(report.notice)}</p>' if report.notice else ""
     facts = _table([[_text(name), _text(value)] for name, value in report.facts.items()])
     sections = [_metrics_section(report.metrics), _examples_section(report), _samples_section(report),
                 _heads_section(report), _codebook_section(report)]
-    page = PAGE.format(title=_text(report.title), demo=demo, facts=facts, sections="\n".join(filter(None, sections)))
+    page = PAGE.format(title=_text(report.title), notice=notice, facts=facts, sections="\n".join(filter(None, sections)))
     path.write_text(page, encoding="utf-8")
 
 
@@ -293,7 +293,7 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 sans-serif; max-width: 1140px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; margin-bottom: 1rem }} th {{ font-weight: 600 }}
 th, td {{ text-align: left; vertical-align: top; padding: .1rem 1rem .1rem 0; border-bottom: 1px solid #ddd }}
-.demo {{ background: #fff3cd; padding: .5rem 1rem; font-weight: 600 }}
+.notice {{ background: #fff3cd; padding: .5rem 1rem; font-weight: 600 }}
 .examples, .samples {{ display: grid; grid-template-columns: repeat(auto-fill, 272px); gap: 1rem }}
 .examples {{ max-width: 860px }} figure {{ margin: 0 }} figcaption {{ text-align: center; font-size: .85rem }}
 figure img, input {{ width: 100%; height: auto; display: block }} .map {{ image-rendering: pixelated }}
@@ -306,7 +306,7 @@ figure img, input {{ width: 100%; height: auto; display: block }} .map {{ image-
   top: calc(100% * (1 - (var(--slice) + .5) / var(--slices))) }} .plot {{ max-width: 100% }}
 </style></head><body>
 <h1>{title}</h1>
-{demo}{facts}
+{notice}{facts}
 {sections}
 <script>
 document.querySelectorAll(".pair").forEach(pair => pair.querySelector("input").addEventListener("input", event =>

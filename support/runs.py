@@ -18,7 +18,7 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from support import cli, optimizers  # noqa: F401 (optimizers: where Keras finds Muon)
+from support import cli, optimizers, synthetic  # noqa: F401 (optimizers: where Keras finds Muon)
 from support.cli import InputError
 from support.volumes import Frame
 
@@ -89,6 +89,16 @@ class Run:
     def is_simulated(self):
         """Whether the people are simulated."""
         return self.config["data"].get("is_simulated", self.config["data"]["is_demo"])
+
+    @property
+    def is_synthetic(self):
+        """Whether the data are heads that a model sampled."""
+        return self.config["data"].get("is_synthetic", False)
+
+    @property
+    def notice(self):
+        """What has to be said of the data: see `synthetic.notice`."""
+        return synthetic.notice(self.is_simulated, self.is_synthetic)
 
     def model_path(self, name):
         """Where the best epoch of the model "vqvae" or "pixelcnn" lies."""

@@ -3,6 +3,7 @@
 A prior is a `modules.PixelCNN`, known here by its attributes alone.
 """
 
+import json
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from support import people
+from support.cli import InputError
 from support.devices import samples_at_once
 
 # Random streams -------------------------------------------------------------------------------------------------------
@@ -190,23 +192,56 @@ def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons
     Returns:
         codes, int32 NumPy (N, positions, g, g), of the prior's `slice_positions`.
     """
-    slices = len(prior.slice_positions)
-    heads = np.zeros((count, slices, prior.grid_size, prior.grid_size), np.int32)
-    size = _batch_size(prior, batch_size, count)
+    heads = np.zeros((count, len(prior.slice_positions), prior.grid_size, prior.grid_size), np.int32)
+    first = 0
+    for batch in heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream):
+        heads[first:first + len(batch)] = batch
+        first += len(batch)
+    return heads
+
+
+def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
+    """Yields what `sample_heads` returns, a batch at a time, int32 NumPy (B, positions, g, g): many heads need not fit into memory."""
+    slices, size = len(prior.slice_positions), _batch_size(prior, batch_size, count)
     with tqdm(total=count * slices, desc="Sampling", unit=" slices", leave=False, disable=None) as progress:
         for first in range(0, count, size):
             indices = tf.range(first, first + size)  # the last batch is filled up: another size would be compiled anew
             batch = calibrated_people(prior, seed, stream, indices) if persons is None else tf.gather(
                 tf.constant(persons, tf.float32), tf.minimum(indices, count - 1))
-            for number, codes in enumerate(_slices_of_heads(prior, prior.compiled_sampler, indices, seed, temperature, batch, stream)):
-                heads[first:first + size, number] = codes[:count - first]
-                progress.update(min(size, count - first))
-    return heads
+            heads = []
+            for codes in _slices_of_heads(prior, prior.compiled_sampler, indices, seed, temperature, batch, stream):
+                heads.append(codes[:count - first])
+                progress.update(len(heads[-1]))
+            yield np.stack(heads, axis=1)
 
 
 def calibrated_people(prior, seed, stream, indices):
     """New persons as heads are conditioned on them, float32 (N, P): see `people.calibrate`."""
     return prior.person_shift + prior.person_scale * sample_people(prior, seed, stream, indices)
+
+
+def steered_people(run, prior, count, seed, quantile):
+    """The persons, float (count, P), of heads whose ventricles have a given size; None, for any, if `quantile` is None.
+
+    `quantile` is among training people: a number from 0 to 1 for all heads, or float (count,).
+
+    Raises:
+        InputError: if the run does not hold what that needs.
+    """
+    if quantile is None:
+        return None
+    try:
+        measure = json.loads(run.ventricles_path.read_text())
+        if not np.any(measure["weights"]):
+            raise InputError(f"In {run.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
+        target = people.value_at(measure["quantiles"], quantile)
+        persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
+        persons = people.steer(persons, np.array(measure["weights"]), measure["offset"], target)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run.ventricles_path} is missing or damaged, and --ventricles needs it; train the run again.") from error
+    return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
 
 
 def _slices_of_heads(prior, sampler, indices, seed, temperature, persons, stream):

@@ -6,7 +6,6 @@ The cohort is written as the same three folders of PNG slices that `dataset.py` 
 import concurrent.futures
 import os
 from pathlib import Path
-import shutil
 import tempfile
 
 import numpy as np
@@ -15,7 +14,7 @@ from scipy import ndimage
 from skimage.transform import resize_local_mean
 from tqdm import tqdm
 
-from support.cli import InputError, report_write_errors
+from support.cli import InputError, whole_folder
 from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
 DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
@@ -70,7 +69,7 @@ def split_people(number):
 
 
 def is_simulated(folder):
-    """Whether `write_cohort` wrote the data set in a folder."""
+    """Whether the people of the data set in a folder are simulated, or sampled from a model of simulated people."""
     return (Path(folder) / NOTICE).is_file()
 
 
@@ -83,29 +82,33 @@ def write_cohort(folder, people, image_size):
 
     Args:
         folder: to make; whole afterwards, or not there.
-        people: the number of people by split. The cases are numbered as in OASIS, or from the next number that is free.
+        people: the number of people by split, numbered by `make_splits`.
         image_size: 128 or 256 pixels.
 
     Raises:
         InputError: if the folder exists, or cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise InputError(f"{folder} exists already; give another folder.")
+    with whole_folder(folder, "give another folder") as unfinished:
+        cases = make_splits(unfinished, people)
+        (unfinished / NOTICE).write_text("Simulated by dataset.py: no evidence about patients.\n")
+        _write_people(unfinished, cases, image_size)
+
+
+def make_splits(folder, people):
+    """Makes the three folders of a data set.
+
+    Args:
+        folder: where to.
+        people: the number of people by split.
+
+    Returns:
+        A list of (split, case), in the order of `SPLITS`. The cases are numbered as in OASIS, or from the next number that is free.
+    """
+    for name in SPLITS:
+        (folder / f"keras_png_slices_{name}").mkdir()
     validate = max(402, 1 + people["train"])
     first = {"train": 1, "validate": validate, "test": max(441, validate + people["validate"])}
-    cases = [(name, first[name] + index) for name in SPLITS for index in range(people[name])]
-    with report_write_errors(folder, "give a folder that can be, or one with more space"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            for name in SPLITS:
-                (unfinished / f"keras_png_slices_{name}").mkdir()
-            (unfinished / NOTICE).write_text("Simulated by dataset.py: no evidence about patients.\n")
-            _write_people(unfinished, cases, image_size)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    return [(name, first[name] + index) for name in SPLITS for index in range(people[name])]
 
 
 def _write_people(folder, cases, image_size):

@@ -10,15 +10,13 @@ import glob
 import os
 from pathlib import Path
 import re
-import shutil
-import tempfile
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from support.cli import InputError, report_write_errors
+from support.cli import InputError, whole_folder
 
 SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
@@ -508,18 +506,9 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
     Raises:
         InputError: if fewer than three people are left, or the folder cannot be made.
     """
-    output_dir = Path(output_dir)
-    if output_dir.exists():
-        raise InputError(f"{output_dir} exists already; give another --output-dir.")
-    with report_write_errors(output_dir, "give another --output-dir"):
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-        try:
-            rows, notes = _write_sessions(unfinished, sessions, reasons)
-            counts = _split_by_person(unfinished, rows, seed)
-            unfinished.rename(output_dir)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_folder(output_dir, "give another --output-dir") as unfinished:
+        rows, notes = _write_sessions(unfinished, sessions, reasons)
+        counts = _split_by_person(unfinished, rows, seed)
     return counts, notes
 
 

@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-from benchmarks import common, faults, loading, reconstruction, record, tables, training, ventricles
+from benchmarks import common, faults, loading, reconstruction, record, tables, training, utility, ventricles
 from benchmarks.tiny import draw_head, write_cohort
 import dataset
 import predict
-from support import metrics, runs, sampler
+from support import metrics, runs, sampler, synthetic, template
 from support.cli import InputError
 from support.runs import Run
 from tests.small import small_prior
@@ -163,6 +163,39 @@ def test_the_images_of_a_turn_are_those_of_its_batches(monkeypatch):
             assert turns._images(steps) == sum(batches[:steps])
 
 
+# The worth of a synthetic data set ------------------------------------------------------------------------------------
+
+
+def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
+    run = Run(tmp_path, {"data": {"is_demo": False, "front": None, "frame": {}, "fingerprints": {}}})
+    heads = np.random.default_rng(0).integers(0, 256, (12, 2, 32, 32), np.uint8)
+    synthetic.write_heads(tmp_path / "set", heads, synthetic.describe(run, 12, 0, 1.0, None, [3, 4]))
+    assert template.split_people(12) == {"train": 10, "validate": 1, "test": 1}
+    for count in (4, 10, 11, 12):
+        split = utility.load_heads(tmp_path / "set", count)
+        np.testing.assert_array_equal(split.images, heads[:count].reshape(-1, 32, 32))
+        assert split.num_people == count and split.positions.tolist() == [3, 4] * count
+
+
+def test_each_side_has_its_number_of_heads():
+    assert utility.numbers_of_heads(13, 10, 1000) == {"real": 13, "as_many": 13, "more": 130}
+    assert utility.numbers_of_heads(13, 10, 40) == {"real": 13, "as_many": 13, "more": 40}
+    with pytest.raises(InputError, match="holds 13 heads, and there are 13 training people"):
+        utility.numbers_of_heads(13, 10, 13)
+
+
+def test_people_of_another_run_and_a_folder_of_no_heads_are_refused(tmp_path):
+    folder = write_cohort(tmp_path / "cohort", people=(2, 1, 1), slices=2)
+    fingerprints = dataset.fingerprints(dataset.load_splits(folder, front="down"))
+    splits = utility.load_people(folder, {"front": "down", "fingerprints": fingerprints})
+    assert splits["train"].num_people == 2 and "validate" not in splits
+    for name in ("train", "test"):
+        with pytest.raises(InputError, match=f"The {name} people in .* are not those of the run"):
+            utility.load_people(folder, {"front": "down", "fingerprints": {**fingerprints, name: "other"}})
+    with pytest.raises(InputError, match="cohort is no data set of predict.py --write-dataset"):
+        utility.read_description(folder)
+
+
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +256,7 @@ def test_ventricles_of_sampled_heads_are_measured_and_drawn(trained, tmp_path, m
     heads = ventricles.sample(run, vqvae, prior, 3, targets)
     assert heads.shape == (3, 8, 64, 64) and heads.dtype == np.uint8
     for index, quantile in enumerate(targets):  # what predict.py --heads 3 --ventricles QUANTILE has at this place
-        persons = predict.steered_people(run, prior, 3, 0, quantile)
+        persons = sampler.steered_people(run, prior, 3, 0, quantile)
         codes = sampler.sample_heads(prior, 3, persons=persons)
         np.testing.assert_array_equal(heads[index], predict.decode_heads(vqvae, codes)[index])
     monkeypatch.setattr(ventricles, "sample", lambda run, vqvae, prior, count, quantile: np.resize(heads, (count, *heads.shape[1:])))

@@ -20,7 +20,7 @@ from tests.conftest import check_refused
 import dataset
 import modules
 import predict
-from support import metrics
+from support import cli, metrics, sampler
 from support.runs import Run
 
 SLICE = "cohort/keras_png_slices_test/case_441_slice_3.nii.png"
@@ -149,20 +149,60 @@ def test_a_run_without_its_data_samples_all_the_same(copied, tmp_path, monkeypat
 
 def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models):
     run, prior = Run.load(copied), models[1]
-    assert predict.steered_people(run, prior, 3, 5, None) is None
+    assert sampler.steered_people(run, prior, 3, 5, None) is None
     measure = {"weights": [0.5, -0.25, *[0] * 22], "offset": 2.0, "quantiles": [0, 2, 6]}
     run.ventricles_path.write_text(json.dumps(measure))
     for quantile, target in ((0.25, 1), (1, 6)):
-        persons = predict.steered_people(run, prior, 3, 5, quantile)
+        persons = sampler.steered_people(run, prior, 3, 5, quantile)
         uncalibrated = (persons - prior.person_shift.numpy()) / prior.person_scale.numpy()
         np.testing.assert_allclose(2 + uncalibrated @ np.array(measure["weights"]), target, rtol=1e-5)
-    one_by_one = [predict.steered_people(run, prior, 3, 5, quantile)[i] for i, quantile in enumerate((0.1, 0.5, 0.9))]
-    np.testing.assert_allclose(predict.steered_people(run, prior, 3, 5, np.array([0.1, 0.5, 0.9])), one_by_one)
+    one_by_one = [sampler.steered_people(run, prior, 3, 5, quantile)[i] for i, quantile in enumerate((0.1, 0.5, 0.9))]
+    np.testing.assert_allclose(sampler.steered_people(run, prior, 3, 5, np.array([0.1, 0.5, 0.9])), one_by_one)
     for text, expected in ((json.dumps({**measure, "weights": [0] * 24}), "does not follow from persons; leave out --ventricles"),
                            ('{"weights": [1', "ventricles.json is missing or damaged")):
         run.ventricles_path.write_text(text)
         with pytest.raises(predict.InputError, match=expected):
-            predict.steered_people(run, prior, 3, 5, 0.5)
+            sampler.steered_people(run, prior, 3, 5, 0.5)
+
+
+def test_a_data_set_holds_the_heads_of_the_seed_however_few_are_sampled_at_once(copied, models, tmp_path, monkeypatch, capsys):
+    change_config(copied, folder="/gone")
+    monkeypatch.setattr(predict, "load_models", lambda run: models)
+    monkeypatch.setattr(sampler, "samples_at_once", lambda bytes_each: 2)
+    predict.main(["--run-dir", str(copied), "--write-dataset", str(tmp_path / "set"), "--heads", "5", "--seed", "4",
+                  "--temperature", "0.7"])
+    assert "5 heads in" in capsys.readouterr().out and not (copied / "predictions").exists()
+    vqvae, prior = models
+    expected = dataset.to_uint8(vqvae.decode_codes(prior.sample_heads(5, seed=4, temperature=0.7).reshape(-1, 8, 8)).numpy()[..., 0])
+    splits = dataset.load_splits(tmp_path / "set")
+    images = np.concatenate([split.images for split in splits.values()])
+    assert images.shape == expected.shape and np.abs(images.astype(int) - expected).max() <= 1
+    assert [split.num_people for split in splits.values()] == [3, 1, 1]
+    assert json.loads((tmp_path / "set" / "dataset.json").read_text())["seed"] == 4
+
+
+def test_a_data_set_that_cannot_be_written_is_refused(in_trained, models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load_models", lambda run: models)
+    target = ["--write-dataset", str(tmp_path / "set")]
+    for option, expected in (([], "needs --heads: how many to sample, at least 3"), (["--heads", "2"], "at least 3"),
+                             (["--heads", "3", "--evaluate"], "--evaluate is of no use with --write-dataset"),
+                             (["--heads", "3", "--output-dir", "x"], "--output-dir is of no use with --write-dataset"),
+                             (["--heads", "3", "--codes", "a.npy"], "not allowed with argument")):
+        check_refused(predict.main, [*target, *option], expected, capsys)
+    check_refused(predict.main, ["--heads", "3", "--write-dataset", str(tmp_path)], "exists already; give another", capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_no_data_set(in_trained, models, tmp_path, monkeypatch, capsys):
+    def stop(vqvae, codes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "load_models", lambda run: models)
+    monkeypatch.setattr(predict, "decode_to_bytes", stop)
+    with pytest.raises(SystemExit) as ended:
+        predict.main(["--heads", "8", "--write-dataset", str(tmp_path / "set")])
+    assert ended.value.code == cli.EXIT_INTERRUPTED and "set was not written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 # One's own images

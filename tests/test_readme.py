@@ -15,8 +15,7 @@ import train
 DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in tables.DOCUMENTS}
 README = DOCUMENTS["README.md"]
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
-BENCHMARKS = {"codecs", "faults", "loading", "reconstruction", "sampling", "scaling", "training", "ventricles"}
-
+BENCHMARKS = {"codecs", "faults", "loading", "reconstruction", "sampling", "scaling", "training", "utility", "ventricles"}
 RUNS = {"real_slices", "heads", "demo", "pretrained", "pretrained_heads"}
 
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.

@@ -65,7 +65,7 @@ def content():
     head = np.zeros((8, 40, 30), np.uint8)
     head[:, 3:-3, 3:-3] = np.arange(100, 180, 10)[:, np.newaxis, np.newaxis]
     return report.Report(
-        title="A <title>", facts={"run": "runs/one", "data": "/data/<oasis>", "seed": 0}, is_demo=False, margin=MARGIN,
+        title="A <title>", facts={"run": "runs/one", "data": "/data/<oasis>", "seed": 0}, notice="", margin=MARGIN,
         colours=figures.code_colours(np.arange(8.0)[:, np.newaxis]), metrics=metrics, examples=examples,
         all_codes=examples.codes, samples=np.full((3, SIZE, SIZE), 0.5), sample_captions=["slice 0", "slice 16", "slice 31"],
         neighbours=np.full((3, SIZE, SIZE), 200, np.uint8), heads=head[np.newaxis], head_positions=list(range(len(head))), frame=Frame(pixel_size=2.0, spacing=3.0),
@@ -99,7 +99,7 @@ def test_page_says_which_run_and_whether_its_people_are_simulated(write):
     page = Page(write())
     assert page.rows[:3] == [["run", "runs/one"], ["data", "/data/<oasis>"], ["seed", "0"]]
     assert "no evidence about patients" not in page.words
-    assert "Simulated people: no evidence about patients." in Page(write(is_demo=True)).words
+    assert "Simulated <people>" in Page(write(notice="Simulated <people>")).words
 
 
 def test_figures_stand_in_groups_with_their_spread_and_meaning(write):
