@@ -47,7 +47,7 @@ def parse_arguments(argv):
     own.add_argument("--images", nargs="+", metavar="FILE", help="reconstruct these instead of the test split: grayscale PNGs of "
                      "any size, or NIfTI volumes")
     own.add_argument("--codes", metavar="FILE", help="decode the codes of a .npy file, as --images writes them, into images")
-    own.add_argument("--write-dataset", metavar="DIR", help="write --heads sampled heads, and nothing else, as a data set of PNG splits")
+    own.add_argument("--write-dataset", metavar="DIR", help="write --heads sampled heads, and nothing else, as PNG splits")
     parser.add_argument("--num-examples", type=cli.number(int, 1), default=10, metavar="N",
                         help="test images to show (default: 10)")
     parser.add_argument("--num-samples", type=cli.number(int, 1), default=16, metavar="N",
@@ -71,8 +71,8 @@ def parse_arguments(argv):
     arguments = parser.parse_args(argv)
     mode = next((f"--{name}".replace("_", "-") for name in ("images", "codes", "write_dataset")
                  if getattr(arguments, name) is not None), None)
-    useless = "data_dir", "slice", "output_dir" if mode == "--write-dataset" else "ventricles", "evaluate", "with_neighbours", "export"
-    for name in useless if mode else ():
+    useless = "output_dir" if mode == "--write-dataset" else "ventricles"
+    for name in ("data_dir", "slice", useless, "evaluate", "with_neighbours", "export") if mode else ():
         if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
             raise InputError(f"--{name.replace('_', '-')} is of no use with {mode}; leave out the one or the other.")
     if mode == "--write-dataset" and arguments.heads < len(volumes.SPLITS):

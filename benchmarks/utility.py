@@ -33,6 +33,7 @@ from support.volumes import SPLITS
 
 QUALITY = "ssim", "ssim_foreground", "psnr"
 SIDES = "real", "as_many", "more"
+RECORDED = "git_commit", "seed", "temperature", "ventricles", "prior"  # of the synthetic data set
 
 
 def read_description(folder):
@@ -43,7 +44,7 @@ def read_description(folder):
     """
     try:
         description = json.loads((Path(folder) / synthetic.DESCRIPTION).read_text())
-        _ = sum(description["heads"].values()), description["prior"]
+        _ = sum(description["heads"].values()), [description[key] for key in RECORDED]
         _ = description["trained_on"]["front"], description["trained_on"]["fingerprints"]["test"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} is no data set of predict.py --write-dataset (no usable {synthetic.DESCRIPTION}); "
@@ -64,8 +65,8 @@ def load_people(data_dir, trained_on):
     splits = dataset.load_splits(data_dir, ["train", "test"], front=trained_on["front"])
     for name, value in dataset.fingerprints(splits).items():
         if value != trained_on["fingerprints"].get(name):
-            raise InputError(f"The {name} people in {data_dir} are not those of the run that sampled the heads; give its own data as "
-                             "--data-dir.")
+            raise InputError(f"The {name} people in {data_dir} are not those of the run that sampled the heads; "
+                             "give its own data as --data-dir.")
     return splits
 
 
@@ -86,8 +87,8 @@ def numbers_of_heads(num_people, factor, available):
         InputError: if the synthetic data set holds no more heads than there are people.
     """
     if available <= num_people:
-        raise InputError(f"The synthetic data set holds {available} heads, and there are {num_people} training people; it must hold "
-                         "more, so write a larger one.")
+        raise InputError(f"The synthetic data set holds {available} heads, and there are {num_people} training people; "
+                         "it must hold more, so write a larger one.")
     return dict(zip(SIDES, (num_people, num_people, min(factor * num_people, available))))
 
 
@@ -97,7 +98,8 @@ def sample(run_dir, count, folder):
     Raises:
         InputError: if predict.py refused; it has said why.
     """
-    command = [sys.executable, str(common.ROOT / "predict.py"), "--run-dir", run_dir, "--write-dataset", folder, "--heads", str(count)]
+    script = str(common.ROOT / "predict.py")
+    command = [sys.executable, script, "--run-dir", run_dir, "--write-dataset", folder, "--heads", str(count)]
     if subprocess.run(command, stdout=sys.stderr).returncode:
         raise InputError(f"predict.py could not sample from {run_dir}: see above.")
 
@@ -131,7 +133,8 @@ def parse_arguments(argv=None):
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run-dir", metavar="DIR", help="sample the heads from this run, which may take hours")
     source.add_argument("--synthetic", metavar="DIR", help="read the heads that predict.py --write-dataset wrote")
-    parser.add_argument("--factor", type=cli.number(int, 2), default=10, metavar="F", help="sampled heads per real person (default: 10)")
+    parser.add_argument("--factor", type=cli.number(int, 2), default=10, metavar="F",
+                        help="sampled heads per real person (default: 10)")
     parser.add_argument("--budget", type=cli.number(float, 1), default=120, metavar="SECONDS", help="(default: 120)")
     common.add_rounds(parser, 6)
     parser.add_argument("--side", choices=SIDES, help="train one, in this process (the script calls itself)")
@@ -146,7 +149,10 @@ def main():
     data_dir, _ = dataset.find_data(arguments.data_dir)
     if arguments.side:
         return run_side(arguments, data_dir)
-    trained_on = Run.load(arguments.run_dir).config["data"] if arguments.run_dir else read_description(arguments.synthetic)["trained_on"]
+    if arguments.run_dir:
+        trained_on = Run.load(arguments.run_dir).config["data"]
+    else:
+        trained_on = read_description(arguments.synthetic)["trained_on"]
     splits = load_people(data_dir, trained_on)
     num_people = splits["train"].num_people
     with tempfile.TemporaryDirectory() as name:
@@ -160,8 +166,10 @@ def main():
     print(f"{'':10}" + "".join(f"{column:>19}" for column in columns))
     for side, row in rows.items():
         print(f"{side:10}" + "".join(f"{row[column]:19.4g}" for column in columns))
-    common.finish("utility", arguments, {"rows": rows, "num_images": len(splits["test"].images), "test_people": splits["test"].num_people,
-                                         "budget": arguments.budget, "prior": description["prior"]})
+    test = splits["test"]
+    common.finish("utility", arguments, {
+        "rows": rows, "num_images": len(test.images), "test_people": test.num_people, "budget": arguments.budget,
+        "synthetic": {key: description[key] for key in RECORDED}})
 
 
 if __name__ == "__main__":

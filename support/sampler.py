@@ -201,7 +201,7 @@ def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons
 
 
 def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
-    """Yields what `sample_heads` returns, a batch at a time, int32 NumPy (B, positions, g, g): many heads need not fit into memory."""
+    """Yields the heads of `sample_heads` batch by batch, int32 NumPy (B, positions, g, g): all need not fit into memory."""
     slices, size = len(prior.slice_positions), _batch_size(prior, batch_size, count)
     with tqdm(total=count * slices, desc="Sampling", unit=" slices", leave=False, disable=None) as progress:
         for first in range(0, count, size):

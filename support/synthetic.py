@@ -1,4 +1,4 @@
-"""A synthetic data set: sampled heads, written as the three PNG folders that `dataset.py` reads, with what has to be said of them.
+"""A synthetic data set: sampled heads as the three PNG folders that `dataset.py` reads, with what has to be said of them.
 
 Besides the folders it holds SYNTHETIC.txt, for people who find it; dataset.json, for programs; and the notice of simulated people
 if the model was trained on such.
@@ -31,7 +31,8 @@ def notice(is_simulated, is_synthetic):
         is_synthetic: whether they are sampled.
     """
     if is_synthetic:
-        return f"Synthetic heads, sampled from a model of {'simulated ' if is_simulated else ''}people: no evidence about patients."
+        people = "simulated people" if is_simulated else "people"
+        return f"Synthetic heads, sampled from a model of {people}: no evidence about patients."
     return "Simulated people: no evidence about patients." if is_simulated else ""
 
 
@@ -75,8 +76,8 @@ def measured_prior(run):
         measured = {"num_heads": heads["num_heads"], **{key: heads[key] for key in keys}}
     except (OSError, ValueError, KeyError, TypeError):
         return None, "Not measured: the run's predictions/metrics.json holds no figures of predict.py --evaluate."
-    return measured, (f"Measured by predict.py --evaluate on {measured['num_heads']} heads of this run, at the seed and temperature of "
-                      "that command; the heads of this data set were not measured themselves.")
+    return measured, (f"Measured by predict.py --evaluate on {measured['num_heads']} heads of this run, at the seed and "
+                      "temperature of that command; the heads of this data set were not measured themselves.")
 
 
 def write_heads(folder, heads, description):

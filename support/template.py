@@ -102,7 +102,7 @@ def make_splits(folder, people):
         people: the number of people by split.
 
     Returns:
-        A list of (split, case), in the order of `SPLITS`. The cases are numbered as in OASIS, or from the next number that is free.
+        A list of (split, case), in the order of `SPLITS`; numbered as in OASIS, or from the next number that is free.
     """
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
