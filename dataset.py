@@ -582,7 +582,7 @@ def main(argv=None):
         return simulate(arguments.simulate, arguments.output_dir, arguments.image_size or template.DEMO_IMAGE_SIZE)
     data_dir, is_demo = find_data(arguments.data_dir)
     show(load_splits(data_dir))
-    notice = synthetic.notice(template.is_simulated(data_dir), synthetic.is_synthetic(data_dir))
+    notice = synthetic.notice_of(data_dir)
     if notice and not is_demo:  # of the demo cohort all was said when it was found
         print(notice)
 

@@ -34,8 +34,7 @@ RESULTS = ("original_vs_reconstructed_*.png", "sample_*_slice_*.png", "head_*.ni
            "per_image.csv", *(f"{name}.png" for name in ("samples", "head", "reconstructions", "errors", "template", "distances",
                                                          "tissue", "neighbours")))
 NOISE_HEADS = 32  # that the judges must find
-MEMBERS = 40  # training people, at most, whose code lengths are compared with test people's
-PRETRAINED = Path(__file__).parent / "assets" / "pretrained"
+MEMBERS = 40  # training and test people, at most, whose code lengths are compared
 
 
 def parse_arguments(argv):
@@ -71,8 +70,8 @@ def parse_arguments(argv):
     arguments = parser.parse_args(argv)
     mode = next((f"--{name}".replace("_", "-") for name in ("images", "codes", "write_dataset")
                  if getattr(arguments, name) is not None), None)
-    useless = "output_dir" if mode == "--write-dataset" else "ventricles"
-    for name in ("data_dir", "slice", useless, "evaluate", "with_neighbours", "export") if mode else ():
+    useless = ("output_dir", "num_samples", "num_examples") if mode == "--write-dataset" else ("ventricles",)
+    for name in ("data_dir", "slice", *useless, "evaluate", "with_neighbours", "export") if mode else ():
         if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
             raise InputError(f"--{name.replace('_', '-')} is of no use with {mode}; leave out the one or the other.")
     if mode == "--write-dataset" and arguments.heads < len(volumes.SPLITS):
@@ -111,9 +110,9 @@ def find_run(run_dir):
     """
     if run_dir is None:
         run_dir = runs.newest()
-        if run_dir is None and Run.has_models(PRETRAINED):
+        if run_dir is None and Run.has_models(runs.PRETRAINED):
             print("There is no trained run in runs/: using the pretrained weights, of simulated people.")
-            run_dir = PRETRAINED
+            run_dir = runs.PRETRAINED
         if run_dir is None:
             raise InputError("There is no trained run in runs/; run train.py first, or name one with --run-dir.")
     if not Run.has_models(Path(run_dir)):
@@ -159,8 +158,6 @@ def find_data(arguments, run):
             return folder
         if arguments.evaluate or arguments.with_neighbours:
             raise InputError(f"The data of {run.folder}, {own['folder']}, are not here; say with --data-dir where they are.")
-        print(f"The data of {run.folder}, {own['folder']}, are not here, so this run is not measured and nothing is reconstructed; "
-              "it samples only. With --data-dir it does both.")
         return None
     return Path(own["folder"])
 
@@ -172,12 +169,18 @@ def load_data(arguments, run, vqvae):
         InputError: if they are unusable, do not fit the model, or are not those that the judgement needs.
     """
     data_dir = find_data(arguments, run)
+    says = (f"The data of {run.folder}, {run.config['data']['folder']}, are not here, so this run is not measured and nothing is "
+            "reconstructed; it samples only. With --data-dir it does both.")
     if data_dir is None:
+        print(says)
         return None
     names = volumes.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
     splits = dataset.load_splits(data_dir, names, run.settings["limit"], front=run.config["data"]["front"])
     height, width = splits["test"].images.shape[1:]
     if (height, width) != (vqvae.image_size, vqvae.image_size):
+        if not arguments.data_dir and not arguments.evaluate and not arguments.with_neighbours:
+            print(says)  # others were found in their place
+            return None
         raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run.folder} was trained on "
                          f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
     for name, split in splits.items() if arguments.evaluate else ():
@@ -341,7 +344,8 @@ def write_dataset(arguments, run, vqvae, prior):
     persons = sampler.steered_people(run, prior, count, seed, arguments.ventricles)
     batches = sampler.heads_in_batches(prior, count, seed, temperature, persons=persons)
     heads = (decode_to_bytes(vqvae, head) for batch in batches for head in batch)
-    description = synthetic.describe(run, count, seed, temperature, arguments.ventricles, prior.slice_positions)
+    frame = frame_of_heads(run.frame, prior.slice_positions)
+    description = synthetic.describe(run, frame, count, seed, temperature, arguments.ventricles, prior.slice_positions)
     with cli.exit_on_signals(f"Stopped: {folder} was not written."):
         synthetic.write_heads(folder, heads, description)
     counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
@@ -394,7 +398,8 @@ def judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded):
     noise_codes = judge.mix_people(coded["train"].codes[0][image_indices["train"][:NOISE_HEADS]], axes=3)
     measured, details = judge.evaluate_heads(heads, people_heads, originals, decode_heads(vqvae, noise_codes))
     bits = {name: metrics.code_lengths_of_heads(prior, coded[name], image_indices[name], MEMBERS) for name in ("train", "test")}
-    measured |= {"bits_per_code_train": float(bits["train"].mean()), **judge.membership(bits["train"], bits["test"])}
+    measured |= {"git_commit": runs.git_commit(), "bits_per_code_train": float(bits["train"].mean()),
+                 **judge.membership(bits["train"], bits["test"])}
     draw_neighbours(folder, heads, splits["train"], originals, image_indices["train"], positions, details)
     return measured
 
@@ -455,11 +460,11 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits, persons):
 
 def new_report(run, arguments, vqvae, frame):
     """An empty `report.Report` of a run."""
-    data = run.config["data"]
-    facts = {"run": str(run.folder), "data": data["folder"], "date": datetime.date.today().isoformat(), "seed": str(arguments.seed),
+    data_dir = arguments.data_dir or run.config["data"]["folder"]
+    facts = {"run": str(run.folder), "data": data_dir, "date": datetime.date.today().isoformat(), "seed": str(arguments.seed),
              "commit of training": str(run.config["git_commit"])}
-    return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, notice=run.notice, margin=vqvae.margin,
-                         colours=figures.code_colours(vqvae.quantizer.embeddings), frame=frame)
+    return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, margin=vqvae.margin,
+                         notice=synthetic.notice_of(data_dir) or run.notice, colours=figures.code_colours(vqvae.quantizer.embeddings), frame=frame)
 
 
 def measure(folder, arguments, run, vqvae, prior, test, frame, page):
@@ -619,7 +624,7 @@ def predict_own(arguments, run, vqvae, prior):
     codes = read_codes(arguments.codes, vqvae) if arguments.codes else None
     if files:
         dataset.warn_of_lost_border("given", np.concatenate([images for *_, images, _ in files]), vqvae.margin)
-    folder = Path(arguments.output_dir or results_folder(run, "images"))
+    folder = Path(arguments.output_dir or run.results_folder("images"))
     with cli.report_write_errors(folder, "give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
         if files:
@@ -653,7 +658,7 @@ def predict(arguments):
         dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
     sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)  # refused before anything is written
     persons = sampler.steered_people(run, prior, arguments.heads, arguments.seed, arguments.ventricles)
-    folder = Path(arguments.output_dir or results_folder(run, "predictions"))
+    folder = Path(arguments.output_dir or run.results_folder("predictions"))
     if folder.resolve() == run.folder.resolve():
         raise InputError(f"--output-dir {folder} is the folder of the run; give another.")
     with cli.report_write_errors(folder, "give another --output-dir"):
@@ -666,11 +671,6 @@ def predict(arguments):
     if measured:
         print_results(measured, splits["test"])
     print(f"Done. Open {folder / 'report.html'}")
-
-
-def results_folder(run, name):
-    """The folder for results where none is named: in the run's own, but not among the files of this repository."""
-    return Path("runs/pretrained" if run.folder == PRETRAINED else run.folder) / name
 
 
 def remove_results(folder):

@@ -2,8 +2,8 @@
 
     python benchmarks/record.py KEY --run-dir DIR --command "python train.py ..."
 
-KEY is `real_slices`, `demo` or `pretrained` (the weights in assets/pretrained). What `predict.py --evaluate` measured on whole heads goes under `heads` and `pretrained_heads`.
-The command is what was typed, for a run does not keep it. To be run on the machine of the training, which is recorded too.
+KEY is `real_slices`, `demo` or `pretrained` (the weights in assets/pretrained). What `predict.py --evaluate` measured
+on whole heads goes under `heads` and `pretrained_heads`. The command is what was typed, for a run does not keep it. To be run on the machine of the training, which is recorded too.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ import time
 
 from benchmarks import common
 import dataset
-from support import metrics, runs
+from support import metrics
 from support.runs import Run
 
 HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads"}  # where the figures of whole heads go
@@ -35,7 +35,7 @@ def describe(run):
              "image_size": config["vqvae"]["image_size"], "num_embeddings": num_embeddings, "codes_per_image": codes,
              "bits_fixed": codes * math.log2(num_embeddings),
              "seconds": {name: float(run.read_history(name)["seconds"].sum()) for name in ("vqvae", "pixelcnn")}}
-    for path in (run.metrics_path, run.folder / "predictions" / "metrics.json"):
+    for path in (run.metrics_path, run.results_folder("predictions") / "metrics.json"):
         if path.exists():
             entry |= json.loads(path.read_text())
     return entry
@@ -64,7 +64,7 @@ def main():
     common.record(common.RESULTS, arguments.key, entry)
     if heads and arguments.key in HEADS:
         origin = {name: entry[name] for name in ORIGIN}
-        origin["commit"] += f", judged at {runs.git_commit()}"
+        origin["commit"] = f"{origin['commit']}, judged at {heads['git_commit']}"
         common.record(common.RESULTS, HEADS[arguments.key], {**origin, **heads})
     print(json.dumps(entry))
 

@@ -45,7 +45,8 @@ def read_description(folder):
     try:
         description = json.loads((Path(folder) / synthetic.DESCRIPTION).read_text())
         _ = sum(description["heads"].values()), [description[key] for key in RECORDED]
-        _ = description["trained_on"]["front"], description["trained_on"]["fingerprints"]["test"]
+        trained_on = description["trained_on"]
+        _ = trained_on["front"], trained_on["limit"], trained_on["fingerprints"]["test"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} is no data set of predict.py --write-dataset (no usable {synthetic.DESCRIPTION}); "
                          "give one as --synthetic, or --run-dir to sample one.") from error
@@ -62,7 +63,7 @@ def load_people(data_dir, trained_on):
     Raises:
         InputError: if they are others than these: the model may have been trained on the test people.
     """
-    splits = dataset.load_splits(data_dir, ["train", "test"], front=trained_on["front"])
+    splits = dataset.load_splits(data_dir, ["train", "test"], trained_on["limit"], front=trained_on["front"])
     for name, value in dataset.fingerprints(splits).items():
         if value != trained_on["fingerprints"].get(name):
             raise InputError(f"The {name} people in {data_dir} are not those of the run that sampled the heads; "
@@ -150,7 +151,8 @@ def main():
     if arguments.side:
         return run_side(arguments, data_dir)
     if arguments.run_dir:
-        trained_on = Run.load(arguments.run_dir).config["data"]
+        run = Run.load(arguments.run_dir)
+        trained_on = {**run.config["data"], "limit": run.settings["limit"]}
     else:
         trained_on = read_description(arguments.synthetic)["trained_on"]
     splits = load_people(data_dir, trained_on)

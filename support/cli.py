@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 
 if sys.platform == "win32":
@@ -180,15 +179,20 @@ def whole_folder(folder, advice):
     Raises:
         InputError: if it exists, or cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise InputError(f"{folder} exists already; {advice}.")
+    target = Path(folder).absolute()
     with report_write_errors(folder, advice):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        if os.path.lexists(target):
+            raise InputError(f"{folder} exists already; {advice}.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}-{os.getpid()}")
         try:
+            unfinished.mkdir()
             yield unfinished
-            unfinished.rename(folder)
+            unfinished.rename(target)
+        except OSError as error:
+            if unfinished.name in Path(str(error.filename)).parts:
+                error.filename = str(folder)  # what the user knows
+            raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 

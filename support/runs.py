@@ -26,6 +26,7 @@ MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
 # Errors that TensorFlow raises when it cannot write a file (for want of memory too: cli.report_write_errors tells these apart).
 WRITE_ERRORS = (tf.errors.PermissionDeniedError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
                 tf.errors.ResourceExhaustedError)
+PRETRAINED = Path(__file__).parents[1] / "assets" / "pretrained"
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
 PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
 REQUIRED = {"settings": ("limit", "seed"), "constants": (), "vqvae": (), "pixelcnn": (),
@@ -99,6 +100,10 @@ class Run:
     def notice(self):
         """What has to be said of the data: see `synthetic.notice`."""
         return synthetic.notice(self.is_simulated, self.is_synthetic)
+
+    def results_folder(self, name):
+        """The folder for results where none is named: in the run's own, but not among the files of this repository."""
+        return Path("runs/pretrained" if self.folder.resolve() == PRETRAINED else self.folder) / name
 
     def model_path(self, name):
         """Where the best epoch of the model "vqvae" or "pixelcnn" lies."""

@@ -15,7 +15,8 @@ from support.volumes import slice_file
 
 NOTICE = "SYNTHETIC.txt"  # lies in the folder of each synthetic data set
 DESCRIPTION = "dataset.json"
-MEASURED = "copy_test", "copy_test_says", "told_apart_slices", "told_apart_heads", "membership"  # of `judge`, for dataset.json
+# Of what predict.py --evaluate measures, what dataset.json holds.
+MEASURED = "copies", "copies_limit", "copy_test", "copy_test_says", "told_apart_slices", "told_apart_heads", "membership"
 
 
 def is_synthetic(folder):
@@ -36,11 +37,17 @@ def notice(is_simulated, is_synthetic):
     return "Simulated people: no evidence about patients." if is_simulated else ""
 
 
-def describe(run, count, seed, temperature, ventricles, slice_positions):
+def notice_of(folder):
+    """The `notice` of the data set in a folder."""
+    return notice(template.is_simulated(folder), is_synthetic(folder))
+
+
+def describe(run, frame, count, seed, temperature, ventricles, slice_positions):
     """What dataset.json says of heads: where they come from, and what was measured of the prior that sampled them.
 
     Args:
         run: the `runs.Run` that sampled them.
+        frame: the `volumes.Frame` of the heads.
         count: heads.
         seed: of the draw.
         temperature: of sampling.
@@ -51,15 +58,15 @@ def describe(run, count, seed, temperature, ventricles, slice_positions):
         A dict that json can write. `trained_on` describes the run's data: see `Run`; `front` there is the side of their files on
         which the front lies, while all that a run makes of them lies front up.
     """
-    data, frame = run.config["data"], run.frame
+    data = run.config["data"]
     measured, says = measured_prior(run)
     return {"kind": "synthetic", "says": notice(run.is_simulated, True), "run": str(run.folder),
             "git_commit": run.config.get("git_commit"), "date": datetime.date.today().isoformat(),
             "heads": template.split_people(count), "seed": seed, "temperature": temperature, "ventricles": ventricles,
             "slice_positions": list(slice_positions), "front": "up" if data["front"] else None,
-            "mm_per_pixel": frame.pixel_size, "mm_between_slices": frame.spacing,
+            "mm_per_pixel": frame.pixel_size, "mm_between_slices": frame.spacing, "axes_known": frame.axes_known,
             "trained_on": {"is_simulated": run.is_simulated, "is_synthetic": run.is_synthetic, "front": data["front"],
-                           "fingerprints": data["fingerprints"]},
+                           "fingerprints": data["fingerprints"], "limit": run.settings["limit"]},
             "prior": measured, "prior_says": says}
 
 
@@ -69,7 +76,7 @@ def measured_prior(run):
     Returns:
         (a dict of `MEASURED` with their intervals, or None if nothing was measured; a sentence that says which it is).
     """
-    path = run.folder / "predictions" / "metrics.json"
+    path = run.results_folder("predictions") / "metrics.json"
     try:
         heads = json.loads(path.read_text())["heads"]
         keys = [key for name in MEASURED for key in (name, f"{name}_interval") if key in heads]

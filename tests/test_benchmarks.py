@@ -169,7 +169,7 @@ def test_the_images_of_a_turn_are_those_of_its_batches(monkeypatch):
 def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
     run = Run(tmp_path, {"data": {"is_demo": False, "front": None, "frame": {}, "fingerprints": {}}})
     heads = np.random.default_rng(0).integers(0, 256, (12, 2, 32, 32), np.uint8)
-    synthetic.write_heads(tmp_path / "set", heads, synthetic.describe(run, 12, 0, 1.0, None, [3, 4]))
+    synthetic.write_heads(tmp_path / "set", heads, synthetic.describe(run, run.frame, 12, 0, 1.0, None, [3, 4]))
     assert template.split_people(12) == {"train": 10, "validate": 1, "test": 1}
     for count in (4, 10, 11, 12):
         split = utility.load_heads(tmp_path / "set", count)

@@ -114,3 +114,25 @@ def test_tensorflow_is_given_no_folder_whose_name_is_no_text(tmp_path, monkeypat
     check_refused(train.main, ["--run-dir", name], "--run-dir: the name run_\\udcff is not valid UTF-8", capsys)
     check_refused(predict.main, ["--export", name], "--export: the name run_\\udcff is not valid UTF-8", capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_whole_or_not_there_and_any_failure_is_one_sentence(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with cli.whole_folder(tmp_path / "new" / "set", "give another") as unfinished:
+            (unfinished / "a.txt").write_text("a")
+            assert not (tmp_path / "new" / "set").exists()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "set").stat().st_mode & 0o777 == 0o755  # for everyone to read
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["set", "a.txt"]
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for folder, reason in ((tmp_path / "link", "exists already"), ("/proc/set", r"/proc/set cannot be written"),
+                           (tmp_path / ("x" * 300), "cannot be written")):
+        with pytest.raises(cli.InputError, match=reason), cli.whole_folder(folder, "give another"):
+            raise AssertionError("nothing may be begun")
+    with pytest.raises(cli.InputError, match="full cannot be written .*No space"), cli.whole_folder(tmp_path / "full", "") as unfinished:
+        raise OSError(28, "No space left on device", str(unfinished / "x.png"))
+    with pytest.raises(OSError, match="mine"), cli.whole_folder(tmp_path / "other", ""):
+        raise FileNotFoundError(2, "No such file", "mine.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new"]

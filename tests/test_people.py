@@ -99,8 +99,6 @@ def test_a_measure_that_follows_from_persons_is_fitted_and_steered_the_shortest_
     np.testing.assert_allclose(offset + steered @ weights, 3.7)
     moves = steered - persons  # along the weights alone: any other move of the same effect is longer
     np.testing.assert_allclose(moves, np.outer(moves @ weights / (weights @ weights), weights), atol=1e-12)
-
-
     targets = np.linspace(2, 4, 200)  # one for each
     np.testing.assert_allclose(offset + people.steer(persons, weights, offset, targets) @ weights, targets)
 

@@ -20,7 +20,7 @@ from tests.conftest import check_refused
 import dataset
 import modules
 import predict
-from support import cli, metrics, sampler
+from support import cli, metrics, runs, sampler
 from support.runs import Run
 
 SLICE = "cohort/keras_png_slices_test/case_441_slice_3.nii.png"
@@ -362,14 +362,26 @@ def test_bad_input_is_refused_and_nothing_is_written(trained, in_trained, tmp_pa
 
 def test_without_any_run_the_pretrained_one_is_taken_or_there_is_advice(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(predict, "PRETRAINED", tmp_path / "nowhere")
+    monkeypatch.setattr(runs, "PRETRAINED", tmp_path / "nowhere")
     check_refused(predict.main, [], "run train.py first", capsys)
-    monkeypatch.setattr(predict, "PRETRAINED", trained / "runs" / "tiny")
+    monkeypatch.setattr(runs, "PRETRAINED", trained / "runs" / "tiny")
     run = predict.find_run(None)
     assert "pretrained weights, of simulated people" in capsys.readouterr().out
-    assert predict.results_folder(run, "images") == Path("runs/pretrained/images")  # not among the files of the repository
-    monkeypatch.setattr(predict, "PRETRAINED", tmp_path / "nowhere")
-    assert predict.results_folder(run, "images") == trained / "runs" / "tiny" / "images"
+    assert run.results_folder("images") == Path("runs/pretrained/images")  # not among the files of the repository
+    monkeypatch.chdir(trained)
+    assert runs.Run.load("runs/tiny").results_folder("images") == Path("runs/pretrained/images")
+    monkeypatch.setattr(runs, "PRETRAINED", tmp_path / "nowhere")
+    assert run.results_folder("images") == trained / "runs" / "tiny" / "images"
+
+
+def test_data_found_in_place_of_the_own_that_do_not_fit_are_left_alone(trained, tmp_path, monkeypatch, capsys):
+    run, vqvae = Run.load(trained / "runs" / "tiny"), modules.load_model(trained / "runs" / "tiny" / "vqvae.keras", compile=False)
+    run.config["data"] |= {"folder": str(tmp_path / "elsewhere"), "is_demo": False}
+    monkeypatch.setenv("OASIS_DIR", str(write_cohort(tmp_path / "larger", people=(1, 1, 1), size=96)))
+    assert predict.load_data(predict.parse_arguments([]), run, vqvae) is None
+    assert "it samples only" in capsys.readouterr().out
+    with pytest.raises(cli.InputError, match="96x96 pixels but"):
+        predict.load_data(predict.parse_arguments(["--evaluate"]), run, vqvae)
 
 
 def test_any_other_tensorflow_error_stays_itself(in_trained, tmp_path, monkeypatch):
