@@ -93,6 +93,11 @@ def test_numbers_in_sentences_are_those_of_the_record(sentence):
     assert any(sentence.format(**RESULTS) in " ".join(text.split()) for text in DOCUMENTS.values()), sentence.format(**RESULTS)
 
 
+def test_the_time_of_the_real_run_is_that_of_the_record():
+    minutes = [RESULTS["real_slices"]["seconds"][name] / 60 for name in ("vqvae", "pixelcnn")]
+    assert "in {:.0f} and {:.0f} minutes".format(*minutes) in " ".join(README.split())
+
+
 FAULTS = {"faults": {"tried": 20, "survived": 20, "lost": 0, "differing": 0, "left_over": 0}}
 
 
