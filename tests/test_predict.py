@@ -1,9 +1,11 @@
 """predict.py: the test people, samples and heads, the judgement, one's own images, and what is refused."""
 
 import csv
+import hashlib
 import io
 import json
 from pathlib import Path
+import re
 import shutil
 import zipfile
 
@@ -22,6 +24,7 @@ import modules
 import predict
 from support import cli, metrics, runs, sampler
 from support.runs import Run
+from support.template import template_slices
 
 SLICE = "cohort/keras_png_slices_test/case_441_slice_3.nii.png"
 
@@ -372,6 +375,21 @@ def test_without_any_run_the_pretrained_one_is_taken_or_there_is_advice(trained,
     assert runs.Run.load("runs/tiny").results_folder("images") == Path("runs/pretrained/images")
     monkeypatch.setattr(runs, "PRETRAINED", tmp_path / "nowhere")
     assert run.results_folder("images") == trained / "runs" / "tiny" / "images"
+
+
+def test_the_weights_to_start_with_are_those_of_their_card_and_of_simulated_people():
+    card = (runs.PRETRAINED / "README.md").read_text()
+    hashes = dict(re.findall(r"^\| `([\w.]+)` \| `([0-9a-f]{64})` \|$", card, re.M))
+    assert hashes == {name: hashlib.sha256((runs.PRETRAINED / name).read_bytes()).hexdigest()
+                      for name in ("config.json", "vqvae.keras", "pixelcnn.keras", "ventricles.json")}
+    assert sum((runs.PRETRAINED / name).stat().st_size for name in runs.MODEL_FILES) <= 8e6
+    run = Run.load(runs.PRETRAINED)
+    assert run.is_simulated
+    vqvae, prior = predict.load_models(run)
+    images = vqvae.decode_codes(prior.sample([10, 20], seed=0)).numpy()[..., 0]
+    template = template_slices(vqvae.image_size, run.frame)[[10, 20]]
+    for image, expected in zip(images, template):
+        assert np.corrcoef(image.ravel(), expected.ravel())[0, 1] > 0.8  # a brain, front up
 
 
 def test_data_found_in_place_of_the_own_that_do_not_fit_are_left_alone(trained, tmp_path, monkeypatch, capsys):
