@@ -24,6 +24,7 @@ SENTENCES = (
     "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by the prior for a slice alone, "
     "{real_slices[bits_per_code]:.2f} for a slice in its head",
     "{heads[num_heads]} sampled heads beside {heads[num_people][test]} test people",
+    "AUC {pretrained_heads[told_apart_slices]:.2f} by slice, {pretrained_heads[told_apart_heads]:.2f} by head",
     "membership AUC {heads[membership]:.2f} ({heads[membership_interval][0]:.2f} to {heads[membership_interval][1]:.2f})",
 )
 
