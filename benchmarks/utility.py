@@ -58,7 +58,7 @@ def load_people(data_dir, trained_on):
 
     Args:
         data_dir: folder of the PNG splits.
-        trained_on: a dict of `front` and `fingerprints` of that model's data.
+        trained_on: a dict of `front`, `limit` and `fingerprints` of that model's data.
 
     Raises:
         InputError: if they are others than these: the model may have been trained on the test people.

@@ -167,7 +167,7 @@ def test_the_images_of_a_turn_are_those_of_its_batches(monkeypatch):
 
 
 def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
-    run = Run(tmp_path, {"data": {"is_demo": False, "front": None, "frame": {}, "fingerprints": {}}})
+    run = Run(tmp_path, {"data": {"is_demo": False, "front": None, "frame": {}, "fingerprints": {}}, "settings": {"limit": None}})
     heads = np.random.default_rng(0).integers(0, 256, (12, 2, 32, 32), np.uint8)
     synthetic.write_heads(tmp_path / "set", heads, synthetic.describe(run, run.frame, 12, 0, 1.0, None, [3, 4]))
     assert template.split_people(12) == {"train": 10, "validate": 1, "test": 1}
@@ -187,11 +187,14 @@ def test_each_side_has_its_number_of_heads():
 def test_people_of_another_run_and_a_folder_of_no_heads_are_refused(tmp_path):
     folder = write_cohort(tmp_path / "cohort", people=(2, 1, 1), slices=2)
     fingerprints = dataset.fingerprints(dataset.load_splits(folder, front="down"))
-    splits = utility.load_people(folder, {"front": "down", "fingerprints": fingerprints})
+    trained_on = {"front": "down", "limit": None, "fingerprints": fingerprints}
+    splits = utility.load_people(folder, trained_on)
     assert splits["train"].num_people == 2 and "validate" not in splits
+    limited = dataset.fingerprints(dataset.load_splits(folder, limit=1, front="down"))
+    assert utility.load_people(folder, {**trained_on, "limit": 1, "fingerprints": limited})["train"].num_people == 1
     for name in ("train", "test"):
         with pytest.raises(InputError, match=f"The {name} people in .* are not those of the run"):
-            utility.load_people(folder, {"front": "down", "fingerprints": {**fingerprints, name: "other"}})
+            utility.load_people(folder, {**trained_on, "fingerprints": {**fingerprints, name: "other"}})
     with pytest.raises(InputError, match="cohort is no data set of predict.py --write-dataset"):
         utility.read_description(folder)
 
