@@ -464,7 +464,8 @@ def new_report(run, arguments, vqvae, frame):
     facts = {"run": str(run.folder), "data": data_dir, "date": datetime.date.today().isoformat(), "seed": str(arguments.seed),
              "commit of training": str(run.config["git_commit"])}
     return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, margin=vqvae.margin,
-                         notice=synthetic.notice_of(data_dir) or run.notice, colours=figures.code_colours(vqvae.quantizer.embeddings), frame=frame)
+                         notice=synthetic.notice_of(data_dir) or run.notice, frame=frame,
+                         colours=figures.code_colours(vqvae.quantizer.embeddings))
 
 
 def measure(folder, arguments, run, vqvae, prior, test, frame, page):

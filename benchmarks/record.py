@@ -3,7 +3,8 @@
     python benchmarks/record.py KEY --run-dir DIR --command "python train.py ..."
 
 KEY is `real_slices`, `demo` or `pretrained` (the weights in assets/pretrained). What `predict.py --evaluate` measured
-on whole heads goes under `heads` and `pretrained_heads`. The command is what was typed, for a run does not keep it. To be run on the machine of the training, which is recorded too.
+on whole heads goes under `heads` and `pretrained_heads`. The command is what was typed, for a run does not keep it. To be run on
+the machine of the training, which is recorded too.
 """
 
 from pathlib import Path

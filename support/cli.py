@@ -187,14 +187,15 @@ def whole_folder(folder, advice):
         unfinished = target.with_name(f".{target.name}-{os.getpid()}")
         try:
             unfinished.mkdir()
-            yield unfinished
-            unfinished.rename(target)
+            try:
+                yield unfinished
+                unfinished.rename(target)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
         except OSError as error:
             if unfinished.name in Path(str(error.filename)).parts:
                 error.filename = str(folder)  # what the user knows
             raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_json(path, content):

@@ -22,7 +22,7 @@ from support.metrics import FOREGROUND, Neighbours, say_copy_test, tissue_statis
 
 SLICES_APART = 1, 4, 8  # of which a head's slices are compared
 FLOOR_DRAWS = 200  # of people, for what chance alone gives
-# The judges. Batch normalisation learns in 400 steps what takes thousands without.
+# The judges. Every layer is normalised: else the slice judge learns too slowly to find noise in these steps.
 SLICE_JUDGE, HEAD_JUDGE = (0,), (0, 1, 4)  # the channels: a slice alone, or with the slices 1 and 4 above it
 JUDGE_FILTERS = 16, 32, 64
 JUDGE_BATCH, JUDGE_STEPS, JUDGE_RATE = 16, 400, 3e-3

@@ -159,6 +159,13 @@ def test_the_python_example_runs(trained):
     np.testing.assert_allclose(variables["images"], variables["vqvae"](original), atol=1e-5)
 
 
+def test_the_planted_copies_that_were_found_are_those_of_the_record():
+    heads, kinds = RESULTS["heads"], ("mirrored", "shifted", "brightened")
+    assert heads["copies"] == 0
+    assert sum(heads[f"copies_planted_{kind}"] for kind in kinds) == sum(heads[f"copies_found_{kind}"] for kind in kinds) == 15
+    assert "no sampled head is a copy; all 15 planted copies" in " ".join(README.split())
+
+
 def test_the_judges_of_the_record_find_what_everyone_would():
     for key in ("heads", "pretrained_heads"):
         for name in ("told_apart_slices_noise", "told_apart_slices_mean", "told_apart_heads_noise", "told_apart_heads_mean",
