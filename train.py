@@ -69,7 +69,8 @@ def parse_arguments(argv):
     parser = cli.script_parser(__doc__)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
                         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
-    parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here, so that the next start takes a moment")
+    parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may be "
+                        "larger than memory, and the next start takes a moment")
     parser.add_argument("--run-dir", type=cli.utf8_path, metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
     for name, kind, minimum, metavar, text in (
             ("epochs", int, 1, "N", "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "N", "epochs of the PixelCNN"),
@@ -83,7 +84,7 @@ def parse_arguments(argv):
             f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
         maximum = cli.MAX_SEED if key == "seed" else float("inf")
         parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
-    parser.add_argument("--downsample", type=int, choices=(4, 8), help="pixels per code along an axis (default: 8)")
+    parser.add_argument("--downsample", type=int, choices=(4, 8), help="side of an image over side of its grid of codes (default: 8)")
     parser.add_argument("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
                         help="where the front of the head lies in the pictures (default: measured)")
     parser.add_argument("--mixed-precision", action="store_true", default=None,

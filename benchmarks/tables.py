@@ -77,8 +77,8 @@ def cells(record, formats):
 def summary(results):
     """The first table of all: reconstruction, beside two pictures that need no model."""
     formats = "{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"
-    rows = [["test images", "SSIM", "SSIM in the brain", "PSNR", "bytes per slice, by code length"]]
-    for key, label in (("real_slices", "real people"), ("demo", "simulated people")):
+    rows = [["test images", "SSIM", "SSIM in the brain", "PSNR", "bytes per slice in a head, ideally coded"]]
+    for key, label in (("real_slices", "real people"), ("demo", "the demo")):
         row = results[key]
         pixels = row["image_size"] ** 2
         rows.append([f"**{label}**", *cells(row, formats), f"{row['bytes_per_image']:.0f} of {pixels:,}"])
@@ -93,24 +93,27 @@ def heads(results):
              ("correlation_8_apart", "correlation of slices 8 apart"),
              ("dark_sd_ratio", "SD of ventricle size, divided by training people's"),
              ("dark_ks", "ventricle size: Kolmogorov-Smirnov distance"),
-             ("copy_test", "C_T; well below 0: too near"), ("nearest_over_second", "nearest over second nearest; an exact copy: 0"))
+             ("copy_test", "copy test C_T; well below 0: too near"), ("nearest_over_second", "distance to nearest person over second nearest; a copy: 0"))
     record = results["heads"]
 
-    def cell(name):
+    def cell(name, suffix):
+        name += suffix
         if name not in record:
             return NOT_APPLICABLE
         low_and_high = record.get(f"{name}_interval")
-        return f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
+        text = f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
+        # The last column holds for as many people as there are sampled heads.
+        return f"{text} (chance {record[f'{name}_floor']:.2f})" if suffix == "_test" and f"{name}_floor" in record else text
 
-    return [["", "sampled heads", "training people", "test people", "real people instead"],
-            *([label, *(cell(name + suffix) for suffix in ("", "_reconstructed", "_test", "_floor"))] for name, label in names)]
+    return [["", "sampled heads", "training people", "test people", "chance"],
+            *([label, *(cell(name, suffix) for suffix in ("", "_reconstructed", "_test", "_floor"))] for name, label in names)]
 
 
 def judges(results):
     """What the two judges say of fakes that they must find."""
     record = results["heads"]
     rows = [["AUC", "noise", "the mean person", "slices of different people"]]
-    for name, label in (("told_apart_slices", "by slice"), ("told_apart_heads", "by head, three slices at once")):
+    for name, label in (("told_apart_slices", "by slice"), ("told_apart_heads", "by head")):
         values = [record.get(name + suffix) for suffix in ("_noise", "_mean", "_stacked")]
         rows.append([label, *(NOT_APPLICABLE if value is None else f"{value:.2f}" for value in values)])
     return rows

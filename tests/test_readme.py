@@ -171,3 +171,18 @@ def test_the_judges_of_the_record_find_what_everyone_would():
         for name in ("told_apart_slices_noise", "told_apart_slices_mean", "told_apart_heads_noise", "told_apart_heads_mean",
                      "told_apart_heads_stacked"):
             assert RESULTS[key][name] >= 0.95, (key, name)
+
+
+def test_what_the_readme_says_of_the_heads_faults_holds_in_the_record():
+    heads = RESULTS["heads"]
+    assert "slices 8 apart are a little too alike, left and right too unlike" in " ".join(README.split())
+    assert heads["correlation_8_apart_interval"][0] > heads["correlation_8_apart_reconstructed_interval"][1]
+    assert heads["symmetry_mean"] < heads["symmetry_mean_reconstructed"] and heads["symmetry_ks"] > heads["symmetry_ks_floor_interval"][1]
+
+
+def test_the_hours_for_oasis_follow_from_the_record():
+    run = RESULTS["real_slices"]
+    epochs = [int(number) for number in re.findall(r"epochs (\d+)", run["command"])]
+    per_image = sum(run["seconds"][name] * train.DEFAULTS[setting] / number for name, setting, number in zip(
+        ("vqvae", "pixelcnn"), ("epochs", "prior_epochs"), epochs, strict=True)) / (32 * run["people"]["train"])
+    assert f"takes about {per_image * 9664 / 3600:.0f} hours" in " ".join(README.split())  # OASIS' training images
