@@ -34,7 +34,7 @@ RESULTS = ("original_vs_reconstructed_*.png", "sample_*_slice_*.png", "head_*.ni
            "per_image.csv", *(f"{name}.png" for name in ("samples", "head", "reconstructions", "errors", "template", "distances",
                                                          "tissue", "neighbours")))
 NOISE_HEADS = 32  # that the judges must find
-MEMBERS = 40  # training and test people, at most, whose code lengths are compared
+MEMBERS = 40  # training people, at most, whose code lengths are compared with the test people's
 
 
 def parse_arguments(argv):
@@ -355,7 +355,7 @@ def write_dataset(arguments, run, vqvae, prior):
 # Judgement ------------------------------------------------------------------------------------------------------------
 
 
-def judge_all(folder, arguments, vqvae, prior, splits, heads):
+def judge_all(folder, arguments, vqvae, prior, splits, coded, test_bits, heads):
     """Measures samples and heads beside people, all as reconstructions, and draws the results.
 
     Args:
@@ -364,16 +364,17 @@ def judge_all(folder, arguments, vqvae, prior, splits, heads):
         vqvae: a `modules.VQVAE`.
         prior: a `modules.PixelCNN`.
         splits: dict of all three `dataset.Split`.
+        coded: dict of their `people.CodedSplit`.
+        test_bits: float (N,), the bits per code of each test image in its head.
         heads: uint8 (N, S, H, W), sampled.
 
     Returns:
         (metrics of single slices; metrics of heads).
     """
-    coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
     reconstructed = {name: dataclasses.replace(split, images=decode_to_bytes(vqvae, coded[name].codes[0]))
                      for name, split in splits.items()}
     return (judge_slices(folder, arguments, vqvae, prior, reconstructed),
-            judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded))
+            judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded["train"], test_bits))
 
 
 def judge_slices(folder, arguments, vqvae, prior, reconstructed):
@@ -388,18 +389,18 @@ def judge_slices(folder, arguments, vqvae, prior, reconstructed):
     return measured
 
 
-def judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded):
+def judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded_train, test_bits):
     """Measures whole heads: see `judge.evaluate_heads` and `judge.membership`; draws the first few over the nearest people."""
     print("Judging whole heads ...")
     positions = prior.slice_positions
     image_indices = {name: split.heads(positions) for name, split in splits.items()}
     people_heads = {name: reconstructed[name].images[indices] for name, indices in image_indices.items()}
     originals = splits["train"].images[image_indices["train"]]
-    noise_codes = judge.mix_people(coded["train"].codes[0][image_indices["train"][:NOISE_HEADS]], axes=3)
+    noise_codes = judge.mix_people(coded_train.codes[0][image_indices["train"][:NOISE_HEADS]], axes=3)
     measured, details = judge.evaluate_heads(heads, people_heads, originals, decode_heads(vqvae, noise_codes))
-    bits = {name: metrics.code_lengths_of_heads(prior, coded[name], image_indices[name], MEMBERS) for name in ("train", "test")}
-    measured |= {"git_commit": runs.git_commit(), "bits_per_code_train": float(bits["train"].mean()),
-                 **judge.membership(bits["train"], bits["test"])}
+    train_bits = metrics.code_lengths_of_heads(prior, coded_train, image_indices["train"], MEMBERS)
+    measured |= {"git_commit": runs.git_commit(), "bits_per_code_train": float(train_bits.mean()),
+                 **judge.membership(train_bits, test_bits[image_indices["test"]].mean(axis=1))}
     draw_neighbours(folder, heads, splits["train"], originals, image_indices["train"], positions, details)
     return measured
 
@@ -430,7 +431,10 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits, persons):
     page.head_positions = list(prior.slice_positions)
     measured = None
     if splits:
-        measured = measure(folder, arguments, run, vqvae, prior, splits["test"], frame, page)
+        names = splits if arguments.evaluate else ["test"]
+        print(f"Encoding {sum(len(splits[name].images) for name in names):,} images ...")
+        coded = {name: dataset.encode_split(vqvae, prior, splits[name]) for name in names}
+        measured, test_bits = measure(folder, arguments, run, vqvae, prior, splits["test"], coded["test"], frame, page)
     positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
     print(f"Sampling {len(positions)} slices ...")
     samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
@@ -444,7 +448,7 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits, persons):
         write_heads(folder, heads[:arguments.heads], prior.slice_positions, page.frame)
         page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
     if arguments.evaluate:
-        of_slices, of_heads = judge_all(folder, arguments, vqvae, prior, splits, heads[:num_judged])
+        of_slices, of_heads = judge_all(folder, arguments, vqvae, prior, splits, coded, test_bits, heads[:num_judged])
         measured |= of_slices
         page.head_table = judge.head_table(of_heads)
     if arguments.with_neighbours:
@@ -468,10 +472,9 @@ def new_report(run, arguments, vqvae, frame):
                          colours=figures.code_colours(vqvae.quantizer.embeddings))
 
 
-def measure(folder, arguments, run, vqvae, prior, test, frame, page):
-    """Reconstructs and measures the test images; fills the report; returns the metrics."""
+def measure(folder, arguments, run, vqvae, prior, test, coded, frame, page):
+    """Reconstructs and measures the test images; fills the report; returns the metrics, and the bits per code of each image."""
     print(f"Reconstructing {len(test.images)} test images ...")
-    coded = dataset.encode_split(vqvae, prior, test)
     codes = coded.codes[0]
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     indices = write_reconstructions(folder, test, vqvae, codes, details, arguments.num_examples, arguments.seed)[:10]
@@ -480,7 +483,7 @@ def measure(folder, arguments, run, vqvae, prior, test, frame, page):
     page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
                                     metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
     page.all_codes = codes
-    return measured
+    return measured, details["per_image"]["bits_per_code"]
 
 
 # One's own images -----------------------------------------------------------------------------------------------------
