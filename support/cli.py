@@ -29,7 +29,7 @@ os.environ["MPLBACKEND"] = "Agg"  # no display needed
 # What TensorFlow 2.21 prints at each import. TF_CPP_MIN_LOG_LEVEL does not reach it.
 IMPORT_CHATTER = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could not find cuda drivers"
 MAX_SEED = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
-EXIT_INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
+EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, SIGTERM or SIGHUP, as shells have it after the first
 
 
 def import_tensorflow():
@@ -136,9 +136,11 @@ def signal_handler(handler, *numbers):
 
 @contextlib.contextmanager
 def exit_on_signals(message):
-    """Ends the process with a line and exit status 130 if Ctrl-C or SIGTERM arrives inside it."""
+    """Ends the process with a line and exit status 130 if Ctrl-C, SIGTERM or SIGHUP (a closed terminal) arrives inside it."""
+    # nohup has SIGHUP ignored: then the process shall go on.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
     try:
-        with signal_handler(signal.default_int_handler, signal.SIGTERM):
+        with signal_handler(signal.default_int_handler, *numbers):
             yield
     except KeyboardInterrupt:
         print(message, file=sys.stderr)

@@ -77,16 +77,21 @@ def test_names_that_are_no_text_are_printed(monkeypatch):
         assert rb"Sch\xe4del_\udcff.nii" in stream.buffer.getvalue()
 
 
-def test_ctrl_c_and_sigterm_end_with_a_line(capsys):
+def test_ctrl_c_sigterm_and_a_closed_terminal_end_with_a_line(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell that starts the tests in the background has SIGINT ignored.
-        with (cli.signal_handler(signal.default_int_handler, signal.SIGINT), pytest.raises(SystemExit) as stop,
-              cli.exit_on_signals("All is saved.")):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A shell that starts the tests in the background has SIGINT ignored, and nohup SIGHUP.
+        with (cli.signal_handler(signal.default_int_handler, signal.SIGINT), cli.signal_handler(signal.SIG_DFL, signal.SIGHUP),
+              pytest.raises(SystemExit) as stop, cli.exit_on_signals("All is saved.")):
             signal.raise_signal(number)
         assert stop.value.code == 130
         assert capsys.readouterr().err == "All is saved.\n"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_nohup_started_goes_on_when_the_terminal_closes():
+    with cli.signal_handler(signal.SIG_IGN, signal.SIGHUP), cli.exit_on_signals("All is saved."):
+        signal.raise_signal(signal.SIGHUP)
 
 
 def test_a_thread_runs_without_signal_handlers():
