@@ -25,6 +25,9 @@ SENTENCES = (
     "{real_slices[bits_per_code]:.2f} for a slice in its head",
     "{heads[num_heads]} sampled heads beside {heads[num_people][test]} test people",
     "AUC {pretrained_heads[told_apart_slices]:.2f} by slice, {pretrained_heads[told_apart_heads]:.2f} by head",
+    "{utility[rows][as_many][heads]} sampled heads (`predict.py --heads 130 --write-dataset DIR`) train stage 1 to SSIM "
+    "{utility[rows][as_many][ssim]:.3f} in {utility[budget]:.0f} s, {utility[rows][real][heads]} people to "
+    "{utility[rows][real][ssim]:.3f}",
     "membership AUC {heads[membership]:.2f} ({heads[membership_interval][0]:.2f} to {heads[membership_interval][1]:.2f})",
 )
 
@@ -72,15 +75,9 @@ def test_tables_are_those_of_the_record(name):
     assert not list(unmarked_tables(DOCUMENTS[name]))
 
 
-def test_every_table_with_a_record_is_shown_once():
+def test_every_table_is_shown_once():
     shown = [match[2] for text in DOCUMENTS.values() for match in tables.MARKED.finditer(text)]
-    recorded = []
-    for name in tables.TABLES:
-        try:
-            recorded += [name] if tables.table(name, RESULTS) else []
-        except tables.InputError:
-            pass  # not measured with this code yet
-    assert sorted(shown) == sorted(recorded)
+    assert sorted(shown) == sorted(tables.TABLES)
 
 
 def test_no_line_of_code_is_cut_off_at_the_width_of_a_page():
@@ -135,7 +132,7 @@ def test_a_difference_that_is_noise_gets_no_number_in_the_table():
 
 
 def test_the_record_says_where_everything_comes_from():
-    assert RUNS <= RESULTS.keys() <= BENCHMARKS | RUNS
+    assert RESULTS.keys() == BENCHMARKS | RUNS
     for key, entry in RESULTS.items():
         assert all(entry[field] for field in ("command", "commit", "date", "hardware", "machine")), key
         assert "transcribed" not in entry
