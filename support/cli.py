@@ -143,7 +143,8 @@ def exit_on_signals(message):
         with signal_handler(signal.default_int_handler, *numbers):
             yield
     except KeyboardInterrupt:
-        print(message, file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a closed terminal
+            print(message, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
