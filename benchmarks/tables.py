@@ -281,6 +281,15 @@ def scaling(results):
     return rows
 
 
+def gpu(results):
+    """benchmarks/gpu.py: both stages and sampling on a GPU."""
+    record = results["gpu"]
+    formats = "{median:,.0f}", "{min:,.0f} to {max:,.0f}"
+    return [["", "images/s", "range over the rounds"],
+            *([name, *cells(row, formats)] for name, row in record["images_per_second"].items()),
+            *([f"the demo: `{script}`", f"{seconds:.0f} s in all", NOT_APPLICABLE] for script, seconds in record["demo_seconds"].items())]
+
+
 def sampling(results):
     """benchmarks/sampling.py: seconds per image in batches of 16, and per slice of 4 heads."""
     row = results["sampling"]
@@ -321,7 +330,7 @@ def origins(results):
 
 TABLES = {function.__name__: function for function in (
     summary, heads, judges, runs, pretrained, samples, reconstruction, utility, chain, codecs, head_codecs, head_bytes, sampling,
-    ventricles, loading, epochs, training, scaling, faults, origins)}
+    ventricles, loading, epochs, training, scaling, gpu, faults, origins)}
 
 
 @cli.exit_on_input_error

@@ -15,7 +15,7 @@ import train
 DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in tables.DOCUMENTS}
 README = DOCUMENTS["README.md"]
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
-BENCHMARKS = {"codecs", "faults", "loading", "reconstruction", "sampling", "scaling", "training", "utility", "ventricles"}
+BENCHMARKS = {"codecs", "faults", "gpu", "loading", "reconstruction", "sampling", "scaling", "training", "utility", "ventricles"}
 RUNS = {"real_slices", "heads", "demo", "pretrained", "pretrained_heads"}
 
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
@@ -24,6 +24,8 @@ SENTENCES = (
     "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by the prior for a slice alone, "
     "{real_slices[bits_per_code]:.2f} for a slice in its head",
     "{heads[num_heads]} sampled heads beside {heads[num_people][test]} test people",
+    "trains {gpu[images_per_second][VQ-VAE, batches of 8][median]:,.0f} images/s in stage 1 and "
+    "{gpu[images_per_second][PixelCNN, batches of 8][median]:,.0f} in stage 2",
     "AUC {pretrained_heads[told_apart_slices]:.2f} by slice, {pretrained_heads[told_apart_heads]:.2f} by head",
     "{utility[rows][as_many][heads]} sampled heads (`predict.py --heads 130 --write-dataset DIR`) train stage 1 to SSIM "
     "{utility[rows][as_many][ssim]:.3f} in {utility[budget]:.0f} s, {utility[rows][real][heads]} people to "
