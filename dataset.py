@@ -26,7 +26,7 @@ from skimage import transform, util
 import tensorflow as tf
 from tqdm import tqdm
 
-from support import orientation, synthetic, template, volumes
+from support import devices, orientation, synthetic, template, volumes
 from support.metrics import in_chunks
 from support.people import CodedSplit, PICTURE_SIDE
 from support.volumes import FILE_NAME, NUM_POSITIONS, SPLITS
@@ -355,7 +355,8 @@ def head_pictures(split, margin):
 
 def encode(vqvae, split):
     """The codes, int32 (N, g, g), of a split in its order."""
-    return np.concatenate([vqvae.encode_to_codes(images) for images, _ in image_batches(split, 32)])
+    with devices.full_float32():
+        return np.concatenate([vqvae.encode_to_codes(images) for images, _ in image_batches(split, 32)])
 
 
 def encode_split(vqvae, prior, *versions):

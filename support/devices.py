@@ -63,6 +63,18 @@ def prepare(exact=False):
     return f"{device} of each of {len(_machines())} machines" if cluster() else device
 
 
+@contextlib.contextmanager
+def full_float32():
+    """Computes without TensorFloat-32 inside it: a rounded vector may have another nearest code, and codes have to be the same
+    in training, which allows it, and after."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
 def _is_gpu_idle():
     """Whether there is an NVIDIA driver whose GPUs were not hidden on purpose."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")

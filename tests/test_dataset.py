@@ -212,6 +212,27 @@ def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing()
     np.testing.assert_allclose(pictures[0, 5], expected, atol=1e-5)
 
 
+def test_codes_are_computed_without_tensorfloat_32_and_training_keeps_it(cohort):
+    tensor_float_32 = []
+
+    class Encoder:
+        """Records whether TensorFloat-32 was allowed."""
+
+        def encode_to_codes(self, images):
+            tensor_float_32.append(tf.config.experimental.tensor_float_32_execution_enabled())
+            return np.zeros((len(images), 2, 2), np.int32)
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    try:
+        for allowed in (True, False):
+            tf.config.experimental.enable_tensor_float_32_execution(allowed)
+            dataset.encode(Encoder(), dataset.load_splits(cohort, ["test"])["test"])
+            assert tf.config.experimental.tensor_float_32_execution_enabled() == allowed
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+    assert tensor_float_32 and not any(tensor_float_32)
+
+
 def test_a_split_is_encoded_with_its_context_and_the_persons_of_its_heads(cohort):
     test = dataset.load_splits(cohort, ["test"])["test"]
     vqvae, prior = small_vqvae(), small_prior(grid_size=8, num_embeddings=16, num_positions=32, person_size=3)
