@@ -414,7 +414,8 @@ def head_table(measured):
               "_originals": "training people, originals", "_test_floor": "chance for test people"}
     rows = [("", "sampled heads", "training people, reconstructed", "test people, reconstructed", "chance", "beside")]
     for name in measured:
-        if name.removesuffix("_test") not in measured.keys() - {name} and any(name + suffix in measured for suffix in ("_test", "_floor")):
+        has_partner = any(name + suffix in measured for suffix in ("_test", "_floor"))
+        if name == "membership" or has_partner and name.removesuffix("_test") not in measured.keys() - {name}:
             columns = [cell(name + suffix) for suffix in ("", "_reconstructed", "_test", "_floor")]
             texts = [f"{text}: {cell(name + suffix)}" for suffix, text in beside.items() if cell(name + suffix)]
             rows.append((name, *columns, "; ".join(texts)))

@@ -55,6 +55,7 @@ HEAD_MEANINGS = {
     "told_apart_heads": "the same, the mean over a head",
     "copy_test": "C_T of whole heads: well below 0 for copies",
     "nearest_over_second": "distance of the nearest training person over that of the second nearest: 0 for a copy",
+    "membership": "AUC of the code length that tells training people from new ones: 0.5 if the prior does not remember them",
 }
 STATISTICS = {"dark": "dark share (ventricles, fissures)", "dark_fraction": "dark share (ventricles, fissures)",
               "brain_area": "size of the brain", "symmetry": "symmetry",

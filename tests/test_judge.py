@@ -229,3 +229,5 @@ def test_heads_are_judged_by_head(monkeypatch):
     row = next(row for row in rows if row[0] == "dark_ks")
     assert row[1] == f"{new['dark_ks']:.3g}" and row[3] == f"{new['dark_ks_test']:.3g}"
     assert [row[0] for row in rows if row[0].endswith("_test")] == ["copy_test"]
+    row = judge.head_table(new | {"membership": 0.875, "membership_interval": [0.75, 1.0]})[-1]  # which predict.py adds
+    assert row[:2] == ("membership", "0.875 (0.75 to 1)")

@@ -27,7 +27,7 @@ SENTENCES = (
     "trains {gpu[images_per_second][VQ-VAE, batches of 8][median]:,.0f} images/s in stage 1 and "
     "{gpu[images_per_second][PixelCNN, batches of 8][median]:,.0f} in stage 2",
     "AUC {pretrained_heads[told_apart_slices]:.2f} by slice, {pretrained_heads[told_apart_heads]:.2f} by head",
-    "{utility[rows][as_many][heads]} sampled heads (`predict.py --heads 130 --write-dataset DIR`) train stage 1 to SSIM "
+    "{utility[rows][as_many][heads]} sampled heads (`predict.py --write-dataset`) train stage 1 to SSIM "
     "{utility[rows][as_many][ssim]:.3f} in {utility[budget]:.0f} s, {utility[rows][real][heads]} people to "
     "{utility[rows][real][ssim]:.3f}",
     "membership AUC {heads[membership]:.2f} ({heads[membership_interval][0]:.2f} to {heads[membership_interval][1]:.2f})",
