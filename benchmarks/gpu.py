@@ -29,14 +29,14 @@ from support import devices
 import train
 
 PEOPLE, IMAGE_SIZE = 20, 256
-# What is measured: a stage, or sampling; images (for heads: heads) side by side; whether in bfloat16
+# A stage, or what is sampled; how many images or heads side by side; whether in bfloat16
 SETTINGS = {"VQ-VAE, batches of 8": ("vqvae", 8, False), "VQ-VAE, batches of 64": ("vqvae", 64, False),
             "VQ-VAE, batches of 64, bfloat16": ("vqvae", 64, True), "PixelCNN, batches of 8": ("pixelcnn", 8, False),
             "sampling, 16 slices at once": ("slices", 16, False), "sampling, 256 slices at once": ("slices", 256, False),
             "sampling, 64 heads at once": ("heads", 64, False)}
 
 
-def trainer(stage, split, batch_size, mixed, steps):
+def training_speed(stage, split, batch_size, mixed, steps):
     """A function that trains a stage for so many steps, as train.py does, and returns the images/s."""
     run = common.run_without_folder(split, batch_size=batch_size, mixed_precision=mixed)
     steps_per_epoch, clock = len(split.images) // batch_size, Clock()
@@ -54,7 +54,7 @@ def trainer(stage, split, batch_size, mixed, steps):
     return images_per_second
 
 
-def drawer(stage, split, count):
+def sampling_speed(stage, split, count):
     """A function that samples so many slices or heads side by side and returns the slices/s."""
     run = common.run_without_folder(split)
     prior = train.new_pixelcnn(run, train.new_vqvae(run, 1), split, 1)
@@ -77,9 +77,9 @@ def measure(name, steps):
     keras.utils.set_random_seed(0)
     split = common.noise_split(PEOPLE, IMAGE_SIZE)
     if stage in ("vqvae", "pixelcnn"):
-        images_per_second = trainer(stage, split, batch_size, mixed, steps)
+        images_per_second = training_speed(stage, split, batch_size, mixed, steps)
     else:
-        images_per_second = drawer(stage, split, batch_size)
+        images_per_second = sampling_speed(stage, split, batch_size)
     for _ in common.requests():
         common.answer(images_per_second())
 
@@ -112,7 +112,8 @@ def main():
     if devices.kind() != "GPU":
         raise cli.InputError("TensorFlow sees no GPU; this benchmark needs one.")
     with contextlib.ExitStack() as stack:
-        sides = {name: stack.enter_context(common.Side(__file__, "--steps", arguments.steps, "--measure", name)) for name in SETTINGS}
+        sides = {name: stack.enter_context(common.Side(__file__, "--steps", arguments.steps, "--measure", name))
+                 for name in SETTINGS}
         for side in sides.values():
             side.ask()  # compiles
         measured = common.interleave({name: side.ask for name, side in sides.items()}, arguments.rounds)

@@ -93,7 +93,8 @@ def heads(results):
              ("correlation_8_apart", "correlation of slices 8 apart"),
              ("dark_sd_ratio", "SD of ventricle size, divided by training people's"),
              ("dark_ks", "ventricle size: Kolmogorov-Smirnov distance"),
-             ("copy_test", "copy test C_T; well below 0: too near"), ("nearest_over_second", "distance to nearest person over second nearest; a copy: 0"))
+             ("copy_test", "copy test C_T; well below 0: too near"),
+             ("nearest_over_second", "distance to nearest person over second nearest; a copy: 0"))
     record = results["heads"]
 
     def cell(name, suffix):
@@ -287,7 +288,8 @@ def gpu(results):
     formats = "{median:,.0f}", "{min:,.0f} to {max:,.0f}"
     return [["", "images/s", "range over the rounds"],
             *([name, *cells(row, formats)] for name, row in record["images_per_second"].items()),
-            *([f"the demo: `{script}`", f"{seconds:.0f} s in all", NOT_APPLICABLE] for script, seconds in record["demo_seconds"].items())]
+            *([f"the demo: `{script}`", f"{seconds:.0f} s in all", NOT_APPLICABLE]
+              for script, seconds in record["demo_seconds"].items())]
 
 
 def sampling(results):

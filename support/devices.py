@@ -65,8 +65,10 @@ def prepare(exact=False):
 
 @contextlib.contextmanager
 def full_float32():
-    """Computes without TensorFloat-32 inside it: a rounded vector may have another nearest code, and codes have to be the same
-    in training, which allows it, and after."""
+    """Turns TensorFloat-32 off inside it, where codes are computed.
+
+    A rounded vector may have another nearest code, and codes have to be the same in training, which allows rounding, and after.
+    """
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:

@@ -295,8 +295,8 @@ body {{ font: 16px/1.5 sans-serif; max-width: 1140px; margin: 2rem auto; padding
 table {{ border-collapse: collapse; margin-bottom: 1rem }} th {{ font-weight: 600 }}
 th, td {{ text-align: left; vertical-align: top; padding: .1rem 1rem .1rem 0; border-bottom: 1px solid #ddd }}
 .notice {{ background: #fff3cd; padding: .5rem 1rem; font-weight: 600 }}
-.examples, .samples {{ display: grid; grid-template-columns: repeat(auto-fill, 272px); gap: 1rem }}
-.examples {{ max-width: 860px }} figure {{ margin: 0 }} figcaption {{ text-align: center; font-size: .85rem }}
+.examples, .samples {{ display: grid; gap: 1rem }} .samples {{ grid-template-columns: repeat(auto-fill, 272px) }}
+.examples {{ grid-template-columns: repeat(3, minmax(0, 272px)) }} figure {{ margin: 0 }} figcaption {{ text-align: center; font-size: .85rem }}
 figure img, input {{ width: 100%; height: auto; display: block }} .map {{ image-rendering: pixelated }}
 .pair {{ position: relative }} .pair .over {{ position: absolute; top: 0; left: 0; clip-path: inset(0 0 0 50%) }}
 .head {{ display: flex; flex-wrap: wrap; gap: 1rem; background: #000; color: #ddd; padding: 1rem; margin-bottom: 1rem }}

@@ -8,13 +8,14 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-from benchmarks import common, faults, loading, reconstruction, record, tables, training, utility, ventricles
+from benchmarks import common, faults, gpu, loading, reconstruction, record, tables, training, utility, ventricles
 from benchmarks.tiny import draw_head, write_cohort
 import dataset
 import predict
 from support import metrics, runs, sampler, synthetic, template
 from support.cli import InputError
 from support.runs import Run
+from tests.conftest import check_refused
 from tests.small import small_prior
 
 
@@ -301,6 +302,12 @@ def test_the_table_of_ventricles_shows_intervals():
 def test_what_was_not_measured_is_refused(name, record, reason):
     with pytest.raises(InputError, match=reason):
         tables.fill(f"<!-- results: {name} -->\n| old |\n", {"faults": record})
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_a_machine_without_a_gpu_is_not_timed_as_one(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    check_refused(lambda arguments: gpu.main(*arguments), [], "TensorFlow sees no GPU", capsys)
 
 
 def test_an_empty_table_is_refused():

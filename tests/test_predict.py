@@ -105,7 +105,7 @@ def test_positions_are_spread_over_all_or_the_one_asked_for(slice_, count, expec
     assert predict.sample_positions(slice_, count, list(range(32))).tolist() == expected
 
 
-def test_evaluate_judges_samples_beside_people(in_trained, tmp_path, capsys):
+def test_evaluate_judges_samples_beside_people(in_trained, models, tmp_path, capsys):
     predict.main(["--evaluate", "--with-neighbours", "--num-samples", "4", "--output-dir", str(tmp_path)])
     measured = json.loads((tmp_path / "metrics.json").read_text())
     assert {"frechet", "frechet_floor", "kid", "kid_floor", "density", "coverage", "coverage_floor",
@@ -117,6 +117,12 @@ def test_evaluate_judges_samples_beside_people(in_trained, tmp_path, capsys):
     assert heads["num_heads"] == 4 and heads["num_people"] == {"train": 4, "validate": 2, "test": 2}
     assert heads["copy_test_says"] in capsys.readouterr().out.split("4 sampled heads")[1]
     assert {"neighbours.png", "distances.png", "tissue.png"} <= {path.name for path in tmp_path.iterdir()}
+    bits = {}  # of each head, person by person
+    for name, split in dataset.load_splits("cohort", ["train", "test"]).items():
+        lengths = metrics.code_lengths(models[1], dataset.encode_split(*models, split))
+        bits[name] = [lengths[split.cases == case].mean() for case in np.unique(split.cases)]
+    assert heads["bits_per_code_train"] == pytest.approx(np.mean(bits["train"]), rel=1e-5)
+    assert heads["membership"] == np.mean([[new > old for old in bits["train"]] for new in bits["test"]])
 
 
 def test_evaluate_refuses_people_who_are_too_few(in_trained, tmp_path, capsys):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks import tables
+from benchmarks import gpu, tables
 from tests.conftest import ROOT
 import dataset
 import predict
@@ -140,6 +140,7 @@ def test_the_record_says_where_everything_comes_from():
         assert "transcribed" not in entry
         assert key not in BENCHMARKS or entry["command"].startswith(f"python benchmarks/{key}.py")
     assert {"told_apart_slices", "told_apart_heads", "membership", "copies"} <= RESULTS["heads"].keys()
+    assert list(RESULTS["gpu"]["images_per_second"]) == list(gpu.SETTINGS)
 
 
 def test_the_readme_is_read_in_one_sitting():
