@@ -150,7 +150,9 @@ def test_sliders_move_reconstruction_and_slice(write):
 def test_pictures_are_wide_enough_and_code_maps_keep_their_squares(write):
     text = write()
     sides = [int(side) for side in re.findall(r"(\d+)px\)|1 1 (\d+)px", text) for side in side if side]
-    assert len(sides) == 2 and min(sides) >= 256
+    assert len(sides) == 3 and min(sides) >= 256
+    # An example's pictures stay in one row, however narrow the page.
+    assert ".examples { grid-template-columns: repeat(3, minmax(0, " in text
     assert "figure img, input { width: 100%; height: auto;" in text
     assert sum(attributes.get("class") == "map" for _, attributes in Page(text).tags) == 4
     assert re.search(r"\.map \{ image-rendering: pixelated \}", text)
