@@ -11,9 +11,6 @@ References:
     [5] Ho et al.: Axial Attention in Multidimensional Transformers, 2019. https://arxiv.org/abs/1912.12180
 """
 
-# First: support.devices sets what TensorFlow, Keras and matplotlib read when imported.
-from support.devices import broadcast, Distributed, Dropout, fill_if_empty, layers_of, PACKAGE, replica, sum_over_replicas
-
 import functools
 import hashlib
 import math
@@ -25,6 +22,16 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from support import people, runs, sampler
+from support.devices import (
+    broadcast,
+    Dropout,
+    fill_if_empty,
+    KerasFit,
+    layers_of,
+    PACKAGE,
+    replica,
+    sum_over_replicas,
+)
 
 ATTENTION_EVERY = 3  # every third block of the PixelCNN has an attention before it
 
@@ -224,7 +231,7 @@ def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class VQVAE(Distributed, keras.Model):
+class VQVAE(KerasFit, keras.Model):
     """Compresses images to a grid of codes and back [1].
 
     The total loss is ``reconstruction_loss + vq_loss``: the mean squared error over `data_variance` (1 is what painting
@@ -479,7 +486,7 @@ def _residual_network(grid_size, width, num_blocks):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class PixelCNN(Distributed, keras.Model):
+class PixelCNN(KerasFit, keras.Model):
     """The prior over codes: p(codes | position, context, person) as a product over the grid, row by row, left to right [4].
 
     Every code depends on all codes before it: on those of the rows above through an `AxialAttention` before every third block,

@@ -8,7 +8,8 @@
     python predict.py --write-dataset DIR --heads 100        # sampled heads as a data set that train.py reads
 """
 
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+if __name__ == "__main__":
+    import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import argparse
 import csv
@@ -24,9 +25,23 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import devices, figures, judge, metrics, orientation, report, runs, sampler, synthetic, template, volumes
-from support.cli import InputError
-from support.people import CodedSplit
+from support import (
+    cli,
+    devices,
+    figures,
+    judge,
+    metrics,
+    orientation,
+    report,
+    runs,
+    sampler,
+    synthetic,
+    template,
+    volumes,
+)
+from support.cli import UserError
+from support.files import write_json
+from support.images import fit_to_square, in_chunks, read_own_png, to_uint8, to_unit
 from support.runs import Run
 
 PICTURED_HEADS = 3  # in head.png and report.html
@@ -61,9 +76,9 @@ def parse_arguments(argv):
                         help="of sampling: 1 is the model, less is blander (default: 1)")
     parser.add_argument("--seed", type=cli.number(int, 0, cli.MAX_SEED), default=0, metavar="S", help="of every draw (default: 0)")
     parser.add_argument("--evaluate", action="store_true",
-                        help=f"also judge samples beside real people: a slice per test image, and up to {metrics.NUM_HEADS} heads")
+                        help=f"also judge samples beside real people: a slice per test image, and up to {judge.NUM_HEADS} heads")
     parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
-    parser.add_argument("--export", type=cli.utf8_path, metavar="DIR",
+    parser.add_argument("--export", metavar="DIR",
                         help="also write encoder, decoder and both samplers as TensorFlow SavedModels")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions; "
                         "with --images or --codes RUN/images)")
@@ -73,11 +88,11 @@ def parse_arguments(argv):
     useless = ("output_dir", "num_samples", "num_examples") if mode == "--write-dataset" else ("ventricles",)
     for name in ("data_dir", "slice", *useless, "evaluate", "with_neighbours", "export") if mode else ():
         if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
-            raise InputError(f"--{name.replace('_', '-')} is of no use with {mode}; leave out the one or the other.")
+            raise UserError(f"--{name.replace('_', '-')} is of no use with {mode}; leave out the one or the other.")
     if mode == "--write-dataset" and arguments.heads < len(volumes.SPLITS):
-        raise InputError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
+        raise UserError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
     if arguments.evaluate and arguments.ventricles is not None:
-        raise InputError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
+        raise UserError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
     return arguments
 
 
@@ -106,7 +121,7 @@ def find_run(run_dir):
     """The `Run` in a folder, or the newest in runs/ that has both models, or the pretrained one.
 
     Raises:
-        InputError: if there is none.
+        UserError: if there is none.
     """
     if run_dir is None:
         run_dir = runs.newest()
@@ -114,9 +129,9 @@ def find_run(run_dir):
             print("There is no trained run in runs/: using the pretrained weights, of simulated people.")
             run_dir = runs.PRETRAINED
         if run_dir is None:
-            raise InputError("There is no trained run in runs/; run train.py first, or name one with --run-dir.")
+            raise UserError("There is no trained run in runs/; run train.py first, or name one with --run-dir.")
     if not Run.has_models(Path(run_dir)):
-        raise InputError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
+        raise UserError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
                          "train one with train.py --run-dir.")
     return Run.load(run_dir)
 
@@ -125,21 +140,21 @@ def load_models(run):
     """Loads a run's VQ-VAE and PixelCNN.
 
     Raises:
-        InputError: if a file is damaged, or they do not belong together.
+        UserError: if a file is damaged, or they do not belong together.
     """
     try:
         vqvae, prior = (modules.load_model(run.model_path(name), compile=False) for name in ("vqvae", "pixelcnn"))
     except ValueError as error:
-        raise InputError(f"The run in {run.folder} cannot be loaded: {error}; train it again.") from error
+        raise UserError(f"The run in {run.folder} cannot be loaded: {error}; train it again.") from error
     if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
-        raise InputError(f"In {run.folder}, vqvae.keras or pixelcnn.keras holds the other's model; train it again.")
+        raise UserError(f"In {run.folder}, vqvae.keras or pixelcnn.keras holds the other's model; train it again.")
     expected = run.config["vqvae"]
     if expected != {name: vqvae.settings.get(name) for name in expected}:
-        raise InputError(f"{run.model_path('vqvae')} is not the model that config.json describes; put back the one or the other.")
+        raise UserError(f"{run.model_path('vqvae')} is not the model that config.json describes; put back the one or the other.")
     try:
         modules.check_match(vqvae, prior)
     except ValueError as error:
-        raise InputError(f"{run.model_path('pixelcnn')} does not go with vqvae.keras: {error}; put back the two that belong "
+        raise UserError(f"{run.model_path('pixelcnn')} does not go with vqvae.keras: {error}; put back the two that belong "
                          "together.") from error
     return vqvae, prior
 
@@ -148,7 +163,7 @@ def find_data(arguments, run):
     """The folder of the splits: --data-dir, else the run's own, else as in train.py; None if its data are not here.
 
     Raises:
-        InputError: if they are not here, but an option needs them.
+        UserError: if they are not here, but an option needs them.
     """
     own = run.config["data"]
     if arguments.data_dir or not Path(own["folder"]).is_dir():
@@ -157,7 +172,7 @@ def find_data(arguments, run):
         if folder := dataset.find_oasis(arguments.data_dir):
             return folder
         if arguments.evaluate or arguments.with_neighbours:
-            raise InputError(f"The data of {run.folder}, {own['folder']}, are not here; say with --data-dir where they are.")
+            raise UserError(f"The data of {run.folder}, {own['folder']}, are not here; say with --data-dir where they are.")
         return None
     return Path(own["folder"])
 
@@ -166,7 +181,7 @@ def load_data(arguments, run, vqvae):
     """The splits that are needed: test; for --with-neighbours train, for --evaluate all three; or None if there are no data.
 
     Raises:
-        InputError: if they are unusable, do not fit the model, or are not those that the judgement needs.
+        UserError: if they are unusable, do not fit the model, or are not those that the judgement needs.
     """
     data_dir = find_data(arguments, run)
     says = (f"The data of {run.folder}, {run.config['data']['folder']}, are not here, so this run is not measured and nothing is "
@@ -181,16 +196,16 @@ def load_data(arguments, run, vqvae):
         if not arguments.data_dir and not arguments.evaluate and not arguments.with_neighbours:
             print(says)  # others were found in their place
             return None
-        raise InputError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run.folder} was trained on "
+        raise UserError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run.folder} was trained on "
                          f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
     for name, split in splits.items() if arguments.evaluate else ():
         if len(split.images) <= metrics.NUM_NEIGHBOURS:
-            raise InputError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
+            raise UserError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
                              f"has {len(split.images)}.")
         if not np.isin(split.positions, splits["train"].positions).all():
-            raise InputError(f"--evaluate needs the same slices in each split, but {name} of {data_dir} has some that train has not.")
-        if len(split.heads(np.unique(splits["train"].positions))) < 2:
-            raise InputError(f"--evaluate needs two people with all their slices in each split, but {name} of {data_dir} has not.")
+            raise UserError(f"--evaluate needs the same slices in each split, but {name} of {data_dir} has some that train has not.")
+        if len(split.head_indices(np.unique(splits["train"].positions))) < 2:
+            raise UserError(f"--evaluate needs two people with all their slices in each split, but {name} of {data_dir} has not.")
     check_people(splits, data_dir, run)
     return splits
 
@@ -199,11 +214,11 @@ def check_people(splits, data_dir, run):
     """Compares the data with those that the run began with: copies can only be recognised among its own training people.
 
     Raises:
-        InputError: if the training people are needed, and are others.
+        UserError: if the training people are needed, and are others.
     """
     expected, fingerprints = run.config["data"]["fingerprints"], dataset.fingerprints(splits)
     if "train" in fingerprints and fingerprints["train"] != expected["train"]:
-        raise InputError(f"The training people in {data_dir} are not those that {run.folder} was trained on, so --evaluate and "
+        raise UserError(f"The training people in {data_dir} are not those that {run.folder} was trained on, so --evaluate and "
                          "--with-neighbours would miss copies; give its own data as --data-dir.")
     if fingerprints["test"] != expected["test"]:
         print(f"Note: the test people in {data_dir} are not those of {run.folder}.")
@@ -214,12 +229,12 @@ def check_people(splits, data_dir, run):
 
 def decode(vqvae, codes):
     """Codes int (N, g, g) -> images, float (N, H, W) in [0, 1]."""
-    return metrics.in_chunks(lambda chunk: metrics.to_unit(vqvae.decode_codes(chunk)), codes, size=16)
+    return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(chunk)), codes, size=16)
 
 
 def decode_to_bytes(vqvae, codes):
     """Codes int (N, g, g) -> uint8 (N, H, W): as floats, many images would not fit into memory."""
-    return metrics.in_chunks(lambda chunk: dataset.to_uint8(vqvae.decode_codes(chunk).numpy()[..., 0]), codes, size=16)
+    return in_chunks(lambda chunk: to_uint8(vqvae.decode_codes(chunk).numpy()[..., 0]), codes, size=16)
 
 
 def decode_heads(vqvae, heads):
@@ -229,7 +244,7 @@ def decode_heads(vqvae, heads):
 
 def reconstruct(vqvae, images):
     """uint8 (N, H, W) -> (codes, int32 (N, g, g); reconstructions, float (N, H, W) in [0, 1])."""
-    codes = metrics.in_chunks(lambda chunk: vqvae.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images, size=16)
+    codes = in_chunks(lambda chunk: vqvae.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images, size=16)
     return codes, decode(vqvae, codes)
 
 
@@ -259,7 +274,7 @@ def write_reconstructions(folder, split, vqvae, codes, details, count, seed):
                                 vqvae.margin, folder / "reconstructions.png")
     indices = np.sort(np.random.default_rng(seed).choice(len(split.images), min(count, len(split.images)), replace=False))
     for index, reconstruction in zip(indices, decode(vqvae, codes[indices])):
-        pair = np.hstack([split.images[index], dataset.to_uint8(reconstruction * 2 - 1)])
+        pair = np.hstack([split.images[index], to_uint8(reconstruction * 2 - 1)])
         name = f"case_{split.cases[index]:03d}_slice_{split.positions[index]}"
         Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{name}.png")
     return indices
@@ -280,18 +295,6 @@ def write_table(path, split, per_image):
             writer.writerow((*row[:2], *(f"{value:.6g}" for value in row[2:])))
 
 
-def write_template(folder, vqvae, frame):
-    """Writes template.png: slices of the MNI152 template, which may be published, through the model."""
-    images = template.template_slices(vqvae.image_size, frame)
-    positions = np.array([3, 11, 19, 27])
-    codes, reconstructions = reconstruct(vqvae, images[positions])
-    captions = [f"slice {position}, SSIM {metrics.ssim(image / 255, reconstruction):.3f}"
-                for image, reconstruction, position in zip(images[positions], reconstructions, positions)]
-    figures.reconstruction_grid(images[positions] / 255, reconstructions, codes, captions,
-                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin,
-                                folder / "template.png", "An average of 152 people (MNI152), on which the model was not trained")
-
-
 # Samples --------------------------------------------------------------------------------------------------------------
 
 
@@ -299,43 +302,36 @@ def sample_positions(slice_, num_samples, slice_positions):
     """The slice positions to sample: one for all, each once, or spread evenly.
 
     Raises:
-        InputError: if training people have no such slice.
+        UserError: if training people have no such slice.
     """
     if slice_ == "all":
         return np.array(slice_positions)
     if slice_ is None:
         return np.array(slice_positions)[np.linspace(0, len(slice_positions) - 1, num_samples).round().astype(int)]
     if slice_ not in slice_positions:
-        raise InputError(f"--slice {slice_}: the training people have the slices {', '.join(map(str, slice_positions))} only.")
+        raise UserError(f"--slice {slice_}: the training people have the slices {', '.join(map(str, slice_positions))} only.")
     return np.full(num_samples, slice_)
 
 
 def write_samples(folder, samples, positions, margin):
     """Writes samples.png and a PNG of each sample."""
     for number, (image, position) in enumerate(zip(samples, positions)):
-        Image.fromarray(dataset.to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}_slice_{position}.png")
+        Image.fromarray(to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}_slice_{position}.png")
     figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
-def frame_of_heads(frame, slice_positions):
-    """The `volumes.Frame` of heads that have only some slice positions, in regular steps."""
+def geometry_of_heads(geometry, slice_positions):
+    """The `volumes.SliceGeometry` of heads that have only some slice positions, in regular steps."""
     step = int(np.median(np.diff(slice_positions))) if len(slice_positions) > 1 else 1
-    return dataclasses.replace(frame, spacing=frame.spacing * step, lowest=frame.lowest + frame.spacing * slice_positions[0])
+    return dataclasses.replace(geometry, spacing=geometry.spacing * step, lowest=geometry.lowest + geometry.spacing * slice_positions[0])
 
 
-def write_heads(folder, heads, positions, frame):
+def write_heads(folder, heads, positions, geometry):
     """Writes sampled heads, uint8 (N, S, H, W), of slice positions (S,), as NIfTI volumes, and head.png of the first few."""
     for number, head in enumerate(heads):
-        volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz", frame)
+        volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz", geometry)
     if len(heads):
-        figures.head_figure(heads[:PICTURED_HEADS], positions, frame, folder / "head.png")
-
-
-def nearest_training(samples, train):
-    """The training image nearest to each sample, or its mirror image if that is nearer, uint8 (N, H, W)."""
-    nearest = metrics.Neighbours(train.images, metrics.FeatureSpace(train.images).transform).nearest(samples)
-    neighbours = train.images[nearest.indices]
-    return np.where(nearest.mirrored[:, np.newaxis, np.newaxis], neighbours[..., ::-1], neighbours)
+        figures.head_figure(heads[:PICTURED_HEADS], positions, geometry, folder / "head.png")
 
 
 def write_dataset(arguments, run, vqvae, prior):
@@ -344,9 +340,9 @@ def write_dataset(arguments, run, vqvae, prior):
     persons = sampler.steered_people(run, prior, count, seed, arguments.ventricles)
     batches = sampler.heads_in_batches(prior, count, seed, temperature, persons=persons)
     heads = (decode_to_bytes(vqvae, head) for batch in batches for head in batch)
-    frame = frame_of_heads(run.frame, prior.slice_positions)
-    description = synthetic.describe(run, frame, count, seed, temperature, arguments.ventricles, prior.slice_positions)
-    with cli.exit_on_signals(f"Stopped: {folder} was not written."):
+    geometry = geometry_of_heads(run.geometry, prior.slice_positions)
+    description = synthetic.describe(run, geometry, count, seed, temperature, arguments.ventricles, prior.slice_positions)
+    with cli.message_on_signals(f"Stopped: {folder} was not written."):
         synthetic.write_heads(folder, heads, description)
     counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
     print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
@@ -364,7 +360,7 @@ def judge_all(folder, arguments, vqvae, prior, splits, coded, test_bits, heads):
         vqvae: a `modules.VQVAE`.
         prior: a `modules.PixelCNN`.
         splits: dict of all three `dataset.Split`.
-        coded: dict of their `people.CodedSplit`.
+        coded: dict of their `dataset.CodedSplit`.
         test_bits: float (N,), the bits per code of each test image in its head.
         heads: uint8 (N, S, H, W), sampled.
 
@@ -373,27 +369,14 @@ def judge_all(folder, arguments, vqvae, prior, splits, coded, test_bits, heads):
     """
     reconstructed = {name: dataclasses.replace(split, images=decode_to_bytes(vqvae, coded[name].codes[0]))
                      for name, split in splits.items()}
-    return (judge_slices(folder, arguments, vqvae, prior, reconstructed),
-            judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded["train"], test_bits))
-
-
-def judge_slices(folder, arguments, vqvae, prior, reconstructed):
-    """Samples a slice at the position of each test image, and measures them: see `metrics.evaluate_samples`."""
-    train, test = reconstructed["train"], reconstructed["test"]
-    print(f"Sampling {len(test.images)} more slices, to judge beside the test people ...")
-    samples = decode_to_bytes(vqvae, prior.sample(test.positions, arguments.seed, arguments.temperature))
-    measured, details = metrics.evaluate_samples(samples, test.positions, reconstructed, metrics.FeatureSpace(train.images))
-    figures.plot_distances(details["sample_distances"], details["test_distances"], folder / "distances.png")
-    figures.plot_tissue(details["tissue"]["samples"], test.positions, details["tissue"]["test"], test.positions,
-                        folder / "tissue.png")
-    return measured
+    return judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded["train"], test_bits)
 
 
 def judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded_train, test_bits):
     """Measures whole heads: see `judge.evaluate_heads` and `judge.membership`; draws the first few over the nearest people."""
     print("Judging whole heads ...")
     positions = prior.slice_positions
-    image_indices = {name: split.heads(positions) for name, split in splits.items()}
+    image_indices = {name: split.head_indices(positions) for name, split in splits.items()}
     people_heads = {name: reconstructed[name].images[indices] for name, indices in image_indices.items()}
     originals = splits["train"].images[image_indices["train"]]
     noise_codes = judge.mix_people(coded_train.codes[0][image_indices["train"][:NOISE_HEADS]], axes=3)
@@ -426,60 +409,55 @@ def write_predictions(folder, arguments, run, vqvae, prior, splits, persons):
 
     `persons`, float (heads, P), are those of the heads; None for new ones.
     """
-    frame = run.frame
-    page = new_report(run, arguments, vqvae, frame_of_heads(frame, prior.slice_positions))
+    geometry = run.geometry
+    page = new_report(run, arguments, vqvae, geometry_of_heads(geometry, prior.slice_positions))
     page.head_positions = list(prior.slice_positions)
     measured = None
     if splits:
         names = splits if arguments.evaluate else ["test"]
         print(f"Encoding {sum(len(splits[name].images) for name in names):,} images ...")
         coded = {name: dataset.encode_split(vqvae, prior, splits[name]) for name in names}
-        measured, test_bits = measure(folder, arguments, run, vqvae, prior, splits["test"], coded["test"], frame, page)
+        measured, test_bits = measure(folder, arguments, run, vqvae, prior, splits["test"], coded["test"], geometry, page)
     positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
     print(f"Sampling {len(positions)} slices ...")
     samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
     write_samples(folder, samples, positions, vqvae.margin)
     page.samples, page.sample_captions = samples, [f"slice {position}" for position in positions]
-    num_judged = min(metrics.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
+    num_judged = min(judge.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
     count = max(arguments.heads, num_judged)
     if count:
         print(f"Sampling whole heads: {count} ...")
         heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons))
-        write_heads(folder, heads[:arguments.heads], prior.slice_positions, page.frame)
+        write_heads(folder, heads[:arguments.heads], prior.slice_positions, page.geometry)
         page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
     if arguments.evaluate:
-        of_slices, of_heads = judge_all(folder, arguments, vqvae, prior, splits, coded, test_bits, heads[:num_judged])
-        measured |= of_slices
+        of_heads = judge_all(folder, arguments, vqvae, prior, splits, coded, test_bits, heads[:num_judged])
         page.head_table = judge.head_table(of_heads)
-    if arguments.with_neighbours:
-        page.neighbours = nearest_training(dataset.to_uint8(samples * 2 - 1), splits["train"])
     page.metrics = measured
     report.write_report(folder / "report.html", page)
     if measured and arguments.evaluate:
         measured |= {"heads": of_heads}
     if measured:
-        cli.write_json(folder / "metrics.json", measured)
+        write_json(folder / "metrics.json", measured)
     return measured
 
 
-def new_report(run, arguments, vqvae, frame):
+def new_report(run, arguments, vqvae, geometry):
     """An empty `report.Report` of a run."""
     data_dir = arguments.data_dir or run.config["data"]["folder"]
     facts = {"run": str(run.folder), "data": data_dir, "date": datetime.date.today().isoformat(), "seed": str(arguments.seed),
              "commit of training": str(run.config["git_commit"])}
     return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, margin=vqvae.margin,
-                         notice=synthetic.notice_of(data_dir) or run.notice, frame=frame,
+                         notice=synthetic.notice_of(data_dir) or run.notice, geometry=geometry,
                          colours=figures.code_colours(vqvae.quantizer.embeddings))
 
 
-def measure(folder, arguments, run, vqvae, prior, test, coded, frame, page):
+def measure(folder, arguments, run, vqvae, prior, test, coded, geometry, page):
     """Reconstructs and measures the test images; fills the report; returns the metrics, and the bits per code of each image."""
     print(f"Reconstructing {len(test.images)} test images ...")
     codes = coded.codes[0]
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     indices = write_reconstructions(folder, test, vqvae, codes, details, arguments.num_examples, arguments.seed)[:10]
-    if frame.axes_known and not run.is_simulated:  # simulated people are made from the template
-        write_template(folder, vqvae, frame)
     page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
                                     metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
     page.all_codes = codes
@@ -503,23 +481,23 @@ def read_images(files, run, size, slice_positions):
         if a PNG's name, as `volumes.FILE_NAME`, does not tell it.
 
     Raises:
-        InputError: if a file cannot be used.
+        UserError: if a file cannot be used.
     """
     contents, names = [], set()
     for path in map(Path, files):
         stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$|\.(mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
         if not path.is_file():
-            raise InputError(f"{path} is not a file; give PNG images or NIfTI volumes.")
+            raise UserError(f"{path} is not a file; give PNG images or NIfTI volumes.")
         is_volume = path.name.lower().endswith(volumes.VOLUME_ENDINGS)
         if is_volume:
             try:
-                images, notes = volumes.read_slices(path, run.frame)
+                images, notes = volumes.read_slices(path, run.geometry)
             except ValueError as error:
-                raise InputError(f"{path} cannot be used as a volume: it {error}.") from error
+                raise UserError(f"{path} cannot be used as a volume: it {error}.") from error
             positions = list(slice_positions) if len(images) == len(slice_positions) else list(range(len(images)))
             notes = [f"{len(images)} axial slices", *notes]
         else:
-            image, notes = dataset.read_any_png(path)
+            image, notes = read_own_png(path)
             match = volumes.FILE_NAME.fullmatch(path.name)
             position = int(match[2]) if match and int(match[2]) < volumes.NUM_POSITIONS else None
             images, positions = image[np.newaxis], [position]
@@ -529,7 +507,7 @@ def read_images(files, run, size, slice_positions):
         candidates = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
         name = next(name for name in candidates if names.isdisjoint({name, *image_titles(name, positions)}))
         names |= {name, *image_titles(name, positions)}
-        images, changes = dataset.fit_to_square(images, size, is_volume)
+        images, changes = fit_to_square(images, size, is_volume)
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
         contents.append((name, str(path), images, positions))
     return contents
@@ -538,24 +516,6 @@ def read_images(files, run, size, slice_positions):
 def image_titles(name, positions):
     """The names, without ending, of what is written of each image of a file."""
     return [name] if len(positions) == 1 else [f"{name}_slice_{position}" for position in positions]
-
-
-def cheapest_position(prior, codes, position):
-    """The bits that the prior spends on one slice by itself.
-
-    Args:
-        prior: a `modules.PixelCNN`.
-        codes: int (g, g).
-        position: of the slice; None if it is unknown: then the one of the fewest bits is taken, and its bits are added.
-
-    Returns:
-        (bits, position).
-    """
-    positions = np.array(prior.slice_positions if position is None else [position], np.int32)
-    slices = CodedSplit(np.repeat(codes[np.newaxis, np.newaxis], len(positions), axis=1), positions, None, None, prior.num_embeddings)
-    bits = metrics.code_lengths(prior, slices, conditional=False) * codes.size
-    position_bits = np.log2(len(positions))  # 0 for a known position
-    return float(bits.min() + position_bits), int(positions[bits.argmin()])
 
 
 def bits_of_head(prior, coded):
@@ -574,14 +534,14 @@ def predict_images(folder, files, vqvae, prior):
         codes, reconstructions = reconstruct(vqvae, images)
         np.save(folder / f"{name}_codes.npy", codes if len(codes) > 1 else codes[0])
         if len(images) == 1:
-            costs = [cheapest_position(prior, codes[0], positions[0])]
+            costs = [(float('nan'), positions[0])]
         else:
-            head = dataset.Split.of_heads(images[np.newaxis], positions)
+            head = dataset.Split.from_heads(images[np.newaxis], positions)
             costs = zip(bits_of_head(prior, dataset.encode_split(vqvae, prior, head)), positions)
         rows_of_file = zip(image_titles(name, positions), images, reconstructions, codes, positions, costs)
         for title, image, reconstruction, grid, position, (bits, used_position) in rows_of_file:
             ssim = metrics.ssim(image / 255, reconstruction)
-            for kind, picture in (("original", image), ("reconstruction", dataset.to_uint8(reconstruction * 2 - 1))):
+            for kind, picture in (("original", image), ("reconstruction", to_uint8(reconstruction * 2 - 1))):
                 Image.fromarray(picture).save(folder / f"{title}_{kind}.png")
             rows.append({"image": title, "file": path, "ssim": ssim, "bytes": float(bits) / 8, "slice": used_position,
                          "slice_known": position is not None})
@@ -592,14 +552,14 @@ def predict_images(folder, files, vqvae, prior):
     originals, reconstructions, codes, captions = zip(*(examples[index] for index in indices))
     figures.reconstruction_grid(np.stack(originals), np.stack(reconstructions), np.stack(codes), captions,
                                 figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin, folder / "reconstructions.png")
-    cli.write_json(folder / "metrics.json", {"images": rows})
+    write_json(folder / "metrics.json", {"images": rows})
 
 
 def read_codes(path, vqvae):
     """Reads codes, int32 (N, g, g), from a .npy file that holds them, or those of one image, (g, g).
 
     Raises:
-        InputError: if it holds anything else.
+        UserError: if it holds anything else.
     """
     grid, count = vqvae.grid_size, vqvae.quantizer.num_embeddings
     wanted = f"integers from 0 to {count - 1} of shape ({grid}, {grid}) or (N, {grid}, {grid})"
@@ -607,11 +567,11 @@ def read_codes(path, vqvae):
         codes = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false shape cannot fill the memory
         shape, kind = codes.shape, codes.dtype
     except Exception as error:  # a file from a stranger may fail in any way
-        raise InputError(f"{path} is not a .npy file of codes; give {wanted}.") from error
+        raise UserError(f"{path} is not a .npy file of codes; give {wanted}.") from error
     if shape[-2:] != (grid, grid) or len(shape) not in (2, 3) or not codes.size or kind.kind not in "iu":
-        raise InputError(f"{path} holds {kind} of shape {shape}; codes of this run are {wanted}.")
+        raise UserError(f"{path} holds {kind} of shape {shape}; codes of this run are {wanted}.")
     if codes.min() < 0 or codes.max() >= count:
-        raise InputError(f"{path} holds numbers from {codes.min()} to {codes.max()}; codes of this run are {wanted}.")
+        raise UserError(f"{path} holds numbers from {codes.min()} to {codes.max()}; codes of this run are {wanted}.")
     return np.asarray(codes, np.int32).reshape(-1, grid, grid)
 
 
@@ -619,7 +579,7 @@ def write_decoded(folder, codes, stem, vqvae):
     """Writes the images of codes, int32 (N, g, g), as STEM_NNNN.png."""
     for first in range(0, len(codes), 32):
         for number, image in enumerate(vqvae.decode_codes(codes[first:first + 32]).numpy()[..., 0], first):
-            Image.fromarray(dataset.to_uint8(image)).save(folder / f"{stem}_{number:04d}.png")
+            Image.fromarray(to_uint8(image)).save(folder / f"{stem}_{number:04d}.png")
 
 
 def predict_own(arguments, run, vqvae, prior):
@@ -629,16 +589,15 @@ def predict_own(arguments, run, vqvae, prior):
     if files:
         dataset.warn_of_lost_border("given", np.concatenate([images for *_, images, _ in files]), vqvae.margin)
     folder = Path(arguments.output_dir or run.results_folder("images"))
-    with cli.report_write_errors(folder, "give another --output-dir"):
-        folder.mkdir(parents=True, exist_ok=True)
-        if files:
-            predict_images(folder, files, vqvae, prior)
-        else:
-            write_decoded(folder, codes, Path(arguments.codes).stem, vqvae)
+    folder.mkdir(parents=True, exist_ok=True)
+    if files:
+        predict_images(folder, files, vqvae, prior)
+    else:
+        write_decoded(folder, codes, Path(arguments.codes).stem, vqvae)
     print(f"Done: see {folder}.")
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main(argv=None):
     """Writes reconstructions, samples and metrics.json to the output folder."""
     arguments = parse_arguments(argv)
@@ -664,14 +623,12 @@ def predict(arguments):
     persons = sampler.steered_people(run, prior, arguments.heads, arguments.seed, arguments.ventricles)
     folder = Path(arguments.output_dir or run.results_folder("predictions"))
     if folder.resolve() == run.folder.resolve():
-        raise InputError(f"--output-dir {folder} is the folder of the run; give another.")
-    with cli.report_write_errors(folder, "give another --output-dir"):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_results(folder)
-        measured = write_predictions(folder, arguments, run, vqvae, prior, splits, persons)
+        raise UserError(f"--output-dir {folder} is the folder of the run; give another.")
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_results(folder)
+    measured = write_predictions(folder, arguments, run, vqvae, prior, splits, persons)
     if arguments.export:
-        with cli.report_write_errors(arguments.export, "give another --export", [tf.errors.OpError]):
-            sampler.export(vqvae, prior, arguments.export)
+        sampler.export(vqvae, prior, arguments.export)
     if measured:
         print_results(measured, splits["test"])
     print(f"Done. Open {folder / 'report.html'}")

@@ -7,7 +7,8 @@
 All results lie in the run folder; README.md says what each file is.
 """
 
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+if __name__ == "__main__":
+    import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import contextlib
 import dataclasses
@@ -24,9 +25,26 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import callbacks, devices, figures, metrics, optimizers, orientation, people, runs, sampler, synthetic, template, volumes
-from support.cli import InputError
+from support import (
+    callbacks,
+    cli,
+    devices,
+    figures,
+    judge,
+    metrics,
+    optimizers,
+    orientation,
+    people,
+    runs,
+    sampler,
+    synthetic,
+    template,
+    volumes,
+)
+from support.cli import UserError
 from support.devices import print_on_chief
+from support.files import write_json
+from support.images import empty_margin, in_chunks, to_uint8, to_unit
 from support.runs import Run
 
 # Settings, most of them options, with their values where none is given.
@@ -71,7 +89,7 @@ def parse_arguments(argv):
                         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may be "
                         "larger than memory, and the next start takes a moment")
-    parser.add_argument("--run-dir", type=cli.utf8_path, metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
+    parser.add_argument("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
     for name, kind, minimum, metavar, text in (
             ("epochs", int, 1, "N", "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "N", "epochs of the PixelCNN"),
             ("batch-size", int, 1, "B", "images per step of the VQ-VAE"),
@@ -106,7 +124,7 @@ def open_run(arguments):
         (a `Run`, dict of `dataset.Split`).
 
     Raises:
-        InputError: if the folder holds another run or none to resume, or the data are unusable.
+        UserError: if the folder holds another run or none to resume, or the data are unusable.
     """
     options = {key: value for key, value in vars(arguments).items() if key in DEFAULTS and value is not None}
     run = Run(Path(arguments.run_dir or runs.default_folder()), None)
@@ -129,11 +147,11 @@ def open_run(arguments):
 def new_run(folder, arguments, options):
     """A `Run` that begins, and its data; `options` are the settings of the command line."""
     if folder.exists() and (not folder.is_dir() or any(path.name != ".config.json" for path in folder.iterdir())):
-        raise InputError(f"{folder} is not empty; give another --run-dir, or --resume to go on with the run in it.")
+        raise UserError(f"{folder} is not empty; give another --run-dir, or --resume to go on with the run in it.")
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **options}
     devices.check_precision(settings["mixed_precision"])
-    front, frame = find_frame(data_dir, is_demo, settings)
+    front, geometry = find_geometry(data_dir, is_demo, settings)
     splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir, front=front)
     train = splits["train"]
     vqvae = vqvae_arguments(train, settings)
@@ -144,21 +162,21 @@ def new_run(folder, arguments, options):
               "pixelcnn": with_defaults(modules.PixelCNN, prior),
               "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": template.is_simulated(data_dir),
                        "is_synthetic": synthetic.is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
-                       "front": front, "frame": dataclasses.asdict(frame),
+                       "front": front, "geometry": dataclasses.asdict(geometry),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
-              "machine": runs.machine(), "git_commit": runs.git_commit()}
+              "machine": runs.build_info(), "git_commit": runs.git_commit()}
     return Run(folder, config), splits
 
 
-def find_frame(data_dir, is_demo, settings):
-    """Which side of the slices is the front, or None, and their `volumes.Frame`: as stated or measured; prints a line of it."""
+def find_geometry(data_dir, is_demo, settings):
+    """Which side of the slices is the front, or None, and their `volumes.SliceGeometry`: as stated or measured; prints a line of it."""
     front, spacing = (settings["orientation"] or "").removeprefix("front-") or None, settings["slice_spacing"]
     if is_demo and not front and not spacing:
-        return "up", volumes.Frame(pixel_size=volumes.FRAME_WIDTH / template.DEMO_IMAGE_SIZE)  # as it was simulated
-    front, frame, line = dataset.measure_frame(data_dir, settings["limit"], front, spacing)
+        return "up", volumes.SliceGeometry(pixel_size=volumes.FRAME_MM / template.DEMO_IMAGE_SIZE)  # as it was simulated
+    front, geometry, line = dataset.find_geometry(data_dir, settings["limit"], front, spacing)
     print(line, flush=True)
-    return front, frame
+    return front, geometry
 
 
 def with_defaults(model, arguments):
@@ -172,16 +190,16 @@ def vqvae_arguments(split, settings):
     """The arguments of `modules.VQVAE` for the training split and the settings.
 
     Raises:
-        InputError: if no model fits the images.
+        UserError: if no model fits the images.
     """
     height, width = split.images.shape[1:]
     if height != width or height % 32:
-        raise InputError(f"The images are {width}x{height} pixels; the networks need squares of a multiple of 32, "
+        raise UserError(f"The images are {width}x{height} pixels; the networks need squares of a multiple of 32, "
                          "so pad them with black.")
     return {"image_size": height, "num_embeddings": settings["num_embeddings"], "embedding_dim": settings["embedding_dim"],
             "downsample": settings["downsample"], "seed": settings["seed"],
             # The border that is black in all training images gets no codes; a quarter of the side must remain.
-            "margin": min(dataset.empty_margin(split.images, height // 8), 3 * height // 8),
+            "margin": min(empty_margin(split.images, height // 8), 3 * height // 8),
             "data_variance": max(dataset.pixel_statistics(split.images)[1], 1e-6)}
 
 
@@ -189,19 +207,19 @@ def resumed_run(folder, arguments, options):
     """A `Run` that goes on, and its data.
 
     Raises:
-        InputError: if there is none, the command line contradicts it, or its data are others now.
+        UserError: if there is none, the command line contradicts it, or its data are others now.
     """
     if not arguments.run_dir:
-        raise InputError("--resume needs --run-dir: the folder of the run to go on with.")
+        raise UserError("--resume needs --run-dir: the folder of the run to go on with.")
     run = Run.load(folder)
     for key, value in options.items():
         if value != run.settings.get(key):
-            raise InputError(f"--{key.replace('_', '-')} {value} differs from the {run.settings.get(key)} that {folder} "
+            raise UserError(f"--{key.replace('_', '-')} {value} differs from the {run.settings.get(key)} that {folder} "
                              "began with; resume without it or start a new run.")
     constants = run.config["constants"]
     for key in CONSTANTS.keys() | constants.keys():
         if constants.get(key) != CONSTANTS.get(key):
-            raise InputError(f"{folder} began with {key} {constants.get(key)}, but this version of train.py has "
+            raise UserError(f"{folder} began with {key} {constants.get(key)}, but this version of train.py has "
                              f"{CONSTANTS.get(key)}; check out commit {run.config.get('git_commit')} or start a new run.")
     devices.check_precision(run.settings["mixed_precision"])
     return run, matching_splits(arguments, run)
@@ -211,7 +229,7 @@ def matching_splits(arguments, run):
     """The splits that a run began with.
 
     Raises:
-        InputError: if they are others.
+        UserError: if they are others.
     """
     data = run.config["data"]
     folder = arguments.data_dir or data["folder"]
@@ -219,7 +237,7 @@ def matching_splits(arguments, run):
         folder = template.make_demo_cohort()  # another machine than the one that began
     splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir, front=data["front"])
     if dataset.fingerprints(splits) != data["fingerprints"]:
-        raise InputError(f"The data in {folder} are not those that {run.folder} began with; resume with the same data or start a "
+        raise UserError(f"The data in {folder} are not those that {run.folder} began with; resume with the same data or start a "
                          "new run.")
     return splits
 
@@ -265,10 +283,10 @@ class Measurements(keras.callbacks.Callback):
 
     def _reconstruct(self, images):
         """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
-        codes = metrics.in_chunks(lambda chunk: self.model.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images)
-        decoded = metrics.in_chunks(self.model.decode_codes, codes)
-        pairs = zip(images / 255, metrics.to_unit(decoded))
-        return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, dataset.to_uint8(decoded[..., 0])
+        codes = in_chunks(lambda chunk: self.model.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images)
+        decoded = in_chunks(self.model.decode_codes, codes)
+        pairs = zip(images / 255, to_unit(decoded))
+        return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, to_uint8(decoded[..., 0])
 
 
 class Pictures(keras.callbacks.Callback):
@@ -331,9 +349,8 @@ def fit(run, name, model, batches, validation, *, steps_per_epoch, first_epoch, 
     epochs = run.settings["epochs" if name == "vqvae" else "prior_epochs"]
     all_callbacks = [callbacks.EpochSeeds(run.seed), callbacks.StopOnDivergence(run.model_path(name), advice)]
     if devices.is_chief():
-        with run.report_write_errors():
-            history = run.trim_history(name, first_epoch)
-            measuring, drawing = pictures() if pictures else ([], [])
+        history = run.trim_history(name, first_epoch)
+        measuring, drawing = pictures() if pictures else ([], [])
         best = (max if mode == "max" else min)((float(row[monitor]) for row in history), default=None)
         writers = [*drawing, keras.callbacks.CSVLogger(run.history_path(name), append=bool(history)),
                    keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
@@ -341,7 +358,7 @@ def fit(run, name, model, batches, validation, *, steps_per_epoch, first_epoch, 
         # In this order: what is measured goes into the logs, then the logs are written, then the model, so that a saved
         # epoch always has its history row.
         all_callbacks += [*measuring, callbacks.Stopwatch(), callbacks.EpochLines(epochs, steps_per_epoch, line),
-                 *(callbacks.with_write_errors_reported(writer, run) for writer in writers)]
+                 *writers]
     else:
         all_callbacks.append(callbacks.SaveWithChief())
     model.fit(batches, validation_data=validation, steps_per_epoch=steps_per_epoch, epochs=epochs, initial_epoch=first_epoch,
@@ -352,13 +369,13 @@ def load_for_all(path, build):
     """The model in a file that the chief alone need have; other machines of a cluster build theirs and get its weights.
 
     Raises:
-        InputError: if the file is damaged.
+        UserError: if the file is damaged.
     """
     with devices.fail_together():
         try:
             model = modules.load_model(path, compile=False) if devices.is_chief() else build()
         except ValueError as error:
-            raise InputError(f"{error}; put back the file, or start a new run.") from error
+            raise UserError(f"{error}; put back the file, or start a new run.") from error
     devices.broadcast_variables(model.variables)
     return model
 
@@ -374,7 +391,7 @@ def resume_model(path, build, steps):
         steps: what the optimiser has made, counted in steps of the batches that are used now.
 
     Raises:
-        InputError: if the file is damaged.
+        UserError: if the file is damaged.
     """
     with devices.new_scope():
         model = build()
@@ -384,7 +401,7 @@ def resume_model(path, build, steps):
             if devices.is_chief():
                 modules.load_weights(model, path)
         except ValueError as error:
-            raise InputError(f"{error}; remove it to begin this stage again.") from error
+            raise UserError(f"{error}; remove it to begin this stage again.") from error
     devices.broadcast_variables(model.variables + model.optimizer.variables)
     model.optimizer.iterations.assign(steps)
     return model
@@ -428,7 +445,7 @@ def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
         fit_batches: batches for k-means.
 
     Raises:
-        InputError: if the warm-up diverged.
+        UserError: if the warm-up diverged.
     """
     batches, quantizer = iter(batches), vqvae.quantizer
     vqvae.optimizer.build(vqvae.trainable_variables)
@@ -441,7 +458,7 @@ def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
         vectors.append(np.reshape(vqvae.encode(next(batches)[0]), (-1, quantizer.embedding_dim)))
     vectors = np.concatenate(vectors).astype(np.float32)
     if not np.isfinite(vectors).all():
-        raise InputError("Training vqvae diverged at its start: the encoder's outputs are not numbers. "
+        raise UserError("Training vqvae diverged at its start: the encoder's outputs are not numbers. "
                          "Start again with a lower --learning-rate.")
     kmeans = MiniBatchKMeans(quantizer.num_embeddings, batch_size=4096, max_iter=20, n_init=1, random_state=quantizer.seed)
     counts = np.bincount(kmeans.fit_predict(vectors), minlength=quantizer.num_embeddings)
@@ -477,8 +494,7 @@ def train_vqvae(run, splits):
             monitor="val_ssim", mode="max", pictures=pictures, advice="start again with a lower --learning-rate",
             line="SSIM {val_ssim:.3f} on validation people, error {reconstruction_loss:.3f}, {val_codes_used} codes used")
     if devices.is_chief():
-        with run.report_write_errors():
-            figures.write_gif(sorted(run.frames_dir.glob("*.png")), run.folder / "progress.gif")
+        figures.write_gif(sorted(run.frames_dir.glob("*.png")), run.folder / "progress.gif")
     return load_for_all(run.model_path("vqvae"), build)
 
 
@@ -547,7 +563,7 @@ def check_codebook(backup, vqvae, run):
     """Compares the codebook that a prior's backup was trained on with the one there is; the chief does so for all.
 
     Raises:
-        InputError: if it is another.
+        UserError: if it is another.
     """
     with devices.fail_together():
         if devices.is_chief() and backup.exists():
@@ -555,7 +571,7 @@ def check_codebook(backup, vqvae, run):
                 prior = modules.load_model(backup, compile=False)
                 modules.check_match(vqvae, prior)
             except ValueError as error:
-                raise InputError(f"{backup} does not go with {run.model_path('vqvae')} ({error}); remove it to begin this stage "
+                raise UserError(f"{backup} does not go with {run.model_path('vqvae')} ({error}); remove it to begin this stage "
                                  "again.") from error
 
 
@@ -574,8 +590,8 @@ def calibrate_prior(run, vqvae, prior, num_people):
         stream = f"calibration {number}"
         conditions.append(sampler.calibrated_people(prior, run.seed, stream, tf.range(count)).numpy())
         codes = sampler.sample_heads(prior, count, run.seed, persons=conditions[-1], stream=stream)
-        images = np.stack([dataset.to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
-        heads = dataset.Split.of_heads(images, prior.slice_positions)
+        images = np.stack([to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+        heads = dataset.Split.from_heads(images, prior.slice_positions)
         outcomes.append(prior.encode_people(dataset.head_pictures(heads, vqvae.margin)[0]))
         shift, scale = people.calibrate(np.concatenate(conditions), np.concatenate(outcomes))
         prior.person_shift.assign(shift)
@@ -585,17 +601,16 @@ def calibrate_prior(run, vqvae, prior, num_people):
 def fit_ventricles(run, prior, train, margin):
     """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles; see `people`.
 
-    Needs three people. The size is the `dark_fraction` of `metrics.tissue_statistics`, the mean over a head. It is given to no network.
+    Needs three people. The size is the `dark_fraction` of `judge.tissue_statistics`, the mean over a head. It is given to no network.
     """
     cases, head_numbers = np.unique(train.cases, return_inverse=True)
     if len(cases) < 3:
         return
-    dark = metrics.tissue_statistics(train.images)["dark_fraction"]
+    dark = judge.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
     weights, offset = people.fit_measure(prior.encode_people(dataset.head_pictures(train, margin)[0]), sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
-    with run.report_write_errors():
-        cli.write_json(run.ventricles_path, {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
+    write_json(run.ventricles_path, {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
 
 
 # The results ----------------------------------------------------------------------------------------------------------
@@ -608,9 +623,8 @@ def measure(run, vqvae, prior, splits):
     coded = dataset.encode_split(vqvae, prior, test)
     measured, _ = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     baselines = metrics.baselines(splits["train"].images, test.images)
-    with run.report_write_errors():
-        draw_figures(run, vqvae, prior, splits, coded.codes[0])
-        cli.write_json(run.metrics_path, measured)
+    draw_figures(run, vqvae, prior, splits, coded.codes[0])
+    write_json(run.metrics_path, measured)
     run.remove_backup()
     print_results(measured, baselines, test, vqvae)
 
@@ -621,14 +635,13 @@ def draw_figures(run, vqvae, prior, splits, codes):
     folder.mkdir(exist_ok=True)
     test = splits["test"]
     history = run.read_history("vqvae")
-    figures.plot_architecture(figures.outline(vqvae, prior), folder / "architecture.png")
     figures.plot_losses(history, folder / "losses.png")
     figures.plot_ssim(history, folder / "ssim.png")
     validation_codes = dataset.encode(vqvae, splits["validate"])
     entropy = metrics.code_metrics(validation_codes, prior.num_embeddings)["code_entropy"]
     figures.plot_prior(run.read_history("pixelcnn"), entropy, folder / "prior.png")
     examples = test.examples(4)
-    originals, reconstructions = test.images[examples] / 255, metrics.to_unit(vqvae.decode_codes(codes[examples]))
+    originals, reconstructions = test.images[examples] / 255, to_unit(vqvae.decode_codes(codes[examples]))
     captions = [f"slice {position}, SSIM {metrics.ssim(original, reconstruction):.3f}"
                 for position, original, reconstruction in zip(test.positions[examples], originals, reconstructions)]
     figures.reconstruction_grid(originals, reconstructions, codes[examples], captions,
@@ -662,7 +675,7 @@ def run_stages(run, splits):
             measure(run, vqvae, prior, splits)
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main(argv=None):
     """Runs both stages and measures the result on the test people."""
     arguments = parse_arguments(argv)
@@ -677,7 +690,7 @@ def main(argv=None):
                 print_on_chief(run.notice)
             for name in ("validate", "test") if devices.is_chief() else ():
                 dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
-            with cli.exit_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on."):
+            with cli.message_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on."):
                 run_stages(run, splits)
     print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 

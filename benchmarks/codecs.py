@@ -26,7 +26,7 @@ import sys
 
 os.environ.setdefault("SVT_LOG", "1")  # errors only
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 from fractions import Fraction
 import io
@@ -40,8 +40,9 @@ from tqdm import tqdm
 from benchmarks import common
 import dataset
 import predict
-from support import figures, metrics
-from support.cli import InputError
+from support import cli, figures, metrics
+from support.cli import UserError
+from support.images import in_chunks, to_unit
 from support.people import PERSON_BITS
 
 # Name -> (Pillow's arguments for a quality, the qualities from worst to best).
@@ -161,7 +162,7 @@ def model_curve(vqvae, prior, images, positions):
         for start in tqdm(range(0, len(images), BATCH), f"Slices, rate weight {weight}", leave=False, disable=None):
             batch = slice(start, start + BATCH)
             codes, lengths = choose_codes(vqvae, prior, images[batch], positions[batch], weight)
-            decoded.append(metrics.to_unit(vqvae.decode_codes(codes)))
+            decoded.append(to_unit(vqvae.decode_codes(codes)))
             bits.append(lengths)
         rows[weight] = measure_bytes(images, np.concatenate(decoded), np.concatenate(bits) / 8)
     return rows
@@ -171,11 +172,11 @@ def model_curve(vqvae, prior, images, positions):
 
 
 def import_av():
-    """PyAV, which brings FFmpeg's video codecs, or `InputError`: only this script needs it, so requirements.txt leaves it out."""
+    """PyAV, which brings FFmpeg's video codecs, or `UserError`: only this script needs it, so requirements.txt leaves it out."""
     try:
         import av
     except ImportError as error:
-        raise InputError("The video codecs need PyAV: pip install av.") from error
+        raise UserError("The video codecs need PyAV: pip install av.") from error
     return av
 
 
@@ -265,7 +266,7 @@ def head_curve(vqvae, prior, heads, persons):
     rows = {}
     for weight in (0, *RATE_WEIGHTS):
         codes, bits = choose_heads(vqvae, prior, heads, persons, weight)
-        decoded = np.concatenate([metrics.to_unit(vqvae.decode_codes(head)) for head in codes])
+        decoded = np.concatenate([to_unit(vqvae.decode_codes(head)) for head in codes])
         person_bits = PERSON_BITS * persons.shape[1] / heads.shape[1]
         rows[weight] = measure_bytes(np.concatenate(heads), decoded, (bits + person_bits) / 8)
     return rows
@@ -285,11 +286,11 @@ def take_heads(split, vqvae, prior, count):
     """Up to `count` whole heads of a split, spread evenly: (uint8 (N, S, H, W), their persons, float32 (N, P)).
 
     Raises:
-        InputError: if nobody in the split has all slices.
+        UserError: if nobody in the split has all slices.
     """
-    rows = split.heads(prior.slice_positions)
+    rows = split.head_indices(prior.slice_positions)
     if not len(rows):
-        raise InputError("No test person has all slices; give other data with --data-dir.")
+        raise UserError("No test person has all slices; give other data with --data-dir.")
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
     pictures, numbers = dataset.head_pictures(split, vqvae.margin)
     return split.images[rows], prior.encode_people(pictures)[numbers[rows[:, 0]]]
@@ -305,7 +306,7 @@ def chain_of_bytes(vqvae, prior, images, slices, heads):
         slices: rows of `model_curve` on these images.
         heads: rows of `head_curve` on these images.
     """
-    codes = metrics.in_chunks(lambda chunk: vqvae.encode_to_codes(dataset.normalise(chunk[..., np.newaxis])), images)
+    codes = in_chunks(lambda chunk: vqvae.encode_to_codes(dataset.normalise(chunk[..., np.newaxis])), images)
     bytes_per_bit = codes[0].size / 8
     return {"num_images": len(images), "pixels": images[0].size, "fixed_length": math.log2(prior.num_embeddings) * bytes_per_bit,
             "by_frequency": metrics.code_metrics(codes, prior.num_embeddings)["code_entropy"] * bytes_per_bit,
@@ -382,7 +383,7 @@ def plot_rate_distortion(curves, model, fixed, path):
     figure.savefig(path, dpi=figures.DPI)
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints the tables, draws the figure, then prints JSON."""
     parser = common.argument_parser(__doc__)

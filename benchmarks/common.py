@@ -5,7 +5,7 @@ rounds: what slows the machine for a while slows both. Each round gives one rati
 with their range. If that range holds 1, the noise is larger than the effect, and no number is given.
 """
 
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import json
 import os
@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import dataset
-from support import runs, volumes
+from support import cli, files, runs, volumes
 from support.people import CodedSplit
 from support.runs import Run
 import train
@@ -152,11 +152,11 @@ def noise_split(people, image_size, margin=0):
     rng = np.random.default_rng(0)
     for image in heads.reshape(-1, image_size, image_size):
         image[inside, inside] = rng.integers(0, 256, image[inside, inside].shape, np.uint8)
-    return dataset.Split.of_heads(heads, range(volumes.NUM_POSITIONS))
+    return dataset.Split.from_heads(heads, range(volumes.NUM_POSITIONS))
 
 
 def random_codes(split, prior):
-    """A `people.CodedSplit` of the slices of a split, whose codes are random and whose persons are all average."""
+    """A `dataset.CodedSplit` of the slices of a split, whose codes are random and whose persons are all average."""
     shape = 1, len(split.images), prior.grid_size, prior.grid_size
     codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.int32)
     persons = np.zeros((1, len(split.images), prior.person_size), np.float32)
@@ -209,10 +209,10 @@ def finish(key, arguments, result):
         script = Path(sys.argv[0]).resolve().relative_to(ROOT)
         command = shlex.join(["python", str(script), *(word for word in sys.argv[1:] if word != "--record")])
         origin = {"command": command, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "hardware": hardware(),
-                  "machine": runs.machine()}
+                  "machine": runs.build_info()}
         record(RESULTS, key, {**origin, **result})
 
 
 def record(path, key, entry):
     """Sets one key of the JSON file; the others stay."""
-    cli.write_json(path, {**json.loads(path.read_text()), key: entry})
+    files.write_json(path, {**json.loads(path.read_text()), key: entry})

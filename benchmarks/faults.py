@@ -15,7 +15,7 @@ import sys
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # to the bit: on the CPU
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import shutil
 import subprocess
@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
+from support import cli
 from support.runs import Run
 
 
@@ -84,7 +85,7 @@ def trial(folder, whole, after):
     return row
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints a row per kill, then JSON."""
     parser = common.argument_parser(__doc__)

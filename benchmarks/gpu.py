@@ -12,7 +12,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import contextlib
 import subprocess
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import common
 from benchmarks.training import Clock
 import dataset
-from support import devices
+from support import cli, devices
 import train
 
 PEOPLE, IMAGE_SIZE = 20, 256
@@ -99,7 +99,7 @@ def demo_seconds():
     return seconds
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints a row per setting, the demo run, then JSON."""
     parser = common.argument_parser(__doc__)
@@ -110,7 +110,7 @@ def main():
     if arguments.measure:
         return measure(arguments.measure, arguments.steps)
     if devices.kind() != "GPU":
-        raise cli.InputError("TensorFlow sees no GPU; this benchmark needs one.")
+        raise cli.UserError("TensorFlow sees no GPU; this benchmark needs one.")
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(common.Side(__file__, "--steps", arguments.steps, "--measure", name))
                  for name in SETTINGS}

@@ -18,7 +18,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import re
 import shutil
@@ -32,7 +32,7 @@ from PIL import Image
 
 from benchmarks import common
 import dataset
-from support import template, volumes
+from support import cli, template, volumes
 import train
 
 EPOCH_PEOPLE = 10, 40, 160  # 1, 4 and 16 times the images
@@ -140,7 +140,7 @@ def compare_loading(folder, cache, rounds):
     return rows, {name: common.ratio(seconds["theirs"], seconds[name]) for name in ("ours_first", "ours_second")}
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints a row per way and start, then JSON."""
     parser = common.argument_parser(__doc__)

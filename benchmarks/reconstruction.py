@@ -19,7 +19,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import contextlib
 import math
@@ -33,7 +33,8 @@ import tensorflow as tf
 from benchmarks import common
 import dataset
 import modules
-from support import devices, metrics
+from support import cli, devices, metrics
+from support.images import in_chunks
 import train
 
 QUALITY = "ssim", "ssim_gaussian", "ssim_foreground", "psnr"
@@ -165,10 +166,10 @@ def measure(model, images, scale, shift):
     def decode(chunk):
         return np.float64((model.decode_codes(chunk).numpy()[..., 0] - shift) / scale / 255)
 
-    codes = metrics.in_chunks(encode, images)
+    codes = in_chunks(encode, images)
     use = metrics.code_metrics(codes, model.quantizer.num_embeddings)
     grid = codes[0].size
-    return {**metrics.reconstruction_metrics(images / 255, metrics.in_chunks(decode, codes)), **use,
+    return {**metrics.reconstruction_metrics(images / 255, in_chunks(decode, codes)), **use,
             "num_embeddings": model.quantizer.num_embeddings,
             "bits_fixed": grid * math.log2(model.quantizer.num_embeddings), "bits_entropy": grid * use["code_entropy"]}
 
@@ -213,7 +214,7 @@ def train_in_turns(sides, budget, rounds):
     return rows, speeds
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints the table, then JSON."""
     parser = common.argument_parser(__doc__)

@@ -11,7 +11,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import json
 import math
@@ -19,7 +19,7 @@ import time
 
 from benchmarks import common
 import dataset
-from support import metrics
+from support import cli, metrics
 from support.runs import Run
 
 HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads"}  # where the figures of whole heads go
@@ -48,7 +48,7 @@ def baselines_of(data):
     return metrics.baselines(splits["train"].images, splits["test"].images)
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Records the run and prints what was recorded."""
     parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
@@ -58,7 +58,7 @@ def main():
     arguments = parser.parse_args()
     run = Run.load(arguments.run_dir)
     if not run.metrics_path.is_file():
-        raise cli.InputError(f"{run.folder} holds no finished run (metrics.json); give another --run-dir.")
+        raise cli.UserError(f"{run.folder} holds no finished run (metrics.json); give another --run-dir.")
     entry = {"command": arguments.command, "hardware": common.hardware(), **describe(run),
              "baselines": baselines_of(run.config["data"])}
     heads = entry.pop("heads", None)

@@ -14,7 +14,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import statistics
 import time
@@ -26,7 +26,7 @@ import tensorflow as tf
 from benchmarks import common
 import modules
 import predict
-from support import sampler
+from support import cli, sampler
 
 SIZES = 16, 32
 BATCHES = 1, 4, 16, 64
@@ -84,7 +84,7 @@ def time_heads(prior, count=4):
     return (time.perf_counter() - start) / (count * len(prior.slice_positions))
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints a row per grid and batch, then JSON."""
     parser = common.argument_parser(__doc__)

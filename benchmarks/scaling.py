@@ -13,7 +13,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import contextlib
 import json
@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from benchmarks import common
 import dataset
+from support import cli
 import train
 
 BATCH = train.DEFAULTS["batch_size"]  # of both stages
@@ -67,7 +68,7 @@ def measure(setting, steps):
                        "peak_gigabytes": (common.peak() - before) / 1e9})
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints a row per setting, then JSON."""
     parser = common.argument_parser(__doc__)

@@ -15,7 +15,7 @@ import sys
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from support import cli
-from support.cli import InputError
+from support.cli import UserError
 
 DOCUMENTS = tuple(ROOT / name for name in ("README.md", "benchmarks/README.md", "assets/pretrained/README.md"))
 NOT_APPLICABLE = "–"
@@ -27,7 +27,7 @@ def fill(text, results):
 
     Raises:
         KeyError: if a marker's name is none of `TABLES`.
-        InputError: if a table cannot be filled: see `table`.
+        UserError: if a table cannot be filled: see `table`.
     """
     return MARKED.sub(lambda match: match[1] + table(match[2], results), text)
 
@@ -36,14 +36,14 @@ def table(name, results):
     """One of `TABLES` as Markdown.
 
     Raises:
-        InputError: if the results have not all that it needs, or it holds nothing, or was written down by hand.
+        UserError: if the results have not all that it needs, or it holds nothing, or was written down by hand.
     """
     rows_of = TABLES[name]
     try:
         return render(rows_of(results))
-    except (InputError, LookupError) as error:
-        reason = error if isinstance(error, InputError) else f"the record has no {error}"
-        raise InputError(f"The table {name} cannot be filled from assets/results.json ({reason}); measure it again with --record."
+    except (UserError, LookupError) as error:
+        reason = error if isinstance(error, UserError) else f"the record has no {error}"
+        raise UserError(f"The table {name} cannot be filled from assets/results.json ({reason}); measure it again with --record."
                          ) from error
 
 
@@ -51,14 +51,14 @@ def render(rows):
     """Rows of strings, the first of them the header, as a Markdown table.
 
     Raises:
-        InputError: if there are no rows, or a cell is empty.
+        UserError: if there are no rows, or a cell is empty.
     """
     header, *body = rows
     if not body:
-        raise InputError("it has no rows")
+        raise UserError("it has no rows")
     for row in body:
         if not all(row):
-            raise InputError(f"an empty cell in the row {row}")
+            raise UserError(f"an empty cell in the row {row}")
     lines = ["|".join(["", *(f" {cell} " if cell else " " for cell in row), ""]) for row in (header, *body)]
     return "".join(f"{line}\n" for line in [lines[0], "|" + "---|" * len(header), *lines[1:]])
 
@@ -321,7 +321,7 @@ def origins(results):
     rows = [["key", "command", "commit of training", "date", "machine", "vector instructions", "packages"]]
     for key, row in results.items():
         if "transcribed" in row:
-            raise InputError(f"{key} was transcribed, not measured")
+            raise UserError(f"{key} was transcribed, not measured")
         machine = row["machine"]
         instructions = [name for name in machine["vector_instructions"] if not name.startswith("sse")]  # which all x86 CPUs have
         packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
@@ -335,7 +335,7 @@ TABLES = {function.__name__: function for function in (
     ventricles, loading, epochs, training, scaling, gpu, faults, origins)}
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Rewrites both documents, if every table can be filled."""
     results = json.loads((ROOT / "assets" / "results.json").read_text())

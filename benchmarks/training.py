@@ -22,7 +22,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import contextlib
 import statistics
@@ -36,8 +36,8 @@ import tensorflow as tf
 from benchmarks import common
 import dataset
 import modules
+from support import cli, devices, volumes
 import train
-from support import devices, volumes
 
 BATCH = train.DEFAULTS["batch_size"]  # of both stages
 NUM_CODES = train.DEFAULTS["num_embeddings"]
@@ -246,7 +246,7 @@ def summarise(speeds, last, machine):
             "share_of_peak": statistics.median(shares), "peak_gigabytes": last["peak_gigabytes"]}
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints a row per stage and side, then JSON."""
     parser = common.argument_parser(__doc__)

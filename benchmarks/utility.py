@@ -15,7 +15,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import contextlib
 import json
@@ -26,8 +26,8 @@ import numpy as np
 
 from benchmarks import common, reconstruction
 import dataset
-from support import synthetic
-from support.cli import InputError
+from support import cli, synthetic
+from support.cli import UserError
 from support.runs import Run
 from support.volumes import SPLITS
 
@@ -40,7 +40,7 @@ def read_description(folder):
     """The dataset.json of a synthetic data set.
 
     Raises:
-        InputError: if the folder holds none.
+        UserError: if the folder holds none.
     """
     try:
         description = json.loads((Path(folder) / synthetic.DESCRIPTION).read_text())
@@ -48,7 +48,7 @@ def read_description(folder):
         trained_on = description["trained_on"]
         _ = trained_on["front"], trained_on["limit"], trained_on["fingerprints"]["test"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder} is no data set of predict.py --write-dataset (no usable {synthetic.DESCRIPTION}); "
+        raise UserError(f"{folder} is no data set of predict.py --write-dataset (no usable {synthetic.DESCRIPTION}); "
                          "give one as --synthetic, or --run-dir to sample one.") from error
     return description
 
@@ -61,12 +61,12 @@ def load_people(data_dir, trained_on):
         trained_on: a dict of `front`, `limit` and `fingerprints` of that model's data.
 
     Raises:
-        InputError: if they are others than these: the model may have been trained on the test people.
+        UserError: if they are others than these: the model may have been trained on the test people.
     """
     splits = dataset.load_splits(data_dir, ["train", "test"], trained_on["limit"], front=trained_on["front"])
     for name, value in dataset.fingerprints(splits).items():
         if value != trained_on["fingerprints"].get(name):
-            raise InputError(f"The {name} people in {data_dir} are not those of the run that sampled the heads; "
+            raise UserError(f"The {name} people in {data_dir} are not those of the run that sampled the heads; "
                              "give its own data as --data-dir.")
     return splits
 
@@ -85,10 +85,10 @@ def numbers_of_heads(num_people, factor, available):
     """How many heads each side trains on, a dict by side.
 
     Raises:
-        InputError: if the synthetic data set holds no more heads than there are people.
+        UserError: if the synthetic data set holds no more heads than there are people.
     """
     if available <= num_people:
-        raise InputError(f"The synthetic data set holds {available} heads, and there are {num_people} training people; "
+        raise UserError(f"The synthetic data set holds {available} heads, and there are {num_people} training people; "
                          "it must hold more, so write a larger one.")
     return dict(zip(SIDES, (num_people, num_people, min(factor * num_people, available))))
 
@@ -97,12 +97,12 @@ def sample(run_dir, count, folder):
     """Writes a synthetic data set by predict.py.
 
     Raises:
-        InputError: if predict.py refused; it has said why.
+        UserError: if predict.py refused; it has said why.
     """
     script = str(common.ROOT / "predict.py")
     command = [sys.executable, script, "--run-dir", run_dir, "--write-dataset", folder, "--heads", str(count)]
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        raise InputError(f"predict.py could not sample from {run_dir}: see above.")
+        raise UserError(f"predict.py could not sample from {run_dir}: see above.")
 
 
 def run_side(arguments, data_dir):
@@ -143,7 +143,7 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints the table, then JSON."""
     arguments = parse_arguments()

@@ -11,7 +11,7 @@ from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import cli  # first: sets what TensorFlow, Keras and matplotlib read when imported
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import json
 
@@ -20,11 +20,44 @@ from scipy import stats
 
 from benchmarks import common
 import predict
-from support import devices, figures, metrics, people, sampler
+from support import cli, devices, figures, judge, people, sampler
+from support.images import brain_box
 
 SEED = 0  # predict.py's default
 QUANTILES = 0.1, 0.5, 0.9  # of the heads in the figure
 NUM_GROUPS = 4  # of heads, by the quantile asked for
+
+
+def share_below(quantiles, value):
+    """The share of people, in [0, 1], who lie below a value: what `value_at` undoes."""
+    return np.interp(value, quantiles, np.linspace(0, 1, len(quantiles)))
+
+
+def head_comparison(heads, positions, labels, title, path, num_slices=4):
+    """Draws heads for comparison: a row per head, its label at the left, and in each column the same slice of all.
+
+    Args:
+        heads: uint8 (N, S, H, W), axial slices from the lowest up.
+        positions: their S slice positions.
+        labels: N texts.
+        title: one line.
+        path: PNG to write.
+        num_slices: axial slices to draw.
+    """
+    heads = heads[brain_box(heads, rim=2)]
+    indices = figures.inner_slices(len(positions), num_slices)
+    side = (figures.WIDTH - 0.6) / len(indices)
+    height = 0.6 + len(heads) * side * heads.shape[2] / heads.shape[3]
+    figure, axes = figures.new_figure(height, len(heads), len(indices), squeeze=False)
+    for row, (head, label) in enumerate(zip(heads, labels, strict=True)):
+        axes[row, 0].set_ylabel(label)
+        for column, index in enumerate(indices):
+            axes[row, column].imshow(head[index], cmap="gray", vmin=0, vmax=255)
+            axes[row, column].set(xticks=[], yticks=[])
+    for column, index in enumerate(indices):
+        axes[0, column].set_title(f"slice {positions[index]}", fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(path, dpi=figures.DPI)
 
 
 def sample(run, vqvae, prior, count, quantile):
@@ -43,7 +76,7 @@ def sample(run, vqvae, prior, count, quantile):
 
 def sizes_of(heads):
     """The size of the ventricles of heads, uint8 (N, S, H, W), as `train.fit_ventricles` measures it: float64 (N,)."""
-    dark = metrics.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"]
+    dark = judge.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"]
     return dark.reshape(heads.shape[:2]).mean(axis=1)
 
 
@@ -57,7 +90,7 @@ def compare(targets, sizes, quantiles):
 
     Returns:
         A dict: `rank_correlation` (Spearman) and `slope` (least squares, size over target size), each with its interval (see
-        `metrics.with_interval`); `quantile_error`, the mean absolute difference of both as quantiles of training people;
+        `judge.with_interval`); `quantile_error`, the mean absolute difference of both as quantiles of training people;
         `groups`, the mean target size and the mean size of four groups of heads, from small to large.
     """
     target_sizes, heads = people.value_at(quantiles, targets), np.arange(len(targets))
@@ -70,9 +103,9 @@ def compare(targets, sizes, quantiles):
 
     groups = [{"target_size": float(target_sizes[group].mean()), "size": float(sizes[group].mean())}
               for group in np.array_split(heads, NUM_GROUPS)]
-    return {**metrics.with_interval("rank_correlation", rank_correlation, heads, limits=(-1, 1)),
-            **metrics.with_interval("slope", slope, heads),
-            "quantile_error": float(np.abs(people.share_below(quantiles, sizes) - targets).mean()), "groups": groups}
+    return {**judge.with_interval("rank_correlation", rank_correlation, heads, limits=(-1, 1)),
+            **judge.with_interval("slope", slope, heads),
+            "quantile_error": float(np.abs(share_below(quantiles, sizes) - targets).mean()), "groups": groups}
 
 
 def print_measured(measured):
@@ -87,12 +120,12 @@ def print_measured(measured):
 def draw(run, vqvae, prior, quantiles, path):
     """Draws the same head asked for small, middling and large ventricles; see `compare` for `quantiles`."""
     heads = np.concatenate([sample(run, vqvae, prior, 1, quantile) for quantile in QUANTILES])
-    shares = people.share_below(quantiles, sizes_of(heads))
+    shares = share_below(quantiles, sizes_of(heads))
     labels = [f"asked {quantile}: shown {share:.2f}" for quantile, share in zip(QUANTILES, shares)]
-    figures.head_comparison(heads, prior.slice_positions, labels, "size of ventricles, as a quantile among training people", path)
+    head_comparison(heads, prior.slice_positions, labels, "size of ventricles, as a quantile among training people", path)
 
 
-@cli.exit_on_input_error
+@cli.exit_on_user_error
 def main():
     """Prints the table, draws the figure if asked to, then prints JSON."""
     parser = common.argument_parser(__doc__)
@@ -109,8 +142,7 @@ def main():
     measured = {"num_heads": len(heads), **compare(targets, sizes_of(heads), quantiles)}
     print_measured(measured)
     if arguments.figure:
-        with cli.report_write_errors(Path(arguments.figure).parent, "give another --figure"):
-            draw(run, vqvae, prior, quantiles, arguments.figure)
+        draw(run, vqvae, prior, quantiles, arguments.figure)
         print(f"Figure: {arguments.figure}")
     common.finish("ventricles", arguments, {"settings": {"run_dir": str(run.folder), "seed": SEED}, **measured})
 

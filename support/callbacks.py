@@ -10,18 +10,10 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from support.cli import InputError
+from support.cli import UserError
 from support.runs import EPOCHS_FILE
 
 MAX_LOSS = 1e6  # a loss above this has diverged
-WRITING_HOOKS = "on_train_begin", "on_epoch_begin", "on_test_end", "on_epoch_end", "on_train_end"
-
-
-def with_write_errors_reported(callback, run):
-    """A callback that writes into the run's folder and computes nothing; what fails in it is reported as a failure to write."""
-    for name in WRITING_HOOKS:
-        setattr(callback, name, run.report_write_errors()(getattr(callback, name)))
-    return callback
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -61,11 +53,11 @@ class StopOnDivergence(keras.callbacks.Callback):
         """Looks at the loss.
 
         Raises:
-            InputError: says at which epoch and step; what was saved before stays.
+            UserError: says at which epoch and step; what was saved before stays.
         """
         if not all(abs(value) < MAX_LOSS for value in logs.values()):
             best = f" The best model before is in {self.best_path}." if self.best_path.exists() else ""
-            raise InputError(f"Training {self.best_path.stem} diverged in epoch {self.epoch + 1}, step {batch + 1}: its loss is not a "
+            raise UserError(f"Training {self.best_path.stem} diverged in epoch {self.epoch + 1}, step {batch + 1}: its loss is not a "
                              f"number or above {MAX_LOSS:.0e}.{best} To do: {self.advice}.")
 
 

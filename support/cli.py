@@ -1,67 +1,33 @@
-"""What every script says and refuses: the command line, errors in one sentence, files that are whole or not there."""
+"""What every script says and refuses: its command line, its errors in one sentence, and signals."""
 
 import argparse
 import contextlib
 import functools
-import importlib
 import io
-import json
 import os
 from pathlib import Path
-import shutil
 import signal
-import subprocess
 import sys
 import threading
+import traceback
 
-if sys.platform == "win32":
-    sys.exit("This code runs on Linux, macOS and WSL2, not on Windows itself; see README.")
-
-# What other software has set must change neither the numbers nor the pictures. TensorFlow, Keras and matplotlib read these
-# settings once, when they are imported. So a script imports this file before them.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-for _name in [name for name in os.environ if name.startswith("KERAS_")]:
-    del os.environ[_name]
-os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ["KERAS_HOME"] = os.devnull  # no keras.json there: float32 and channels_last, Keras' defaults
-os.environ["MPLBACKEND"] = "Agg"  # no display needed
-
-# What TensorFlow 2.21 prints at each import. TF_CPP_MIN_LOG_LEVEL does not reach it.
-IMPORT_CHATTER = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could not find cuda drivers"
 MAX_SEED = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
-EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, SIGTERM or SIGHUP, as shells have it after the first
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141  # the last two as shells have them, after Ctrl-C and SIGPIPE
+DEBUG = "BRAIN_VQVAE_DEBUG"  # the environment variable that adds the traceback to an error
+# Ask a program to end: kill, a closed terminal, a queue that takes the machine back.
+STOP_SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 
-def import_tensorflow():
-    """Imports TensorFlow without its lines of `IMPORT_CHATTER` on stderr; all other lines pass.
-
-    The filter is a process of its own, so that the last words of an import that crashes pass too.
-    """
-    if sys.stderr is None or shutil.which("grep") is None:
-        return
-    stderr = os.dup(2)
-    with subprocess.Popen(["grep", "-vE", IMPORT_CHATTER], stdin=subprocess.PIPE, stdout=stderr) as grep:
-        os.dup2(grep.stdin.fileno(), 2)
-        try:
-            importlib.import_module("tensorflow")
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-import_tensorflow()
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
+class UserError(ValueError):
+    """Ends the command with one sentence: what is wrong, where, and what to do."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """Reports a bad argument as the scripts report all bad input: in one sentence."""
 
     def error(self, message):
-        """Raises `InputError` in place of printing the usage."""
-        raise InputError(f"{message}; see --help.")
+        """Raises `UserError` in place of printing the usage."""
+        raise UserError(f"{message}; see --help.")
 
 
 def script_parser(doc, description=None):
@@ -89,36 +55,55 @@ def number(kind, minimum, maximum=float("inf")):
     return parse
 
 
-def utf8_path(text):
-    """An argparse type: the name of a folder into which TensorFlow writes, which takes UTF-8 only."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"the name {text} is not valid UTF-8, as TensorFlow needs it; choose another") from None
-    return text
+def exit_on_user_error(main):
+    """Wraps a script's main function: an error that the user can mend becomes one line on stderr and exit status 2.
 
-
-def exit_on_input_error(main):
-    """Wraps a script's main function: an `InputError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130.
-
-    What stdout and stderr cannot encode is printed with backslashes: a file name need not be text.
+    Such are a `UserError`, and what fails in the file system. A signal becomes one line and 130; a reader of stdout that is gone
+    (`| head -1`) 141. Every other error is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
+        from support.files import file_error  # which needs this file
+
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors="backslashreplace")  # a file name need not be text
         try:
-            return main(*args, **kwargs)
-        except InputError as error:
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("Stopped.", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
+            with signal_handler(_interrupt, *_wanted_signals()):
+                return main(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            _exit(str(stop) or "Stopped.", EXIT_INTERRUPTED)
+        except UserError as error:
+            _exit(f"{Path(sys.argv[0]).name}: {error}", EXIT_ERROR)
+        except Exception as error:
+            if isinstance(error, OSError) and not _can_print():
+                _exit("" if isinstance(error, BrokenPipeError) else f"The output cannot be written ({error.strerror}).",
+                      EXIT_PIPE if isinstance(error, BrokenPipeError) else EXIT_ERROR)
+            if (found := file_error(error)) is None:
+                raise
+            path, reason = found
+            _exit(f"{Path(sys.argv[0]).name}: {f'{path}: ' if path else ''}{reason}.", EXIT_ERROR)
 
     return wrapper
+
+
+def _exit(message, status):
+    if os.environ.get(DEBUG):
+        traceback.print_exc()
+    with contextlib.suppress(OSError):  # of a closed terminal
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _can_print():
+    """Whether stdout takes what was printed; if not, /dev/null does from now on, so that Python's last words are no traceback."""
+    try:
+        sys.stdout.flush()
+        return True
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
 
 
 @contextlib.contextmanager
@@ -134,75 +119,19 @@ def signal_handler(handler, *numbers):
             signal.signal(number, previous)
 
 
-@contextlib.contextmanager
-def exit_on_signals(message):
-    """Ends the process with a line and exit status 130 if Ctrl-C, SIGTERM or SIGHUP (a closed terminal) arrives inside it."""
+def _wanted_signals():
     # nohup has SIGHUP ignored: then the process shall go on.
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    try:
-        with signal_handler(signal.default_int_handler, *numbers):
-            yield
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # of a closed terminal
-            print(message, file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def report_write_errors(folder, advice, also=()):
-    """Turns a failure to write into `folder` (full, forbidden, gone) into an `InputError` that ends in `advice`.
-
-    Args:
-        folder: for the message.
-        advice: what to do.
-        also: further kinds of errors that mean so. `tf.errors.OpError` belongs here where TensorFlow writes, and only around
-            that: its computations fail with the same errors.
-    """
+def message_on_signals(message):
+    """Gives what a signal ends in it a last line of its own."""
     try:
         yield
-    except (OSError, *also) as error:
-        message, named = str(error), getattr(error, "filename", None)
-        if type(error).__name__ == "ResourceExhaustedError" and "No space left" not in message:
-            raise  # memory, not the disk
-        if isinstance(named, str) and not any(Path(one).absolute().is_relative_to(Path(other).absolute())
-                                              for one, other in ((named, folder), (folder, named))):
-            raise  # of another file
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{folder} cannot be written ({reason}); {advice}.") from error
-
-
-@contextlib.contextmanager
-def whole_folder(folder, advice):
-    """Yields a hidden folder beside `folder`, which takes its name at the end, or is removed if the end is not reached.
-
-    Args:
-        folder: to make.
-        advice: what to do if it cannot be made: see `report_write_errors`.
-
-    Raises:
-        InputError: if it exists, or cannot be written.
-    """
-    target = Path(folder).absolute()
-    with report_write_errors(folder, advice):
-        if os.path.lexists(target):
-            raise InputError(f"{folder} exists already; {advice}.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f".{target.name}-{os.getpid()}")
-        try:
-            unfinished.mkdir()
-            try:
-                yield unfinished
-                unfinished.rename(target)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-        except OSError as error:
-            if unfinished.name in Path(str(error.filename)).parts:
-                error.filename = str(folder)  # what the user knows
-            raise
-
-
-def write_json(path, content):
-    """Writes JSON to a temporary name, then renames it, so that the file is whole or not there."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(message) from stop

@@ -7,9 +7,6 @@ References:
     TensorFlow: Distributed training. https://www.tensorflow.org/guide/distributed_training
 """
 
-# First: it sets what TensorFlow and Keras read when imported.
-from support.cli import exit_on_signals, InputError, signal_handler
-
 import contextlib
 import faulthandler
 import functools
@@ -24,6 +21,8 @@ import keras
 from keras import layers
 import numpy as np
 import tensorflow as tf
+
+from support.cli import message_on_signals, signal_handler, UserError
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"
@@ -47,7 +46,7 @@ def prepare(exact=False):
         What it computes on, in words: "CPU", "GPU", "2 GPUs", "GPU of each of 2 machines", ...
 
     Raises:
-        InputError: if TF_CONFIG describes no cluster.
+        UserError: if TF_CONFIG describes no cluster.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -97,7 +96,7 @@ def check_precision(mixed):
     """Says what mixed precision is worth on this machine, if a run asks for it.
 
     Raises:
-        InputError: if a GPU cannot compute in bfloat16.
+        UserError: if a GPU cannot compute in bfloat16.
     """
     if not mixed:
         return
@@ -105,7 +104,7 @@ def check_precision(mixed):
         details = tf.config.experimental.get_device_details(gpu)
         capability = details.get("compute_capability", (0, 0))
         if capability < (8, 0):
-            raise InputError(f"--mixed-precision needs GPUs of compute capability 8.0 or more, for bfloat16, but "
+            raise UserError(f"--mixed-precision needs GPUs of compute capability 8.0 or more, for bfloat16, but "
                              f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}; leave it out.")
     if kind() == "CPU":
         print("Note: on most CPUs --mixed-precision is slower, not faster.", flush=True)
@@ -145,7 +144,7 @@ def cluster():
     """The resolver of the cluster that TF_CONFIG describes, or None without one, or if it has one machine only.
 
     Raises:
-        InputError: if TF_CONFIG cannot be understood.
+        UserError: if TF_CONFIG cannot be understood.
     """
     if not os.environ.get("TF_CONFIG"):
         return None
@@ -153,7 +152,7 @@ def cluster():
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         num_machines = sum(map(len, resolver.cluster_spec().as_dict().values()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"TF_CONFIG describes no cluster ({_first_line(error)}); {NO_CLUSTER}.") from error
+        raise UserError(f"TF_CONFIG describes no cluster ({_first_line(error)}); {NO_CLUSTER}.") from error
     return resolver if num_machines > 1 else None
 
 
@@ -209,10 +208,10 @@ def _join_cluster():
         faulthandler.dump_traceback_later(START_TIMEOUT, exit=True)  # it needs no lock of Python's, which TensorFlow holds
         with signal_handler(signal.SIG_DFL, signal.SIGINT):
             return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    except InputError:
+    except UserError:
         raise
     except (ValueError, TypeError, LookupError, OSError) as error:
-        raise InputError(f"The cluster of TF_CONFIG cannot be joined ({_first_line(error)}); {NO_CLUSTER}.") from error
+        raise UserError(f"The cluster of TF_CONFIG cannot be joined ({_first_line(error)}); {NO_CLUSTER}.") from error
     finally:
         faulthandler.cancel_dump_traceback_later()
 
@@ -227,16 +226,16 @@ def _wait_for_machines(addresses, own_port):
         own_port: the one at which the others look for this machine.
 
     Raises:
-        InputError: if a machine does not answer within `START_TIMEOUT` seconds.
+        UserError: if a machine does not answer within `START_TIMEOUT` seconds.
     """
     print(f"Waiting for the other machines of TF_CONFIG: {', '.join(addresses)} ...", flush=True)
     deadline = time.monotonic() + START_TIMEOUT
     ipv6 = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
-    with exit_on_signals("Stopped."), socket.create_server(("", own_port), family=family, dualstack_ipv6=ipv6):
+    with message_on_signals("Stopped."), socket.create_server(("", own_port), family=family, dualstack_ipv6=ipv6):
         while addresses := [address for address in addresses if not _accepts_connections(address)]:
             if time.monotonic() > deadline:
-                raise InputError(f"No answer within {START_TIMEOUT} seconds from {', '.join(addresses)}, which TF_CONFIG "
+                raise UserError(f"No answer within {START_TIMEOUT} seconds from {', '.join(addresses)}, which TF_CONFIG "
                                  f"names; {NO_CLUSTER}.")
             time.sleep(0.5)
 
@@ -254,11 +253,11 @@ def global_batch(batch_size, num_images):
     """The batch size of all devices together: rounded up to a multiple of their number, at most the number of images.
 
     Raises:
-        InputError: if there are fewer images than devices.
+        UserError: if there are fewer images than devices.
     """
     replicas = strategy().num_replicas_in_sync
     if num_images < replicas:
-        raise InputError(f"{num_images} training images cannot be shared out among {replicas} devices; use fewer of them.")
+        raise UserError(f"{num_images} training images cannot be shared out among {replicas} devices; use fewer of them.")
     return min(-(-batch_size // replicas), num_images // replicas) * replicas
 
 
@@ -335,19 +334,19 @@ def broadcast_text(text):
 
 @contextlib.contextmanager
 def fail_together():
-    """Ends all machines of a cluster if one of them raises an `InputError` inside it. All have to enter it.
+    """Ends all machines of a cluster if one of them raises an `UserError` inside it. All have to enter it.
 
     Raises:
-        InputError: on the others.
+        UserError: on the others.
     """
     try:
         yield
-    except InputError:
+    except UserError:
         if cluster():
             _over_machines(False)(np.ones(1))
         raise
     if cluster() and _over_machines(False)(np.zeros(1))[0]:
-        raise InputError("Another machine of the cluster has stopped; what it printed says why.")
+        raise UserError("Another machine of the cluster has stopped; what it printed says why.")
 
 
 @contextlib.contextmanager
@@ -361,12 +360,12 @@ def report_failures(advice, resume=""):
     try:
         yield
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-        raise InputError(f"Out of memory ({_first_line(error)}); {advice}.") from error
+        raise UserError(f"Out of memory ({_first_line(error)}); {advice}.") from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
             tf.errors.InternalError) as error:
         if not resume or cluster() is None:
             raise
-        raise InputError(f"Another machine of the cluster does not answer ({_first_line(error)}); {resume}.") from error
+        raise UserError(f"Another machine of the cluster does not answer ({_first_line(error)}); {resume}.") from error
 
 
 def _first_line(error):
@@ -389,7 +388,7 @@ class Dropout(layers.Dropout):
         return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed)
 
 
-class Distributed:
+class KerasFit:
     """Works around two bugs of `fit` in Keras 3.15 (hence its pin). Goes before `keras.Model` in the bases.
 
     Keras builds a model on a first batch that it averages over the replicas, which fails if their parts differ in size; and it

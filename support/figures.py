@@ -3,23 +3,19 @@
 Figures are drawn without pyplot: no display, no backend and no state that another thread could share.
 """
 
-import itertools
-
 import imageio.v3 as imageio
-from keras import layers
 import matplotlib
-from matplotlib import patches
 from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.decomposition import PCA
 
+from support.images import brain_box, crop
+
 matplotlib.rcdefaults()  # whatever a matplotlibrc says
 DPI = 120
 WIDTH = 7  # inches: at 120 dots per inch the width of a page on GitHub
 MAX_DIFFERENCE = 0.25  # end of the colour scale of differences, of intensities in [0, 1]
-VQVAE_Y = 42  # the height of the VQ-VAE's row in the schematic
-BRAIN_LEVEL = 8  # of 255: a brighter pixel is part of the head
 MAX_CUT_SCALE = 2  # of the cuts through a head, beside its slices: few slices make flat cuts
 
 
@@ -27,11 +23,6 @@ def new_figure(height, rows=1, columns=1, width=WIDTH, **options):
     """A figure of `width` x `height` inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
-
-
-def crop(images, margin):
-    """Images (..., H, W) without the margin that the model paints black."""
-    return images[..., margin:images.shape[-2] - margin, margin:images.shape[-1] - margin]
 
 
 def plot_losses(history, path):
@@ -234,202 +225,7 @@ def neighbour_grid(samples, neighbours, captions, path):
     figure.savefig(path, dpi=DPI)
 
 
-def plot_distances(sample_distances, test_distances, path):
-    """Draws the distributions of the distances to the nearest training image: of samples and of test people."""
-    figure, axes = new_figure(4.5)
-    bins = np.histogram_bin_edges(np.concatenate([sample_distances, test_distances]), 40)
-    axes.hist(test_distances, bins, density=True, color="0.7", label="test people")
-    axes.hist(sample_distances, bins, density=True, histtype="step", color="C3", linewidth=1.5, label="samples")
-    axes.set(xlabel="distance to the nearest training image (whitened principal components)", ylabel="density",
-             xlim=(0, None), title="Copies would pile up at 0")
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=DPI)
-
-
-def plot_tissue(samples, sample_positions, people, positions, path):
-    """Draws the tissue statistics over the slice position: median and the middle 80 %, of samples and of test people.
-
-    Args:
-        samples: a dict of `metrics.tissue_statistics`.
-        sample_positions: int (N,).
-        people: the same dict for the test people.
-        positions: int (M,).
-        path: PNG to write.
-    """
-    panels = {"brain_area": ("size of the brain", "share of the picture inside its outline"),
-              "dark_fraction": ("ventricles and fissures", "dark share of the brain's inner half"),
-              "symmetry": ("symmetry", "correlation with the mirror image")}
-    figure, all_axes = new_figure(4, columns=3, width=9)
-    for axes, (name, (title, unit)) in zip(all_axes, panels.items()):
-        for values, places, colour, line, label in ((people[name], positions, "0.3", "-", "test people"),
-                                                    (samples[name], sample_positions, "C3", "--", "samples")):
-            places, (low, middle, high) = _quantiles(values, places, (0.1, 0.5, 0.9))
-            axes.fill_between(places, low, high, color=colour, alpha=0.25, linewidth=0)
-            axes.plot(places, middle, line, color=colour, label=f"{label}: median, and the middle 80 % as a band")
-        axes.set(ylabel=unit, title=title)
-        _finish(axes, "slice position, 0 the lowest")
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
-    figure.savefig(path, dpi=DPI)
-
-
 # The schematic --------------------------------------------------------------------------------------------------------
-
-
-def outline(vqvae, prior):
-    """What the schematic of both networks says, read from the models.
-
-    Returns:
-        A dict of texts: `image`, `vectors`, `codebook`, `codes` and `logits`, the shapes of these; `encoder`, `decoder` and
-        `prior`, lists of the steps of these; `conditioning`, a list of (name, shape) of what the logits depend on. And
-        `colours`, those of the codes.
-    """
-    def shape(*sizes):
-        return " x ".join(map(str, sizes))
-
-    size, grid = vqvae.image_size, vqvae.grid_size
-    count, length = vqvae.quantizer.num_embeddings, vqvae.quantizer.embedding_dim
-    steps_below, person_size = prior.settings["steps_below"], prior.settings["person_size"]
-    conditioning = [("codes above and to the left", shape(grid, grid))]
-    if steps_below:
-        conditioning.append(("codes of the slices below", shape(len(steps_below), grid, grid)))
-    if person_size:
-        conditioning.append(("person", str(person_size)))
-    conditioning.append(("slice position", f"1 of {prior.num_positions}"))
-    return {
-        "image": shape(size, size, 1), "vectors": shape(grid, grid, length), "codebook": shape(count, length),
-        "codes": shape(grid, grid), "logits": shape(grid, grid, count),
-        "encoder": _steps(vqvae.encoder), "decoder": _steps(vqvae.decoder), "prior": _prior_steps(prior),
-        "conditioning": conditioning, "colours": code_colours(vqvae.quantizer.embeddings)}
-
-
-def _prior_steps(prior):
-    rows_up = prior.blocks[0].rows_up
-    codes_left = max(block.codes_left for block in prior.blocks)
-    dense = [str(layer.units) for layer in prior.logits.layers if isinstance(layer, layers.Dense)]
-    return [f"embeddings of {prior.num_filters}",
-            f"{_steps(prior.context_blocks).count('residual block')} residual blocks for the slices below",
-            f"{len(prior.blocks)} gated blocks, {rows_up} row{'s' if rows_up > 1 else ''} up,",
-            f"up to {codes_left} codes to the left",
-            f"{len(prior.attentions)} axial attentions",
-            f"dense {', '.join(dense)}"]
-
-
-def _steps(model):
-    steps = []
-    for layer in model.layers:
-        if isinstance(layer, layers.Add):
-            steps[-2:] = ["residual block"]
-        elif isinstance(layer, (layers.Conv2D, layers.Conv2DTranspose)):
-            kind = "up-convolution" if isinstance(layer, layers.Conv2DTranspose) else "convolution"
-            stride = f", stride {layer.strides[0]}" if layer.strides[0] > 1 else ""
-            steps.append(f"{kind} {' x '.join(map(str, layer.kernel_size))}{stride}")
-        elif isinstance(layer, layers.Cropping2D) and layer.cropping[0][0]:
-            steps.append(f"less {layer.cropping[0][0]} black pixels")
-        elif isinstance(layer, layers.ZeroPadding2D) and layer.padding[0][0]:
-            steps.append(f"plus {layer.padding[0][0]} black pixels")
-    return steps
-
-
-def _arrow(axes, start, end, label="", colour="0.3"):
-    """Draws an arrow from point to point, its label above the middle."""
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
-    axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 1.2, label, ha="center", fontsize=7.5)
-
-
-def _tensor(axes, left, name, shape, picture, **options):
-    """Draws a picture in a frame, at the height of the VQ-VAE's row, its name and shape below."""
-    axes.imshow(picture, extent=(left, left + 9, VQVAE_Y - 4.5, VQVAE_Y + 4.5), interpolation="nearest", zorder=2, **options)
-    axes.add_patch(patches.Rectangle((left, VQVAE_Y - 4.5), 9, 9, fill=False, edgecolor="0.3", zorder=3))
-    axes.text(left + 4.5, VQVAE_Y - 5.3, f"{name}\n{shape}", ha="center", va="top", fontsize=7.5, linespacing=1.4)
-
-
-def _box(axes, corners, title, steps, colour):
-    """Draws a network: a polygon with its title and its steps inside."""
-    axes.add_patch(patches.Polygon(corners, facecolor=colour, edgecolor="0.3"))
-    x, y = np.mean(corners, axis=0)
-    axes.text(x, y + len(steps) * 1.15, title, ha="center", va="center", fontsize=9, weight="bold")
-    axes.text(x, y - 1.15, "\n".join(steps), ha="center", va="center", fontsize=6.8, linespacing=1.35)
-
-
-def _rounded(axes, left, bottom, width, height):
-    """Draws a light box with round corners."""
-    axes.add_patch(patches.FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0.3", facecolor="0.95",
-                                          edgecolor="0.5"))
-
-
-def _draw_prior(axes, texts):
-    """Draws the lower row: what the prior is conditioned on, the prior, and what it gives."""
-    middle, rows = 11.5, texts["conditioning"]
-    for row, (name, shape) in enumerate(rows):
-        y = middle + 2.5 * (len(rows) - 1) - 5 * row
-        _rounded(axes, 2, y - 1.5, 22, 3)
-        axes.text(13, y, name, ha="center", va="center", fontsize=7.5)
-        axes.text(25, y, shape, va="center", fontsize=7.5)
-        _arrow(axes, (33.5, y), (38, middle + (y - middle) * 0.6))
-    _box(axes, [(38, 3), (38, 20), (62, 20), (62, 3)], "PixelCNN prior", texts["prior"], "#fbe3d4")
-    _arrow(axes, (62, middle), (68, middle))
-    _rounded(axes, 68.5, 8.8, 23, 5.4)
-    axes.text(80, middle, f"p(code | codes before, ...)\n{texts['logits']}", ha="center", va="center", fontsize=7.5,
-              linespacing=1.4)
-    axes.plot((80, 80, 57), (14.8, 25, 25), color="0.3", linewidth=1)
-    _arrow(axes, (57, 25), (57, 31.5))
-    axes.text(68.5, 26, "sample one code after another", ha="center", fontsize=7.5)
-
-
-def _draw_vqvae(axes, texts):
-    """Draws the upper row: the image, encoder, vectors, codes, decoder and the image again; the codebook above."""
-    blue = "#dbe9f6"
-    rng = np.random.default_rng(0)
-    colours = texts["colours"]
-    cells = colours[rng.integers(0, len(colours), (8, 8))]
-    gray = np.repeat(cells.mean(axis=-1, keepdims=True), 3, axis=-1)
-    vectors = (gray + 0.15 * rng.normal(size=gray.shape)).clip(0, 1)
-    head = _schematic_head()
-    low, high = VQVAE_Y - 8, VQVAE_Y + 8
-    _tensor(axes, 1, "image", texts["image"], head, cmap="gray", vmin=0, vmax=1)
-    _box(axes, [(13, low - 4), (13, high + 4), (32, high), (32, low)], "encoder", _merge_repeats(texts["encoder"]), blue)
-    _tensor(axes, 34.5, "vectors", texts["vectors"], vectors)
-    _tensor(axes, 52.5, "codes", texts["codes"], cells)
-    _box(axes, [(68, low), (68, high), (87, high + 4), (87, low - 4)], "decoder", _merge_repeats(texts["decoder"]), blue)
-    _tensor(axes, 90, "image", texts["image"], head, cmap="gray", vmin=0, vmax=1)
-    for start, end, label in ((10, 13, ""), (32, 34.5, ""), (43.5, 52.5, "nearest"), (61.5, 68, "look up"), (87, 90, "")):
-        _arrow(axes, (start, VQVAE_Y), (end, VQVAE_Y), label)
-    strip = colours[np.linspace(0, len(colours) - 1, 16).astype(int)][np.newaxis]
-    axes.imshow(strip, extent=(45, 67.7, 55, 57), aspect="auto", interpolation="nearest")
-    axes.text(56.4, 58, f"codebook, {texts['codebook']}", ha="center", fontsize=7.5)
-    for x in (48, 64.7):
-        _arrow(axes, (x, 55), (x, VQVAE_Y + 3.4), colour="0.6")
-
-
-def plot_architecture(texts, path):
-    """Draws the schematic of both networks.
-
-    Args:
-        texts: the dict of `outline`.
-        path: PNG to write.
-    """
-    figure = Figure(figsize=(8.3, 5.2))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    _draw_vqvae(axes, texts)
-    _draw_prior(axes, texts)
-    axes.set(xlim=(0, 100), ylim=(0, 62.65), aspect="equal")  # last, as imshow changes the limits
-    figure.savefig(path, dpi=DPI)
-
-
-def _merge_repeats(steps):
-    """Equal steps in a row as one line: "2 residual blocks"."""
-    runs = [(step, len(list(run))) for step, run in itertools.groupby(steps)]
-    return [step if times == 1 else f"{times} {step}s" for step, times in runs]
-
-
-def _schematic_head():
-    """A head as a schematic shows it: float (64, 64) in [0, 1]."""
-    y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    radius = np.hypot(x / 0.68, y / 0.86)
-    head = np.where(radius < 1, np.where(radius < 0.9, 0.75, 0.5), 0.0)
-    head[np.hypot((np.abs(x) - 0.14) / 0.08, (y + 0.05) / 0.3) < 1] = 0.15
-    return head
 
 
 def code_use_plot(codes, num_embeddings):
@@ -446,16 +242,6 @@ def code_use_plot(codes, num_embeddings):
 # Whole heads ----------------------------------------------------------------------------------------------------------
 
 
-def crop_to_brain(heads):
-    """Cuts heads, uint8 (N, S, H, W), to the rows and columns that any slice of them reaches, and two pixels more."""
-    bright = (heads > BRAIN_LEVEL).any(axis=(0, 1))
-    sides = []
-    for axis in (0, 1):
-        lines = np.flatnonzero(bright.any(axis=1 - axis))
-        sides.append(slice(max(0, lines[0] - 2), lines[-1] + 3) if lines.size else slice(None))
-    return heads[:, :, sides[0], sides[1]]
-
-
 def head_cuts(head):
     """The two cuts through the middle of a head, across its slices, the highest slice on top.
 
@@ -469,38 +255,38 @@ def head_cuts(head):
     return head[::-1, head.shape[1] // 2], head[::-1, :, head.shape[2] // 2]
 
 
-def cut_names(frame):
-    """The names of both `head_cuts`: the anatomical ones only where a `volumes.Frame` says that the axes are known."""
-    return ("coronal cut", "sagittal cut") if frame.axes_known else ("cut along the rows", "cut along the columns")
+def cut_names(geometry):
+    """The names of both `head_cuts`: the anatomical ones only where a `volumes.SliceGeometry` says that the axes are known."""
+    return ("coronal cut", "sagittal cut") if geometry.axes_known else ("cut along the rows", "cut along the columns")
 
 
-def axes_caption(frame):
-    """What may be said of the directions in pictures of heads, by their `volumes.Frame`."""
-    if frame.axes_known:
+def axes_caption(geometry):
+    """What may be said of the directions in pictures of heads, by their `volumes.SliceGeometry`."""
+    if geometry.axes_known:
         return "Front is up; in sagittal cuts, front is on the left. Left and right are unknown."
     return "Which way is front was not told. Left and right are unknown."
 
 
-def _inner_slices(count, num_slices):
+def inner_slices(count, num_slices):
     """The indices of `num_slices` slices spread evenly over a head of `count`, without its ends; fewer if it has fewer."""
     return np.unique(np.linspace(0, count - 1, num_slices + 2).round().astype(int)[1:-1])
 
 
-def head_figure(heads, positions, frame, path, num_slices=5):
+def head_figure(heads, positions, geometry, path, num_slices=5):
     """Draws each head as a row: axial slices from low to high, and at their right both cuts, one over the other.
 
     Args:
         heads: uint8 (N, S, H, W), axial slices from the lowest up.
         positions: their S slice positions.
-        frame: `volumes.Frame`, for the proportions and for what is said of the axes.
+        geometry: `volumes.SliceGeometry`, for the proportions and for what is said of the axes.
         path: PNG to write.
         num_slices: axial slices to draw.
     """
-    heads = crop_to_brain(heads)
-    depth = heads.shape[1] * frame.spacing
-    indices = _inner_slices(heads.shape[1], num_slices)
+    heads = heads[brain_box(heads, rim=2)]
+    depth = heads.shape[1] * geometry.spacing
+    indices = inner_slices(heads.shape[1], num_slices)
     # All lengths are in mm of the axial slices. The cuts are drawn larger, so that two are nearly as high as a slice.
-    height, width = (pixels * frame.pixel_size for pixels in heads.shape[2:])
+    height, width = (pixels * geometry.pixel_size for pixels in heads.shape[2:])
     gap, line = 5, 24
     scale = min(MAX_CUT_SCALE, (height - 3 * gap) / (2 * depth))
     cuts_left = len(indices) * (width + gap)
@@ -526,39 +312,12 @@ def head_figure(heads, positions, frame, path, num_slices=5):
     for row, head in enumerate(heads):
         first_top = line + row * (height + gap) + (height - 2 * scale * depth - gap) / 2
         for cut, top in zip(head_cuts(head)[::-1], (first_top, first_top + scale * depth + gap)):
-            cut_width = scale * cut.shape[1] * frame.pixel_size
+            cut_width = scale * cut.shape[1] * geometry.pixel_size
             draw(cut, cuts_middle - cut_width / 2, top, cut_width, scale * depth)
-    write("sagittal and coronal cut" if frame.axes_known else "cuts along columns, rows", cuts_middle, line / 2)
-    write(axes_caption(frame), size[0] / 2, size[1] - line / 2)
+    write("sagittal and coronal cut" if geometry.axes_known else "cuts along columns, rows", cuts_middle, line / 2)
+    write(axes_caption(geometry), size[0] / 2, size[1] - line / 2)
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal")  # last, as imshow changes the limits
     figure.savefig(path, dpi=166, facecolor="black")  # 1660 pixels wide: sharp at half of that
-
-
-def head_comparison(heads, positions, labels, title, path, num_slices=4):
-    """Draws heads for comparison: a row per head, its label at the left, and in each column the same slice of all.
-
-    Args:
-        heads: uint8 (N, S, H, W), axial slices from the lowest up.
-        positions: their S slice positions.
-        labels: N texts.
-        title: one line.
-        path: PNG to write.
-        num_slices: axial slices to draw.
-    """
-    heads = crop_to_brain(heads)
-    indices = _inner_slices(len(positions), num_slices)
-    side = (WIDTH - 0.6) / len(indices)
-    height = 0.6 + len(heads) * side * heads.shape[2] / heads.shape[3]
-    figure, axes = new_figure(height, len(heads), len(indices), squeeze=False)
-    for row, (head, label) in enumerate(zip(heads, labels, strict=True)):
-        axes[row, 0].set_ylabel(label)
-        for column, index in enumerate(indices):
-            axes[row, column].imshow(head[index], cmap="gray", vmin=0, vmax=255)
-            axes[row, column].set(xticks=[], yticks=[])
-    for column, index in enumerate(indices):
-        axes[0, column].set_title(f"slice {positions[index]}", fontsize="medium")
-    figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=DPI)
 
 
 # The progress GIF -----------------------------------------------------------------------------------------------------

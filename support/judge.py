@@ -12,14 +12,23 @@ nothing. Heads are uint8 (N, S, H, W) here, their slices from the lowest up. Suf
     ..._interval              a 95 % interval, see `metrics.with_interval`
 """
 
+import concurrent.futures
+import os
+from typing import NamedTuple
+
 import keras
 from keras import layers
 import numpy as np
-from scipy import stats
+from scipy import ndimage, stats
+from skimage.measure import block_reduce
+from sklearn.metrics.pairwise import euclidean_distances
 from tqdm import tqdm
 
-from support.metrics import FOREGROUND, Neighbours, say_copy_test, tissue_statistics, with_interval
+from support.images import brain_box, FOREGROUND
 
+FEATURE_SIDE = 64  # pixels of the pictures whose principal components are compared
+NUM_HEADS = 64  # sampled heads that are judged, or as many as there are training people, if these are fewer
+RESAMPLES = 1000  # of the people, for an interval
 SLICES_APART = 1, 4, 8  # of which a head's slices are compared
 FLOOR_DRAWS = 200  # of people, for what chance alone gives
 # The judges. Every layer is normalised: else the slice judge learns too slowly to find noise in these steps.
@@ -33,6 +42,132 @@ JUDGES = {SLICE_JUDGE: ("told_apart_slices", "told_apart_slices_by_head"),
 # Copies
 COPY_MARGIN = 0.9  # a head is called a copy if its nearest over second nearest is below this times the least of new people
 PLANTED = 1, 2, 5
+
+
+# Distances, tissue, intervals ------------------------------------------------------------
+
+
+def coarse(images):
+    """Images or heads averaged over blocks to about 64 pixels a side, and of heads to half the slices, as rows of numbers.
+
+    Args:
+        images: uint8 or float in [0, 1], images (N, H, W) or heads (N, S, H, W).
+
+    Returns:
+        float64 (N, pixels) in [0, 1].
+    """
+    side = max(1, images.shape[-1] // FEATURE_SIDE)
+    block = (side, side) if images.ndim == 3 else (2, side, side)
+    scale = 255 if images.dtype == np.uint8 else 1
+    return np.stack([block_reduce(image, block, np.mean).ravel() / scale for image in images])
+
+
+class Nearest(NamedTuple):
+    """What `Neighbours.nearest` returns.
+
+    Attributes:
+        distances: float (N,), to the nearest training picture.
+        indices: int (N,), of that picture.
+        mirrored: bool (N,), whether its mirror image is nearer than itself.
+        over_second: float (N,), the distance over that to the second nearest picture: 0 for a copy, 1 for a picture that is
+            equally far from two.
+    """
+
+    distances: np.ndarray
+    indices: np.ndarray
+    mirrored: np.ndarray
+    over_second: np.ndarray
+
+
+class Neighbours:
+    """Finds the training picture that is nearest to another; its mirror image counts as the picture: the prior learns both."""
+
+    def __init__(self, train, transform=coarse):
+        """Takes the training images or heads, uint8 (P, ..., W), and what turns them into rows of features."""
+        self.transform = transform
+        self.features = transform(train), transform(train[..., ::-1])
+
+    def nearest(self, pictures):
+        """The `Nearest` of pictures, (N, ..., W)."""
+        features = self.transform(pictures)
+        both = np.stack([euclidean_distances(features, reference) for reference in self.features])
+        distances = both.min(axis=0)
+        indices = distances.argmin(axis=1)
+        rows = np.arange(len(distances))
+        mirrored = both[1, rows, indices] < both[0, rows, indices]
+        first, second = np.partition(distances, 1, axis=1)[:, :2].T
+        return Nearest(first, indices, mirrored, first / np.maximum(second, np.finfo(float).eps))
+
+
+def tissue_statistics(images):
+    """Simple anatomical statistics of each image.
+
+    Args:
+        images: uint8, or float in [0, 1], (N, H, W).
+
+    Returns:
+        A dict of float64 (N,): `brain_area`, the share of the frame inside the brain's outline (the largest region brighter
+        than 0.03, holes filled); `dark_fraction`, the share of the deep half of it (by distance from the outline) that is
+        darker than half the brain's median: ventricles and the deepest fissures; `symmetry`, the correlation of the brain
+        with its mirror image, left for right. An image without brain has 0 in all.
+    """
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = np.array(list(pool.map(_tissue, images)))
+    return dict(zip(("brain_area", "dark_fraction", "symmetry"), rows.T))
+
+
+def _tissue(image):
+    image = image / 255 if image.dtype == np.uint8 else image  # one by one: as floats, all would not fit into memory
+    regions, count = ndimage.label(image > FOREGROUND)
+    if not count:
+        return 0.0, 0.0, 0.0
+    largest = np.bincount(regions.ravel())[1:].argmax()
+    # What lies beyond a black border of one pixel changes nothing below.
+    box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in ndimage.find_objects(regions)[largest])
+    size, image = image.size, image[box]
+    outline = ndimage.binary_fill_holes(regions[box] == largest + 1)
+    depth = ndimage.distance_transform_edt(outline)
+    deep = outline & (depth >= np.median(depth[outline]))
+    dark = (image[deep] < np.median(image[outline]) / 2).mean()
+    columns = np.flatnonzero(outline.any(axis=0))
+    brain, outline_box = (picture[:, columns[0]:columns[-1] + 1] for picture in (np.where(outline, image, 0), outline))
+    either = outline_box | outline_box[:, ::-1]
+    symmetry = np.corrcoef(brain[either], brain[:, ::-1][either])[0, 1] if np.ptp(brain[either]) else 1.0
+    return outline.sum() / size, dark, symmetry
+
+
+def say_copy_test(measured, what="Samples"):
+    """What the copy test says in words, from `copy_test`, `nearest_samples`, `nearest_real` and, if there, its interval."""
+    score = measured["copy_test"]
+    interval = "; 95 % interval {:.1f} to {:.1f}".format(*measured["copy_test_interval"]) if "copy_test_interval" in measured else ""
+    verdict = ("nearer to the training people than new people do: copies, or all near to the average" if score < -3 else
+               "somewhat nearer to the training people than new people do" if score < -1 else
+               "about as near to the training people as new people do: no sign of copying" if score <= 1 else
+               "further from the training people than new people do: no copies, but not quite where people are")
+    return (f"{what} lie {verdict} (C_T = {score:.1f}{interval}; median distance {measured['nearest_samples']:.2f}, of test people "
+            f"{measured['nearest_real']:.2f}).")
+
+
+def with_interval(name, statistic, *groups, limits=(-np.inf, np.inf)):
+    """A figure and its 95 % interval: the basic (pivotal) bootstrap over draws of people, with replacement, from each group.
+
+    Args:
+        name: of the figure.
+        statistic: a function from as many arrays as there are groups to a float; faster if it takes an `axis`.
+        groups: (N,), a value per person each.
+        limits: what the figure can be at least and at most; the interval is cut off there.
+
+    Returns:
+        A dict of `name`, a float, and `NAME_interval`, (low, high); without the interval if a group has a single person.
+
+    References:
+        Davison, Hinkley: Bootstrap Methods and their Application, 1997, section 5.2.1.
+    """
+    value = {name: float(statistic(*groups))}
+    if min(map(len, groups)) < 2:
+        return value
+    resampled = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="basic", random_state=0)
+    return value | {f"{name}_interval": np.clip(resampled.confidence_interval, *limits).tolist()}
 
 
 # Told apart -----------------------------------------------------------------------------------------------------------
@@ -199,13 +334,6 @@ def told_apart_heads(sampled, reconstructed, noise):
                 measured |= told_apart(by_slice, real, logits)
                 measured |= told_apart(by_head, *(group.mean(axis=2, keepdims=True) for group in (real, logits)))
     return measured
-
-
-def brain_box(heads):
-    """What cuts heads, (N, S, H, W), to the smallest frame that holds all brains of these: a tuple of slices."""
-    brain = (heads > 255 * FOREGROUND).any(axis=(0, 1))
-    sides = [np.flatnonzero(brain.any(axis=axis)) for axis in (1, 0)]
-    return (slice(None), slice(None), *(slice(side[0], side[-1] + 1) if side.size else slice(None) for side in sides))
 
 
 # Statistics -----------------------------------------------------------------------------------------------------------

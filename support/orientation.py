@@ -7,7 +7,7 @@ from scipy import ndimage
 from skimage.transform import resize_local_mean
 
 from support.template import cut_axial, load_mni152
-from support.volumes import Frame
+from support.volumes import SliceGeometry
 
 FRONTS = "up", "down", "left", "right"  # the side of the picture on which the front of the head lies
 SIDE, PIXEL_SIZE = 64, 4  # pixels and mm of the pictures that are compared
@@ -138,7 +138,7 @@ def _centred(images):
     return moved
 
 
-def find_frame(images, positions, front=None, spacing=None):
+def find_geometry(images, positions, front=None, spacing=None):
     """Measures which way slices lie and where; what the user states overrules it.
 
     Args:
@@ -148,7 +148,7 @@ def find_frame(images, positions, front=None, spacing=None):
         spacing: in mm, if it is stated (--slice-spacing).
 
     Returns:
-        (front, frame, line): one of `FRONTS` or None if it is not known, for `turn`; the `Frame`; a line that tells the user.
+        (front, geometry, line): one of `FRONTS` or None if it is not known, for `turn`; the `SliceGeometry`; a line that tells the user.
     """
     numbers = np.unique(positions)
     means = []
@@ -157,15 +157,15 @@ def find_frame(images, positions, front=None, spacing=None):
         spread = np.unique(np.linspace(0, len(members) - 1, MAX_PEOPLE).astype(int))
         means.append(images[members[spread]].mean(axis=0))
     match = match_template(np.stack(means), numbers)
-    usual = Frame()
+    usual = SliceGeometry()
     fits = match.front is not None and match.front == (front or match.front)
-    frame = Frame(256 / images.shape[1], spacing or (match.spacing if fits else usual.spacing),
+    geometry = SliceGeometry(256 / images.shape[1], spacing or (match.spacing if fits else usual.spacing),
                   match.lowest if fits else usual.lowest, axes_known=bool(front or match.front))
-    return front or match.front, frame, _describe(match, frame, front, spacing)
+    return front or match.front, geometry, _describe(match, geometry, front, spacing)
 
 
-def _describe(match, frame, front, spacing):
-    """The line of `find_frame`; `front` and `spacing` are what the user stated."""
+def _describe(match, geometry, front, spacing):
+    """The line of `find_geometry`; `front` and `spacing` are what the user stated."""
     if not front and not match.front:
         distance = f"; {spacing:.1f} mm apart, as stated" if spacing else ""
         return (f"No match with the template (correlation {match.correlation:.2f}, {match.margin:.2f} above that of another "
@@ -177,5 +177,5 @@ def _describe(match, frame, front, spacing):
     elif match.front and not front:
         origin += f" by the template (correlation {match.correlation:.2f})"
     distance = "as stated" if spacing else "by the template" if match.front == side else "as is usual, not measured"
-    return (f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {frame.spacing:.1f} mm apart, {distance}. "
+    return (f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {geometry.spacing:.1f} mm apart, {distance}. "
             "Which side is left cannot be told.")

@@ -1,10 +1,9 @@
-"""The space of persons, and `CodedSplit`: a split in codes with all that conditions them.
+"""The space of persons.
 
 A person is a short vector that says what is the same throughout one head. It is made of the whitened principal components
 of coarse pictures of heads. All functions here are pure: the numbers that describe the space live in `modules.PixelCNN`.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -18,30 +17,6 @@ PERSON_STEP = 1 / 32  # between two values of a person's number, where people's 
 NUM_QUANTILES = 101  # that describe how each number is distributed
 PSEUDO_HEADS = 4  # pseudo-counts of a calibration: as if so many more heads had followed their person exactly
 MAX_SHIFT, MAX_SCALE = 1.0, 2.0  # of a calibration; larger values were rare in training
-
-
-@dataclasses.dataclass(frozen=True)
-class CodedSplit:
-    """A split in codes, with what the prior is conditioned on.
-
-    Attributes:
-        codes: int32 (V, N, g, g), the codes of N slices in V versions: as they are, and mirrored, say.
-        positions: int32 (N,), the place of each slice in its head.
-        context: int32 (N, S), the indices of the slices below each slice; N where there is none.
-        persons: float32 (V, N, P), the person of each slice.
-        num_embeddings: K; as a code of a slice below, it stands for "no slice".
-    """
-
-    codes: np.ndarray
-    positions: np.ndarray
-    context: np.ndarray
-    persons: np.ndarray
-    num_embeddings: int
-
-    def codes_with_none(self):
-        """The codes, int32 (V, N + 1, g, g), the last slice being "no slice": what `context` points into."""
-        none = np.full_like(self.codes[:, :1], self.num_embeddings)
-        return np.concatenate([self.codes, none], axis=1)
 
 
 class PersonSpace(NamedTuple):
@@ -160,11 +135,6 @@ def fit_measure(persons, values):
 def value_at(quantiles, share):
     """The value that a share of people, in [0, 1], lies below; `quantiles` are people's, ascending and evenly spaced."""
     return np.interp(share, np.linspace(0, 1, len(quantiles)), quantiles)
-
-
-def share_below(quantiles, value):
-    """The share of people, in [0, 1], who lie below a value: what `value_at` undoes."""
-    return np.interp(value, quantiles, np.linspace(0, 1, len(quantiles)))
 
 
 def steer(persons, weights, offset, target):

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from support import figures, volumes
+from support.images import brain_box, crop
 
 # What each figure of metrics.json is, by the heading that it stands under.
 MEANINGS = {
@@ -101,7 +102,7 @@ class Report:
         neighbours: uint8 (M, H, W), each sample's nearest training image.
         heads: uint8 (P, S, H, W), axial slices from the lowest up.
         head_positions: their S slice positions.
-        frame: `volumes.Frame` of the heads.
+        geometry: `volumes.SliceGeometry` of the heads.
         head_table: rows of texts, the first a heading; each other begins with a key of `metrics.evaluate_heads`.
     """
 
@@ -118,7 +119,7 @@ class Report:
     neighbours: np.ndarray | None = None
     heads: np.ndarray | None = None
     head_positions: list | None = None
-    frame: volumes.Frame = volumes.Frame()
+    geometry: volumes.SliceGeometry = volumes.SliceGeometry()
     head_table: list | None = None
 
 
@@ -206,7 +207,7 @@ def _examples_section(report):
         return ""
     top = max(1, math.ceil(np.max(examples.bits)))
     maps = matplotlib.colormaps["inferno"](examples.bits / top)[..., :3]
-    originals, reconstructions = (figures.crop(images, report.margin)
+    originals, reconstructions = (crop(images, report.margin)
                                   for images in (examples.originals, examples.reconstructions))
     content = ""
     for index, caption in enumerate(examples.captions):
@@ -222,34 +223,34 @@ def _examples_section(report):
 def _samples_section(report):
     if report.samples is None:
         return ""
-    samples, neighbours = figures.crop(report.samples, report.margin), report.neighbours
+    samples, neighbours = crop(report.samples, report.margin), report.neighbours
     content = ""
     for index, caption in enumerate(report.sample_captions):
         picture = _image(samples[index], "sample")
         if neighbours is not None:
-            picture += _image(figures.crop(neighbours[index], report.margin), "nearest training image")
+            picture += _image(crop(neighbours[index], report.margin), "nearest training image")
         content += f"<figure>{picture}<figcaption>{_text(caption)}</figcaption></figure>"
     below = "" if neighbours is None else " Below each sample: its nearest training image."
     return _section("Samples", f"Images of no real person, sampled from the prior one by one, by slice position.{below}",
                     f'<div class="samples">{content}</div>')
 
 
-def head_viewer(head, positions, frame):
+def head_viewer(head, positions, geometry):
     """A head as HTML: its axial slices under a slider, and beside them both cuts, with a line where the slice lies.
 
     Args:
         head: uint8 (S, H, W), axial slices from the lowest up.
         positions: their S slice positions.
-        frame: `volumes.Frame`, for the proportions and the names of the cuts.
+        geometry: `volumes.SliceGeometry`, for the proportions and the names of the cuts.
 
     Returns:
         A text without references to anything outside.
     """
-    head = figures.crop_to_brain(head[np.newaxis])[0]
+    head = head[brain_box(head[np.newaxis], rim=2)[1:]]
     depth, height, width = head.shape
     cuts = ""
-    for name, cut in zip(figures.cut_names(frame), figures.head_cuts(head)):
-        ratio = f"{cut.shape[1] * frame.pixel_size:.1f} / {depth * frame.spacing:.1f}"
+    for name, cut in zip(figures.cut_names(geometry), figures.head_cuts(head)):
+        ratio = f"{cut.shape[1] * geometry.pixel_size:.1f} / {depth * geometry.spacing:.1f}"
         cuts += f'<div class="cut" style="aspect-ratio: {ratio}">{_image(cut, name)}<i></i></div>'
     # One picture of all slices, of which a window shows one.
     slices = _image(np.concatenate(head), "slices of a sampled head")
@@ -261,12 +262,12 @@ def head_viewer(head, positions, frame):
 
 
 def _heads_section(report):
-    content = "" if report.heads is None else "".join(head_viewer(head, report.head_positions, report.frame) for head in report.heads)
+    content = "" if report.heads is None else "".join(head_viewer(head, report.head_positions, report.geometry) for head in report.heads)
     if report.head_table:
         heading, *rows = report.head_table
         rows = [[*map(_text, row), _text(meaning(row[0]))] for row in rows]
         content += _table(rows, [*map(_text, heading), "what it is"])
-    text = HEADS.format(names=" and ".join(figures.cut_names(report.frame)), axes=figures.axes_caption(report.frame))
+    text = HEADS.format(names=" and ".join(figures.cut_names(report.geometry)), axes=figures.axes_caption(report.geometry))
     return _section("Heads", text, content) if content else ""
 
 

@@ -18,19 +18,17 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from support import cli, optimizers, synthetic  # noqa: F401 (optimizers: where Keras finds Muon)
-from support.cli import InputError
-from support.volumes import Frame
+from support import optimizers, synthetic  # noqa: F401 (optimizers: where Keras finds Muon)
+from support.cli import UserError
+from support.files import write_json
+from support.volumes import SliceGeometry
 
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
-# Errors that TensorFlow raises when it cannot write a file (for want of memory too: cli.report_write_errors tells these apart).
-WRITE_ERRORS = (tf.errors.PermissionDeniedError, tf.errors.NotFoundError, tf.errors.FailedPreconditionError, tf.errors.UnknownError,
-                tf.errors.ResourceExhaustedError)
 PRETRAINED = Path(__file__).parents[1] / "assets" / "pretrained"
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
 PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
 REQUIRED = {"settings": ("limit", "seed"), "constants": (), "vqvae": (), "pixelcnn": (),
-            "data": ("folder", "is_demo", "fingerprints", "front", "frame")}
+            "data": ("folder", "is_demo", "fingerprints", "front", "geometry")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +49,19 @@ class Run:
         """Reads a run's config.
 
         Raises:
-            InputError: if there is none, or it is damaged or of another version.
+            UserError: if there is none, or it is damaged or of another version.
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise InputError(f"{folder} holds no run (no config.json); train one with train.py --run-dir {folder}.")
+            raise UserError(f"{folder} holds no run (no config.json); train one with train.py --run-dir {folder}.")
         try:
             config = json.loads(path.read_text())
             missing = [f"{part} {key}" for part, keys in REQUIRED.items() for key in keys if key not in config[part]]
-            _ = missing or Frame(**config["data"]["frame"])
+            _ = missing or SliceGeometry(**config["data"]["geometry"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged, or of another version ({error!r}); start a new run.") from error
+            raise UserError(f"{path} is damaged, or of another version ({error!r}); start a new run.") from error
         if missing:
-            raise InputError(f"{path} is damaged, or of another version (no {missing[0]}); start a new run.")
+            raise UserError(f"{path} is damaged, or of another version (no {missing[0]}); start a new run.")
         return cls(Path(folder), config)
 
     @staticmethod
@@ -82,9 +80,9 @@ class Run:
         return self.config["settings"]["seed"]
 
     @property
-    def frame(self):
-        """The `volumes.Frame` of the data."""
-        return Frame(**self.config["data"]["frame"])
+    def geometry(self):
+        """The `volumes.SliceGeometry` of the data."""
+        return SliceGeometry(**self.config["data"]["geometry"])
 
     @property
     def is_simulated(self):
@@ -132,29 +130,21 @@ class Run:
         """What was measured on the test people; it is written last, so that a run with it is finished."""
         return self.folder / "metrics.json"
 
-    def report_write_errors(self, advice=None):
-        """Turns a failure to write into the folder into an `InputError`: to be put around what writes, and nothing else."""
-        advice = advice or f"what was saved before is whole: mend that, then python train.py --run-dir {self.folder} --resume"
-        return cli.report_write_errors(self.folder, advice, WRITE_ERRORS)
-
     @contextlib.contextmanager
     def training(self, resume):
         """Takes the folder for a training, and writes config.json if the run is new.
 
         Raises:
-            InputError: if another training is at work in it, the run is finished, or the folder cannot be written.
+            UserError: if another training is at work in it, the run is finished, or the folder cannot be written.
         """
-        with self.report_write_errors("give another --run-dir"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             if not resume:
-                with self.report_write_errors("give another --run-dir"):
-                    cli.write_json(self.folder / "config.json", self.config)
+                write_json(self.folder / "config.json", self.config)
             elif self.metrics_path.exists():
                 self.remove_backup()  # the training may have been killed right before it did so
-                raise InputError(f"{self.folder} is finished; there is nothing to resume.")
-            with self.report_write_errors():
-                self.frames_dir.mkdir(parents=True, exist_ok=True)
+                raise UserError(f"{self.folder} is finished; there is nothing to resume.")
+            self.frames_dir.mkdir(parents=True, exist_ok=True)
             yield
 
     @contextlib.contextmanager
@@ -165,7 +155,7 @@ class Run:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(f"Another training is at work in {self.folder}; wait for its end or give another --run-dir.") from error
+                raise UserError(f"Another training is at work in {self.folder}; wait for its end or give another --run-dir.") from error
             yield
         finally:
             os.close(descriptor)
@@ -178,7 +168,7 @@ class Run:
         """How many epochs the weights in a model's backup have had; 0 without a backup.
 
         Raises:
-            InputError: if the file does not say.
+            UserError: if the file does not say.
         """
         path = self.backup_path(name)
         if not path.exists():
@@ -187,7 +177,7 @@ class Run:
             with zipfile.ZipFile(path) as archive:
                 return int(json.loads(archive.read(EPOCHS_FILE)))
         except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise InputError(f"{path} cannot be loaded ({error}); remove it to begin this stage again.") from error
+            raise UserError(f"{path} cannot be loaded ({error}); remove it to begin this stage again.") from error
 
     def read_history(self, name):
         """A model's history as an array with a field per column."""
@@ -218,9 +208,8 @@ class Run:
     def save(self, name, model):
         """Saves a model as the run's result, under a temporary name first, so that the file is whole or not there."""
         unfinished = self.folder / "backup" / f"unfinished-{name}.keras"
-        with self.report_write_errors():
-            model.save(unfinished)
-            unfinished.replace(self.model_path(name))
+        model.save(unfinished)
+        unfinished.replace(self.model_path(name))
 
 
 def read_model_file(path, load):
@@ -253,7 +242,7 @@ def newest():
     return max(runs, key=lambda folder: (folder / "config.json").stat().st_mtime, default=None)
 
 
-def machine():
+def build_info():
     """What last bits of results depend on: a dict of `packages`, `python`, `processor` and its `vector_instructions`."""
     return {"packages": {name: metadata.version(name) for name in PACKAGES}, "python": sys.version.split()[0],
             "processor": platform.processor() or platform.machine(), "vector_instructions": _vector_instructions()}

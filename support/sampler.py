@@ -11,7 +11,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from support import people
-from support.cli import InputError
+from support.cli import UserError
 from support.devices import samples_at_once
 
 # Random streams -------------------------------------------------------------------------------------------------------
@@ -226,21 +226,21 @@ def steered_people(run, prior, count, seed, quantile):
     `quantile` is among training people: a number from 0 to 1 for all heads, or float (count,).
 
     Raises:
-        InputError: if the run does not hold what that needs.
+        UserError: if the run does not hold what that needs.
     """
     if quantile is None:
         return None
     try:
         measure = json.loads(run.ventricles_path.read_text())
         if not np.any(measure["weights"]):
-            raise InputError(f"In {run.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
+            raise UserError(f"In {run.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
         target = people.value_at(measure["quantiles"], quantile)
         persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
         persons = people.steer(persons, np.array(measure["weights"]), measure["offset"], target)
-    except InputError:
+    except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run.ventricles_path} is missing or damaged, and --ventricles needs it; train the run again.") from error
+        raise UserError(f"{run.ventricles_path} is missing or damaged, and --ventricles needs it; train the run again.") from error
     return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from support import cli, template
+from support import template
+from support.files import whole_folder, write_json
 from support.volumes import slice_file
 
 NOTICE = "SYNTHETIC.txt"  # lies in the folder of each synthetic data set
@@ -42,12 +43,12 @@ def notice_of(folder):
     return notice(template.is_simulated(folder), is_synthetic(folder))
 
 
-def describe(run, frame, count, seed, temperature, ventricles, slice_positions):
+def describe(run, geometry, count, seed, temperature, ventricles, slice_positions):
     """What dataset.json says of heads: where they come from, and what was measured of the prior that sampled them.
 
     Args:
         run: the `runs.Run` that sampled them.
-        frame: the `volumes.Frame` of the heads.
+        geometry: the `volumes.SliceGeometry` of the heads.
         count: heads.
         seed: of the draw.
         temperature: of sampling.
@@ -64,7 +65,7 @@ def describe(run, frame, count, seed, temperature, ventricles, slice_positions):
             "git_commit": run.config.get("git_commit"), "date": datetime.date.today().isoformat(),
             "heads": template.split_people(count), "seed": seed, "temperature": temperature, "ventricles": ventricles,
             "slice_positions": list(slice_positions), "front": "up" if data["front"] else None,
-            "mm_per_pixel": frame.pixel_size, "mm_between_slices": frame.spacing, "axes_known": frame.axes_known,
+            "mm_per_pixel": geometry.pixel_size, "mm_between_slices": geometry.spacing, "axes_known": geometry.axes_known,
             "trained_on": {"is_simulated": run.is_simulated, "is_synthetic": run.is_synthetic, "front": data["front"],
                            "fingerprints": data["fingerprints"], "limit": run.settings["limit"]},
             "prior": measured, "prior_says": says}
@@ -96,10 +97,10 @@ def write_heads(folder, heads, description):
         description: of them, from `describe`.
 
     Raises:
-        InputError: if the folder exists, or cannot be written.
+        UserError: if the folder exists, or cannot be written.
     """
     text = f"{description['says']}\n{description['prior_says']}\n"
-    with cli.whole_folder(folder, "give another --write-dataset") as unfinished:
+    with whole_folder(folder, "--write-dataset") as unfinished:
         cases = template.make_splits(unfinished, description["heads"])
         for (name, case), head in zip(cases, heads, strict=True):
             for position, image in zip(description["slice_positions"], head, strict=True):
@@ -107,4 +108,4 @@ def write_heads(folder, heads, description):
         (unfinished / NOTICE).write_text(f"{text}More: {DESCRIPTION}.\n")
         if description["trained_on"]["is_simulated"]:
             (unfinished / template.NOTICE).write_text(f"{description['says']}\n")
-        cli.write_json(unfinished / DESCRIPTION, description)
+        write_json(unfinished / DESCRIPTION, description)

@@ -11,10 +11,10 @@ import tempfile
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from skimage.transform import resize_local_mean
 from tqdm import tqdm
 
-from support.cli import InputError, whole_folder
+from support.cli import UserError
+from support.files import whole_folder
 from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
 DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
@@ -36,7 +36,7 @@ def make_demo_cohort(cache_dir=None, people=None):
         The path of a folder laid out as the OASIS PNG set, of images of `DEMO_IMAGE_SIZE` pixels.
 
     Raises:
-        InputError: if `cache_dir` cannot be written.
+        UserError: if `cache_dir` cannot be written.
     """
     people = people or DEMO_PEOPLE
     counts = "-".join(str(people[name]) for name in SPLITS)
@@ -44,7 +44,7 @@ def make_demo_cohort(cache_dir=None, people=None):
     if not folder.is_dir():
         try:
             write_cohort(folder, people, DEMO_IMAGE_SIZE)
-        except InputError:
+        except UserError:
             if not folder.is_dir():  # else another process finished first, with the same bytes
                 raise
     return folder
@@ -86,9 +86,9 @@ def write_cohort(folder, people, image_size):
         image_size: 128 or 256 pixels.
 
     Raises:
-        InputError: if the folder exists, or cannot be written.
+        UserError: if the folder exists, or cannot be written.
     """
-    with whole_folder(folder, "give another folder") as unfinished:
+    with whole_folder(folder, "--output-dir") as unfinished:
         cases = make_splits(unfinished, people)
         (unfinished / NOTICE).write_text("Simulated by dataset.py: no evidence about patients.\n")
         _write_people(unfinished, cases, image_size)
@@ -172,26 +172,6 @@ def cut_axial(volume, to_voxels, heights, side, pixel_size):
     z, y, x = np.meshgrid(heights, -across - 18, across, indexing="ij")  # 18 mm behind the commissure is the brain's middle
     voxels = np.einsum("ij,j...->i...", to_voxels[:3, :3], np.stack([x, y, z])) + to_voxels[:3, 3, None, None, None]
     return ndimage.map_coordinates(volume, voxels, order=1)
-
-
-def template_slices(image_size, frame):
-    """The 32 axial slices of the MNI152 template itself that lie as those of a data set do.
-
-    An average of 152 people, skull-stripped: blurred, and nobody's picture. It is shrunk by 7 %, as brains are larger in the
-    MNI's frame than in Talairach's, to which OASIS-1's volumes are registered (Lancaster et al. 2007).
-
-    Args:
-        image_size: pixels of a side, which is 256 mm long.
-        frame: the `volumes.Frame` of the data set.
-
-    Returns:
-        uint8 (32, image_size, image_size): front up.
-    """
-    volume, to_voxels = load_mni152()
-    heights = frame.lowest + frame.spacing * np.arange(NUM_POSITIONS)
-    slices = cut_axial(volume, to_voxels, heights / 0.93, 256, 1 / 0.93)
-    slices = resize_local_mean(slices, (NUM_POSITIONS, image_size, image_size))
-    return np.round((slices / np.percentile(volume[volume > 0], 99.5)).clip(0, 1) * 255).astype(np.uint8)
 
 
 def simulate_person(template, rng, image_size):

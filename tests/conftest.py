@@ -4,7 +4,7 @@ import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests are of the CPU, to the bit; here and in the processes they start
 
-import support.cli  # noqa: F401 (first: sets what TensorFlow, Keras and matplotlib read when imported)
+import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import fcntl
 from pathlib import Path

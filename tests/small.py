@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from benchmarks.tiny import TINY
 import modules
-from support import cli
+from support.files import write_json
 import train
 
 # Traced several times as fast as those that train.py makes.
@@ -75,5 +75,5 @@ def new_run(folder, data_dir, *options, **prior):
     run.config["vqvae"].update(SMALL_VQVAE)
     run.config["pixelcnn"].update({**SMALL_PRIOR, **prior})
     run.folder.mkdir(parents=True)
-    cli.write_json(run.folder / "config.json", run.config)
+    write_json(run.folder / "config.json", run.config)
     return run.folder

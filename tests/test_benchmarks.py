@@ -8,12 +8,23 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-from benchmarks import common, faults, gpu, loading, reconstruction, record, tables, training, utility, ventricles
+from benchmarks import (
+    common,
+    faults,
+    gpu,
+    loading,
+    reconstruction,
+    record,
+    tables,
+    training,
+    utility,
+    ventricles,
+)
 from benchmarks.tiny import draw_head, write_cohort
 import dataset
 import predict
-from support import metrics, runs, sampler, synthetic, template
-from support.cli import InputError
+from support import runs, sampler, synthetic, template
+from support.cli import UserError
 from support.runs import Run
 from tests.conftest import check_refused
 from tests.small import small_prior
@@ -56,6 +67,8 @@ def test_a_side_answers_each_request_in_its_own_process(tmp_path):
 import os, sys
 sys.path.insert(0, {str(common.ROOT)!r})
 from benchmarks import common
+from support.images import empty_margin
+from support import judge
 for request in common.requests():
     if request == "die":
         sys.exit("out of order")
@@ -87,7 +100,7 @@ def test_finish_prints_the_last_line_and_records_it_with_its_origin(tmp_path, mo
     entry = recorded.pop("training")
     assert recorded == {"scaling": {"speed": 3}}
     assert entry.keys() == {"command", "commit", "date", "hardware", "machine", "speed"}
-    assert entry["machine"] == runs.machine() and entry["machine"]["packages"]["tensorflow"] == tf.__version__
+    assert entry["machine"] == runs.build_info() and entry["machine"]["packages"]["tensorflow"] == tf.__version__
     assert entry["command"] == "python benchmarks/training.py --steps 2" and entry["speed"] == 2
     assert " cores of " in entry["hardware"] and " GiB, " in entry["hardware"]
 
@@ -109,7 +122,7 @@ def test_a_run_is_described_by_its_own_files(tmp_path):
 
 def test_heads_of_noise_have_the_border_that_is_asked_for():
     split = common.noise_split(2, 64, margin=8)
-    assert split.images.shape == (64, 64, 64) and dataset.empty_margin(split.images, 1) == 8
+    assert split.images.shape == (64, 64, 64) and empty_margin(split.images, 1) == 8
     assert split.num_people == 2 and split.positions.tolist() == 2 * list(range(32))
     assert np.unique(split.images[:, 8:-8, 8:-8]).size == 256
 
@@ -168,9 +181,9 @@ def test_the_images_of_a_turn_are_those_of_its_batches(monkeypatch):
 
 
 def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
-    run = Run(tmp_path, {"data": {"is_demo": False, "front": None, "frame": {}, "fingerprints": {}}, "settings": {"limit": None}})
+    run = Run(tmp_path, {"data": {"is_demo": False, "front": None, "geometry": {}, "fingerprints": {}}, "settings": {"limit": None}})
     heads = np.random.default_rng(0).integers(0, 256, (12, 2, 32, 32), np.uint8)
-    synthetic.write_heads(tmp_path / "set", heads, synthetic.describe(run, run.frame, 12, 0, 1.0, None, [3, 4]))
+    synthetic.write_heads(tmp_path / "set", heads, synthetic.describe(run, run.geometry, 12, 0, 1.0, None, [3, 4]))
     assert template.split_people(12) == {"train": 10, "validate": 1, "test": 1}
     for count in (4, 10, 11, 12):
         split = utility.load_heads(tmp_path / "set", count)
@@ -181,7 +194,7 @@ def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
 def test_each_side_has_its_number_of_heads():
     assert utility.numbers_of_heads(13, 10, 1000) == {"real": 13, "as_many": 13, "more": 130}
     assert utility.numbers_of_heads(13, 10, 40) == {"real": 13, "as_many": 13, "more": 40}
-    with pytest.raises(InputError, match="holds 13 heads, and there are 13 training people"):
+    with pytest.raises(UserError, match="holds 13 heads, and there are 13 training people"):
         utility.numbers_of_heads(13, 10, 13)
 
 
@@ -194,9 +207,9 @@ def test_people_of_another_run_and_a_folder_of_no_heads_are_refused(tmp_path):
     limited = dataset.fingerprints(dataset.load_splits(folder, limit=1, front="down"))
     assert utility.load_people(folder, {**trained_on, "limit": 1, "fingerprints": limited})["train"].num_people == 1
     for name in ("train", "test"):
-        with pytest.raises(InputError, match=f"The {name} people in .* are not those of the run"):
+        with pytest.raises(UserError, match=f"The {name} people in .* are not those of the run"):
             utility.load_people(folder, {**trained_on, "fingerprints": {**fingerprints, name: "other"}})
-    with pytest.raises(InputError, match="cohort is no data set of predict.py --write-dataset"):
+    with pytest.raises(UserError, match="cohort is no data set of predict.py --write-dataset"):
         utility.read_description(folder)
 
 
@@ -247,7 +260,7 @@ def test_the_size_of_a_heads_ventricles_is_the_mean_over_its_slices():
     rng = np.random.default_rng(0)
     heads = np.array([[draw_head(rng, position) for position in positions] for positions in ((0, 1, 2), (4, 6, 8))])
     sizes = ventricles.sizes_of(heads)
-    expected = [np.mean([metrics.tissue_statistics(image[np.newaxis])["dark_fraction"][0] for image in head]) for head in heads]
+    expected = [np.mean([judge.tissue_statistics(image[np.newaxis])["dark_fraction"][0] for image in head]) for head in heads]
     np.testing.assert_allclose(sizes, expected)
     assert 0.02 < sizes[0] < sizes[1]
 
@@ -300,7 +313,7 @@ def test_the_table_of_ventricles_shows_intervals():
     ("origins", {**ORIGIN, "commit": ""}, "an empty cell"),
     ("faults", {key: value for key, value in KILLS.items() if key != "lost"}, "an empty cell")))
 def test_what_was_not_measured_is_refused(name, record, reason):
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(UserError, match=reason):
         tables.fill(f"<!-- results: {name} -->\n| old |\n", {"faults": record})
 
 
@@ -311,7 +324,7 @@ def test_a_machine_without_a_gpu_is_not_timed_as_one(monkeypatch, capsys):
 
 
 def test_an_empty_table_is_refused():
-    with pytest.raises(InputError, match="The table epochs cannot be filled.*no rows"):
+    with pytest.raises(UserError, match="The table epochs cannot be filled.*no rows"):
         tables.fill("<!-- results: epochs -->\n", {"loading": {"epochs": []}})
-    with pytest.raises(InputError, match="no 'epochs'"):
+    with pytest.raises(UserError, match="no 'epochs'"):
         tables.fill("<!-- results: epochs -->\n", {"loading": {}})

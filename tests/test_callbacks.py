@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import pytest
 
-from tests.small import small_prior, small_vqvae
 import modules
 from support import callbacks, cli
 from support.runs import Run
+from tests.small import small_prior, small_vqvae
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def test_a_diverged_loss_names_epoch_and_step_and_the_best_model(tmp_path, loss)
     stop = callbacks.StopOnDivergence(best, "start again with a lower --learning-rate")
     stop.on_epoch_begin(3)
     stop.on_train_batch_end(5, {"loss": 0.3})
-    with pytest.raises(cli.InputError, match="vqvae diverged in epoch 4, step 7.* lower --learning-rate") as error:
+    with pytest.raises(cli.UserError, match="vqvae diverged in epoch 4, step 7.* lower --learning-rate") as error:
         stop.on_train_batch_end(6, {"loss": loss})
     assert "best model" not in str(error.value)
     best.write_bytes(b"good")
-    with pytest.raises(cli.InputError, match=f"The best model before is in {best}"):
+    with pytest.raises(cli.UserError, match=f"The best model before is in {best}"):
         stop.on_train_batch_end(6, {"loss": loss})
     assert best.read_bytes() == b"good"
 
@@ -72,7 +72,7 @@ def test_a_run_folder_that_vanishes_is_one_sentence(run):
     checkpoints = callbacks.with_write_errors_reported(callbacks.Checkpoints(run, "vqvae", "score", "max"), run)
     checkpoints.set_model(small_vqvae())
     shutil.rmtree(run.folder)
-    with pytest.raises(cli.InputError, match="cannot be written .No such file"):
+    with pytest.raises(cli.UserError, match="cannot be written .No such file"):
         checkpoints.on_epoch_end(0, {"score": 0})
     assert not run.folder.exists()
 

@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from tests.conftest import check_refused, ROOT
 import dataset
 import predict
 from support import cli
+from tests.conftest import check_refused, ROOT
 import train
 
 # As in a container that runs as a user who has no entry in /etc/passwd.
@@ -64,10 +64,10 @@ def test_names_that_are_no_text_are_printed(monkeypatch):
     for stream, ascii_only in streams.items():
         monkeypatch.setattr(sys, stream, ascii_only)
 
-    @cli.exit_on_input_error
+    @cli.exit_on_user_error
     def main():
         print(name)
-        raise cli.InputError(f"{name} is empty.")
+        raise cli.UserError(f"{name} is empty.")
 
     with pytest.raises(SystemExit) as stop:
         main()
@@ -134,9 +134,9 @@ def test_a_folder_is_whole_or_not_there_and_any_failure_is_one_sentence(tmp_path
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for folder, reason in ((tmp_path / "link", "exists already"), ("/proc/set", r"/proc/set cannot be written"),
                            (tmp_path / ("x" * 300), "cannot be written")):
-        with pytest.raises(cli.InputError, match=reason), cli.whole_folder(folder, "give another"):
+        with pytest.raises(cli.UserError, match=reason), cli.whole_folder(folder, "give another"):
             raise AssertionError("nothing may be begun")
-    with pytest.raises(cli.InputError, match="full cannot be written .*No space"), cli.whole_folder(tmp_path / "full", "") as unfinished:
+    with pytest.raises(cli.UserError, match="full cannot be written .*No space"), cli.whole_folder(tmp_path / "full", "") as unfinished:
         raise OSError(28, "No space left on device", str(unfinished / "x.png"))
     with pytest.raises(OSError, match="mine"), cli.whole_folder(tmp_path / "other", ""):
         raise FileNotFoundError(2, "No such file", "mine.png")

@@ -11,7 +11,7 @@ import tensorflow as tf
 from benchmarks import codecs
 import dataset
 import modules
-from support.cli import InputError
+from support.cli import UserError
 from tests.small import sample_by_full_forwards
 
 
@@ -54,12 +54,12 @@ def test_heads_are_taken_whole_with_their_persons():
     rng = np.random.default_rng(1)
     prior.fit_people(rng.random((5, 32, 16, 16)))
     heads = rng.integers(0, 256, (4, 32, 32, 32), np.uint8)
-    split = dataset.Split.of_heads(heads, range(32)).take(np.arange(1, 128))  # the first person lacks a slice
+    split = dataset.Split.from_heads(heads, range(32)).take(np.arange(1, 128))  # the first person lacks a slice
     whole, persons = codecs.take_heads(split, vqvae, prior, 2)
     np.testing.assert_array_equal(whole, heads[[1, 3]])
     np.testing.assert_array_equal(persons, prior.encode_people(dataset.head_pictures(split, 0)[0])[[1, 3]])
     assert len(np.unique(persons, axis=0)) == 2
-    with pytest.raises(InputError, match="all slices"):
+    with pytest.raises(UserError, match="all slices"):
         codecs.take_heads(split.take(slice(5)), vqvae, prior, 2)
 
 

@@ -9,18 +9,19 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
-from tests.small import small_prior, small_vqvae
 import dataset
 from support import cli, volumes
+from support.images import empty_margin, to_uint8
 from support.people import CodedSplit
+from tests.small import small_prior, small_vqvae
 
 
 def test_normalise_reaches_both_ends_and_comes_back():
     levels = np.arange(256, dtype=np.uint8)
     normalised = dataset.normalise(levels).numpy()
     np.testing.assert_allclose(normalised, np.linspace(-1, 1, 256), atol=1e-6)
-    np.testing.assert_array_equal(dataset.to_uint8(normalised), levels)
-    np.testing.assert_array_equal(dataset.to_uint8(np.array([-1.5, -0.999, 0.0, 0.9999, 7.0])), [0, 0, 128, 255, 255])
+    np.testing.assert_array_equal(to_uint8(normalised), levels)
+    np.testing.assert_array_equal(to_uint8(np.array([-1.5, -0.999, 0.0, 0.9999, 7.0])), [0, 0, 128, 255, 255])
 
 
 def test_splits_hold_the_files_pixels_in_order_of_case_and_slice(cohort):
@@ -57,7 +58,7 @@ def test_the_largest_side_and_the_last_slice_are_allowed(tmp_path):
         assert split.images.shape == (1, *size[::-1]) and split.positions.tolist() == [31]
     for size in ((1025, 32), (32, 1025)):
         Image.new("L", size).save(folder / "case_7_slice_31.nii.png")
-        with pytest.raises(cli.InputError, match=f"is {size[0]}x{size[1]} pixels; the largest side allowed is 1024"):
+        with pytest.raises(cli.UserError, match=f"is {size[0]}x{size[1]} pixels; the largest side allowed is 1024"):
             dataset.load_splits(tmp_path, ["test"])
 
 
@@ -116,7 +117,7 @@ SPOILERS = {
 @pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
 def test_bad_files_are_named_in_one_sentence(cohort, spoil):
     named = spoil(cohort)
-    with pytest.raises(cli.InputError) as error:
+    with pytest.raises(cli.UserError) as error:
         dataset.load_splits(cohort)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
@@ -130,7 +131,7 @@ def test_data_are_looked_for_in_the_stated_order(cohort, tmp_path, monkeypatch):
     monkeypatch.setenv("OASIS_DIR", str(cohort))
     assert dataset.find_data() == (cohort, False)
     assert dataset.find_data(default) == (default, False)
-    with pytest.raises(cli.InputError, match="--data-dir names .*nowhere"):
+    with pytest.raises(cli.UserError, match="--data-dir names .*nowhere"):
         dataset.find_data(tmp_path / "nowhere")
 
 
@@ -157,16 +158,16 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
 
 def test_a_failed_reading_leaves_no_cache(cohort, tmp_path):
     (cohort / "keras_png_slices_train" / "case_001_slice_5.nii.png").write_bytes(b"")
-    with pytest.raises(cli.InputError, match="case_001_slice_5"):
+    with pytest.raises(cli.UserError, match="case_001_slice_5"):
         dataset.load_splits(cohort, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(cli.InputError, match="give another --cache-dir"):
+    with pytest.raises(cli.UserError, match="give another --cache-dir"):
         dataset.load_splits(cohort, cache_dir=tmp_path / "file" / "cache")
 
 
 def coded_split(split, codes, persons, steps=(1, 2)):
-    """A `people.CodedSplit` of 64 codes for codes (V, N, ...) and persons (V, N, P)."""
+    """A `dataset.CodedSplit` of 64 codes for codes (V, N, ...) and persons (V, N, P)."""
     return CodedSplit(codes.astype(np.int32), split.positions, dataset.context_indices(split, steps), np.float32(persons), 64)
 
 
@@ -291,7 +292,7 @@ def test_image_batches_are_the_normalised_images_with_their_positions(cohort):
     np.testing.assert_allclose(images[..., 0], train.images / 127.5 - 1, atol=1e-6)
     np.testing.assert_array_equal(np.concatenate([positions for _, positions in batches]), train.positions)
     shuffled, positions = next(iter(dataset.training_batches(train, 4, seed=0)))
-    for image, position in zip(dataset.to_uint8(shuffled[..., 0].numpy()), positions):
+    for image, position in zip(to_uint8(shuffled[..., 0].numpy()), positions):
         match = (train.images == image).all(axis=(1, 2))
         assert train.positions[match].tolist() == [int(position)]
 
@@ -300,15 +301,15 @@ def test_empty_margin_is_the_narrowest_black_border_rounded_down():
     images = np.zeros((2, 64, 64), np.uint8)
     images[0, 17:40, 20:30] = 9
     images[1, 30, 50] = 1  # 13 pixels from the right
-    assert dataset.empty_margin(images, 1) == 13
-    assert dataset.empty_margin(images, 8) == 8
+    assert empty_margin(images, 1) == 13
+    assert empty_margin(images, 8) == 8
     images[1, 0, 0] = 1
-    assert dataset.empty_margin(images, 8) == 0
+    assert empty_margin(images, 8) == 0
     for row, column in ((3, 20), (40, 3), (60, 20), (40, 60)):  # three pixels from each side in turn
         marked = np.zeros((1, 64, 64), np.uint8)
         marked[0, 30, 30] = marked[0, row, column] = 1
-        assert dataset.empty_margin(marked, 1) == 3
-    assert dataset.empty_margin(np.zeros((1, 8, 8), np.uint8), 1) == 0
+        assert empty_margin(marked, 1) == 3
+    assert empty_margin(np.zeros((1, 8, 8), np.uint8), 1) == 0
 
 
 def test_pixel_statistics_are_numpys():
@@ -398,9 +399,9 @@ def test_spread_and_take():
 def test_heads_are_the_people_with_all_slices():
     cases, positions = np.array([[3, 0], [3, 2], [3, 1], [5, 0], [5, 2], [8, 1], [8, 2], [8, 0], [8, 7]]).T
     split = dataset.Split("train", np.zeros((9, 8, 8), np.uint8), cases, positions)
-    np.testing.assert_array_equal(split.heads([0, 1, 2]), [[0, 2, 1], [7, 5, 6]])
-    np.testing.assert_array_equal(split.heads([2, 0]), [[1, 0], [4, 3], [6, 7]])
-    assert split.heads([4, 7]).shape == (0, 2)
+    np.testing.assert_array_equal(split.head_indices([0, 1, 2]), [[0, 2, 1], [7, 5, 6]])
+    np.testing.assert_array_equal(split.head_indices([2, 0]), [[1, 0], [4, 3], [6, 7]])
+    assert split.head_indices([4, 7]).shape == (0, 2)
 
 
 @pytest.mark.parametrize("size, result, changes", [
@@ -424,7 +425,7 @@ def test_a_split_beyond_the_memory_suggests_limit(cohort, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(dataset.np, "empty", empty)
-    with pytest.raises(cli.InputError, match="32 images of the train split do not fit into memory; .*--limit"):
+    with pytest.raises(cli.UserError, match="32 images of the train split do not fit into memory; .*--limit"):
         dataset.load_splits(cohort)
 
 
@@ -465,7 +466,7 @@ def test_300_spoilt_pngs_are_named_or_read_whole(cohort):
         path.write_bytes(mutate(good, rng))
         try:
             split = dataset.load_splits(cohort, ["test"])["test"]
-        except cli.InputError as error:
+        except cli.UserError as error:
             refused += 1
             assert path.name in str(error) and "\n" not in str(error), number
         else:
@@ -492,10 +493,10 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(cohort, monkeypatc
         raise AssertionError("decoded")
 
     monkeypatch.setattr(Image.Image, "load", load)
-    with pytest.raises(cli.InputError, match="9000x9000 pixels; the largest side allowed is 1024"):
+    with pytest.raises(cli.UserError, match="9000x9000 pixels; the largest side allowed is 1024"):
         dataset.load_splits(cohort, ["test"])
     write_chunks(path, (60_000, 60_000, 8, 0, 0, 0, 0), b"")
-    with pytest.raises(cli.InputError, match=path.name):
+    with pytest.raises(cli.UserError, match=path.name):
         dataset.load_splits(cohort, ["test"])
 
 
@@ -506,7 +507,7 @@ def test_what_is_no_file_is_named(cohort, make):
     path = cohort / "keras_png_slices_test" / "case_441_slice_3.nii.png"
     path.unlink()
     make(path)
-    with pytest.raises(cli.InputError, match=path.name):
+    with pytest.raises(cli.UserError, match=path.name):
         dataset.load_splits(cohort, ["test"])
 
 

@@ -16,13 +16,13 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.tiny import write_cohort
-from tests.conftest import check_refused, ROOT, script_environment
-from tests.small import new_run, small_vqvae
 import dataset
 import modules
 from support import callbacks, cli, devices, optimizers
 from support.people import CodedSplit
 from support.runs import Run
+from tests.conftest import check_refused, ROOT, script_environment
+from tests.small import new_run, small_vqvae
 import train
 
 
@@ -103,7 +103,7 @@ def test_bfloat16_wants_a_gpu_that_has_it(monkeypatch, capsys):
     gpu(monkeypatch, (7, 5))
     devices.check_precision(False)
     assert not capsys.readouterr().out
-    with pytest.raises(cli.InputError, match="8.0 or more, for bfloat16, but A card has 7.5"):
+    with pytest.raises(cli.UserError, match="8.0 or more, for bfloat16, but A card has 7.5"):
         devices.check_precision(True)
 
 
@@ -135,7 +135,7 @@ def test_batches_are_shared_out_evenly_by_any_number_of_devices(monkeypatch):
             assert batch % count == 0 and 0 < batch <= available
             assert batch >= min(wanted, available - count + 1)
     replicas(monkeypatch, 4)
-    with pytest.raises(cli.InputError, match="3 training images cannot be shared out among 4 devices"):
+    with pytest.raises(cli.UserError, match="3 training images cannot be shared out among 4 devices"):
         devices.global_batch(8, 3)
 
 
@@ -169,7 +169,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path, monkeypatch):
         def save_and_stop(self, epoch, logs, stage=stage):
             save(self, epoch, logs)
             if self.backup_path.stem == stage:
-                raise cli.InputError("Stopped.")
+                raise cli.UserError("Stopped.")
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
             patch.setattr(devices, "strategy", lambda strategy=strategy: strategy)
@@ -280,14 +280,14 @@ def absent_machine(fresh_cluster, monkeypatch):
 
 def test_a_cluster_left_over_from_another_job_is_one_sentence(absent_machine, monkeypatch):
     monkeypatch.setattr(devices, "START_TIMEOUT", 0)
-    with pytest.raises(cli.InputError, match=f"No answer within 0 seconds from {absent_machine}.* unset TF_CONFIG"):
+    with pytest.raises(cli.UserError, match=f"No answer within 0 seconds from {absent_machine}.* unset TF_CONFIG"):
         devices.strategy.__wrapped__()  # which is cached
 
 
 def test_a_port_in_use_is_one_sentence(absent_machine):
     own_address = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"][0]
     with socket.create_server(("127.0.0.1", int(own_address.split(":")[1]))):
-        with pytest.raises(cli.InputError, match="cannot be joined .*in use.* unset TF_CONFIG"):
+        with pytest.raises(cli.UserError, match="cannot be joined .*in use.* unset TF_CONFIG"):
             devices.strategy.__wrapped__()
 
 

@@ -10,8 +10,7 @@ import pytest
 from scipy import ndimage
 
 from support import figures
-from support.volumes import Frame
-import modules
+from support.volumes import SliceGeometry
 
 
 def test_progress_frame_shows_original_reconstruction_and_error_without_margin():
@@ -167,7 +166,7 @@ def test_head_figure_keeps_proportions(tmp_path, pixel_size, spacing):
     head = np.zeros((8, 60, 60), np.uint8)
     rows, columns = int(40 / pixel_size), int(30 / pixel_size)
     head[:, 10:10 + rows, 15:15 + columns] = 200
-    figures.head_figure(np.stack([head, head]), range(len(head)), Frame(pixel_size, spacing), tmp_path / "head.png")
+    figures.head_figure(np.stack([head, head]), range(len(head)), SliceGeometry(pixel_size, spacing), tmp_path / "head.png")
     picture = np.asarray(Image.open(tmp_path / "head.png").convert("L")).astype(int)
     regions, _ = ndimage.label(picture > 100)  # pixels are interpolated: an edge is where half of it is reached
     boxes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in ndimage.find_objects(regions)]
@@ -185,7 +184,7 @@ def test_head_figure_claims_front_only_where_it_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **kwargs: words.append(text))
     for axes_known in (True, False):
         words.clear()
-        figures.head_figure(draw_marked_head()[np.newaxis], range(32), Frame(axes_known=axes_known), tmp_path / "head.png")
+        figures.head_figure(draw_marked_head()[np.newaxis], range(32), SliceGeometry(axes_known=axes_known), tmp_path / "head.png")
         page = " ".join(words)
         assert all((word in page) == axes_known for word in ("Front is up", "sagittal", "coronal"))
         assert ("columns, rows" in page and "Which way is front was not told" in page) == (not axes_known)
@@ -211,27 +210,3 @@ def test_compared_heads_are_rows_of_the_same_slices_unstretched_and_without_bord
     assert all(boxes[row, column][0] == boxes[row, 0][0] and boxes[row, column][1] == boxes[0, column][1] for row, column in boxes)
     assert boxes[0, 0] < boxes[1, 0] < boxes[2, 0] and boxes[0, 0][1] < boxes[0, 1][1] < boxes[0, 3][1]
     assert words == [f"slice {position}" for position in (22, 24, 26, 28)]
-
-
-def test_outline_is_read_from_the_models(tmp_path):
-    vqvae, prior = modules.VQVAE(margin=32, num_embeddings=64), modules.PixelCNN(num_embeddings=64)
-    texts = figures.outline(vqvae, prior)
-    assert (texts["image"], texts["vectors"], texts["codebook"], texts["codes"], texts["logits"]) == (
-        "256 x 256 x 1", "32 x 32 x 16", "64 x 16", "32 x 32", "32 x 32 x 64")
-    assert texts["encoder"] == ["less 32 black pixels", "convolution 6 x 6, stride 3", "convolution 4 x 4, stride 2",
-                                "residual block", "residual block", "convolution 1 x 1"]
-    assert texts["decoder"][-2:] == ["up-convolution 6 x 6, stride 3", "plus 32 black pixels"]
-    assert texts["decoder"].count("residual block") == 3
-    assert texts["conditioning"] == [("codes above and to the left", "32 x 32"), ("codes of the slices below", "4 x 32 x 32"),
-                                     ("person", "24"), ("slice position", "1 of 32")]
-    assert "8 gated blocks, 1 row up," in texts["prior"] and "2 axial attentions" in texts["prior"]
-    assert "dense 128, 64" in texts["prior"] and "3 residual blocks for the slices below" in texts["prior"]
-    figures.plot_architecture(texts, tmp_path / "architecture.png")
-    picture = np.asarray(Image.open(tmp_path / "architecture.png").convert("L"))
-    assert picture.shape[1] < 1000 and np.mean(picture < 250) > 0.1
-    assert (picture[:, [0, -1]] > 250).all() and (picture[[0, -1]] > 250).all()  # nothing is cut off
-
-    prior.settings = {**prior.settings, "steps_below": (), "person_size": 0}
-    texts = figures.outline(modules.VQVAE(downsample=4), prior)
-    assert texts["encoder"][0] == "convolution 8 x 8, stride 4"
-    assert [name for name, _ in texts["conditioning"]] == ["codes above and to the left", "slice position"]

@@ -4,6 +4,7 @@ from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
 from support import judge, metrics
+from support.images import brain_box
 
 
 def draw_people(count, seed=0, slices=12, size=64):
@@ -85,9 +86,9 @@ def test_the_box_holds_all_brains_and_no_more():
     heads = np.zeros((2, 3, 20, 30), np.uint8)
     heads[0, 1, 4:9, 7] = heads[1, 2, 6, 5:12] = 200
     heads[0, 0, 0, 0] = 7  # darker than brain
-    box = judge.brain_box(heads)
+    box = brain_box(heads)
     assert heads[box].shape == (2, 3, 5, 7) and (heads[box] == 200).sum() == (heads == 200).sum()
-    assert heads[judge.brain_box(0 * heads)].shape == heads.shape
+    assert heads[brain_box(0 * heads)].shape == heads.shape
 
 
 # Statistics
@@ -111,7 +112,7 @@ def test_slice_correlation_is_the_mean_over_pairs_inside_the_brain():
 def test_head_statistics_are_means_over_slices():
     heads = draw_people(3)
     measured = judge.head_statistics(heads)
-    tissue = [metrics.tissue_statistics(head[[0, 2, 4, 6, 8, 10]] / 255) for head in heads]
+    tissue = [judge.tissue_statistics(head[[0, 2, 4, 6, 8, 10]] / 255) for head in heads]
     for name, of_slices in (("dark", "dark_fraction"), ("symmetry", "symmetry")):
         np.testing.assert_allclose(measured[name], [values[of_slices].mean() for values in tissue])
     np.testing.assert_allclose(measured["brightness"], [(head / 255)[head / 255 > 0.03].mean() for head in heads])
@@ -208,7 +209,7 @@ def test_heads_are_judged_by_head(monkeypatch):
         tried = [(6, count, 5) for count in (4, 2, 1, 6)]
         expected = [(20, fake, groups, (0, 1, 2) if fake == 12 else (0,), channels) for fake, groups in zip(fakes, tried)]
         assert [row for row in learned if row[4] == channels] == expected
-    test, fake = (heads[judge.brain_box(people["train"])].mean(axis=(2, 3)) for heads in (people["test"], sampled[:4]))
+    test, fake = (heads[brain_box(people["train"])].mean(axis=(2, 3)) for heads in (people["test"], sampled[:4]))
     def auc(real, fake):
         return roc_auc_score(np.repeat([0, 1], [real.size, fake.size]), np.concatenate([real.ravel(), fake.ravel()]))
     assert new["told_apart_slices"] == pytest.approx(auc(test, fake), abs=0.01)

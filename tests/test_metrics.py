@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from scipy import linalg, ndimage
+from scipy import ndimage
 from skimage.metrics import structural_similarity
 import tensorflow as tf
 
 import dataset
-from support import metrics, people
+from support import judge, metrics
+from support.images import in_chunks
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_chunks_are_joined_in_order():
     def add(first, second):
         sizes.append(len(first))
         return tf.constant(first + second)
-    np.testing.assert_array_equal(metrics.in_chunks(add, numbers, 2 * numbers), 3 * numbers)
+    np.testing.assert_array_equal(in_chunks(add, numbers, 2 * numbers), 3 * numbers)
     assert sizes == [32, 32, 6]
 
 
@@ -118,7 +119,7 @@ def halves_coded():
     context = np.stack([np.where(positions >= step, indices - step, 70) for step in (1, 3)], axis=1)
     persons = np.repeat(np.float32(cases[:, np.newaxis] % 2), 3, axis=1)
     other = 1 - codes  # a second version, which is not measured
-    coded = people.CodedSplit(np.stack([codes, other]), positions, context, np.stack([persons, 9 + persons]), 4)
+    coded = dataset.CodedSplit(np.stack([codes, other]), positions, context, np.stack([persons, 9 + persons]), 4)
     alone = 1 + 2 * codes + positions[:, np.newaxis, np.newaxis]
     below = np.minimum(positions, 1) + (positions >= 3)
     return images, cases, coded, alone, alone - (2 * below + cases % 2)[:, np.newaxis, np.newaxis]
@@ -171,108 +172,13 @@ def two_sets():
     return rng.normal(size=(40, 5)), rng.normal(0.5, 1.5, size=(30, 5))
 
 
-def test_features_are_whitened_principal_components():
-    rng = np.random.default_rng(0)
-    patterns = rng.normal(size=(200, 5)) * [50, 30, 20, 10, 5] @ rng.normal(size=(5, 128 * 128))
-    images = np.uint8((128 + 0.2 * patterns + rng.normal(0, 1, patterns.shape)).clip(0, 255)).reshape(200, 128, 128)
-    space = metrics.FeatureSpace(images)
-    features = space.transform(images)
-    assert features.shape == (200, 64)
-    np.testing.assert_allclose(np.cov(features[:, :5], rowvar=False), np.eye(5), atol=1e-3)
-    shrunk = images.reshape(200, 64, 2, 64, 2).mean(axis=(2, 4)).reshape(200, -1) / 255
-    left, _, _ = np.linalg.svd(shrunk - shrunk.mean(axis=0), full_matrices=False)
-    np.testing.assert_allclose(np.abs(features[:, :5]), np.abs(left[:, :5] * np.sqrt(199)), atol=1e-3)
-    np.testing.assert_allclose(space.transform(images[:3] / 255), features[:3], atol=1e-9)
-    heads = images.reshape(25, 8, 128, 128)
-    np.testing.assert_allclose(metrics.coarse(heads), heads.reshape(25, 4, 2, 64, 2, 64, 2).mean(axis=(2, 4, 6)).reshape(25, -1) / 255)
-    small = images[:10, :32, :32]  # too few for 64 components, too small to be averaged
-    np.testing.assert_array_equal(*(metrics.FeatureSpace(small).transform(small) for _ in range(2)))
-    left, _, _ = np.linalg.svd(small.reshape(10, -1) / 255 - small.reshape(10, -1).mean(axis=0) / 255, full_matrices=False)
-    assert metrics.FeatureSpace(small).transform(small).shape == (10, 9)
-    np.testing.assert_allclose(np.abs(metrics.FeatureSpace(small).transform(small)[:, :5]), np.abs(left[:, :5] * 3), atol=1e-6)
-
-
-def test_frechet_distance_is_its_formula(two_sets):
-    a, b = two_sets
-    root = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T))
-    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root.real)
-    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-    one, other = a[:, :1], b[:, :1]  # in one dimension: squared differences of means and of standard deviations
-    expected = (one.mean() - other.mean()) ** 2 + (one.std(ddof=1) - other.std(ddof=1)) ** 2
-    assert metrics.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
-    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-
-
-def test_kernel_distance_is_the_unbiased_sum_over_pairs(two_sets):
-    a, b = two_sets
-    def mean(first, second, skip_same):
-        values = [(x @ y / 5 + 1) ** 3 for i, x in enumerate(first) for j, y in enumerate(second) if not (skip_same and i == j)]
-        return np.mean(values)
-    assert metrics.kernel_distance(a, b) == pytest.approx(mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False))
-
-
-def test_density_and_coverage_are_counts_over_balls(two_sets):
-    real, fake = two_sets
-    inside = np.zeros((len(real), len(fake)), bool)
-    for i, centre in enumerate(real):
-        radius = np.sort([np.linalg.norm(centre - other) for other in real])[5]  # 0 is the point itself
-        inside[i] = [np.linalg.norm(centre - point) < radius for point in fake]
-    density, coverage = metrics.density_and_coverage(real, fake)
-    assert 0 < coverage < 1
-    assert density == pytest.approx(inside.sum() / (5 * len(fake)))
-    assert coverage == pytest.approx(inside.any(axis=1).mean())
-    assert metrics.density_and_coverage(real, real + 0.0, k=1)[1] == 1  # every real point lies in its own ball
-    assert metrics.density_and_coverage(real, fake, k=39)[1] > coverage
-
-
-def test_ms_ssim_at_one_scale_is_scikit_images_ssim_and_drops_with_noise():
-    rng = np.random.default_rng(0)
-    a = ndimage.gaussian_filter(rng.random((3, 21, 21)), (0, 1, 1))
-    b = np.clip(a + rng.normal(0, 0.03, a.shape), 0, 1)
-    expected = [structural_similarity(*pair, data_range=1.0, gaussian_weights=True, use_sample_covariance=False)
-                for pair in zip(a, b)]
-    np.testing.assert_allclose(metrics.ms_ssim(a, b), expected, atol=1e-4)
-    many = ndimage.gaussian_filter(rng.random((20, 44, 30)), (0, 1, 1))  # two scales, and more than one batch
-    noisy = np.float32(many + rng.normal(0, 0.05, many.shape))
-    weights = [0.0448 / (0.0448 + 0.2856), 0.2856 / (0.0448 + 0.2856)]
-    expected = tf.image.ssim_multiscale(np.float32(many)[..., np.newaxis], noisy[..., np.newaxis], 1.0, weights)
-    np.testing.assert_allclose(metrics.ms_ssim(many, noisy), expected, atol=1e-5)
-    large = ndimage.gaussian_filter(rng.random((1, 256, 256)), (0, 3, 3))
-    values = [metrics.ms_ssim(large, large + noise * rng.normal(size=large.shape))[0] for noise in (0, 0.05, 0.2)]
-    expected = tf.image.ssim_multiscale(*(np.float32(image)[..., np.newaxis] for image in (large, large + 0.1)), 1.0)  # all five
-    assert metrics.ms_ssim(large, large + 0.1)[0] == pytest.approx(float(expected[0]), abs=1e-4)
-    assert values[0] == pytest.approx(1, abs=1e-5) and values[0] > values[1] > values[2]
-
-
-def test_pairwise_ms_ssim_compares_different_people_at_one_position():
-    rng = np.random.default_rng(0)
-    two = rng.random((2, 24, 24))
-    images = np.stack([two[0], two[1], two[0], two[0], two[0]])
-    positions, cases = np.array([0, 0, 1, 1, 2]), np.array([7, 8, 7, 8, 7])
-    expected = (metrics.ms_ssim(two[:1], two[1:])[0] + 1) / 2
-    assert metrics.mean_pairwise_ms_ssim(images, positions, cases) == pytest.approx(expected, abs=1e-6)
-    assert np.isnan(metrics.mean_pairwise_ms_ssim(images, np.arange(5), cases))
-
-
-def test_pairwise_ms_ssim_draws_ten_pairs_per_position(monkeypatch):
-    compared = []
-    monkeypatch.setattr(metrics, "ms_ssim", lambda a, b: compared.extend(zip(a[:, 0, 0], b[:, 0, 0])) or np.zeros(len(a)))
-    images = np.arange(33)[:, np.newaxis, np.newaxis] * np.ones((1, 2, 2))
-    cases, positions = np.arange(33) % 11, np.arange(33) // 11  # three positions of eleven people
-    for seed in (0, 0, 1):
-        metrics.mean_pairwise_ms_ssim(images, positions, cases, seed)
-    first, second, other = (compared[i:i + 30] for i in (0, 30, 60))
-    assert first == second != other and len(compared) == 90 and len({frozenset(pair) for pair in first}) == 30
-    assert all(a // 11 == b // 11 and a != b for a, b in compared)
-
-
 def test_tissue_statistics_of_drawn_heads():
     y, x = np.mgrid[-1:1:201j, -1:1:201j]
     head = np.where(np.hypot(x / 0.505, y / 0.705) < 1, 0.8, 0)
     ventricles = np.hypot(x / 0.105, y / 0.205) < 1
     with_ventricles = np.where(ventricles, 0.01, head)
     lopsided = with_ventricles * (1 - 0.5 * (x > 0) * (y > 0))
-    measured = metrics.tissue_statistics(np.stack([head, with_ventricles, lopsided, 0 * head]))
+    measured = judge.tissue_statistics(np.stack([head, with_ventricles, lopsided, 0 * head]))
     area = np.pi * 0.505 * 0.705 / 4
     np.testing.assert_allclose(measured["brain_area"], [area, area, area, 0], rtol=0.02)
     # All of the ventricles lie in the deep half.
@@ -285,14 +191,14 @@ def test_tissue_statistics_of_drawn_heads():
     assert measured["symmetry"][0] == 1  # a head without any contrast
     aside = np.roll(lopsided, 40, axis=1)
     aside[:3, :3] = 1.0  # and a bright speck, which is no brain
-    for name, value in metrics.tissue_statistics(aside[np.newaxis]).items():
+    for name, value in judge.tissue_statistics(aside[np.newaxis]).items():
         assert value[0] == pytest.approx(measured[name][2], abs=1e-6)
     # Darker than half the median is dark; what is not deep does not count.
     depth = ndimage.distance_transform_edt(outline)
     rim, half = np.where(outline & (depth < np.median(depth[outline])), 0.05, head), np.where(ventricles, 0.39, head)
-    np.testing.assert_allclose(metrics.tissue_statistics(np.stack([half, half + 0.02 * ventricles]))["dark_fraction"],
+    np.testing.assert_allclose(judge.tissue_statistics(np.stack([half, half + 0.02 * ventricles]))["dark_fraction"],
                                [measured["dark_fraction"][1], 0], atol=1e-9)
-    assert metrics.tissue_statistics(rim[np.newaxis])["dark_fraction"][0] == 0
+    assert judge.tissue_statistics(rim[np.newaxis])["dark_fraction"][0] == 0
 
 
 def test_nearest_is_the_nearest_or_its_mirror_image():
@@ -300,7 +206,7 @@ def test_nearest_is_the_nearest_or_its_mirror_image():
     pictures, train = rng.random((20, 3, 4)), rng.random((30, 3, 4))
     pictures[:2] = train[4], train[7, :, ::-1]
     between = np.array([[[np.linalg.norm(picture - other) for other in (one, one[:, ::-1])] for one in train] for picture in pictures])
-    nearest = metrics.Neighbours(train, lambda images: images.reshape(len(images), -1)).nearest(pictures)
+    nearest = judge.Neighbours(train, lambda images: images.reshape(len(images), -1)).nearest(pictures)
     people = between.min(axis=2)
     np.testing.assert_array_equal(nearest.indices, people.argmin(axis=1))
     np.testing.assert_allclose(nearest.distances, people.min(axis=1), atol=1e-7)
@@ -310,73 +216,21 @@ def test_nearest_is_the_nearest_or_its_mirror_image():
     assert nearest.indices[:2].tolist() == [4, 7] and nearest.mirrored[:2].tolist() == [False, True]
 
 
-def test_copy_test_is_the_mean_z_score_of_u_and_finds_copies():
-    rng = np.random.default_rng(0)
-    positions = np.repeat(np.arange(4), 20)
-    real = rng.normal(5, 1, 80)
-    def by_hand(samples):
-        scores = []
-        for position in range(4):
-            a, b = samples[positions == position], real[positions == position]
-            u = sum(x > y for x in a for y in b)
-            scores.append((u - 200) / np.sqrt(400 * 41 / 12))
-        return np.mean(scores)
-    for samples in (rng.normal(5, 1, 80), 0.1 * real, real + 9):
-        assert metrics.copy_test(samples, positions, real, positions) == pytest.approx(by_hand(samples))
-    assert metrics.copy_test(0.1 * real, positions, real, positions) < -3 < metrics.copy_test(real, positions, real, positions)
-    assert np.isnan(metrics.copy_test(real, positions, real, positions + 9))
-    near, far = np.full(20, -99.0), np.full(20, 99.0)  # copies at position 0, strangers at position 1; 5 and 15 held-out images
-    samples, held_out = np.concatenate([near, far]), rng.normal(5, 1, 20)
-    scores = [(u - 20 * n / 2) / np.sqrt(20 * n * (20 + n + 1) / 12) for u, n in ((0, 5), (20 * 15, 15))]
-    score = metrics.copy_test(samples, np.repeat([0, 1], 20), held_out, np.repeat([0, 1], (5, 15)))
-    assert score == pytest.approx((5 * scores[0] + 15 * scores[1]) / 20)
-
-
 @pytest.mark.parametrize("score, verdict", ((-3.1, "copies, or all near to the average"), (-3, "somewhat nearer"), (-1.1, "somewhat nearer"),
                                             (-1, "no sign"), (1, "no sign"), (1.1, "further")))
 def test_the_copy_test_in_words(score, verdict):
-    said = metrics.say_copy_test({"copy_test": score, "nearest_samples": 1.234, "nearest_real": 5.678})
+    said = judge.say_copy_test({"copy_test": score, "nearest_samples": 1.234, "nearest_real": 5.678})
     assert verdict in said and f"C_T = {score:.1f}; median distance 1.23, of test people 5.68" in said
-    said = metrics.say_copy_test({"copy_test": score, "copy_test_interval": [-4, 2], "nearest_samples": 1, "nearest_real": 5})
+    said = judge.say_copy_test({"copy_test": score, "copy_test_interval": [-4, 2], "nearest_samples": 1, "nearest_real": 5})
     assert f"C_T = {score:.1f}; 95 % interval -4.0 to 2.0; median" in said
-
-
-def test_copies_are_told_from_new_people():
-    rng = np.random.default_rng(0)
-    def people(count):
-        heads = ndimage.gaussian_filter(rng.random((8 * count, 64, 64)), (0, 6, 6))
-        images = np.uint8(255 * (heads - heads.min()) / np.ptp(heads))
-        return dataset.Split("", images, np.repeat(np.arange(count), 8), np.tile(np.arange(8), count))
-    splits = {"train": people(30), "validate": people(8), "test": people(8)}
-    space = metrics.FeatureSpace(splits["train"].images)
-    positions = np.tile(np.arange(8), 8)
-    copies, _ = metrics.evaluate_samples(splits["train"].images[:64], positions, splits, space)
-    new, details = metrics.evaluate_samples(people(8).images, positions, splits, space)
-    assert copies["copy_test"] < -3 and "copies" in copies["copy_test_says"] and copies["nearest_samples"] < 1e-6
-    assert abs(new["copy_test"]) < 1 and "no sign of copying" in new["copy_test_says"]
-    assert 0.5 < new["frechet"] / new["frechet_floor"] < 2
-    assert new["nearest_samples"] == np.median(details["sample_distances"])
-    assert new["nearest_real"] == np.median(details["test_distances"]) and new["num_samples"] == 64
-    real, floor = (space.transform(splits[name].images) for name in ("test", "validate"))
-    assert new["frechet_floor"] == metrics.frechet_distance(real, floor)
-    assert new["kid_floor"] == metrics.kernel_distance(real, floor)
-    assert (new["density_floor"], new["coverage_floor"]) == metrics.density_and_coverage(real, floor)
-    for name, values in metrics.tissue_statistics(splits["test"].images / 255).items():
-        np.testing.assert_array_equal(details["tissue"]["test"][name], values)
-        samples = details["tissue"]["samples"][name]
-        below = [abs((samples <= value).mean() - (values <= value).mean()) for value in (*samples, *values)]
-        if name != "brain_area":
-            assert new[f"{name}_ks"] == pytest.approx(max(below))
-    dark, _ = metrics.evaluate_samples(np.uint8(0.3 * people(8).images), positions, splits, space)
-    assert dark["frechet"] > 3 * dark["frechet_floor"] and dark["kid"] > new["kid"] and dark["coverage"] == 0
 
 
 def test_intervals_are_those_of_the_normal_distribution_for_means():
     values = np.random.default_rng(0).normal(3, 2, 200)
-    measured = metrics.with_interval("mean", np.mean, values)
+    measured = judge.with_interval("mean", np.mean, values)
     assert measured["mean"] == pytest.approx(values.mean())
     half = 1.96 * values.std() / np.sqrt(200)
     np.testing.assert_allclose(measured["mean_interval"], [values.mean() - half, values.mean() + half], atol=0.15 * half)
-    cut = metrics.with_interval("mean", np.mean, values, limits=(3, np.inf))["mean_interval"]
+    cut = judge.with_interval("mean", np.mean, values, limits=(3, np.inf))["mean_interval"]
     assert cut == [3, measured["mean_interval"][1]]
-    assert metrics.with_interval("mean", np.mean, values[:1]) == {"mean": values[0]}
+    assert judge.with_interval("mean", np.mean, values[:1]) == {"mean": values[0]}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.small import random_conditions, random_vectors, small_prior, small_vqvae
 import modules
 from support import optimizers, sampler
+from tests.small import random_conditions, random_vectors, small_prior, small_vqvae
 
 
 @pytest.fixture(autouse=True)

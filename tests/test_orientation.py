@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from support import orientation, template
-from support.volumes import Frame
+from support.volumes import SliceGeometry
 
 QUARTER_TURNS = {"up": 0, "left": 1, "down": 2, "right": 3}  # anticlockwise
 
@@ -81,9 +81,9 @@ def test_spacing_is_that_of_neighbouring_positions(people):
 @pytest.mark.parametrize("name", other_organs())
 def test_nothing_is_claimed_of_what_is_no_brain(name):
     images = other_organs()[name].round().clip(0, 255).astype(np.uint8)
-    front, frame, line = orientation.find_frame(images, np.arange(32))
+    front, geometry, line = orientation.find_geometry(images, np.arange(32))
     assert front is None
-    assert frame == Frame(pixel_size=2.0, axes_known=False)
+    assert geometry == SliceGeometry(pixel_size=2.0, axes_known=False)
     assert line.startswith("No match with the template") and "nothing is turned" in line
 
 
@@ -93,9 +93,9 @@ def test_few_slices_are_not_matched(people):
 
 def test_the_frame_is_that_of_the_mean_over_people(people):
     images, positions = people[:, :, ::-1].reshape(-1, 128, 128), np.tile(np.arange(32), 4)
-    front, frame, line = orientation.find_frame(images, positions)
+    front, geometry, line = orientation.find_geometry(images, positions)
     match = orientation.match_template(people.mean(axis=0)[:, ::-1], np.arange(32))
-    assert front == "down" and frame == Frame(2.0, match.spacing, match.lowest)
+    assert front == "down" and geometry == SliceGeometry(2.0, match.spacing, match.lowest)
     assert line == (f"Slices lie front-down by the template (correlation {match.correlation:.2f}): turned; "
                     f"{match.spacing:.1f} mm apart, by the template. Which side is left cannot be told.")
 
@@ -103,28 +103,28 @@ def test_the_frame_is_that_of_the_mean_over_people(people):
 def test_what_is_stated_overrules_the_template(monkeypatch):
     images, positions = np.ones((32, 32, 32), np.uint8), np.arange(32)
     monkeypatch.setattr(orientation, "match_template", lambda *_: orientation.Match("down", 1.1, -6.0, 0.9, 0.4))
-    front, frame, line = orientation.find_frame(images, positions, spacing=3.0)
-    assert (front, frame) == ("down", Frame(8.0, 3.0, -6.0))
+    front, geometry, line = orientation.find_geometry(images, positions, spacing=3.0)
+    assert (front, geometry) == ("down", SliceGeometry(8.0, 3.0, -6.0))
     assert "3.0 mm apart, as stated" in line
-    front, frame, line = orientation.find_frame(images, positions, front="left")
-    assert (front, frame) == ("left", Frame(8.0))
+    front, geometry, line = orientation.find_geometry(images, positions, front="left")
+    assert (front, geometry) == ("left", SliceGeometry(8.0))
     assert "front-left as stated, though the template fits front-down" in line and "not measured" in line
     monkeypatch.setattr(orientation, "match_template", lambda *_: orientation.Match(None, 1.1, -6.0, 0.1, 0.0))
-    front, frame, line = orientation.find_frame(images, positions, front="up", spacing=2.0)
-    assert (front, frame) == ("up", Frame(8.0, 2.0))
+    front, geometry, line = orientation.find_geometry(images, positions, front="up", spacing=2.0)
+    assert (front, geometry) == ("up", SliceGeometry(8.0, 2.0))
     assert line.startswith("Slices lie front-up as stated; 2.0 mm apart, as stated.")
-    front, frame, line = orientation.find_frame(images, positions, spacing=2.0)
-    assert (front, frame) == (None, Frame(8.0, 2.0, axes_known=False))
+    front, geometry, line = orientation.find_geometry(images, positions, spacing=2.0)
+    assert (front, geometry) == (None, SliceGeometry(8.0, 2.0, axes_known=False))
     assert line.endswith("nothing is said of the axes; 2.0 mm apart, as stated.")
 
 
 def test_the_templates_slices_lie_as_they_are_asked_to():
-    for frame in (Frame(2.0), Frame(2.0, spacing=0.9, lowest=2.0)):
-        slices = template.template_slices(128, frame)
+    for geometry in (SliceGeometry(2.0), SliceGeometry(2.0, spacing=0.9, lowest=2.0)):
+        slices = template.template_slices(128, geometry)
         assert slices.shape == (32, 128, 128) and slices.dtype == np.uint8
         match = orientation.match_template(slices, np.arange(32))
         assert match.front == "up" and match.correlation > 0.97
         # The scale is found to 2 or 3 %.
-        assert match.spacing == pytest.approx(frame.spacing, rel=0.06) and match.lowest == pytest.approx(frame.lowest, abs=1)
-    large = template.template_slices(256, Frame(spacing=0.9, lowest=2.0)).reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
+        assert match.spacing == pytest.approx(geometry.spacing, rel=0.06) and match.lowest == pytest.approx(geometry.lowest, abs=1)
+    large = template.template_slices(256, SliceGeometry(spacing=0.9, lowest=2.0)).reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
     np.testing.assert_allclose(slices, large, atol=2)  # bright pixels are clipped after the mean, not before

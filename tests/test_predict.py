@@ -18,13 +18,14 @@ from skimage.transform import downscale_local_mean
 import tensorflow as tf
 
 from benchmarks.tiny import write_cohort
-from tests.conftest import check_refused
 import dataset
 import modules
 import predict
 from support import cli, metrics, runs, sampler
+from support.images import to_uint8
 from support.runs import Run
 from support.template import template_slices
+from tests.conftest import check_refused
 
 SLICE = "cohort/keras_png_slices_test/case_441_slice_3.nii.png"
 
@@ -86,7 +87,7 @@ def test_samples_and_heads_are_those_of_seed_temperature_and_positions(in_traine
     predict.main(["--slice", "all", "--heads", "8", "--seed", "5", "--temperature", "0.8", "--output-dir", str(tmp_path / "out"),
                   "--export", str(tmp_path / "exported")])
     assert exported == [(vqvae, prior, str(tmp_path / "exported"))]
-    samples = dataset.to_uint8(vqvae.decode_codes(prior.sample(range(8), seed=5, temperature=0.8))[..., 0])
+    samples = to_uint8(vqvae.decode_codes(prior.sample(range(8), seed=5, temperature=0.8))[..., 0])
     heads = prior.sample_heads(8, seed=5, temperature=0.8)
     assert len(list((tmp_path / "out").glob("sample_*.png"))) == 8 and len(list((tmp_path / "out").glob("head_*.nii.gz"))) == 8
     for position in range(8):
@@ -95,7 +96,7 @@ def test_samples_and_heads_are_those_of_seed_temperature_and_positions(in_traine
     volume = nibabel.load(tmp_path / "out" / "head_001.nii.gz")
     # x to the right, y to the front, z up: the image's rows run backwards, its columns to the right.
     slices = np.asarray(volume.dataobj).transpose(2, 1, 0)[:, ::-1]
-    decoded = dataset.to_uint8(vqvae.decode_codes(heads[1])[..., 0])
+    decoded = to_uint8(vqvae.decode_codes(heads[1])[..., 0])
     assert np.abs(slices.astype(int) - decoded).max() <= 1
     assert volume.header.get_zooms()[:2] == (4, 4)  # 256 mm over 64 pixels
 
@@ -170,7 +171,7 @@ def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models)
     for text, expected in ((json.dumps({**measure, "weights": [0] * 24}), "does not follow from persons; leave out --ventricles"),
                            ('{"weights": [1', "ventricles.json is missing or damaged")):
         run.ventricles_path.write_text(text)
-        with pytest.raises(predict.InputError, match=expected):
+        with pytest.raises(predict.UserError, match=expected):
             sampler.steered_people(run, prior, 3, 5, 0.5)
 
 
@@ -182,7 +183,7 @@ def test_a_data_set_holds_the_heads_of_the_seed_however_few_are_sampled_at_once(
                   "--temperature", "0.7"])
     assert "5 heads in" in capsys.readouterr().out and not (copied / "predictions").exists()
     vqvae, prior = models
-    expected = dataset.to_uint8(vqvae.decode_codes(prior.sample_heads(5, seed=4, temperature=0.7).reshape(-1, 8, 8)).numpy()[..., 0])
+    expected = to_uint8(vqvae.decode_codes(prior.sample_heads(5, seed=4, temperature=0.7).reshape(-1, 8, 8)).numpy()[..., 0])
     splits = dataset.load_splits(tmp_path / "set")
     images = np.concatenate([split.images for split in splits.values()])
     assert images.shape == expected.shape and np.abs(images.astype(int) - expected).max() <= 1
@@ -393,7 +394,7 @@ def test_the_weights_to_start_with_are_those_of_their_card_and_of_simulated_peop
     assert run.is_simulated
     vqvae, prior = predict.load_models(run)
     images = vqvae.decode_codes(prior.sample([10, 20], seed=0)).numpy()[..., 0]
-    template = template_slices(vqvae.image_size, run.frame)[[10, 20]]
+    template = template_slices(vqvae.image_size, run.geometry)[[10, 20]]
     for image, expected in zip(images, template):
         assert np.corrcoef(image.ravel(), expected.ravel())[0, 1] > 0.8  # a brain, front up
 
@@ -404,7 +405,7 @@ def test_data_found_in_place_of_the_own_that_do_not_fit_are_left_alone(trained, 
     monkeypatch.setenv("OASIS_DIR", str(write_cohort(tmp_path / "larger", people=(1, 1, 1), size=96)))
     assert predict.load_data(predict.parse_arguments([]), run, vqvae) is None
     assert "it samples only" in capsys.readouterr().out
-    with pytest.raises(cli.InputError, match="96x96 pixels but"):
+    with pytest.raises(cli.UserError, match="96x96 pixels but"):
         predict.load_data(predict.parse_arguments(["--evaluate"]), run, vqvae)
 
 

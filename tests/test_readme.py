@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu, tables
-from tests.conftest import ROOT
 import dataset
 import predict
+from tests.conftest import ROOT
 import train
 
 DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in tables.DOCUMENTS}

@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from support import figures, report
-from support.volumes import Frame
+from support.volumes import SliceGeometry
 
 SIZE, MARGIN, GRID = 32, 4, 4
 
@@ -68,7 +68,7 @@ def content():
         title="A <title>", facts={"run": "runs/one", "data": "/data/<oasis>", "seed": 0}, notice="", margin=MARGIN,
         colours=figures.code_colours(np.arange(8.0)[:, np.newaxis]), metrics=metrics, examples=examples,
         all_codes=examples.codes, samples=np.full((3, SIZE, SIZE), 0.5), sample_captions=["slice 0", "slice 16", "slice 31"],
-        neighbours=np.full((3, SIZE, SIZE), 200, np.uint8), heads=head[np.newaxis], head_positions=list(range(len(head))), frame=Frame(pixel_size=2.0, spacing=3.0),
+        neighbours=np.full((3, SIZE, SIZE), 200, np.uint8), heads=head[np.newaxis], head_positions=list(range(len(head))), geometry=SliceGeometry(pixel_size=2.0, spacing=3.0),
         head_table=[("", "sampled heads"), ("dark_sd_ratio", "0.8 & more"), ("unheard_of", "1")])
 
 
@@ -172,7 +172,7 @@ def test_heads_are_shown_slice_by_slice_in_millimetres(write, content):
 
 def test_front_is_claimed_only_where_it_is_known(write):
     assert "Front is up; in sagittal cuts, front is on the left. Left and right are unknown." in Page(write()).words
-    page = Page(write(frame=Frame(axes_known=False)))
+    page = Page(write(geometry=SliceGeometry(axes_known=False)))
     assert "Which way is front was not told. Left and right are unknown." in page.words
     assert "cut along the rows" in page.pictures and not re.search("(?i)front is up|sagittal|coronal", page.words)
 

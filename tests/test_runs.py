@@ -10,7 +10,7 @@ import tensorflow as tf
 from support import cli, runs
 from support.runs import Run
 
-DATA = {"folder": "cohort", "is_demo": False, "fingerprints": {}, "front": "up", "frame": {}}
+DATA = {"folder": "cohort", "is_demo": False, "fingerprints": {}, "front": "up", "geometry": {}}
 CONFIG = {"settings": {"limit": None, "seed": 7}, "constants": {}, "vqvae": {}, "pixelcnn": {}, "data": DATA}
 
 
@@ -40,29 +40,29 @@ def test_a_new_run_writes_its_config_and_loads_as_it_was(run):
 def test_what_is_no_config_is_one_sentence(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(cli.InputError, match=expected) as error:
+    with pytest.raises(cli.UserError, match=expected) as error:
         Run.load(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_two_trainings_cannot_share_a_folder_and_a_finished_run_is_not_resumed(run):
     with run.training(resume=True):
-        with pytest.raises(cli.InputError, match="Another training is at work in"), run.training(resume=True):
+        with pytest.raises(cli.UserError, match="Another training is at work in"), run.training(resume=True):
             pass
     run.metrics_path.write_text("{}")
-    with pytest.raises(cli.InputError, match="is finished; there is nothing to resume"), run.training(resume=True):
+    with pytest.raises(cli.UserError, match="is finished; there is nothing to resume"), run.training(resume=True):
         pass
     assert not run.frames_dir.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence():
-    with pytest.raises(cli.InputError, match="/proc/run cannot be written .*another --run-dir"):
+    with pytest.raises(cli.UserError, match="/proc/run cannot be written .*another --run-dir"):
         with Run(runs.Path("/proc/run"), CONFIG).training(resume=False):
             pass
 
 
 def test_a_disk_that_tensorflow_finds_full_is_one_and_its_memory_is_not(run):
-    with pytest.raises(cli.InputError, match="run cannot be written .*No space left on device.*--resume"), run.report_write_errors():
+    with pytest.raises(cli.UserError, match="run cannot be written .*No space left on device.*--resume"), run.report_write_errors():
         raise tf.errors.ResourceExhaustedError(None, None, "logs/1.tfevents; No space left on device")
     with pytest.raises(tf.errors.ResourceExhaustedError), run.report_write_errors():
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
@@ -85,7 +85,7 @@ def test_finished_epochs_stand_in_the_backup(run):
     assert run.finished_epochs("vqvae") == 3
     for spoil in (lambda path: zipfile.ZipFile(path, "w").close(), lambda path: path.write_bytes(b"PK")):
         spoil(run.backup_path("vqvae"))
-        with pytest.raises(cli.InputError, match="vqvae.keras cannot be loaded .*remove it to begin this stage again"):
+        with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*remove it to begin this stage again"):
             run.finished_epochs("vqvae")
 
 
@@ -103,6 +103,6 @@ def test_the_newest_run_is_the_last_that_has_both_models(tmp_path, monkeypatch):
 
 
 def test_a_run_says_on_what_machine_it_ran():
-    machine = runs.machine()
+    machine = runs.build_info()
     assert machine["packages"]["tensorflow"] == tf.__version__ and machine["python"] and machine["processor"]
     assert isinstance(machine["vector_instructions"], list)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from support import sampler
 from tests.conftest import ROOT
 from tests.small import random_conditions, sample_by_full_forwards, small_prior, small_vqvae
-from support import sampler
 
 
 def test_gumbel_noise_has_its_distribution_and_its_items_are_their_own():

@@ -7,17 +7,17 @@ from PIL import Image
 import pytest
 
 from benchmarks.tiny import draw_head
-from tests.small import new_run
 import dataset
 from support import cli, synthetic, template, volumes
 from support.runs import Run
+from tests.small import new_run
 
 FRAME = {"pixel_size": 4.0, "spacing": 2.5, "lowest": 0.0, "axes_known": True}
 POSITIONS = [2, 5, 9]
 
 
 def make_run(folder, **data):
-    data = {"is_demo": False, "is_simulated": False, "front": "down", "frame": FRAME, "fingerprints": {"train": "a"}, **data}
+    data = {"is_demo": False, "is_simulated": False, "front": "down", "geometry": FRAME, "fingerprints": {"train": "a"}, **data}
     return Run(folder, {"data": data, "git_commit": "abc", "settings": {"limit": None}})
 
 
@@ -37,7 +37,7 @@ def test_what_has_to_be_said(is_simulated, is_synthetic, words, tmp_path):
 
 def test_heads_are_written_in_order_split_by_head_with_their_slice_positions(tmp_path):
     heads, run = draw_heads(11), make_run(tmp_path)
-    synthetic.write_heads(tmp_path / "a" / "set", iter(heads), synthetic.describe(run, run.frame, 11, 3, 0.5, 0.9, POSITIONS))
+    synthetic.write_heads(tmp_path / "a" / "set", iter(heads), synthetic.describe(run, run.geometry, 11, 3, 0.5, 0.9, POSITIONS))
     splits = dataset.load_splits(tmp_path / "a" / "set")
     assert {name: split.num_people for name, split in splits.items()} == template.split_people(11)
     assert [np.unique(split.cases)[0] for split in splits.values()] == [1, 402, 441]
@@ -69,7 +69,7 @@ def test_what_was_measured_of_the_prior_is_copied(tmp_path):
 
 def test_readers_call_synthetic_heads_what_they_are(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    description = synthetic.describe(make_run(tmp_path, is_simulated=True), volumes.Frame(), 3, 0, 1.0, None, list(range(8)))
+    description = synthetic.describe(make_run(tmp_path, is_simulated=True), volumes.SliceGeometry(), 3, 0, 1.0, None, list(range(8)))
     synthetic.write_heads(tmp_path / "set", draw_heads(3, range(8)), description)
     run = Run.load(new_run(tmp_path / "run", tmp_path / "set"))
     assert run.is_synthetic and run.is_simulated and run.notice == description["says"]
@@ -84,8 +84,8 @@ def test_what_stops_leaves_nothing(stop, tmp_path):
         yield from draw_heads(2)
         raise stop
 
-    description = synthetic.describe(make_run(tmp_path), volumes.Frame(), 3, 0, 1.0, None, POSITIONS)
-    with pytest.raises(KeyboardInterrupt if stop is KeyboardInterrupt else cli.InputError):
+    description = synthetic.describe(make_run(tmp_path), volumes.SliceGeometry(), 3, 0, 1.0, None, POSITIONS)
+    with pytest.raises(KeyboardInterrupt if stop is KeyboardInterrupt else cli.UserError):
         synthetic.write_heads(tmp_path / "set", stopping(), description)
     assert not list(tmp_path.iterdir())
 
@@ -98,6 +98,6 @@ def test_what_lies_there_already_is_refused_before_a_head_is_sampled(tmp_path):
         raise AssertionError
         yield
 
-    with pytest.raises(cli.InputError, match="set exists already; give another --write-dataset"):
-        synthetic.write_heads(tmp_path / "set", never(), synthetic.describe(make_run(tmp_path), volumes.Frame(), 3, 0, 1.0, None, POSITIONS))
+    with pytest.raises(cli.UserError, match="set exists already; give another --write-dataset"):
+        synthetic.write_heads(tmp_path / "set", never(), synthetic.describe(make_run(tmp_path), volumes.SliceGeometry(), 3, 0, 1.0, None, POSITIONS))
     assert [path.name for path in tmp_path.rglob("*")] == ["set", "mine.png"]

@@ -5,7 +5,7 @@ import pytest
 
 import dataset
 from support import cli, template, volumes
-
+from support.images import empty_margin
 from tests.conftest import check_refused
 
 
@@ -34,7 +34,7 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     splits = dataset.load_splits(folder)
     images = splits["train"].images
     assert images.shape == (32, 128, 128)
-    assert dataset.empty_margin(images, 16) == 16
+    assert empty_margin(images, 16) == 16
     assert 0.6 < (images == 0).mean() < 0.8  # as OASIS: about 70 % black
     assert (images != splits["validate"].images).any()
     assert [np.unique(splits[name].cases).tolist() for name in volumes.SPLITS] == [[1], [402], [441]]  # as OASIS numbers them
@@ -103,11 +103,11 @@ def test_a_cohort_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(template, "_write_people", fail)
-    with pytest.raises(cli.InputError, match="cohort cannot be written .No space left on device."):
+    with pytest.raises(cli.UserError, match="cohort cannot be written .No space left on device."):
         template.write_cohort(tmp_path / "cohort", template.DEMO_PEOPLE, 128)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(cli.InputError, match="cannot be written"):
+    with pytest.raises(cli.UserError, match="cannot be written"):
         template.make_demo_cohort(tmp_path / "file" / "cache")
 
 

@@ -18,13 +18,12 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
-from tests.conftest import check_refused, ROOT, script_environment
-from tests.small import new_run, random_vectors, small_prior, small_vqvae
 import modules
 from support import callbacks, optimizers, people, sampler
 from support.runs import Run
+from tests.conftest import check_refused, ROOT, script_environment
+from tests.small import new_run, random_vectors, small_prior, small_vqvae
 import train
-
 
 # The stages
 
@@ -75,7 +74,7 @@ def test_the_codebook_starts_at_the_clusters_of_the_encoders_vectors(monkeypatch
     train.start_codebook(vqvae, [(pair, None) for pair in vectors[:, 0].reshape(3, 2, 3)], autoencoder_steps=0, fit_batches=1)
     assert len(encoded) == 3  # one batch of two vectors is too few for six codes
     vectors[0, 0, 0] = np.nan
-    with pytest.raises(train.InputError, match="diverged at its start"):
+    with pytest.raises(train.UserError, match="diverged at its start"):
         train.start_codebook(vqvae, batches, autoencoder_steps=0, fit_batches=42)
 
 
@@ -300,5 +299,5 @@ def test_a_prior_of_another_codebook_is_not_resumed(trained):
     vqvae = modules.load_model(run.model_path("vqvae"))
     train.check_codebook(path, vqvae, run)
     vqvae.quantizer.embeddings.assign(vqvae.quantizer.embeddings + 0.001)
-    with pytest.raises(train.InputError, match="pixelcnn.keras does not go with .*vqvae.keras .*another codebook.* remove it"):
+    with pytest.raises(train.UserError, match="pixelcnn.keras does not go with .*vqvae.keras .*another codebook.* remove it"):
         train.check_codebook(path, vqvae, run)

@@ -9,9 +9,9 @@ from PIL import Image
 import pytest
 from scipy import ndimage, spatial
 
-from tests.conftest import check_refused
 import dataset
 from support import volumes
+from tests.conftest import check_refused
 
 SHAPE = 60, 80, 120  # x, y, z in mm, RAS
 TOP = 109  # the highest slice of the head
@@ -640,21 +640,21 @@ def test_files_that_cannot_be_used_say_why_in_one_sentence(tmp_path, kind, reaso
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("frame", (volumes.Frame(), volumes.Frame(2.0, 1.0, -30.0, axes_known=False)))
-def test_heads_are_written_with_their_frame_and_read_back_to_the_bit(tmp_path, frame):
+@pytest.mark.parametrize("geometry", (volumes.SliceGeometry(), volumes.SliceGeometry(2.0, 1.0, -30.0, axes_known=False)))
+def test_heads_are_written_with_their_frame_and_read_back_to_the_bit(tmp_path, geometry):
     slices = np.random.default_rng(0).integers(0, 256, (32, 40, 40), np.uint8)
-    volumes.write_nifti(slices, tmp_path / "head.nii.gz", frame)
+    volumes.write_nifti(slices, tmp_path / "head.nii.gz", geometry)
     image = nibabel.load(tmp_path / "head.nii.gz")
     assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
-    assert image.header.get_zooms() == pytest.approx((frame.pixel_size, frame.pixel_size, frame.spacing))
+    assert image.header.get_zooms() == pytest.approx((geometry.pixel_size, geometry.pixel_size, geometry.spacing))
     assert image.header.get_xyzt_units()[0] == "mm"
     for affine, code in (image.get_qform(coded=True), image.get_sform(coded=True)):
         assert code > 0
-        # The middle of a slice lies above the origin, the first slice at the height of the frame.
-        np.testing.assert_allclose(affine @ [19.5, 19.5, 0, 1], (0, 0, frame.lowest, 1), atol=1e-5)
-        np.testing.assert_allclose(affine @ [20.5, 19.5, 1, 1], (frame.pixel_size, 0, frame.lowest + frame.spacing, 1), atol=1e-5)
+        # The middle of a slice lies above the origin, the first slice at the height of the geometry.
+        np.testing.assert_allclose(affine @ [19.5, 19.5, 0, 1], (0, 0, geometry.lowest, 1), atol=1e-5)
+        np.testing.assert_allclose(affine @ [20.5, 19.5, 1, 1], (geometry.pixel_size, 0, geometry.lowest + geometry.spacing, 1), atol=1e-5)
     description = image.header["descrip"].item().decode()
-    assert "its origin is a convention" in description and ("axes are unknown" in description) != frame.axes_known
+    assert "its origin is a convention" in description and ("axes are unknown" in description) != geometry.axes_known
     volume = np.asarray(image.dataobj)
     assert volume.dtype == np.uint8 and volume.shape == (40, 40, 32)
     for z, row, column in ((0, 0, 0), (31, 39, 29), (7, 3, 20)):  # row 0 is the front, column 0 the left
@@ -681,7 +681,7 @@ def test_sampled_heads_are_converted_as_they_are(tmp_path, capsys):
     heads = np.random.default_rng(0).integers(0, 256, (4, 8, 16, 16), np.uint8)
     for number, slices in enumerate(heads):
         slices = slices[:, :8, :8] if number == 3 else slices
-        volumes.write_nifti(slices, tmp_path / "in" / f"head_{number:03d}.nii.gz", volumes.Frame())
+        volumes.write_nifti(slices, tmp_path / "in" / f"head_{number:03d}.nii.gz", volumes.SliceGeometry())
     dataset.main(["--from-nifti", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "head_003.nii.gz: has slices of 8x8 pixels, the first one 16x16" in said
