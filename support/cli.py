@@ -63,8 +63,8 @@ def utf8_path(text):
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"the name {text} is not UTF-8 under this locale, as TensorFlow wants; "
-                                         "choose another, or set LC_ALL=C.UTF-8") from None
+        raise argparse.ArgumentTypeError(f"the name {text} is not UTF-8 under this locale, as TensorFlow "
+                                         "needs it; choose another, or set LC_ALL=C.UTF-8") from None
     return text
 
 

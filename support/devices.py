@@ -297,8 +297,8 @@ def _over_machines(of_chief):
 def _join_cluster():
     """The strategy of all machines of the cluster, once they are there."""
     resolver, addresses = cluster(), ", ".join(_machines())
-    message = (f"train.py: not all machines of TF_CONFIG ({addresses}) have joined within {JOIN_TIMEOUT} seconds; "
-               f"is it train.py that listens there? {NO_CLUSTER}.")
+    message = (f"train.py: not all machines of TF_CONFIG ({addresses}) have joined within {JOIN_TIMEOUT} "
+               f"seconds; is it train.py that listens there? {NO_CLUSTER}.")
     command = [sys.executable, "-S", "-c", WATCHDOG, str(JOIN_TIMEOUT), message]
     try:
         address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
@@ -323,8 +323,8 @@ def _wait_for_machines(addresses, port):
         while addresses := [address for address in addresses if not _accepts_connections(address)]:
             if time.monotonic() > deadline:
                 silent = ", ".join(addresses)
-                raise UserError(f"No answer within {START_TIMEOUT} seconds from {silent}, which TF_CONFIG names; "
-                                f"{NO_CLUSTER}.")
+                raise UserError(f"No answer within {START_TIMEOUT} seconds from {silent}, which TF_CONFIG "
+                                f"names; {NO_CLUSTER}.")
             time.sleep(0.5)
 
 

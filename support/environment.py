@@ -18,7 +18,7 @@ IMPORT_CHATTER = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could
 
 
 def open_closed_streams():
-    """Opens stdin, stdout, stderr on /dev/null where they are closed (`2>&-`): else a file gets the number."""
+    """Opens stdin, stdout, stderr on /dev/null where they are closed: else a file gets the number."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

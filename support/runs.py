@@ -123,8 +123,8 @@ class Run:
                 raise UserError(f"In {self.folder} the size of ventricles does not follow from persons: "
                                 "leave out --ventricles.")
         except FileNotFoundError as error:
-            raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its "
-                            f"end, for three people or more; --run-dir {self.folder} --resume goes on.") from error
+            raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its end, for "
+                            "three people or more.") from error
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -144,7 +144,8 @@ class Run:
             with zipfile.ZipFile(path) as archive:
                 return int(json.loads(archive.read(EPOCHS_FILE)))
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise UserError(f"{path} cannot be loaded ({error}); remove it to begin the stage again.") from None
+            reason = f"{path} cannot be loaded ({error})"
+            raise UserError(f"{reason}; remove it to begin the stage again.") from None
 
     def read_history(self, name):
         """A model's history as an array with a field per column."""
@@ -238,7 +239,7 @@ def read_model_file(path, load):
 
 
 def load_weights(model, path):
-    """Loads a .keras file's weights, and its optimiser's if the model is compiled; ValueError if it cannot."""
+    """Loads a .keras file's weights, and its optimiser's if it is compiled; ValueError if it cannot."""
     read_model_file(path, lambda: model.load_weights(path))
 
 

@@ -173,8 +173,8 @@ class EpochLines(keras.callbacks.Callback):
         if not all(abs(value) < MAX_LOSS for value in logs.values()):
             best = f" The best model before is in {self.best_path}." if self.best_path.exists() else ""
             where = f"epoch {self.epoch + 1}, step {batch + 1}"
-            raise UserError(f"Training {self.best_path.stem} diverged in {where}: its loss is not a number or "
-                            f"above {MAX_LOSS:.0e}.{best} To do: {self.advice}.")
+            raise UserError(f"Training {self.best_path.stem} diverged in {where}: its loss is not a number "
+                            f"or above {MAX_LOSS:.0e}.{best} To do: {self.advice}.")
 
     def on_epoch_end(self, epoch, logs):
         """Stops the clock and prints the line."""
