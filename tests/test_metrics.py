@@ -108,7 +108,7 @@ def test_chunks_are_joined_in_order():
 
 
 class Halves:
-    """In place of both networks: a quarter of an image is bright, code 1, for 3 bits, or dark, code 0, for 1."""
+    """In place of both networks: image quarters are bright, code 1, for 3 bits, or dark, code 0, for 1."""
 
     grid_size, num_embeddings = 2, 4
 
@@ -193,6 +193,7 @@ def test_evaluate_measures_what_comes_back_through_the_codes(halves_coded):
               for name, row in {**rows, "bits_per_code": lengths}.items()}
     assert measured == pytest.approx({
         **metrics.reconstruction_metrics(originals, expected), **metrics.code_metrics(coded.codes[0], 4),
-        **spread, "bits_per_code": bits, "bits_per_code_alone": alone.mean(), "bytes_per_image": bits / 2}, rel=1e-5)
+        **spread, "bits_per_code": bits, "bits_per_code_alone": alone.mean(),
+        "bytes_per_image": bits * 4 / 8}, rel=1e-5)
     single, _ = metrics.evaluate(Halves(), Halves(), batches, coded, np.zeros(70, int))
     assert single.keys() == measured.keys() - spread.keys()
