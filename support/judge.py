@@ -189,13 +189,13 @@ def told_apart_heads(sampled, reconstructed, noise):
     box = brain_box(reconstructed["train"])
     train, validate, test = (reconstructed[name][box] for name in ("train", "validate", "test"))
 
-    def parted(heads):
+    def hold_out_a_quarter(heads):
         quarter = max(1, len(heads) // 4)
         return heads[box][quarter:], heads[box][:quarter]
 
     mean = np.uint8(train.mean(axis=0, keepdims=True).round())
-    fakes = {"": parted(sampled), "_fake_noise": parted(noise), "_fake_mean_person": (mean, mean),
-             "_fake_mixed_people": (mix_people(train), mix_people(test))}
+    fakes = {"": hold_out_a_quarter(sampled), "_fake_noise": hold_out_a_quarter(noise),
+             "_fake_mean_person": (mean, mean), "_fake_mixed_people": (mix_people(train), mix_people(test))}
     measured = {}
     for name, channels in JUDGES.items():
         channels = tuple(channel for channel in channels if channel < train.shape[1])
