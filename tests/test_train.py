@@ -95,7 +95,7 @@ def test_training_lowers_the_loss_and_the_start_uses_the_codebook():
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
-    optimizer = train.new_optimizer(train.Settings(), 2.0, 1100)
+    optimizer = stages.new_optimizer(train.Settings(), 2.0, 1100)
     variable = keras.Variable(np.zeros(3))
     optimizer.build([variable])
     rates = []
