@@ -11,10 +11,12 @@ from pathlib import Path
 import shutil
 import sys
 import tempfile
+import time
 
 from support.cli import can_print, file_error, UserError
 
 WRITTEN = "files.json"  # in a folder of results: the names of what we wrote there
+SETTLED = 10  # seconds after which a hidden folder that nobody locks is a killed process'
 UNFINISHED = ".unfinished"  # how the names of hidden folders end in which something is being written
 
 
@@ -69,7 +71,8 @@ def _sweep(folder, prefix):
     for leftover in folder.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):
         with contextlib.suppress(OSError):
             descriptor, is_locked = lock(leftover)
-            if is_locked:
+            # Another process may be about to lock what it has just made.
+            if is_locked and time.time() - leftover.stat().st_mtime > SETTLED:
                 shutil.rmtree(leftover, ignore_errors=True)
             os.close(descriptor)
 

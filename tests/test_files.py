@@ -89,6 +89,8 @@ def test_two_writers_and_a_kill_at_any_moment_leave_the_results_of_one(tmp_path)
             writer.wait()
         contents = read(folder)
         assert len(contents) == 200 and len(set(contents.values())) == 1
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
     write_results(folder, end="1")
     assert [path.name for path in tmp_path.iterdir()] == ["results"]  # what the killed ones left is gone
 
@@ -149,7 +151,11 @@ def test_what_a_killed_process_leaves_is_swept_and_a_living_ones_is_not(tmp_path
     subprocess.run([sys.executable, "-c", KILLED, folder], env=script_environment())
     left, = tmp_path.iterdir()
     assert left.name.endswith(files.UNFINISHED)
+    with files.unfinished(folder):
+        assert left.exists()  # it may have been made a moment ago
+    os.utime(left, (1, 1))
     with files.unfinished(folder) as living:
+        os.utime(living.parent, (1, 1))
         assert not left.exists()
         with files.whole_folder(folder, "--output-dir"):
             assert living.parent.exists()
