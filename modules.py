@@ -499,9 +499,10 @@ class PixelCNN(Network):
         dilations = [2 ** (index % cycle) for index in range(num_layers)]
         self.blocks = [GatedBlock(width, kernel_size, dilation, dropout) for dilation in dilations]
         self.attentions = [AxialAttention(width) for _ in range(num_layers // ATTENTION_EVERY)]
-        hidden = layers.Dense(2 * width, activation="relu")
-        logits = layers.Dense(self.num_embeddings, dtype="float32", name="logits")
-        self.logits = keras.Sequential([layers.Activation("relu"), hidden, logits])
+        # The first one float32: a Sequential rounds its inputs to what the first layer was made with.
+        self.logits = keras.Sequential([
+            layers.Activation("relu", dtype="float32"), layers.Dense(2 * width, activation="relu"),
+            layers.Dense(self.num_embeddings, dtype="float32", name="logits")])
 
     def build(self, input_shape=None):
         for layer in (self.code_embedding, *self.context_embeddings, self.position_embedding,

@@ -1,6 +1,9 @@
 """The networks: quantiser, encoder and decoder, VQ-VAE, PixelCNN as a network, and their files."""
 
 import hashlib
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -9,6 +12,7 @@ import tensorflow as tf
 
 import modules
 from support import optimizers, sampler
+from tests.conftest import ROOT
 from tests.small import random_conditions, random_vectors, small_prior, small_vqvae
 
 
@@ -199,30 +203,60 @@ def test_losses_are_error_over_variance_and_black_is_black_enough():
     assert losses["loss"] == pytest.approx(losses["reconstruction_loss"] + losses["vq_loss"], rel=1e-5)
 
 
-def test_codebook_stays_float32_under_mixed_precision():
-    vqvae, prior = small_vqvae(dtype="mixed_bfloat16"), small_prior(dtype="mixed_bfloat16")
-    images = np.zeros((1, 64, 64, 1), np.float32)
-    assert vqvae.encode(images).dtype == tf.bfloat16
-    result = vqvae.quantizer(vqvae.encode(images))
-    assert {weight.dtype for weight in vqvae.quantizer.weights if "seed" not in weight.path} == {"float32"}
-    assert result["quantized"].dtype == result["loss"].dtype == vqvae(images).dtype == tf.float32
-    inputs = {"codes": np.zeros((1, 6, 6), np.int32), "positions": np.zeros(1, np.int32)}
-    assert prior(inputs).dtype == tf.float32
+def random_images(count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 64, 64, 1)).astype(np.float32)
 
 
-def test_mixed_precision_gives_nearly_the_same_losses():
-    images = np.random.default_rng(0).uniform(-1, 1, (4, 64, 64, 1)).astype(np.float32)
-    codes, positions = np.random.default_rng(0).integers(0, 11, (4, 6, 6), np.int32), np.arange(4, dtype=np.int32)
-    vqvae, prior = small_vqvae(), small_prior()
-    mixed_vqvae, mixed_prior = small_vqvae(dtype="mixed_bfloat16"), small_prior(dtype="mixed_bfloat16")
-    for model, mixed in ((vqvae, mixed_vqvae), (prior, mixed_prior)):
-        mixed.set_weights(model.get_weights())
+def random_codes(count):
+    """Codes of `small_prior`, and positions."""
+    codes = np.random.default_rng(0).integers(0, 11, (count, 6, 6), np.int32)
+    return codes, np.arange(count, dtype=np.int32) % 4
+
+
+def twins(make):
+    """The same model in float32 and in mixed precision."""
+    models = make(), make(dtype="mixed_bfloat16")
+    models[1].set_weights(models[0].get_weights())
+    return models
+
+
+def test_mixed_precision_is_for_training_and_its_codebook_stays_float32():
+    (vqvae, mixed_vqvae), (prior, mixed_prior) = twins(small_vqvae), twins(lambda **kwargs: small_prior(dropout=0.0, **kwargs))
+    images, (codes, positions) = random_images(4), random_codes(4)
+    vectors = mixed_vqvae.encode(images)
+    assert vectors.dtype == tf.bfloat16
+    assert {weight.dtype for weight in mixed_vqvae.quantizer.weights if "seed" not in weight.path} == {"float32"}
+    assert mixed_vqvae.quantizer(vectors)["quantized"].dtype == mixed_vqvae(images).dtype == tf.float32
     losses = []
     for model in (vqvae, mixed_vqvae):
         model.compile()
-        losses.append([float(loss) for name, loss in sorted(model.test_step((images, positions)).items()) if name != "perplexity"])
+        logs = model.test_step((images, positions))
+        losses.append([float(logs[name]) for name in ("loss", "reconstruction_loss", "vq_loss")])
     np.testing.assert_allclose(*losses, rtol=0.02)
-    np.testing.assert_allclose(mixed_prior.log_prob(codes, positions), prior.log_prob(codes, positions), rtol=0.02)
+    exact, rounded = (model.log_prob(codes, positions, training=True).numpy() for model in (prior, mixed_prior))
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+    assert rounded.dtype == np.float32 and (rounded != exact).any()
+
+
+def test_codes_and_code_lengths_are_of_full_float32_whatever_the_model_trained_in(monkeypatch):
+    """Also where they are traced; but there the flag of TensorFloat-32 is that of the process."""
+    (vqvae, mixed_vqvae), (prior, mixed_prior) = twins(small_vqvae), twins(small_prior)
+    for model in (vqvae, mixed_vqvae):
+        model.quantizer.embeddings.assign(vqvae.encode(random_images(4))[:, 0, :4].numpy().reshape(16, 4))
+    enabled, flags = tf.config.experimental.tensor_float_32_execution_enabled, []
+    codes_of = modules.VectorQuantizer.call
+    call = modules.PixelCNN.call
+    monkeypatch.setattr(modules.VectorQuantizer, "call", lambda *args, **kw: flags.append(enabled()) or codes_of(*args, **kw))
+    monkeypatch.setattr(modules.PixelCNN, "call", lambda *args, **kw: flags.append(enabled()) or call(*args, **kw))
+    assert enabled()
+    images, (codes, positions) = random_images(16, seed=1), random_codes(4)
+    expected = vqvae.encode_to_codes(images)
+    np.testing.assert_array_equal(mixed_vqvae.encode_to_codes(images), expected)
+    np.testing.assert_array_equal(mixed_prior.log_prob(codes, positions), prior.log_prob(codes, positions))
+    assert flags == [False] * 4 and enabled()
+    assert (mixed_vqvae.quantizer(mixed_vqvae.encode(images))["codes"].numpy() != expected.numpy()).any()  # what is avoided
+    np.testing.assert_array_equal(tf.function(mixed_vqvae.encode_to_codes)(images), expected)
+    assert enabled() and mixed_vqvae.encode(images).dtype == tf.bfloat16
 
 
 def test_start_puts_the_codebook_and_its_averages_at_the_centers():
@@ -318,17 +352,18 @@ def test_log_prob_is_the_sum_of_log_softmax():
     assert prior.distribution(codes, positions).batch_shape == (3, 6, 6)
 
 
-def test_training_counts_slices_with_and_without_context_apart():
+def test_training_logs_code_lengths_with_and_without_context_and_validation_those_of_slices_alone():
     prior = small_prior(dropout=0.0)
     prior.compile(keras.optimizers.SGD(0.0))
-    codes, positions = np.random.default_rng(0).integers(0, 11, (3, 6, 6), np.int32), np.array([0, 1, 2], np.int32)
-    context, person = random_conditions(prior, 3)
+    (codes, positions), (context, person) = random_codes(3), random_conditions(prior, 3)
     context[1] = 11
-    batch = {"codes": codes, "positions": positions, "context": context, "person": person}
-    bits = prior.train_step({name: tf.constant(value) for name, value in batch.items()})
-    expected = -prior.log_prob(codes, positions, context, person).numpy() / 36 / np.log(2)
-    assert float(bits["bits_per_code"]) == pytest.approx(expected[[0, 2]].mean(), rel=1e-4)
-    assert float(bits["bits_per_code_alone"]) == pytest.approx(expected[1], rel=1e-4)
+    batches = tf.data.Dataset.from_tensors(
+        {"codes": codes, "positions": positions, "context": context, "person": person})
+    logs = prior.fit(batches, validation_data=batches, verbose=0).history
+    bits, alone = (-prior.log_prob(codes, positions, *given).numpy() / 36 / np.log(2) for given in ((context, person), ()))
+    expected = {"bits_per_code": bits[[0, 2]].mean(), "bits_per_code_no_context": bits[1],
+                "val_bits_per_code": bits.mean(), "val_bits_per_code_alone": alone.mean()}
+    assert {name: value for name, (value,) in logs.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_whole_distribution_sums_to_one():
@@ -421,3 +456,44 @@ def test_a_prior_goes_with_its_own_codebook_alone():
     vqvae.quantizer.embeddings.assign(vqvae.quantizer.embeddings + 0.001)
     with pytest.raises(ValueError, match="trained on the codes of another codebook"):
         modules.check_match(vqvae, prior)
+
+
+# The notebook that imports them
+
+NOTEBOOK = """
+import os
+import sys
+os.environ.update(MPLBACKEND="svg", KERAS_HOME=os.getcwd(), KERAS_BACKEND="tensorflow", KERAS_MINE="1")
+import matplotlib.pyplot
+import keras
+
+def refused():
+    try:
+        import modules
+    except ImportError as error:
+        print(error)
+
+backend, sys.modules["keras"] = keras.backend.backend, None  # as where the backend of keras.json is not installed
+refused()
+sys.modules["keras"], keras.backend.backend = keras, lambda: "jax"
+refused()
+keras.backend.backend = backend
+keras.config.set_image_data_format("channels_first")
+refused()
+keras.config.set_image_data_format("channels_last")
+ours = {name for name in os.environ if name.startswith(("KERAS", "MPL"))}
+before = {name: os.environ[name] for name in ours}
+import modules
+assert {name: value for name, value in os.environ.items() if name.startswith(("KERAS", "MPL"))} == before
+assert matplotlib.get_backend() == "svg" and "support.environment" not in sys.modules
+"""
+
+
+def test_a_notebook_keeps_its_environment_and_another_keras_is_refused_in_one_sentence(tmp_path):
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    missing, backend, data_format = done.stdout.splitlines()
+    assert "set KERAS_BACKEND=tensorflow before" in missing
+    assert "not jax and channels_last; set both" in backend
+    assert "not tensorflow and channels_first; set both" in data_format

@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-import dataset
 from support import people
 
 
@@ -104,16 +103,12 @@ def test_a_measure_that_follows_from_persons_is_fitted_and_steered_the_shortest_
     np.testing.assert_allclose(offset + people.steer(persons, weights, offset, targets) @ weights, targets)
 
 
-def test_a_size_and_the_share_of_people_below_it_are_found_from_quantiles():
+def test_a_size_is_found_from_quantiles():
     values = np.random.default_rng(0).gamma(2, size=1001)
-    quantiles = np.quantile(values, np.linspace(0, 1, 101))
-    for share in (0, 0.1, 0.5, 0.99, 1):
-        value = people.value_at(quantiles, share)
-        assert value == pytest.approx(np.quantile(values, share))
-        assert people.share_below(quantiles, value) == pytest.approx(share)
-        assert people.share_below(quantiles, value) == pytest.approx((values < value).mean(), abs=2e-3)
+    shares = np.array([0, 0.1, 0.5, 0.99, 1])
+    found = people.value_at(np.quantile(values, np.linspace(0, 1, 101)), shares)
+    np.testing.assert_allclose(found, np.quantile(values, shares))
     assert people.value_at([0, 2, 6], 0.75) == 4  # linear between quantiles
-    np.testing.assert_array_equal(people.share_below([0, 2, 6], [-1, 3, 7]), [0, 0.625, 1])
 
 
 @pytest.mark.parametrize("grid_size", (5, 16, 40))
@@ -121,11 +116,3 @@ def test_pictures_are_resampled_linearly_over_the_same_extent(grid_size):
     signal = np.random.default_rng(0).normal(size=16)
     expected = np.interp((np.arange(grid_size) + 0.5) * 16 / grid_size - 0.5, np.arange(16), signal)
     np.testing.assert_allclose(people.picture_to_grid(grid_size) @ signal, expected, atol=1e-6)
-
-
-def test_a_coded_split_ends_in_a_slice_of_no_code():
-    codes = np.arange(2 * 3 * 4, dtype=np.int32).reshape(2, 3, 2, 2) % 7
-    coded = dataset.CodedSplit(codes, np.arange(3), np.zeros((3, 2), np.int32), np.zeros((2, 3, 5), np.float32), 7)
-    with_none = coded.codes_with_none()
-    np.testing.assert_array_equal(with_none[:, :3], codes)
-    assert with_none.shape == (2, 4, 2, 2) and (with_none[:, 3] == 7).all()

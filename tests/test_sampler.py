@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from support import sampler
+from support.cli import UserError
 from tests.conftest import ROOT
 from tests.small import random_conditions, sample_by_full_forwards, small_prior, small_vqvae
 
@@ -37,17 +38,34 @@ def prior():
     return small_prior(num_positions=10)
 
 
-@pytest.mark.parametrize("kernel_size, temperature", ((3, 1.0), (5, 0.5)))
-def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperature):
-    prior, positions = small_prior(kernel_size=kernel_size), tf.constant([0, 1, 3])
+@pytest.mark.parametrize("kernel_size, temperature, dtype", (
+    (3, 1.0, "float32"), (5, 0.5, "float32"), (3, 1.0, "mixed_bfloat16")))
+def test_cached_sampling_equals_full_forwards_code_by_code(kernel_size, temperature, dtype):
+    prior, positions = small_prior(kernel_size=kernel_size, dtype=dtype), tf.constant([0, 1, 3])
     noise, (context, person) = sampler.gumbel_noise(prior, 7, "slices", tf.range(3)), random_conditions(prior, 3)
     slow = sample_by_full_forwards(prior, positions, noise, temperature, context, person)
     assert len(np.unique(slow)) > 4
     fast = prior.compiled_sampler(positions, noise, tf.constant(temperature), tf.constant(context), tf.constant(person))
     np.testing.assert_array_equal(fast, slow)
-    alone = sample_by_full_forwards(prior, positions, noise, temperature, None, sampler.sample_people(prior, 7, "slices", tf.range(3)))
+    persons = sampler.sample_people(prior, 7, "slices", tf.range(3))
+    alone = sample_by_full_forwards(prior, positions, noise, temperature, None, persons)
     np.testing.assert_array_equal(prior.sample(positions, seed=7, temperature=temperature), alone)
     assert (alone != slow).any()
+
+
+def test_samples_do_not_depend_on_the_precision_of_training():
+    prior, mixed = small_prior(), small_prior(dtype="mixed_bfloat16")
+    mixed.set_weights(prior.get_weights())
+    heads, flags, sample = prior.sample_heads(32, seed=1), [], mixed.compiled_sampler
+
+    def spy(*arguments):
+        flags.append(tf.config.experimental.tensor_float_32_execution_enabled())
+        return sample(*arguments)
+
+    mixed.compiled_sampler = spy
+    np.testing.assert_array_equal(mixed.sample_heads(32, seed=1), heads)
+    mixed.sample(np.zeros(32, int))
+    assert flags == [False] * 5 and tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_slices_depend_on_the_seed_but_not_on_the_batch_size(prior):
@@ -98,6 +116,20 @@ def test_heads_have_the_slices_that_training_people_have():
     np.testing.assert_array_equal(heads[:, 2], sample_by_full_forwards(prior, tf.constant([7]), noise, 1.0, context, persons))
 
 
+def test_steered_people_have_the_size_asked_for_and_else_stay_as_they_are(prior):
+    prior.person_shift.assign(np.linspace(-1, 1, 24))
+    weights, uncorrected = np.linspace(-0.3, 0.2, 24), sampler.sample_people(prior, 5, "heads", tf.range(3)).numpy()
+    ventricles = {"weights": weights.tolist(), "offset": 3.0, "quantiles": [1, 2, 5]}
+    for quantile, sizes in ((0.25, 1.5), (np.array([0, 0.5, 1]), [1, 2, 5])):
+        persons = sampler.steered_people(prior, ventricles, 3, 5, quantile) - prior.person_shift.numpy()
+        persons /= prior.person_scale.numpy()
+        np.testing.assert_allclose(3 + persons @ weights, sizes, atol=1e-4)
+        moves = persons - uncorrected
+        np.testing.assert_allclose(moves, np.outer(moves @ weights / (weights @ weights), weights), atol=1e-4)
+    with pytest.raises(UserError, match="ventricles do not follow from persons; leave out --ventricles"):
+        sampler.steered_people(prior, {**ventricles, "weights": [0] * 24}, 3, 5, 0.5)
+
+
 def test_samples_follow_the_distribution():
     prior = small_prior(grid_size=1, num_embeddings=4)
     noise = sampler.gumbel_noise(prior, 0, "slices", tf.range(4000))
@@ -133,7 +165,7 @@ np.testing.assert_allclose(prior.log_prob(expected["codes"], expected["positions
 """
 
 
-def test_exported_models_run_without_this_repository_and_saved_ones_with_it(tmp_path):
+def test_exported_models_run_without_this_repository_and_saved_ones_with_it(tmp_path, capsys):
     vqvae, prior = small_vqvae(margin=8), small_prior(grid_size=8, num_embeddings=16)
     images, positions = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64, 1)).astype(np.float32), np.array([0, 3, 1], np.int32)
     codes = vqvae.encode_to_codes(images)
@@ -141,6 +173,8 @@ def test_exported_models_run_without_this_repository_and_saved_ones_with_it(tmp_
              slices=prior.sample(positions, seed=5, temperature=0.9, batch_size=2), log_prob=prior.log_prob(codes, positions),
              heads=prior.sample_heads(2, seed=5, temperature=0.9))  # batches of 2 both, so that one sampler is compiled
     sampler.export(vqvae, prior, tmp_path)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("Exporting")] == [
+        "encoder,", "decoder,", "sampler,", "head_sampler,"]
     vqvae.save(tmp_path / "vqvae.keras")
     prior.save(tmp_path / "prior.keras")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
