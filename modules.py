@@ -56,8 +56,7 @@ class VectorQuantizer(layers.Layer):
                  restart_below=0.3, seed=0, dtype="float32", **kwargs):
         super().__init__(dtype=dtype, **kwargs)
         if num_embeddings < 1 or embedding_dim < 1:
-            raise ValueError("num_embeddings and embedding_dim must be at least 1, "
-                             f"got {num_embeddings}, {embedding_dim}.")
+            raise ValueError("num_embeddings and embedding_dim must be at least 1.")
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"decay must lie between 0 and 1, or None for the gradient loss, got {decay}.")
         self.num_embeddings = num_embeddings
@@ -83,12 +82,12 @@ class VectorQuantizer(layers.Layer):
     def call(self, inputs, training=False):
         """Quantises vectors, float (..., D); with `training`, moves the codebook too.
 
-        Returns:
-            A dict: `quantized`, float32 (..., D), with the straight-through gradient; `codes`, int32 (...);
-            `loss`, a scalar; `perplexity`, 2 to the entropy of the codes' use in this batch, from 1 to K.
+        Returns a dict: `quantized`, float32 (..., D), with the straight-through gradient; `codes`, int32
+            (...);
+        `loss`, a scalar; `perplexity`, 2 to the entropy of the codes' use in this batch, from 1 to K.
         """
         vectors = tf.reshape(inputs, (-1, self.embedding_dim))
-        codes = self.nearest(vectors)
+        codes = tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
         quantized = tf.gather(self.embeddings, codes)
         loss = self.commitment_cost * tf.reduce_mean(tf.square(vectors - tf.stop_gradient(quantized)))
         if self.decay is None:
@@ -108,10 +107,6 @@ class VectorQuantizer(layers.Layer):
         """|z - e|^2 - |z|^2 of vectors float32 (..., D) to all codes, (..., K); |z|^2 is the same for all."""
         products = tf.matmul(vectors, self.embeddings, transpose_b=True)
         return tf.reduce_sum(self.embeddings ** 2, 1) - 2 * products
-
-    def nearest(self, vectors):
-        """The codes, int32 (...), whose rows are nearest to vectors float32 (..., D)."""
-        return tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
 
     def _update(self, vectors, codes):
         """Moves the codebook by vectors (N, D) of codes (N,)."""
@@ -169,12 +164,8 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
     The first convolution takes the image, less `margin` pixels on each side, to a grid of S / 4: work at full
     resolution is what costs. No vectors are spent on the margin, the empty border that all pictures share.
-
-    Args:
-        image_size: S, in pixels; a multiple of 8.
-        embedding_dim, downsample: channels of the output; 4 or 8.
-        margin: pixels left out on each side: 0, S / 8, S / 4 or 3 S / 8.
-        width, num_residual_blocks: channels of the vectors' grid; blocks of two 3x3 convolutions there.
+    That margin is 0, S / 8, S / 4 or 3 S / 8, S a multiple of 8, `downsample` 4 or 8. On the vectors' grid
+    there are `num_residual_blocks` of two 3x3 convolutions, of `width` channels.
     """
     if downsample not in (4, 8):
         raise ValueError(f"downsample must be 4 or 8, got {downsample}.")
@@ -260,10 +251,9 @@ class VQVAE(Network):
         return tf.clip_by_value(self.decoder(vectors), -1.0, 1.0)
 
     def encode_to_codes(self, images):
-        """Float images (B, S, S, 1) in [-1, 1] -> codes int32 (B, g, g), in `Network.full_float32`.
+        """Float images (B, S, S, 1) in [-1, 1] -> codes int32 (B, g, g), in `full_float32`.
 
-        A GPU that runs it in an exported graph (a SavedModel) rounds by TensorFloat-32 all the same, unless
-        its process calls ``tf.config.experimental.enable_tensor_float_32_execution(False)``.
+        In an exported graph TensorFloat-32 is on unless the process that runs it has switched it off.
         """
         with self.full_float32():
             return self.quantizer(self.encode(images))["codes"]
@@ -349,7 +339,7 @@ class GatedBlock(layers.Layer):
         self.built = True
 
     def vertical(self, rows, window, condition):
-        """One vertical step on R rows (B, R, W, F): their new features, and `from_vertical` (B, R, W, 2F).
+        """One vertical step on rows (B, R, W, F): their new features, and `from_vertical` (B, R, W, 2F).
 
         The window (B, R + k // 2, W + 2 (k // 2), F) has the rows before and these, padded at the sides; the
         condition (B, 1, 1, F) has the features of position and person.
@@ -359,10 +349,7 @@ class GatedBlock(layers.Layer):
         return rows + self.vertical_out(gated), self.vertical_to_horizontal(gated)
 
     def horizontal(self, codes, window, from_vertical, condition, training=False):
-        """One horizontal step on W codes of R rows (B, R, W, F): their new features.
-
-        The window (B, R, d (k // 2) + W, F) has the codes before and these.
-        """
+        """One horizontal step on codes (B, R, W, F), with those before in (B, R, d (k // 2) + W, F)."""
         shape = tf.shape(codes)  # not window[...]: the gradient of a strided slice is slow on a CPU
         taps = [tf.slice(window, [0, 0, tap * self.dilation, 0], shape) for tap in range(self.rows_up)]
         features = self.horizontal_taps(tf.concat([*taps, codes], axis=-1)) + from_vertical
@@ -476,7 +463,6 @@ class PixelCNN(Network):
         with layers_of(self.dtype_policy):
             self._make_layers(num_layers, kernel_size, dropout)
         self.picture_to_grid = people.picture_to_grid(grid_size)
-        # Training logs the first two, validation the first and the last.
         names = "bits_per_code", "bits_per_code_no_context", "bits_per_code_alone"
         self.trackers = [keras.metrics.Mean(name) for name in names]
         self.compiled_sampler = tf.function(functools.partial(sampler.sample_codes, self), jit_compile=True)
@@ -533,11 +519,7 @@ class PixelCNN(Network):
         return people.encode(pictures, self.mean_picture.numpy(), self.components.numpy())
 
     def condition_features(self, positions, context=None, person=None):
-        """What does not depend on the slice's own codes; see `call` for the arguments.
-
-        Returns:
-            (the condition of every block, (B, 1, 1, F); features of the grid's cells, (B, g, g, F)).
-        """
+        """What the slice's own codes do not change: a condition (B, 1, 1, F), grid features (B, g, g, F)."""
         count = tf.shape(positions)[0]
         context = self.no_context(count) if context is None else context
         person = tf.zeros((count, self.person_size)) if person is None else tf.cast(person, tf.float32)
@@ -563,11 +545,9 @@ class PixelCNN(Network):
     def call(self, inputs, training=False):
         """The logits of every code given those before it, float32 (B, g, g, K).
 
-        Args:
-            inputs: a dict of `codes`, int (B, g, g); `positions`, int (B,); and, unless unknown, `context`,
-                int (B, S, g, g), the codes of the slices below for each of `steps_below`, all K where none
-                is; `person`, float (B, P), zeros for the average person.
-            training: whether to drop out.
+        The inputs are a dict of `codes`, int (B, g, g); `positions`, int (B,); and, unless unknown,
+        `context`, int (B, S, g, g), the codes of the slices below for each of `steps_below`, all K where none
+        is; `person`, float (B, P), zeros for the average person.
         """
         codes, positions = inputs["codes"], inputs["positions"]
         condition, grid = self.condition_features(positions, inputs.get("context"), inputs.get("person"))
@@ -588,9 +568,9 @@ class PixelCNN(Network):
         return self.logits(horizontal + vertical)
 
     def distribution(self, codes, positions, context=None, person=None, training=False):
-        """The codes' `tfp.distributions.Categorical`, batch shape (B, g, g), each given the codes before it.
+        """The codes' `tfp.distributions.Categorical` (B, g, g), each given those before; see `call`.
 
-        In `full_float32` unless it is for `training`; the arguments are those of `call`.
+        In `full_float32` unless it is for `training`.
         """
         inputs = {"codes": codes, "positions": positions, "context": context, "person": person}
         inputs = {name: value for name, value in inputs.items() if value is not None}

@@ -10,10 +10,11 @@ from support import people
 
 @pytest.fixture
 def cohort_pictures():
-    """Pictures of 60 heads of 4 slices, (60, 4, 16, 16), which 4 hidden numbers explain, far from normally distributed."""
+    """Pictures of 60 heads of 4 slices, (60, 4, 16, 16), which 4 hidden numbers explain, by no means normal."""
     rng = np.random.default_rng(0)
     hidden = rng.uniform(-1, 1, (60, 4)) ** 3
-    return np.einsum("np,pdhw->ndhw", hidden * [9, 6, 3, 1], rng.normal(size=(4, 4, 16, 16))) + rng.normal(size=(4, 16, 16))
+    parts = np.einsum("np,pdhw->ndhw", hidden * [9, 6, 3, 1], rng.normal(size=(4, 4, 16, 16)))
+    return parts + rng.normal(size=(4, 16, 16))
 
 
 def test_persons_are_whitened_and_explain_the_pictures(cohort_pictures):
@@ -64,7 +65,7 @@ def test_numbers_beyond_the_number_of_people_are_0(cohort_pictures):
 
 def test_calibrated_heads_differ_as_much_as_people_do():
     rng, count = np.random.default_rng(0), 3000
-    slope, offset, noise = np.array([0.9, 0.7, 0.8, 0.6]), np.array([0.4, -0.3, 0.0, 0.2]), np.array([0.3, 0.6, 0.1, 0.5])
+    slope, offset, noise = np.array([[0.9, 0.7, 0.8, 0.6], [0.4, -0.3, 0.0, 0.2], [0.3, 0.6, 0.1, 0.5]])
 
     def outcome(conditions):
         return offset + slope * conditions + noise * rng.normal(size=conditions.shape)
@@ -80,7 +81,8 @@ def test_calibrated_heads_differ_as_much_as_people_do():
 
 def test_a_calibration_goes_no_further_than_training_went():
     conditions = np.random.default_rng(0).normal(size=(3000, 4))
-    shift, scale = people.calibrate(conditions, 10 + np.random.default_rng(1).normal(size=(3000, 4)))  # of an untrained prior
+    untrained = 10 + np.random.default_rng(1).normal(size=(3000, 4))
+    shift, scale = people.calibrate(conditions, untrained)
     assert (shift == -1).all() and (scale == 1).all()
     np.testing.assert_allclose(people.calibrate(conditions, 0.01 * conditions)[1], 2, rtol=1e-4)
     for few in (conditions[:1], np.zeros((3, 4))):  # one head alone, or people who do not differ
