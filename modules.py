@@ -15,7 +15,7 @@ import functools
 import hashlib
 import math
 
-from support.network import Network  # isort: skip (first: it says which Keras is needed)
+from support.network import Network  # isort: skip (before Keras, for it says which Keras is needed)
 import keras
 from keras import layers
 import numpy as np
@@ -49,7 +49,7 @@ class VectorQuantizer(layers.Layer):
         commitment_cost: beta, the weight of ``mean((z - sg[e])^2)`` in the loss.
         decay: of the EMA, in (0, 1); None for the gradient codebook loss.
         restart_below: share of the mean use below which a code counts as dead; 0 turns restarts off.
-        seed: of the restarts.
+        seed: of its start and restarts.
     """
 
     def __init__(self, num_embeddings=512, embedding_dim=16, commitment_cost=0.25, decay=0.99,
@@ -211,12 +211,10 @@ class VQVAE(Network):
 
     Args:
         image_size: side of the square images in pixels.
-        num_embeddings, embedding_dim, commitment_cost, decay: see `VectorQuantizer`.
-        downsample: pixels of `image_size` per code along each axis, 4 or 8.
+        num_embeddings, embedding_dim, commitment_cost, decay, seed: see `VectorQuantizer`.
         margin: border in pixels that has no codes and is painted black.
-        width, num_residual_blocks: see `build_encoder`.
+        downsample, width, num_residual_blocks: see `build_encoder`.
         data_variance: variance of the training pixels in [-1, 1].
-        seed: of the codebook's start and restarts.
     """
 
     def __init__(self, image_size=256, num_embeddings=512, embedding_dim=16, downsample=8, margin=0,
@@ -341,11 +339,9 @@ class GatedBlock(layers.Layer):
     def vertical(self, rows, window, condition):
         """One vertical step on rows (B, R, W, F): their new features, and `from_vertical` (B, R, W, 2F).
 
-        The window (B, R + k // 2, W + 2 (k // 2), F) has the rows before and these, padded at the sides; the
-        condition (B, 1, 1, F) has the features of position and person.
+        The window, (B, R + k // 2, W + 2 (k // 2), F), has those before too; the condition is (B, 1, 1, F).
         """
-        features = self.vertical_conv(window) + tf.split(self.condition(condition), 2, axis=-1)[0]
-        gated = _gate(features)
+        gated = _gate(self.vertical_conv(window) + tf.split(self.condition(condition), 2, axis=-1)[0])
         return rows + self.vertical_out(gated), self.vertical_to_horizontal(gated)
 
     def horizontal(self, codes, window, from_vertical, condition, training=False):
@@ -361,9 +357,8 @@ class GatedBlock(layers.Layer):
 class AxialAttention(layers.Layer):
     """Attention of the vertical stack along its own row, then up its column: so to all rows above [5].
 
-    The vertical features of a row depend on the rows above it alone: along the row nothing need be masked; up
-    the column each row attends to itself and those before. It spans the grid where convolutions do not: so
-    the shape of the whole head is there while its texture is sampled.
+    Along the row nothing need be masked: its vertical features depend on the rows above alone. It spans the
+    grid where convolutions do not: so the shape of the whole head is there while its texture is sampled.
 
     Args:
         num_filters: channels F.
@@ -482,8 +477,7 @@ class PixelCNN(Network):
         self.person_embedding = layers.Dense(width, use_bias=False)
         self.place_embedding = layers.Embedding(self.grid_size ** 2, width)  # a place is a cell of the grid
         cycle = max(1, (self.grid_size - 1).bit_length())
-        dilations = [2 ** (index % cycle) for index in range(num_layers)]
-        self.blocks = [GatedBlock(width, kernel_size, dilation, dropout) for dilation in dilations]
+        self.blocks = [GatedBlock(width, kernel_size, 2 ** (i % cycle), dropout) for i in range(num_layers)]
         self.attentions = [AxialAttention(width) for _ in range(num_layers // ATTENTION_EVERY)]
         # The first one float32: a Sequential rounds its inputs to what the first layer was made with.
         self.logits = keras.Sequential([
@@ -568,10 +562,7 @@ class PixelCNN(Network):
         return self.logits(horizontal + vertical)
 
     def distribution(self, codes, positions, context=None, person=None, training=False):
-        """The codes' `tfp.distributions.Categorical` (B, g, g), each given those before; see `call`.
-
-        In `full_float32` unless it is for `training`.
-        """
+        """The codes' Categorical distribution (B, g, g), in `full_float32` unless `training`; see `call`."""
         inputs = {"codes": codes, "positions": positions, "context": context, "person": person}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         with contextlib.nullcontext() if training else self.full_float32():
@@ -593,8 +584,8 @@ class PixelCNN(Network):
             return tf.reduce_mean(bits), bits
 
         _, bits = self.minimise(losses)
-        has_context = tf.reduce_any(data["context"][:, :, 0, 0] < self.num_embeddings, axis=1)
-        has_context = tf.cast(has_context, tf.float32)
+        below = data["context"][:, :, 0, 0] < self.num_embeddings
+        has_context = tf.cast(tf.reduce_any(below, axis=1), tf.float32)
         return self.track(bits_per_code=(bits, has_context), bits_per_code_no_context=(bits, 1 - has_context))
 
     def test_step(self, data):

@@ -401,7 +401,8 @@ def test_one_person_alone_is_the_average_person():
 
 
 def test_a_saved_model_is_the_same_model(tmp_path):
-    for model in (small_vqvae(margin=8, commitment_cost=0.5), small_prior(dropout=0.2, slice_positions=[0, 2])):
+    prior = small_prior(dropout=0.2, slice_positions=[0, 2])
+    for model in (small_vqvae(margin=8, commitment_cost=0.5), prior):
         model.save(tmp_path / "model.keras")
         loaded = modules.load_model(tmp_path / "model.keras")
         assert type(loaded) is type(model) and loaded.settings == model.settings

@@ -16,11 +16,11 @@ def gradients_of(shapes, count, seed=0):
 
 def make_variables(shapes, names):
     rng = np.random.default_rng(1)
-    return [keras.Variable(np.float32(rng.normal(size=shape)), name=name) for shape, name in zip(shapes, names)]
+    return [keras.Variable(np.float32(rng.normal(size=size)), name=name) for size, name in zip(shapes, names)]
 
 
 def test_adam_is_that_of_2015_with_the_whole_gradients_norm_clipped():
-    """Kingma and Ba, algorithm 1, with epsilon beside the uncorrected root, as Keras has it (end of section 2)."""
+    """Kingma and Ba, algorithm 1, with epsilon beside the uncorrected root as in Keras (end of section 2)."""
     shapes = (4, 3), (5,)
     variables = make_variables(shapes, ("kernel", "bias"))
     values, first, second = [v.numpy().astype(float) for v in variables], [0, 0], [0, 0]

@@ -10,7 +10,7 @@ from support import people
 
 @pytest.fixture
 def cohort_pictures():
-    """Pictures of 60 heads of 4 slices, (60, 4, 16, 16), which 4 hidden numbers explain, by no means normal."""
+    """Pictures of 60 heads of 4 slices, (60, 4, 16, 16), which 4 hidden numbers explain, not normal."""
     rng = np.random.default_rng(0)
     hidden = rng.uniform(-1, 1, (60, 4)) ** 3
     parts = np.einsum("np,pdhw->ndhw", hidden * [9, 6, 3, 1], rng.normal(size=(4, 4, 16, 16)))
