@@ -1,4 +1,5 @@
-"""Volumes of a study into the PNG folders: which files are T1-weighted heads, whose they are, and the split by person."""
+"""Volumes of a study into the PNG folders: which files are T1-weighted heads, whose they are, and the split
+by person."""
 
 import csv
 import glob
@@ -22,7 +23,8 @@ CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])
 def _walk(root):
     """Yields each folder from `root` down as (Path, names of its files), sorted.
 
-    Links to folders are followed, each real folder is visited once, and hidden files (such as the ._* of macOS) are left out.
+    Links to folders are followed, each real folder is visited once, and hidden files (such as the ._* of
+    macOS) are left out.
     """
     visited = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -38,11 +40,12 @@ def _walk(root):
 def find_oasis1(folder):
     """Lists the atlas-registered volumes of the OASIS-1 release, one per session.
 
-    Looks for ``<session>/PROCESSED/MPRAGE/T88_111/*_t88_masked_gfc.hdr`` (brain only), else ``*_t88_gfc.hdr`` (with skull).
+    Looks for ``<session>/PROCESSED/MPRAGE/T88_111/*_t88_masked_gfc.hdr`` (brain only), else ``*_t88_gfc.hdr``
+    (with skull).
 
     Returns:
-        (sessions, a list of (person, path); reasons, a list of texts, for what was left out). The person of session
-        OAS1_0001_MR2 is OAS1_0001.
+        (sessions, a list of (person, path); reasons, a list of texts, for what was left out). The person of
+        session OAS1_0001_MR2 is OAS1_0001.
     """
     sessions, reasons = [], []
     for atlas, files in _walk(folder):
@@ -61,14 +64,15 @@ def find_oasis1(folder):
 def find_nifti(folder, pattern=None, person_pattern=None):
     """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder, as `find_oasis1`.
 
-    Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices` refuses the masks
-    and segmentations that are not named so); and, where some files are named T1, those that are not.
+    Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
+    refuses the masks and segmentations that are not named so); and, where some files are named T1, those that
+    are not.
 
     Args:
         folder: where to look.
         pattern: a glob relative to it, which decides in place of these rules.
-        person_pattern: a regular expression whose one group, found in the path below the folder, is the person; by default
-            see `whose_head.people_of`.
+        person_pattern: a regular expression whose one group, found in the path below the folder, is the
+            person; by default see `whose_head.people_of`.
 
     Raises:
         UserError: if one of the patterns cannot be used, or it cannot be told whose the volumes are.
@@ -93,7 +97,8 @@ def find_nifti(folder, pattern=None, person_pattern=None):
 
 
 def _list_volumes(folder):
-    """(paths of volumes relative to `folder`, reasons why other files are left out); opens nothing but files that may be DICOM."""
+    """(paths of volumes relative to `folder`, reasons why other files are left out); opens nothing but files
+    that may be DICOM."""
     paths, reasons = [], []
     for place, names in _walk(folder):
         # A pipe or a device would be waited for. A broken link stays: reading it says so.
@@ -136,7 +141,8 @@ def _is_t1(path):
 
 
 def _why_no_head(path):
-    """Why a file is no T1-weighted picture of a head, by its path below the folder of volumes; None if it may be one."""
+    """Why a file is no T1-weighted picture of a head, by its path below the folder of volumes; None if it may
+    be one."""
     name = _stem(path)
     if "derivatives" in path.parts[:-1]:
         return "lies in a derivatives folder"
@@ -152,12 +158,14 @@ def _why_no_head(path):
 
 
 def convert_volumes(sessions, reasons, output_dir, seed=0):
-    """Writes volumes as the three PNG folders, split by person: 85, 10 and 5 % of them. Says first how many they are.
+    """Writes volumes as the three PNG folders, split by person: 85, 10 and 5 % of them. Says first how many
+    they are.
 
     Args:
         sessions: list of (person, path); all sessions of a person go to one split, each as a case of its own.
         reasons: a list of texts, to which is added why a session cannot be used.
-        output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session of which person.
+        output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session of which
+            person.
         seed: of the split.
 
     Returns:
@@ -176,7 +184,8 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
 
 
 def _write_sessions(folder, sessions, reasons):
-    """Writes each usable session's slices as N.npy, adds to `reasons` why others are not; ([(person, path)], notes)."""
+    """Writes each usable session's slices as N.npy, adds to `reasons` why others are not; ([(person, path)],
+    notes)."""
     rows, notes, size = [], [], None
     for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
         try:
@@ -195,7 +204,8 @@ def _write_sessions(folder, sessions, reasons):
 
 
 def _split_by_person(folder, rows, seed):
-    """Writes the PNG folders and cases.csv from the N.npy of (person, path) number N; {split: (sessions, people)}."""
+    """Writes the PNG folders and cases.csv from the N.npy of (person, path) number N; {split: (sessions,
+    people)}."""
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
         raise UserError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "

@@ -19,24 +19,18 @@ from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
 DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
-NOTICE = "SIMULATED.txt"  # lies in the folder of each simulated data set
+SIMULATED_NOTE = "SIMULATED.txt"  # lies in the folder of each simulated data set
 DEMO_IMAGE_SIZE = 128  # pixels
 HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head can reach
 
 
 def make_demo_cohort(cache_dir=None, people=None):
-    """Simulates the demo cohort, once, and returns its folder.
+    """Simulates the demo cohort, once, and returns its folder, laid out as the OASIS PNG set.
 
     Args:
-        cache_dir: where to keep it; by default ``$XDG_CACHE_HOME`` or ``~/.cache``, or a temporary folder if neither can be
-            written.
+        cache_dir: where to keep it; by default ``$XDG_CACHE_HOME`` or ``~/.cache``, or a temporary folder if
+            neither can be written.
         people: the number of people by split; by default `DEMO_PEOPLE`.
-
-    Returns:
-        The path of a folder laid out as the OASIS PNG set, of images of `DEMO_IMAGE_SIZE` pixels.
-
-    Raises:
-        UserError: if `cache_dir` cannot be written.
     """
     people = people or DEMO_PEOPLE
     counts = "-".join(str(people[name]) for name in SPLITS)
@@ -44,7 +38,7 @@ def make_demo_cohort(cache_dir=None, people=None):
     if not folder.is_dir():
         try:
             write_cohort(folder, people, DEMO_IMAGE_SIZE)
-        except UserError:
+        except (UserError, OSError):
             if not folder.is_dir():  # else another process finished first, with the same bytes
                 raise
     return folder
@@ -63,46 +57,49 @@ def _find_cache():
 
 
 def split_people(number):
-    """The number of people by split, of `number` >= 3 in all: 80, 10 and 10 %, at least one in each."""
-    tenth = max(1, round(0.1 * number))
+    """The number of people by split, of `number` >= 3 in all: 80, 10 and 10 %."""
+    tenth = share_of_people(number, 0.1)
     return {"train": number - 2 * tenth, "validate": tenth, "test": tenth}
 
 
+def share_of_people(number, share):
+    """How many of `number` people validation or test gets: a share of them, but two of eight or more, for
+    people are compared."""
+    return max(2 if number >= 8 else 1, round(share * number))
+
+
 def is_simulated(folder):
-    """Whether the people of the data set in a folder are simulated, or sampled from a model of simulated people."""
-    return (Path(folder) / NOTICE).is_file()
+    """Whether the people of the data set in a folder are simulated, or sampled from a model of simulated
+    people."""
+    return (Path(folder) / SIMULATED_NOTE).is_file()
 
 
 def write_cohort(folder, people, image_size):
-    """Simulates people from the MNI152 T1 template that nilearn ships, and writes them as the three PNG folders.
+    """Simulates people from the MNI152 T1 template that nilearn ships, and writes them as the three PNG
+    folders.
 
-    The template is one brain, averaged over 152 people (Fonov et al. 2009). Each virtual person is that brain under a
-    small affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a bias
-    field and Rician noise. The case number is the seed: the same bytes each time, however many people there are.
+    The template is one brain, averaged over 152 people (Fonov et al. 2009). Each virtual person is that brain
+    under a small affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own
+    contrast, a bias field and Rician noise. The case number is the seed: the same bytes each time, however
+    many people there are.
 
     Args:
-        folder: to make; whole afterwards, or not there.
+        folder: to make; whole afterwards, or not there. A `UserError` if it exists.
         people: the number of people by split, numbered by `make_splits`.
         image_size: 128 or 256 pixels.
-
-    Raises:
-        UserError: if the folder exists, or cannot be written.
     """
     with whole_folder(folder, "--output-dir") as unfinished:
         cases = make_splits(unfinished, people)
-        (unfinished / NOTICE).write_text("Simulated by dataset.py: no evidence about patients.\n")
+        (unfinished / SIMULATED_NOTE).write_text("Simulated by dataset.py: no evidence about patients.\n")
         _write_people(unfinished, cases, image_size)
 
 
 def make_splits(folder, people):
-    """Makes the three folders of a data set.
-
-    Args:
-        folder: where to.
-        people: the number of people by split.
+    """Makes the three folders of a data set of `people` by split.
 
     Returns:
-        A list of (split, case), in the order of `SPLITS`; numbered as in OASIS, or from the next number that is free.
+        A list of (split, case), in the order of `SPLITS`; numbered as in OASIS, or from the next number that
+        is free.
     """
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
@@ -130,13 +127,14 @@ def _write_people(folder, cases, image_size):
 
 
 def _load_template(pixel_size):
-    """What `simulate_person` draws from: spline coefficients and brain, float32 (x, y, z), and the map from mm to voxels.
+    """What `simulate_person` draws from: spline coefficients, brain, both float32 (x, y, z), and the map from
+    mm to voxels.
 
-    Args:
-        pixel_size: 1 or 2 mm. For 2 mm the template is averaged over 2 x 2 mm in each axial plane.
+    For pixels of 2 mm (else 1) the template is averaged over 2 x 2 mm in each axial plane.
     """
     intensity, to_voxels = load_mni152()
-    # An average of 152 people is blurred: unsharp masking brings the folds back to the contrast of one person's scan.
+    # An average of 152 people is blurred: unsharp masking brings the folds back to the contrast of one
+    # person's scan.
     sharp = intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))
     sharp = sharp.clip(0, 1.2)
     brain = ndimage.binary_opening(intensity > 0.05, iterations=2).astype(np.float32)
@@ -149,7 +147,8 @@ def _load_template(pixel_size):
 
 
 def load_mni152():
-    """The template as nilearn ships it: intensities 0 to 1, float32 (x, y, z), and the map from its mm to voxels, (4, 4)."""
+    """The template as nilearn ships it: intensities 0 to 1, float32 (x, y, z), and the map from its mm to
+    voxels, (4, 4)."""
     from nilearn.datasets import load_mni152_template  # slow to import
 
     image = load_mni152_template(resolution=1)
@@ -166,7 +165,8 @@ def cut_axial(volume, to_voxels, heights, side, pixel_size):
         pixel_size: in the template's mm.
 
     Returns:
-        float32 (len(heights), side, side): front up, the head's left side on the left, the middle of the brain in the middle.
+        float32 (len(heights), side, side): front up, the head's left side on the left, the middle of the
+        brain in the middle.
     """
     across = (np.arange(side) - (side - 1) / 2) * pixel_size
     z, y, x = np.meshgrid(heights, -across - 18, across, indexing="ij")  # 18 mm behind the commissure is the brain's middle
@@ -183,8 +183,8 @@ def simulate_person(template, rng, image_size):
         image_size: 128 or 256 pixels.
 
     Returns:
-        uint8 (32, image_size, image_size): axial slices 1.4 mm apart, upwards from 8 mm below the anterior commissure, 256 mm
-        wide; front up, the head's left side on the left, the outside of the brain 0.
+        uint8 (32, image_size, image_size): axial slices 1.4 mm apart, upwards from 8 mm below the anterior
+        commissure, 256 mm wide; front up, the head's left side on the left, the outside of the brain 0.
     """
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size
@@ -213,7 +213,8 @@ def simulate_person(template, rng, image_size):
 
 
 def _smooth_field(rng, spacing, amplitude, shape):
-    """A random field, float32 of `shape`: one value every `spacing` mm of the head, splined to the grid axis by axis."""
+    """A random field, float32 of `shape`: one value every `spacing` mm of the head, splined to the grid axis
+    by axis."""
     lengths = NUM_POSITIONS, *HEAD
     coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
     # The splines of 1 mm, averaged over each pixel

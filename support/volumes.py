@@ -36,7 +36,8 @@ class SliceGeometry:
         pixel_size: of the slices' square pixels.
         spacing: between neighbouring slices.
         lowest: height of slice 0 above the anterior commissure; negative below it.
-        axes_known: whether front is known to be up, as measured or stated. If not, nothing is claimed of the axes.
+        axes_known: whether front is known to be up, as measured or stated. If not, nothing is claimed of the
+            axes.
     """
 
     pixel_size: float = 1.0
@@ -65,11 +66,12 @@ def is_dicom(path):
 def read_slices(path, geometry=SliceGeometry()):
     """Reads the axial slices of a head from a volume that nibabel reads.
 
-    A head that `write_nifti` wrote gives its slices as they are; of any other, `axial_slices` are cut at the heights of
-    `geometry`.
+    A head that `write_nifti` wrote gives its slices as they are; of any other, `axial_slices` are cut at the
+    heights of `geometry`.
 
     Returns:
-        (uint8 (N, S, S), what is to be said of the file, a list of texts). N is 32 and S 256, unless it is such a head.
+        (uint8 (N, S, S), what is to be said of the file, a list of texts). N is 32 and S 256, unless it is
+        such a head.
 
     Raises:
         VolumeError: if the volume cannot be used.
@@ -84,7 +86,8 @@ def read_slices(path, geometry=SliceGeometry()):
 
 @contextlib.contextmanager
 def _reading():
-    """Turns what nibabel raises into `VolumeError`: only calls of nibabel belong in here, for a bug of ours is no bad file."""
+    """Turns what nibabel raises into `VolumeError`: only calls of nibabel belong in here, for a bug of ours
+    is no bad file."""
     try:
         yield
     except Exception as error:  # a damaged file may fail in any way
@@ -92,7 +95,8 @@ def _reading():
 
 
 def _open(path):
-    """Opens a volume and checks its header: (a `Nifti1Image` as close to RAS as its voxels go, in mm; notes, a list)."""
+    """Opens a volume and checks its header: (a `Nifti1Image` as close to RAS as its voxels go, in mm; notes,
+    a list)."""
     import nibabel  # slow to import, and needed here alone
 
     if is_dicom(path):
@@ -134,7 +138,8 @@ def _open(path):
 
 
 def _slices_of_ours(image):
-    """The slices, uint8 (N, S, S), of a volume that `write_nifti` wrote, by description and shape; None of another."""
+    """The slices, uint8 (N, S, S), of a volume that `write_nifti` wrote, by description and shape; None of
+    another."""
     width, height, count = image.shape
     if (not bytes(image.header["descrip"].item()).startswith(OUR_HEAD.encode()) or width != height
             or count > NUM_POSITIONS or image.dataobj.dtype != np.uint8
@@ -144,7 +149,8 @@ def _slices_of_ours(image):
 
 
 def _to_ras(image, notes):
-    """A `Nifti1Image` along RAS (x right, y front, z up) in voxels of 1 mm: float32 (x, y, z), finite. Adds to `notes`."""
+    """A `Nifti1Image` along RAS (x right, y front, z up) in voxels of 1 mm: float32 (x, y, z), finite. Adds
+    to `notes`."""
     import nibabel
     from nibabel.processing import resample_from_to
 
@@ -155,7 +161,8 @@ def _to_ras(image, notes):
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
-        # Outside of the head they are background. What lies between two numbers of a row along x is not outside.
+        # Outside of the head they are background. What lies between two numbers of a row along x is not
+        # outside.
         within_rows = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
         if 2 * finite.sum() <= within_rows.sum():
             raise VolumeError("holds no picture (most of its voxels are not numbers)")
@@ -175,7 +182,8 @@ def _to_ras(image, notes):
 
 
 def _levels(volume):
-    """The brightness of background and of bright tissue: the 1st percentile, and the 99.5th of what is brighter than that."""
+    """The brightness of background and of bright tissue: the 1st percentile, and the 99.5th of what is
+    brighter than that."""
     low = np.percentile(volume, 1)
     brighter = volume[volume > low]
     if not brighter.size:
@@ -197,12 +205,13 @@ def _equal_neighbours(volume, threshold):
 
 
 def head_region(volume, low, high):
-    """Finds the head: the largest connected, smoothed region above the noise of the corners, and what surrounds it.
+    """Finds the head: the largest connected, smoothed region above the noise of the corners, and what
+    surrounds it.
 
-    A voxel counts if it is brighter than a tenth of the range (Smith 2002, BET) and than the noise in the upper corners,
-    where no head reaches. Smoothed is what counts, not brightness: by the majority among 5 x 5 x 5 voxels, so that edges
-    stay where they are. Where noise is as bright as tissue (the "UNI" images of MP2RAGE), a voxel counts if its neighbours
-    differ by less than half of what they do in the corners.
+    A voxel counts if it is brighter than a tenth of the range (Smith 2002, BET) and than the noise in the
+    upper corners, where no head reaches. Smoothed is what counts, not brightness: by the majority among 5 x 5
+    x 5 voxels, so that edges stay where they are. Where noise is as bright as tissue (the "UNI" images of
+    MP2RAGE), a voxel counts if its neighbours differ by less than half of what they do in the corners.
 
     Args:
         volume: float32 (x, y, z), voxels of 1 mm, RAS.
@@ -241,16 +250,18 @@ def head_region(volume, low, high):
 def axial_slices(volume, geometry=SliceGeometry()):
     """Cuts a volume into the slices of the PNG set.
 
-    32 slices, by default 1.4 mm apart, the lowest 86 mm below the top of the head (of the brain, where that was cut out):
-    in an average brain, from 8 mm below the anterior commissure upwards. Intensities are scaled between the two `_levels`
-    and clipped.
+    32 slices, by default 1.4 mm apart, the lowest 86 mm below the top of the head (of the brain, where that
+    was cut out):
+    in an average brain, from 8 mm below the anterior commissure upwards. Intensities are scaled between the
+    two `_levels` and clipped.
 
     Args:
         volume: float32 (x, y, z), voxels of 1 mm, RAS.
         geometry: where the slices lie.
 
     Returns:
-        (uint8 (32, 256, 256): front up, the head's left side on the left, zero-padded; notes, a list of texts).
+        (uint8 (32, 256, 256): front up, the head's left side on the left, zero-padded; notes, a list of
+        texts).
 
     Raises:
         VolumeError: if no head is found, it is cut off, or it is wider than 256 mm.
@@ -263,7 +274,8 @@ def axial_slices(volume, geometry=SliceGeometry()):
     head = head[:, ::-1, heights].transpose(2, 1, 0)
     notes = []
     if is_noise_bright:
-        # 2 mm more, for smoothing takes them from the head: of a simulated one nothing is lost, and 2 % of the noise stays.
+        # 2 mm more, for smoothing takes them from the head: of a simulated one nothing is lost, and 2 % of
+        # the noise stays.
         outside = [~ndimage.binary_dilation(ndimage.binary_fill_holes(region), iterations=2) for region in head]
         slices[np.array(outside)] = 0
         notes.append("its noise is as bright as the head (as in MP2RAGE): what lies outside of the head is set to black")
@@ -302,7 +314,8 @@ def _slice_heights(areas, geometry):
 
 
 def write_nifti_heads(heads, positions, geometry, folder):
-    """Writes heads as head_000.nii.gz, head_001.nii.gz, ... at their true heights; black where a position is left out.
+    """Writes heads as head_000.nii.gz, head_001.nii.gz, ... at their true heights; black where a position is
+    left out.
 
     Args:
         heads: uint8 (N, S, H, W), front up, the lowest slice first.
@@ -323,9 +336,9 @@ def write_nifti_heads(heads, positions, geometry, folder):
 def write_nifti(slices, path, geometry):
     """Writes axial slices as one NIfTI volume, which `read_slices` gives back to the bit.
 
-    The axes are called RAS, so that viewers show the head upright. NIfTI has no way to leave left and right open: the
-    description and the intent's name say that they are. The origin is the middle of the slices, `geometry.lowest` below
-    the first: a convention too.
+    The axes are called RAS, so that viewers show the head upright. NIfTI has no way to leave left and right
+    open: the description and the intent's name say that they are. The origin is the middle of the slices,
+    `geometry.lowest` below the first: a convention too.
 
     Args:
         slices: uint8 (N, H, W), front up, the lowest first.

@@ -44,7 +44,8 @@ MIN_GROUP = 5  # people in a folder of unknown meaning; one with fewer may be a 
 
 @dataclasses.dataclass(frozen=True)
 class PathWords:
-    """The words of a path, but for visits, contrasts, and what stands in all paths; texts or tuples of them."""
+    """The words of a path, but for visits, contrasts, and what stands in all paths; texts or tuples of
+    them."""
 
     sites: tuple  # those of `SITE`
     above: tuple  # before `name`
@@ -56,8 +57,8 @@ class PathWords:
 def people_of(paths, pattern=None):
     """Tells whose head each file is.
 
-    The names of well-known studies count wherever they stand. What is left of any other path, without visits and contrasts,
-    must name the person in one way only.
+    The names of well-known studies count wherever they stand. What is left of any other path, without visits
+    and contrasts, must name the person in one way only.
 
     Args:
         paths: texts, below the folder of the study, without .nii and the like.
@@ -155,7 +156,8 @@ def _shared_numbers(people, rows):
 
 
 def _has_small_groups(people, rows):
-    """Whether a folder (or word) of unknown meaning stands around so few people that it may itself be a person."""
+    """Whether a folder (or word) of unknown meaning stands around so few people that it may itself be a
+    person."""
     members = collections.defaultdict(set)
     for row, person in zip(rows, people):
         if row.outermost != row.name:
