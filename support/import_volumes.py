@@ -1,5 +1,4 @@
-"""Volumes of a study into the PNG folders: which files are T1-weighted heads, whose they are, and the split
-by person."""
+"""Volumes of a study into the PNG folders: which are T1-weighted heads, and the split by person."""
 
 import csv
 import glob
@@ -86,30 +85,31 @@ def find_nifti(folder, pattern=None, person_pattern=None):
         if matches is not None:
             reason = None if path in matches else "does not match --pattern"
         else:
-            reason = _why_no_head(path) or ("is not named T1, as others here are" if has_t1 and not _is_t1(path) else None)
+            reason = _why_no_head(path)
+            if reason is None and has_t1 and not _is_t1(path):
+                reason = "is not named T1, as others here are"
         if reason:
             reasons.append(f"{folder / path}: {reason}")
         else:
             heads.append(path)
     people = people_of([path.with_name(_stem(path)).as_posix() for path in heads], person_pattern)
-    reasons += [f"{folder / path}: has no person that --person-pattern finds" for path, person in zip(heads, people) if not person]
-    return [(person, folder / path) for path, person in zip(heads, people) if person], reasons
+    sessions = [(person, folder / path) for person, path in zip(people, heads)]
+    reasons += [f"{path}: has no person that --person-pattern finds" for name, path in sessions if not name]
+    return [session for session in sessions if session[0]], reasons
 
 
 def _list_volumes(folder):
-    """(paths of volumes relative to `folder`, reasons why other files are left out); opens nothing but files
-    that may be DICOM."""
+    """(paths of volumes relative to `folder`, reasons why others cannot be such)."""
     paths, reasons = [], []
     for place, names in _walk(folder):
-        # A pipe or a device would be waited for. A broken link stays: reading it says so.
-        odd = {name for name in names if (place / name).exists() and not (place / name).is_file()}
-        for name in names:
-            if name.lower().endswith(VOLUME_ENDINGS) and not name.lower().endswith((".img", ".dcm")):
-                if name in odd:
-                    reasons.append(f"{place / name}: is a pipe or a device, not a file")
+        files = [place / name for name in names]
+        for path in files:
+            if path.name.lower().endswith(VOLUME_ENDINGS) and path.suffix.lower() not in (".img", ".dcm"):
+                if path.exists() and not path.is_file():  # it would be waited for; a broken link is told later
+                    reasons.append(f"{path}: is a pipe or a device, not a file")
                 else:
-                    paths.append((place / name).relative_to(folder))
-        if any(is_dicom(place / name) for name in names if Path(name).suffix.lower() in (".dcm", ".ima", "") and name not in odd):
+                    paths.append(path.relative_to(folder))
+        if any(is_dicom(path) for path in files if path.suffix.lower() in (".dcm", ".ima", "")):
             reasons.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
     return paths, reasons
 
@@ -117,7 +117,8 @@ def _list_volumes(folder):
 def _glob(folder, pattern):
     """The paths relative to `folder` that a glob matches, a set."""
     if not pattern or os.path.isabs(pattern):
-        raise UserError(f"--pattern {pattern!r} cannot be used; give one relative to the folder, like '**/*_T1w.nii.gz'.")
+        raise UserError(f"--pattern {pattern!r} cannot be used; give one relative to the folder, like "
+                        "'**/*_T1w.nii.gz'.")
     return set(map(Path, glob.glob(pattern, root_dir=folder, recursive=True)))
 
 
@@ -141,8 +142,7 @@ def _is_t1(path):
 
 
 def _why_no_head(path):
-    """Why a file is no T1-weighted picture of a head, by its path below the folder of volumes; None if it may
-    be one."""
+    """Why a path cannot be that of a T1-weighted picture of a head; None if it can."""
     name = _stem(path)
     if "derivatives" in path.parts[:-1]:
         return "lies in a derivatives folder"
@@ -150,7 +150,7 @@ def _why_no_head(path):
         return "is a mask or a segmentation by its name"
     if re.search(r"_ce-[a-z]", name, re.IGNORECASE):
         return "was taken with a contrast agent by its name"
-    for part in (name, *reversed(path.parts[:-1])):  # the name of the file itself comes before those of its folders
+    for part in (name, *reversed(path.parts[:-1])):  # the file's own name before those of its folders
         contrast = _contrast(part)
         if contrast:
             return None if contrast[1] else f"is {contrast[0]} by its name, not T1"
@@ -158,8 +158,8 @@ def _why_no_head(path):
 
 
 def convert_volumes(sessions, reasons, output_dir, seed=0):
-    """Writes volumes as the three PNG folders, split by person: 85, 10 and 5 % of them. Says first how many
-    they are.
+    """Prints how many volumes and people there are, then writes the PNG folders: 85, 10 and 5 % of the
+    people.
 
     Args:
         sessions: list of (person, path); all sessions of a person go to one split, each as a case of its own.
@@ -184,8 +184,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
 
 
 def _write_sessions(folder, sessions, reasons):
-    """Writes each usable session's slices as N.npy, adds to `reasons` why others are not; ([(person, path)],
-    notes)."""
+    """Writes each session's slices as N.npy, or adds to `reasons` why not: ([(person, path)], notes)."""
     rows, notes, size = [], [], None
     for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
         try:
@@ -193,9 +192,10 @@ def _write_sessions(folder, sessions, reasons):
         except VolumeError as error:
             reasons.append(f"{path}: {error}")
             continue
-        size = size or slices.shape[1:]
-        if slices.shape[1:] != size:
-            reasons.append(f"{path}: has slices of {slices.shape[2]}x{slices.shape[1]} pixels, the first one {size[1]}x{size[0]}")
+        (height, width), size = slices.shape[1:], size or slices.shape[1:]
+        if (height, width) != size:
+            first = f"{size[1]}x{size[0]}"
+            reasons.append(f"{path}: has slices of {width}x{height} pixels, the first one {first}")
             continue
         notes += [f"{path}: {remark}" for remark in remarks]
         np.save(folder / f"{len(rows)}.npy", slices)
@@ -204,8 +204,7 @@ def _write_sessions(folder, sessions, reasons):
 
 
 def _split_by_person(folder, rows, seed):
-    """Writes the PNG folders and cases.csv from the N.npy of (person, path) number N; {split: (sessions,
-    people)}."""
+    """Writes PNG folders and cases.csv from N.npy of (person, path) N: {split: (sessions, people)}."""
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
         raise UserError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "
@@ -218,7 +217,8 @@ def _split_by_person(folder, rows, seed):
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
         members = [(index, *row) for index, row in enumerate(rows) if split_of[row[0]] == name]
-        for case, (index, person, path) in enumerate(members, case + 1):
+        for index, person, path in members:
+            case += 1
             for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)):
                 Image.fromarray(image).save(slice_file(folder, name, case, position))
             table.append((case, name, _as_utf8(person), _as_utf8(path)))

@@ -78,18 +78,18 @@ def match_template(slices, positions):
     volume, to_voxels = load_mni152()
     template = ndimage.gaussian_filter(volume, 1.5), to_voxels
     # First every side, coarsely; then the best one, finely
-    fits = _fit([turn(small, front) for front in FRONTS], positions, template, scales=np.arange(0.82, 1.13, 0.06),
-                height_step=2, spacings=np.geomspace(0.5, 8, 56), lowest=np.arange(-50, 71, 2))
+    fits = _fit([turn(small, front) for front in FRONTS], positions, template, height_step=2,
+                scales=np.arange(0.82, 1.13, 0.06), spacings=np.geomspace(0.5, 8, 56),
+                lowest=np.arange(-50, 71, 2))
     second, best = np.argsort([correlation for correlation, *_ in fits])[-2:]
     margin = fits[best][0] - fits[second][0]
     _, scale, spacing, lowest = fits[best]
     (correlation, scale, spacing, lowest), = _fit(
-        [turn(small, FRONTS[best])], positions, template, scales=scale + 0.02 * np.arange(-2, 3),
-        height_step=1, spacings=spacing * np.linspace(0.9, 1.1, 21),
-        lowest=lowest + np.linspace(-4, 4, 17))
+        [turn(small, FRONTS[best])], positions, template, height_step=1,
+        scales=scale + 0.02 * np.arange(-2, 3), spacings=spacing * np.linspace(0.9, 1.1, 21), lowest=lowest + np.linspace(-4, 4, 17))
     is_good = correlation >= MIN_CORRELATION and margin >= MIN_MARGIN
-    return Match(FRONTS[best] if is_good else None, float(spacing * scale), float(lowest * scale), float(correlation),
-                 float(margin))
+    return Match(FRONTS[best] if is_good else None, float(spacing * scale), float(lowest * scale),
+                 float(correlation), float(margin))
 
 
 def _fit(turned, positions, template, scales, height_step, spacings, lowest):
@@ -101,10 +101,11 @@ def _fit(turned, positions, template, scales, height_step, spacings, lowest):
     possible = (lines[:, 0] >= heights[0]) & (lines[:, -1] <= heights[-1])
     spacings, lowest, lines = spacings[possible], lowest[possible], lines[possible]
     # For each slice of each line, its index in a flat table of (P, len(heights))
-    indices = np.arange(len(positions)) * len(heights) + np.round((lines - heights[0]) / height_step).astype(int)
+    indices = np.round((lines - heights[0]) / height_step).astype(int)
+    indices += np.arange(len(positions)) * len(heights)
     shifts = (0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)
     pixels = np.stack([np.roll(slices, shift, (1, 2)) for slices in turned for shift in shifts])
-    pixels = pixels.reshape(-1, SIDE * SIDE)  # one product of matrices for all, as small ones keep BLAS's threads waiting
+    pixels = pixels.reshape(-1, SIDE * SIDE)  # one product of matrices: small ones keep threads waiting
     squares, least_variance = pixels ** 2, 1e-4 * pixels.max() ** 2
     best = [(-1, 1, 0, 0)] * len(turned)
     for scale in scales:
@@ -126,8 +127,8 @@ def _brain_regions(template, heights, scale):
     SIDE).
     """
     pictures = _centred(cut_axial(*template, heights, SIDE, PIXEL_SIZE / scale))
-    brain = ndimage.binary_erosion(pictures > 0.1 * pictures.max(), np.ones((1, 3, 3)) * [[0, 1, 0], [1, 1, 1], [0, 1, 0]])
-    brain = brain.reshape(len(heights), -1)
+    cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]])
+    brain = ndimage.binary_erosion(pictures > 0.1 * pictures.max(), cross).reshape(len(heights), -1)
     pictures = pictures.reshape(len(heights), -1)
     area = brain.sum(axis=1, keepdims=True)
     brain = brain & (area * PIXEL_SIZE ** 2 > 1500)  # mm2; a smaller piece would fit anything
@@ -167,15 +168,18 @@ def find_geometry(images, positions, front=None, spacing=None):
     usual = SliceGeometry()
     side = front or match.front
     is_measured = match.front is not None and match.front == side  # heights of another side mean nothing
-    geometry = SliceGeometry(FRAME_MM / images.shape[1], spacing or (match.spacing if is_measured else usual.spacing),
-                             match.lowest if is_measured else usual.lowest, axes_known=side is not None)
+    geometry = SliceGeometry(
+        FRAME_MM / images.shape[1], spacing or (match.spacing if is_measured else usual.spacing),
+        match.lowest if is_measured else usual.lowest, axes_known=side is not None)
     if side is None:
         return side, geometry, (
-            f"No match with the template (correlation {match.correlation:.2f}, {match.margin:.2f} above that of another side): "
-            f"nothing is turned, and nothing is said of the axes{f'; {spacing:.1f} mm apart, as stated' if spacing else ''}.")
+            f"No match with the template (correlation {match.correlation:.2f}, {match.margin:.2f} above that "
+            "of another side): nothing is turned, and nothing is said of the axes"
+            f"{f'; {spacing:.1f} mm apart, as stated' if spacing else ''}.")
     origin = " as stated" if front else f" by the template (correlation {match.correlation:.2f})"
     if match.front not in (None, side):
         origin += f", though the template fits front-{match.front} (correlation {match.correlation:.2f})"
     distance = "as stated" if spacing else "by the template" if is_measured else "as is usual, not measured"
-    return side, geometry, (f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {geometry.spacing:.1f} mm "
-                            f"apart, {distance}. Which side is left cannot be told.")
+    return side, geometry, (
+        f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {geometry.spacing:.1f} mm apart"
+        f", {distance}. Which side is left cannot be told.")

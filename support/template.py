@@ -17,7 +17,7 @@ from support.cli import UserError
 from support.files import whole_folder
 from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
-DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
+DEMO_VERSION = 2  # in the cache folder's name and each person's seed: raise it if the simulation changes
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
 SIMULATED_NOTE = "SIMULATED.txt"  # lies in the folder of each simulated data set
 DEMO_IMAGE_SIZE = 128  # pixels
@@ -52,7 +52,8 @@ def _find_cache():
             return folder
     except (OSError, RuntimeError):  # RuntimeError: no HOME, and a user without an account
         folder = tempfile.mkdtemp(prefix="brain-vqvae-")
-        print(f"Neither $XDG_CACHE_HOME nor ~/.cache can be written: the demo cohort goes into {folder}.", flush=True)
+        print(f"Neither $XDG_CACHE_HOME nor ~/.cache can be written: the demo cohort goes into {folder}.",
+              flush=True)
         return folder
 
 
@@ -119,9 +120,9 @@ def _write_people(folder, cases, image_size):
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         writing = [pool.submit(write_person, name, case) for name, case in cases]
         try:
-            for written in tqdm(concurrent.futures.as_completed(writing), "Simulating", len(writing), unit=" people",
-                                leave=False, disable=None):
-                written.result()
+            finished = concurrent.futures.as_completed(writing)
+            for person in tqdm(finished, "Simulating", len(writing), unit=" people", leave=False, disable=None):
+                person.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -169,9 +170,14 @@ def cut_axial(volume, to_voxels, heights, side, pixel_size):
         brain in the middle.
     """
     across = (np.arange(side) - (side - 1) / 2) * pixel_size
-    z, y, x = np.meshgrid(heights, -across - 18, across, indexing="ij")  # 18 mm behind the commissure is the brain's middle
-    voxels = np.einsum("ij,j...->i...", to_voxels[:3, :3], np.stack([x, y, z])) + to_voxels[:3, 3, None, None, None]
-    return ndimage.map_coordinates(volume, voxels, order=1)
+    # The middle of the brain lies 18 mm behind the commissure.
+    grid = np.stack(np.meshgrid(heights, -across - 18, across, indexing="ij")[::-1])
+    return ndimage.map_coordinates(volume, _voxels(to_voxels, grid), order=1)
+
+
+def _voxels(to_voxels, points):
+    """Points (3, ...), x, y and z in mm, as indices of voxels."""
+    return np.einsum("ij,j...->i...", to_voxels[:3, :3], points) + to_voxels[:3, 3, None, None, None]
 
 
 def simulate_person(template, rng, image_size):
@@ -184,13 +190,14 @@ def simulate_person(template, rng, image_size):
 
     Returns:
         uint8 (32, image_size, image_size): axial slices 1.4 mm apart, upwards from 8 mm below the anterior
-        commissure, 256 mm wide; front up, the head's left side on the left, the outside of the brain 0.
+        commissure, 256 mm wide; front up, the head's left on the left, the outside of the brain 0.
     """
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size
     positions, rows, columns = shape = NUM_POSITIONS, HEAD[0] // pixel_size, HEAD[1] // pixel_size
-    z, y, x = np.meshgrid(np.arange(positions) * SLICE_SPACING - 8, ((rows - 1) / 2 - np.arange(rows)) * pixel_size,
-                          (np.arange(columns) - (columns - 1) / 2) * pixel_size, indexing="ij")
+    z, y, x = np.meshgrid(
+        np.arange(positions) * SLICE_SPACING - 8, ((rows - 1) / 2 - np.arange(rows)) * pixel_size,
+        (np.arange(columns) - (columns - 1) / 2) * pixel_size, indexing="ij")
     tilt, yaw = np.deg2rad(rng.uniform(-3, 3, 2))
     x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
     y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
@@ -199,14 +206,15 @@ def simulate_person(template, rng, image_size):
     near_ventricles = np.exp(-((x / 22) ** 2 + ((y + 12) / 45) ** 2 + ((z - 14) / 22) ** 2))
     x *= 1 - rng.uniform(-0.15, 0.5) * near_ventricles
 
-    voxels = np.einsum("ij,j...->i...", to_voxels[:3, :3], np.stack([x, y, z])) + to_voxels[:3, 3, None, None, None]
+    voxels = _voxels(to_voxels, np.stack([x, y, z]))
     signal = ndimage.map_coordinates(coefficients, voxels, order=3, prefilter=False).clip(0, 1.2)
     inside = ndimage.map_coordinates(brain, voxels, order=1)
     if pixel_size == 1:
         inside = inside > 0.5
-    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(_smooth_field(rng, 40, 0.06, shape)) * rng.uniform(0.85, 1.0)
-    noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *shape))  # the mean over a larger pixel has less noise
-    magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: the length of a complex signal with Gaussian noise
+    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(_smooth_field(rng, 40, 0.06, shape))
+    signal = signal * rng.uniform(0.85, 1.0)
+    noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *shape))  # a larger pixel has less
+    magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: of a complex signal with Gaussian noise
     pixels = np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8)
     top, left = (image_size - rows) // 2, (image_size - columns) // 2
     return np.pad(pixels, ((0, 0), (top, top), (left, left)))
@@ -218,6 +226,7 @@ def _smooth_field(rng, spacing, amplitude, shape):
     lengths = NUM_POSITIONS, *HEAD
     coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
     # The splines of 1 mm, averaged over each pixel
-    splines = [ndimage.zoom(np.eye(few), (length / few, 1), order=3, mode="nearest").reshape(many, -1, few).mean(axis=1)
+    splines = [ndimage.zoom(np.eye(few), (length / few, 1), order=3, mode="nearest")
+               .reshape(many, -1, few).mean(axis=1)
                for few, length, many in zip(coarse.shape, lengths, shape)]
     return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)

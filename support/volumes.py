@@ -21,6 +21,7 @@ MAX_TOP_AREA = 4000  # mm2 of head in the topmost plane; more of it, and the top
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png", re.IGNORECASE)
 # Of what `read_slices` reads, or says how to convert
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")
+UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # by NIfTI's code: name, and how many millimetres
 OUR_HEAD = "brain-vqvae head; "  # how the description of a volume begins that `write_nifti` wrote
 
 
@@ -53,6 +54,8 @@ def slice_file(folder, split, case, position):
 
 def is_dicom(path):
     """Whether a file has the mark of DICOM, in bytes 128 to 131."""
+    if not Path(path).is_file():  # a pipe would be waited for
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -60,7 +63,7 @@ def is_dicom(path):
         return False
 
 
-# Reading -----------------------------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------------------
 
 
 def read_slices(path, geometry=SliceGeometry()):
@@ -110,11 +113,11 @@ def _open(path):
         source = nibabel.load(path)
         header, shape, dtype = source.header, tuple(map(int, source.shape)), source.get_data_dtype()
         affine, zooms = source.affine, header.get_zooms()[:3]
+    size = " x ".join(map(str, shape))
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
-        raise VolumeError(f"has {len(shape)} dimensions ({' x '.join(map(str, shape))}), not 3; give one volume")
+        raise VolumeError(f"has {len(shape)} dimensions ({size}), not 3; give one volume")
     if np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise VolumeError(f"has {' x '.join(map(str, shape))} voxels by its header, too many for a head; correct or "
-                          "resample it")
+        raise VolumeError(f"has {size} voxels by its header, too many for a head; correct or resample it")
     if dtype.names:
         raise VolumeError("is in colour (RGB); give the gray volume that it was made from")
     if dtype.kind == "c":
@@ -123,14 +126,15 @@ def _open(path):
     if not np.allclose(nibabel.affines.voxel_sizes(affine), zooms, rtol=0.01):
         notes.append("its affine and its pixdim differ: the voxels are taken as the affine says")
     if isinstance(header, nibabel.Nifti1Header):
-        unit, millimetres = {1: ("metres", 1e3), 3: ("microns", 1e-3)}.get(int(header["xyzt_units"]) % 8, ("", 1))
+        unit, millimetres = UNITS.get(int(header["xyzt_units"]) % 8, (None, 1))
         if unit:
             affine = np.diag([*[millimetres] * 3, 1]) @ affine
             notes.append(f"its lengths are in {unit} by its header")
         if not header["qform_code"] and not header["sform_code"]:
             notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
     if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
-        raise VolumeError("has a singular affine: its header does not say how its voxels lie; correct its sform or qform")
+        raise VolumeError("has a singular affine: its header does not say how its voxels lie; correct its "
+                          "sform or qform")
     with _reading():
         data = np.asarray(source.dataobj).reshape(shape[:3])
     header = header if isinstance(header, nibabel.Nifti1Header) else None
@@ -156,8 +160,8 @@ def _to_ras(image, notes):
 
     shape, affine = nibabel.spaces.vox2out_vox((image.shape, image.affine), (1, 1, 1))
     if max(shape) > MAX_LENGTH or np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise VolumeError(f"is {' x '.join(f'{length:,}' for length in shape)} mm large by its header; correct its voxel "
-                          "sizes")
+        size = " x ".join(f"{length:,}" for length in shape)
+        raise VolumeError(f"is {size} mm large by its header; correct its voxel sizes")
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
@@ -222,17 +226,17 @@ def head_region(volume, low, high):
     """
     x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * length) for length in volume.shape)]
     corners = np.abs(x) + np.abs(y) + z > 2  # an ellipsoid that fills the volume reaches 1.73
-    corners &= volume > volume.min()  # not what was filled in: around a brain, or beyond a tilted field of view
+    corners &= volume > volume.min()  # not what was filled in around a brain or a tilted field of view
     air = volume[corners] if corners.mean() > 0.02 else np.array([low])  # 2 %: a quarter of the four corners
     level = np.median(air)
-    noise = level + 1.5 * 1.4826 * np.median(np.abs(air - level))  # 1.5 standard deviations, whatever else lies there
+    noise = level + 1.5 * 1.4826 * np.median(np.abs(air - level))  # 1.5 standard deviations, but robust
     is_noise_bright = noise >= (low + high) / 2
     if not is_noise_bright:
         bright = volume > max(noise, low + 0.1 * (high - low))
         region = ndimage.uniform_filter(bright.astype(np.float32), 5) > 0.5
     else:
-        differences = sum(np.abs(np.diff(volume, axis=axis, append=np.take(volume, [-1], axis))) for axis in range(3))
-        differences = ndimage.uniform_filter(differences, 5)
+        differences = ndimage.uniform_filter(sum(
+            np.abs(np.diff(volume, axis=axis, append=volume.take([-1], axis))) for axis in range(3)), 5)
         region = differences < 0.5 * np.median(differences[corners])
     labels, count = ndimage.label(region)
     if not count:
@@ -276,9 +280,9 @@ def axial_slices(volume, geometry=SliceGeometry()):
     if is_noise_bright:
         # 2 mm more, for smoothing takes them from the head: of a simulated one nothing is lost, and 2 % of
         # the noise stays.
-        outside = [~ndimage.binary_dilation(ndimage.binary_fill_holes(region), iterations=2) for region in head]
-        slices[np.array(outside)] = 0
-        notes.append("its noise is as bright as the head (as in MP2RAGE): what lies outside of the head is set to black")
+        wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(region), iterations=2) for region in head]
+        slices[~np.array(wider)] = 0
+        notes.append("its noise is as bright as its head (as in MP2RAGE): set to black outside of the head")
     for axis, name in ((1, "y"), (2, "x")):
         start = max(0, slices.shape[axis] - SIDE) // 2
         inside = range(start, min(start + SIDE, slices.shape[axis]))
@@ -299,18 +303,19 @@ def _slice_heights(areas, geometry):
     depth = LOWEST_SLICE + SliceGeometry().lowest - geometry.lowest
     heights = np.round(top[-1] - depth + geometry.spacing * np.arange(NUM_POSITIONS)).astype(int)
     if heights[0] < 0:
-        raise VolumeError(f"ends {-heights[0]} mm too high: {depth:.0f} mm below the top of the head are needed")
+        raise VolumeError(f"ends {-heights[0]} mm too high: {depth:.0f} mm below the top of the head are "
+                          "needed")
     if heights[-1] >= len(areas):
         raise VolumeError(f"ends {heights[-1] - len(areas) + 1} mm too low for {NUM_POSITIONS} slices "
                           f"{geometry.spacing:.1f} mm apart")
     num_small = (areas[heights] < MIN_HEAD_AREA).sum()
     if num_small:
-        raise VolumeError(f"shows no head where the slices lie: less than {MIN_HEAD_AREA // 100} cm2 in {num_small} of "
-                          f"{NUM_POSITIONS}")
+        raise VolumeError(f"shows no head where the slices lie: less than {MIN_HEAD_AREA // 100} cm2 in "
+                          f"{num_small} of {NUM_POSITIONS}")
     return heights
 
 
-# Writing -----------------------------------------------------------------------------------------------------------
+# Writing ----------------------------------------------------------------------------------------------------
 
 
 def write_nifti_heads(heads, positions, geometry, folder):

@@ -25,19 +25,20 @@ STUDY_NAMES = [re.compile(pattern) for pattern in (
 BIDS_NAME = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
 # The words of a path that say when and how a head was scanned, not whose it is
-VISIT = (r"ses(?:sion)?[-_ ]?[a-z0-9]+|(?:month|week|day)[-_ ]?\d{1,3}|(?:visit|year|wave|time-?point|time|tp|scan|run|exam"
-         r"|repeat|follow-?up|fu|mr|v|y|w)[-_ ]?\d{1,2}|m\d{1,3}|t0|anat[-_]\d|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d"
+VISIT = (r"ses(?:sion)?[-_ ]?[a-z0-9]+|(?:month|week|day)[-_ ]?\d{1,3}"
+         r"|(?:visit|year|wave|time-?point|time|tp|scan|run|exam|repeat|follow-?up|fu|mr|v|y|w)[-_ ]?\d{1,2}"
+         r"|m\d{1,3}|t0|anat[-_]\d|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d"
          r"|baseline|bl|base|screening|initial|follow-?up|fu|pre|post|test|retest|mr")
 T1_NAMES = r"t1|t1w|t1n|unit1|mp-?rage|mpr|spgr|fspgr"
-OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri|asl|cbf|swi"
-               r"|mra|tof|angio|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer|scout")
+OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri"
+               r"|asl|cbf|swi|mra|tof|angio|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer|scout")
 # Groups that number their people each on its own, and in which nobody is twice
 SITE = r"(?:site|cent(?:er|re)|hospital)[-_ ]?[a-z0-9]+|controls?|healthy|hc|patients?|cases?"
 # Groups too, but people may move from one to the next: an equal name in two of them may be one person, or two
-STAGE = (r"(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci|ad|cn|nc|nl|smc"
-         r"|ftd|(?:very)?mild|moderate|(?:non)?-?demented|converted|dementia")
-WORD = re.compile(rf"(?<![a-z0-9])(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|(?P<site>{SITE})|(?P<stage>{STAGE}))(?![a-z0-9])"
-                  r"|(?P<name>[^\W_]+)", re.IGNORECASE)
+STAGE = (r"(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci|ad"
+         r"|cn|nc|nl|smc|ftd|(?:very)?mild|moderate|(?:non)?-?demented|converted|dementia")
+WORD = re.compile(rf"(?<![a-z0-9])(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|(?P<site>{SITE})|(?P<stage>{STAGE}))"
+                  r"(?![a-z0-9])|(?P<name>[^\W_]+)", re.IGNORECASE)
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
 MIN_GROUP = 5  # people in a folder of unknown meaning; one with fewer may be a person's, with as many visits
 
@@ -73,7 +74,8 @@ def people_of(paths, pattern=None):
     if pattern is not None:
         matches = [_person_regex(pattern).search(path) for path in paths]
         return [match[1] if match else None for match in matches]
-    people = [next((match[0] for regex in STUDY_NAMES if (match := regex.search(path))), None) for path in paths]
+    people = [next((match[0] for regex in STUDY_NAMES if (match := regex.search(path))), None)
+              for path in paths]
     others = [index for index, person in enumerate(people) if person is None]
     for index, person in zip(others, _understand([paths[index] for index in others])):
         people[index] = person
@@ -87,8 +89,8 @@ def _person_regex(pattern):
         raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}); "
                         "give one like 'patient_([0-9]+)'.") from error
     if regex.groups != 1:
-        raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the person alone, "
-                        "like 'patient_([0-9]+)'.")
+        raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the person "
+                        "alone, like 'patient_([0-9]+)'.")
     return regex
 
 
@@ -101,15 +103,17 @@ def _understand(paths):
     people = ["/".join([*(row.sites if with_sites else ()), row.name]) for row in rows]
     readings = [
         people,
-        [row.name for row in rows] if not with_sites else people,
-        ["/".join([*row.above, row.name]) for row in rows],  # equal names in several folders are several people
-        ["/".join([person, *row.below]) for person, row in zip(people, rows)],  # what follows the name belongs to it
-        [re.sub(r"(?<=\d)[a-z]$", "", person, flags=re.IGNORECASE) for person in people],  # P01a, P01b: two visits
+        # Equal names in several folders are several people.
+        ["/".join([*row.above, row.name]) for row in rows],
+        # What follows the name belongs to it.
+        ["/".join([person, *row.below]) for person, row in zip(people, rows)],
+        # P01a and P01b are two visits of P01.
+        [re.sub(r"(?<=\d)[a-z]$", "", person, flags=re.IGNORECASE) for person in people],
         _shared_numbers(people, rows),
     ]
     if any(not _same(people, reading) for reading in readings) or _has_small_groups(people, rows):
         readings.append([row.outermost for row in rows])
-    sessions = collections.Counter(person for person, row in zip(people, rows) if not BIDS_NAME.fullmatch(row.name))
+    sessions = collections.Counter(person for person in people if not BIDS_NAME.search(person))
     if max(sessions.values(), default=0) > MAX_SESSIONS:
         readings.append(paths)
     if any(not _same(people, reading) for reading in readings):
@@ -122,10 +126,12 @@ def _read_words(paths):
     spellings, found = {}, []
     for path in paths:
         bids = BIDS_NAME.search(path)
-        words = [(match.lastgroup, match[0]) for match in WORD.finditer(path, 0, bids.start() if bids else len(path))]
-        words = [word for word in words if word[0]] + ([("bids", bids[0])] if bids else [])
-        # Each once, and P01 as p01
-        found.append(list(dict.fromkeys((kind, spellings.setdefault(text.casefold(), text)) for kind, text in words)))
+        matches = WORD.finditer(path, 0, bids.start() if bids else len(path))
+        words = [(match.lastgroup, match[0]) for match in matches if match.lastgroup]
+        words += [("bids", bids[0])] if bids else []
+        # P01 and p01 are one word, and each counts once.
+        words = [(kind, spellings.setdefault(text.casefold(), text)) for kind, text in words]
+        found.append(list(dict.fromkeys(words)))
     common = set(found[0]).intersection(*found) if found else set()
     if any(common.issuperset(words) for words in found):
         common = set()  # of one person alone all words are in all paths
@@ -177,14 +183,15 @@ def _refusal(readings):
         if not any(_same(reading, other) for other in different):
             different.append(reading)
     return UserError(
-        f"It cannot be told whose heads these {len(readings[0])} sessions are: {', or '.join(map(_summary, different))}? Give "
-        "--person-pattern, a regular expression for the paths whose one group is the person, such as '([^/]+)/[^/]*$' for "
-        "the folder that each file is in.")
+        f"It cannot be told whose heads these {len(readings[0])} sessions are: "
+        f"{', or '.join(map(_summary, different))}? Give --person-pattern, a regular expression for the paths "
+        "whose one group is the person, such as '([^/]+)/[^/]*$' for the folder that each file is in.")
 
 
 def _summary(people):
     """A reading in words: "4 people with 3 sessions each (such as 000)"."""
     sessions = collections.Counter(people)
     fewest, most = min(sessions.values()), max(sessions.values())
-    number = f"{fewest} session{'s' * (fewest > 1)} each" if fewest == most else f"{fewest} to {most} sessions"
-    return f"{len(sessions)} {'person' if len(sessions) == 1 else 'people'} with {number} (such as {people[0]})"
+    number = f"{fewest} to {most}" if fewest < most else str(most)
+    return (f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'} with {number} "
+            f"session{'s' if most > 1 else ''} each (such as {people[0]})")
