@@ -86,7 +86,8 @@ def match_template(slices, positions):
     _, scale, spacing, lowest = fits[best]
     (correlation, scale, spacing, lowest), = _fit(
         [turn(small, FRONTS[best])], positions, template, height_step=1,
-        scales=scale + 0.02 * np.arange(-2, 3), spacings=spacing * np.linspace(0.9, 1.1, 21), lowest=lowest + np.linspace(-4, 4, 17))
+        scales=scale + 0.02 * np.arange(-2, 3), spacings=spacing * np.linspace(0.9, 1.1, 21),
+        lowest=lowest + np.linspace(-4, 4, 17))
     is_good = correlation >= MIN_CORRELATION and margin >= MIN_MARGIN
     return Match(FRONTS[best] if is_good else None, float(spacing * scale), float(lowest * scale),
                  float(correlation), float(margin))
@@ -181,5 +182,5 @@ def find_geometry(images, positions, front=None, spacing=None):
         origin += f", though the template fits front-{match.front} (correlation {match.correlation:.2f})"
     distance = "as stated" if spacing else "by the template" if is_measured else "as is usual, not measured"
     return side, geometry, (
-        f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {geometry.spacing:.1f} mm apart"
-        f", {distance}. Which side is left cannot be told.")
+        f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {geometry.spacing:.1f} mm "
+        f"apart, {distance}. Which side is left cannot be told.")

@@ -64,20 +64,17 @@ def split_people(number):
 
 
 def share_of_people(number, share):
-    """How many of `number` people validation or test gets: a share of them, but two of eight or more, for
-    people are compared."""
+    """How many of `number` people validation or test gets: two at least, of eight or more, to compare them."""
     return max(2 if number >= 8 else 1, round(share * number))
 
 
 def is_simulated(folder):
-    """Whether the people of the data set in a folder are simulated, or sampled from a model of simulated
-    people."""
+    """Whether the people of the data set in a folder are simulated, or sampled from a model of such."""
     return (Path(folder) / SIMULATED_NOTE).is_file()
 
 
 def write_cohort(folder, people, image_size):
-    """Simulates people from the MNI152 T1 template that nilearn ships, and writes them as the three PNG
-    folders.
+    """Simulates people from the MNI152 T1 template that nilearn ships, and writes the three PNG folders.
 
     The template is one brain, averaged over 152 people (Fonov et al. 2009). Each virtual person is that brain
     under a small affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own
@@ -120,22 +117,17 @@ def _write_people(folder, cases, image_size):
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         writing = [pool.submit(write_person, name, case) for name, case in cases]
         try:
-            finished = concurrent.futures.as_completed(writing)
-            for person in tqdm(finished, "Simulating", len(writing), unit=" people", leave=False, disable=None):
+            done = concurrent.futures.as_completed(writing)
+            for person in tqdm(done, "Simulating", len(writing), unit=" people", leave=False, disable=None):
                 person.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _load_template(pixel_size):
-    """What `simulate_person` draws from: spline coefficients, brain, both float32 (x, y, z), and the map from
-    mm to voxels.
-
-    For pixels of 2 mm (else 1) the template is averaged over 2 x 2 mm in each axial plane.
-    """
+    """Spline coefficients and brain, float32 (x, y, z), and the map from mm to voxels, for `simulate_person`."""
     intensity, to_voxels = load_mni152()
-    # An average of 152 people is blurred: unsharp masking brings the folds back to the contrast of one
-    # person's scan.
+    # An average of 152 people is blurred: unsharp masking brings the folds back to one person's contrast.
     sharp = intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))
     sharp = sharp.clip(0, 1.2)
     brain = ndimage.binary_opening(intensity > 0.05, iterations=2).astype(np.float32)

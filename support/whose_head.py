@@ -35,8 +35,8 @@ OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|
 # Groups that number their people each on its own, and in which nobody is twice
 SITE = r"(?:site|cent(?:er|re)|hospital)[-_ ]?[a-z0-9]+|controls?|healthy|hc|patients?|cases?"
 # Groups too, but people may move from one to the next: an equal name in two of them may be one person, or two
-STAGE = (r"(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci|ad"
-         r"|cn|nc|nl|smc|ftd|(?:very)?mild|moderate|(?:non)?-?demented|converted|dementia")
+STAGE = (r"(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci"
+         r"|ad|cn|nc|nl|smc|ftd|(?:very)?mild|moderate|(?:non)?-?demented|converted|dementia")
 WORD = re.compile(rf"(?<![a-z0-9])(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|(?P<site>{SITE})|(?P<stage>{STAGE}))"
                   r"(?![a-z0-9])|(?P<name>[^\W_]+)", re.IGNORECASE)
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
@@ -184,8 +184,8 @@ def _refusal(readings):
             different.append(reading)
     return UserError(
         f"It cannot be told whose heads these {len(readings[0])} sessions are: "
-        f"{', or '.join(map(_summary, different))}? Give --person-pattern, a regular expression for the paths "
-        "whose one group is the person, such as '([^/]+)/[^/]*$' for the folder that each file is in.")
+        f"{', or '.join(map(_summary, different))}? Give --person-pattern, a regular expression for the "
+        "paths whose one group is the person, such as '([^/]+)/[^/]*$' for the folder that each file is in.")
 
 
 def _summary(people):
