@@ -1,12 +1,15 @@
 import functools
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 import dataset
-from support import cli, template, volumes
+from support import template, volumes
 from support.images import empty_margin
-from tests.conftest import check_refused
+from tests.conftest import check_refused, script_environment
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,13 +70,15 @@ def test_noise_is_that_of_a_mean_over_the_pixel():
     assert roughness[0] == pytest.approx(roughness[1], rel=0.05)
 
 
-def test_people_are_split_with_at_least_one_in_each():
+def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
     assert template.split_people(50) == template.DEMO_PEOPLE
+    assert template.split_people(200) == {"train": 160, "validate": 20, "test": 20}
+    assert template.split_people(8) == {"train": 4, "validate": 2, "test": 2}
     assert template.split_people(3) == {"train": 1, "validate": 1, "test": 1}
     assert template.split_people(27) == {"train": 21, "validate": 3, "test": 3}
     for number in range(3, 400):
         people = template.split_people(number)
-        assert sum(people.values()) == number and min(people.values()) >= 1
+        assert sum(people.values()) == number and min(people.values()) >= (2 if number >= 8 else 1)
 
 
 def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, capsys):
@@ -103,12 +108,35 @@ def test_a_cohort_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(template, "_write_people", fail)
-    with pytest.raises(cli.UserError, match="cohort cannot be written .No space left on device."):
+    with pytest.raises(OSError, match="No space left on device"):
         template.write_cohort(tmp_path / "cohort", template.DEMO_PEOPLE, 128)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(cli.UserError, match="cannot be written"):
+    with pytest.raises(OSError, match="Not a directory"):
         template.make_demo_cohort(tmp_path / "file" / "cache")
+
+
+def test_two_processes_at_once_and_the_leftover_of_a_killed_one(tmp_path):
+    program = ("import sys, time; from support import template\n"
+               "template._write_people = lambda folder, *_: ((folder / 'slice').touch(), time.sleep(float(sys.argv[2])))\n"
+               "print(template.make_demo_cohort(sys.argv[1]), flush=True)")
+
+    def start(seconds):
+        return subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(seconds)], env=script_environment(),
+                                stdout=subprocess.PIPE, text=True)
+
+    killed = start(600)
+    while not list(tmp_path.glob(".*/*/slice")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    assert len(list(tmp_path.iterdir())) == 1
+    both = [start(1), start(1)]
+    folders = {process.communicate()[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0] and len(folders) == 1
+    assert [str(path) for path in tmp_path.iterdir()] == list(folders)  # and nothing hidden
+    assert (tmp_path / folders.pop() / "slice").exists()
 
 
 @pytest.mark.parametrize("home", ["no account", "no folder"])
