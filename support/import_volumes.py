@@ -105,7 +105,7 @@ def _list_volumes(folder):
         files = [place / name for name in names]
         for path in files:
             if path.name.lower().endswith(VOLUME_ENDINGS) and path.suffix.lower() not in (".img", ".dcm"):
-                if path.exists() and not path.is_file():  # it would be waited for; broken links are told later
+                if path.exists() and not path.is_file():  # reading it would wait; broken links are told later
                     reasons.append(f"{path}: is a pipe or a device, not a file")
                 else:
                     paths.append(path.relative_to(folder))

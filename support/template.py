@@ -64,7 +64,7 @@ def split_people(number):
 
 
 def share_of_people(number, share):
-    """How many of `number` people validation or test gets: two at least, of eight or more, to compare them."""
+    """How many of `number` people validation or test gets: at least two of eight or more."""
     return max(2 if number >= 8 else 1, round(share * number))
 
 
@@ -125,7 +125,7 @@ def _write_people(folder, cases, image_size):
 
 
 def _load_template(pixel_size):
-    """Spline coefficients and brain, float32 (x, y, z), and the map from mm to voxels, for `simulate_person`."""
+    """The template for `simulate_person`: spline coefficients, brain, float32 (x, y, z), and mm to voxels."""
     intensity, to_voxels = load_mni152()
     # An average of 152 people is blurred: unsharp masking brings the folds back to one person's contrast.
     sharp = intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))

@@ -31,7 +31,8 @@ VISIT = (r"ses(?:sion)?[-_ ]?[a-z0-9]+|(?:month|week|day)[-_ ]?\d{1,3}"
          r"|baseline|bl|base|screening|initial|follow-?up|fu|pre|post|test|retest|mr")
 T1_NAMES = r"t1|t1w|t1n|unit1|mp-?rage|mpr|spgr|fspgr"
 OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri"
-               r"|asl|cbf|swi|mra|tof|angio|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer|scout")
+               r"|asl|cbf|swi|mra|tof|angio|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer"
+               r"|scout")
 # Groups that number their people each on its own, and in which nobody is twice
 SITE = r"(?:site|cent(?:er|re)|hospital)[-_ ]?[a-z0-9]+|controls?|healthy|hc|patients?|cases?"
 # Groups too, but people may move from one to the next: an equal name in two of them may be one person, or two

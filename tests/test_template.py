@@ -22,9 +22,10 @@ def quick_template():
 
 # Case 1 of the demo cohort: means over a grid of 4 x 4 fields of slices 3, 16 and 28.
 DEMO_PERSON = (
-    (54.6, 152.2, 139.8, 60.7, 85.1, 140.8, 123.7, 76.4, 139.6, 121.8, 113.4, 133.8, 64.8, 124.0, 134.7, 59.4),
-    (52.4, 159.5, 147.0, 58.5, 120.3, 150.1, 135.5, 115.4, 120.9, 144.4, 129.8, 100.0, 60.0, 141.0, 146.6, 52.9),
-    (29.6, 123.3, 125.7, 32.8, 116.9, 182.8, 158.8, 108.7, 151.5, 188.9, 163.6, 127.7, 48.6, 117.4, 122.7, 42.1))
+    54.6, 152.2, 139.8, 60.7, 85.1, 140.8, 123.7, 76.4, 139.6, 121.8, 113.4, 133.8, 64.8, 124.0, 134.7, 59.4,
+    52.4, 159.5, 147, 58.5, 120.3, 150.1, 135.5, 115.4, 120.9, 144.4, 129.8, 100, 60, 141, 146.6, 52.9,
+    29.6, 123.3, 125.7, 32.8, 116.9, 182.8, 158.8, 108.7, 151.5, 188.9, 163.6, 127.7, 48.6, 117.4, 122.7,
+    42.1)
 
 
 def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypatch):
@@ -40,30 +41,32 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     assert empty_margin(images, 16) == 16
     assert 0.6 < (images == 0).mean() < 0.8  # as OASIS: about 70 % black
     assert (images != splits["validate"].images).any()
-    assert [np.unique(splits[name].cases).tolist() for name in volumes.SPLITS] == [[1], [402], [441]]  # as OASIS numbers them
-    fields = images[[3, 16, 28], 24:104, 28:100].reshape(3, 4, 20, 4, 18).mean(axis=(2, 4)).reshape(3, 16)
-    np.testing.assert_allclose(fields, DEMO_PERSON, atol=0.06, err_msg="another simulation needs another DEMO_VERSION")
+    cases = [np.unique(splits[name].cases).tolist() for name in volumes.SPLITS]
+    assert cases == [[1], [402], [441]]  # as OASIS numbers them
+    fields = images[[3, 16, 28], 24:104, 28:100].reshape(3, 4, 20, 4, 18).mean(axis=(2, 4))
+    np.testing.assert_allclose(fields.ravel(), DEMO_PERSON, atol=0.06, err_msg="raise DEMO_VERSION")
     with monkeypatch.context() as patch:
         patch.setattr(template, "write_cohort", None)
-        assert template.make_demo_cohort(tmp_path / "a", people) == folder  # the second time, nothing is simulated
+        assert template.make_demo_cohort(tmp_path / "a", people) == folder  # nothing is simulated again
     # The two hemispheres mirror each other far better than the front mirrors the back.
     centre = images[16].astype(float)
-    across, along = np.corrcoef(centre.ravel(), centre[:, ::-1].ravel()), np.corrcoef(centre.ravel(), centre[::-1].ravel())
-    assert across[0, 1] > max(0.8, along[0, 1])
+    across, along = (np.corrcoef(centre.ravel(), np.flip(centre, axis).ravel())[0, 1] for axis in (1, 0))
+    assert across > max(0.8, along)
     assert [path.name for path in (tmp_path / "a").iterdir()] == [folder.name]  # nothing half-made is left
 
 
 def test_a_person_of_128_pixels_is_the_mean_of_the_one_of_256():
-    small, large = (template.simulate_person(template._load_template(256 // size), np.random.default_rng(7), size)
-                    for size in (128, 256))
+    small, large = (template.simulate_person(template._load_template(256 // size), np.random.default_rng(7),
+                                             size) for size in (128, 256))
     mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
     assert np.corrcoef(small.ravel(), mean.ravel())[0, 1] > 0.998
     assert np.abs(small[mean == 0].astype(int)).max() < 40  # the brain ends in the same place
 
 
 def test_noise_is_that_of_a_mean_over_the_pixel():
-    flat = np.full((8, 8, 8), 0.5, np.float32), np.ones((8, 8, 8), np.float32), np.diag([0.02, 0.02, 0.02, 1]) + 0
-    flat[2][:3, 3] = 3.5
+    to_voxels = np.diag([0.02, 0.02, 0.02, 1])
+    to_voxels[:3, 3] = 3.5
+    flat = np.full((8, 8, 8), 0.5, np.float32), np.ones((8, 8, 8), np.float32), to_voxels
     small, large = (template.simulate_person(flat, np.random.default_rng(7), size) for size in (128, 256))
     mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
     roughness = [np.diff(images[:, 24:104, 28:100].astype(float)).std() for images in (small, mean)]
@@ -82,21 +85,23 @@ def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
 
 
 def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, capsys):
-    for number, size in ((3, "128"), (4, "128")):
-        dataset.main(["--simulate", str(number), "--image-size", size, "--output-dir", str(tmp_path / f"{number}-{size}")])
+    for number in ("3", "4"):
+        folder = str(tmp_path / f"{number}-128")
+        dataset.main(["--simulate", number, "--image-size", "128", "--output-dir", folder])
     assert "3-128: 3 simulated people (1 train, 1 validate, 1 test)" in capsys.readouterr().out
     for path in (tmp_path / "3-128").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "4-128" / path.relative_to(tmp_path / "3-128")).read_bytes()
     assert len(list(tmp_path.iterdir())) == 2  # nothing half-made is left
-    for arguments, expected in ((["--simulate", "3", "--output-dir", str(tmp_path / "4-128")], "4-128 exists already"),
-                                (["--simulate", "2"], "of at least 3"), (["--simulate", "3"], "--output-dir is missing"),
+    for arguments, expected in ((["--simulate", "3", "--output-dir", folder], "4-128 exists already"),
+                                (["--simulate", "2"], "of at least 3"),
+                                (["--simulate", "3"], "--output-dir is missing"),
                                 (["--image-size", "128"], "give both or neither")):
         check_refused(dataset.main, arguments, expected, capsys)
 
 
 def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path, monkeypatch):
-    monkeypatch.setattr(template, "_write_people", lambda folder, cases, image_size: cases_written.extend(cases))
     cases_written = []
+    monkeypatch.setattr(template, "_write_people", lambda folder, cases, size: cases_written.extend(cases))
     template.write_cohort(tmp_path / "large", {"train": 500, "validate": 50, "test": 50}, 128)
     assert len({case for _, case in cases_written}) == 600
     first = {name: min(case for split, case in cases_written if split == name) for name in volumes.SPLITS}
@@ -118,12 +123,13 @@ def test_a_cohort_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_two_processes_at_once_and_the_leftover_of_a_killed_one(tmp_path):
     program = ("import sys, time; from support import template\n"
-               "template._write_people = lambda folder, *_: ((folder / 'slice').touch(), time.sleep(float(sys.argv[2])))\n"
+               "def write(folder, *_): (folder / 'slice').touch(), time.sleep(float(sys.argv[2]))\n"
+               "template._write_people = write\n"
                "print(template.make_demo_cohort(sys.argv[1]), flush=True)")
 
     def start(seconds):
-        return subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(seconds)], env=script_environment(),
-                                stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", program, str(tmp_path), str(seconds)]
+        return subprocess.Popen(command, env=script_environment(), stdout=subprocess.PIPE, text=True)
 
     killed = start(600)
     while not list(tmp_path.glob(".*/*/slice")):
