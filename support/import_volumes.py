@@ -20,11 +20,8 @@ CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])
 
 
 def _walk(root):
-    """Yields each folder from `root` down as (Path, names of its files), sorted.
-
-    Links to folders are followed, each real folder is visited once, and hidden files (such as the ._* of
-    macOS) are left out.
-    """
+    """Yields each folder from `root` down once, also through links: (Path, sorted names of files, hidden ones
+    left out)."""
     visited = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -37,14 +34,10 @@ def _walk(root):
 
 
 def find_oasis1(folder):
-    """Lists the atlas-registered volumes of the OASIS-1 release, one per session.
-
-    Looks for ``<session>/PROCESSED/MPRAGE/T88_111/*_t88_masked_gfc.hdr`` (brain only), else ``*_t88_gfc.hdr``
-    (with skull).
+    """Lists the atlas-registered volumes of OASIS-1, one per session: the brain alone, else with its skull.
 
     Returns:
-        (sessions, a list of (person, path); reasons, a list of texts, for what was left out). The person of
-        session OAS1_0001_MR2 is OAS1_0001.
+        (sessions, a list of (person, path); reasons, a list of texts, for what was left out).
     """
     sessions, reasons = [], []
     for atlas, files in _walk(folder):

@@ -94,8 +94,7 @@ def match_template(slices, positions):
 
 
 def _fit(turned, positions, template, scales, height_step, spacings, lowest):
-    """The best (correlation, scale, spacing, lowest), in the template's mm, of each (P, SIDE, SIDE) among
-    `turned`."""
+    """The best (correlation, scale, spacing, lowest), in the template's mm, of each (P, SIDE, SIDE) given."""
     heights = np.arange(-55, 86, height_step)
     spacings, lowest = (values.ravel() for values in np.meshgrid(spacings, lowest))
     lines = lowest[:, np.newaxis] + spacings[:, np.newaxis] * positions
@@ -124,8 +123,7 @@ def _fit(turned, positions, template, scales, height_step, spacings, lowest):
 def _brain_regions(template, heights, scale):
     """Per height a mask of the brain without its rim, which sums to 1, and the normalised template inside it.
 
-    Products with a picture give its mean, and its covariance with the template. Both (len(heights), SIDE *
-    SIDE).
+    Products with a picture give its mean and its covariance with the template: (len(heights), SIDE * SIDE).
     """
     pictures = _centred(cut_axial(*template, heights, SIDE, PIXEL_SIZE / scale))
     cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]])
@@ -159,8 +157,7 @@ def find_geometry(images, positions, front=None, spacing=None):
         spacing: in mm, if it is stated (--slice-spacing).
 
     Returns:
-        (front, one of `FRONTS` or None if unknown, for `turn`; the `SliceGeometry`; a line that tells the
-        user).
+        (front, one of `FRONTS`, or None if unknown; the `SliceGeometry`; a line that tells the user).
     """
     numbers = np.unique(positions)
     of_number = [np.flatnonzero(positions == number) for number in numbers]

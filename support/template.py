@@ -1,7 +1,4 @@
-"""The MNI152 template, and the demo cohort that is simulated from it.
-
-The cohort is written as the same three folders of PNG slices that `dataset.py` reads.
-"""
+"""The MNI152 template, and the cohort that is simulated from it, as PNG folders that `dataset.py` reads."""
 
 import concurrent.futures
 import os
@@ -28,8 +25,7 @@ def make_demo_cohort(cache_dir=None, people=None):
     """Simulates the demo cohort, once, and returns its folder, laid out as the OASIS PNG set.
 
     Args:
-        cache_dir: where to keep it; by default ``$XDG_CACHE_HOME`` or ``~/.cache``, or a temporary folder if
-            neither can be written.
+        cache_dir: where to keep it; by default $XDG_CACHE_HOME, ~/.cache, or else a temporary folder.
         people: the number of people by split; by default `DEMO_PEOPLE`.
     """
     people = people or DEMO_PEOPLE
@@ -76,10 +72,9 @@ def is_simulated(folder):
 def write_cohort(folder, people, image_size):
     """Simulates people from the MNI152 T1 template that nilearn ships, and writes the three PNG folders.
 
-    The template is one brain, averaged over 152 people (Fonov et al. 2009). Each virtual person is that brain
-    under a small affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own
-    contrast, a bias field and Rician noise. The case number is the seed: the same bytes each time, however
-    many people there are.
+    The template is the mean of 152 people (Fonov et al. 2009). A virtual person is that brain under a small
+    affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a
+    bias field and Rician noise. The case number is the seed: the same bytes, however many people there are.
 
     Args:
         folder: to make; whole afterwards, or not there. A `UserError` if it exists.
@@ -93,11 +88,9 @@ def write_cohort(folder, people, image_size):
 
 
 def make_splits(folder, people):
-    """Makes the three folders of a data set of `people` by split.
+    """Makes the three folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`.
 
-    Returns:
-        A list of (split, case), in the order of `SPLITS`; numbered as in OASIS, or from the next number that
-        is free.
+    Cases are numbered as in OASIS, or from the next number that is free.
     """
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
@@ -140,8 +133,7 @@ def _load_template(pixel_size):
 
 
 def load_mni152():
-    """The template as nilearn ships it: intensities 0 to 1, float32 (x, y, z), and the map from its mm to
-    voxels, (4, 4)."""
+    """The template of nilearn: float32 (x, y, z) in [0, 1], and the map (4, 4) from its mm to voxels."""
     from nilearn.datasets import load_mni152_template  # slow to import
 
     image = load_mni152_template(resolution=1)
@@ -158,8 +150,7 @@ def cut_axial(volume, to_voxels, heights, side, pixel_size):
         pixel_size: in the template's mm.
 
     Returns:
-        float32 (len(heights), side, side): front up, the head's left side on the left, the middle of the
-        brain in the middle.
+        float32 (len(heights), side, side): front up, left on the left, the middle of the brain in the middle.
     """
     across = (np.arange(side) - (side - 1) / 2) * pixel_size
     # The middle of the brain lies 18 mm behind the commissure.

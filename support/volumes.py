@@ -37,8 +37,7 @@ class SliceGeometry:
         pixel_size: of the slices' square pixels.
         spacing: between neighbouring slices.
         lowest: height of slice 0 above the anterior commissure; negative below it.
-        axes_known: whether front is known to be up, as measured or stated. If not, nothing is claimed of the
-            axes.
+        axes_known: whether front is known to be up, as measured or stated; else nothing is claimed of axes.
     """
 
     pixel_size: float = 1.0
@@ -54,13 +53,11 @@ def slice_file(folder, split, case, position):
 
 def is_dicom(path):
     """Whether a file has the mark of DICOM, in bytes 128 to 131."""
-    if not Path(path).is_file():  # a pipe would be waited for
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        if Path(path).is_file():  # a pipe would be waited for
+            with open(path, "rb") as file:
+                return file.read(132)[128:] == b"DICM"
+    return False
 
 
 # Reading ----------------------------------------------------------------------------------------------------
@@ -89,17 +86,15 @@ def read_slices(path, geometry=SliceGeometry()):
 
 @contextlib.contextmanager
 def _reading():
-    """Turns what nibabel raises into `VolumeError`: only calls of nibabel belong in here, for a bug of ours
-    is no bad file."""
+    """Turns whatever nibabel raises on a damaged file into `VolumeError`."""
     try:
-        yield
-    except Exception as error:  # a damaged file may fail in any way
+        yield  # to calls of nibabel alone: a bug of ours is no bad file
+    except Exception as error:
         raise VolumeError(f"cannot be read ({str(error).partition(chr(10))[0] or repr(error)})") from error
 
 
 def _open(path):
-    """Opens a volume and checks its header: (a `Nifti1Image` as close to RAS as its voxels go, in mm; notes,
-    a list)."""
+    """Opens a volume: (a `Nifti1Image` as close to RAS as its voxels go, in mm; notes on its header)."""
     import nibabel  # slow to import, and needed here alone
 
     if is_dicom(path):
@@ -142,8 +137,7 @@ def _open(path):
 
 
 def _slices_of_ours(image):
-    """The slices, uint8 (N, S, S), of a volume that `write_nifti` wrote, by description and shape; None of
-    another."""
+    """The slices, uint8 (N, S, S), of a volume that `write_nifti` wrote; None of another."""
     width, height, count = image.shape
     if (not bytes(image.header["descrip"].item()).startswith(OUR_HEAD.encode()) or width != height
             or count > NUM_POSITIONS or image.dataobj.dtype != np.uint8
@@ -153,8 +147,7 @@ def _slices_of_ours(image):
 
 
 def _to_ras(image, notes):
-    """A `Nifti1Image` along RAS (x right, y front, z up) in voxels of 1 mm: float32 (x, y, z), finite. Adds
-    to `notes`."""
+    """Resamples to 1 mm along RAS (x right, y front, z up): float32 (x, y, z), finite. Adds to `notes`."""
     import nibabel
     from nibabel.processing import resample_from_to
 
@@ -165,8 +158,7 @@ def _to_ras(image, notes):
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
-        # Outside of the head they are background. What lies between two numbers of a row along x is not
-        # outside.
+        # Outside of the head they are background; what lies between two numbers of a row along x is inside.
         within_rows = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
         if 2 * finite.sum() <= within_rows.sum():
             raise VolumeError("holds no picture (most of its voxels are not numbers)")
@@ -186,8 +178,7 @@ def _to_ras(image, notes):
 
 
 def _levels(volume):
-    """The brightness of background and of bright tissue: the 1st percentile, and the 99.5th of what is
-    brighter than that."""
+    """Brightness of background and of bright tissue: the 1st percentile, the 99.5th of what is brighter."""
     low = np.percentile(volume, 1)
     brighter = volume[volume > low]
     if not brighter.size:
@@ -196,10 +187,7 @@ def _levels(volume):
 
 
 def _equal_neighbours(volume, threshold):
-    """The share of equal pairs among neighbours above a threshold, along the axis where it is smallest.
-
-    Of labels most neighbours are equal, however many labels there are; of a picture few, by its noise.
-    """
+    """The share of equal pairs of neighbours above a threshold, along the axis where it is smallest."""
     shares = []
     for axis in range(3):
         planes = np.moveaxis(volume, axis, 0)
@@ -209,20 +197,13 @@ def _equal_neighbours(volume, threshold):
 
 
 def head_region(volume, low, high):
-    """Finds the head: the largest connected, smoothed region above the noise of the corners, and what
-    surrounds it.
+    """Finds the head in float32 (x, y, z): (bool (x, y, z), whether the noise is as bright as tissue).
 
-    A voxel counts if it is brighter than a tenth of the range (Smith 2002, BET) and than the noise in the
-    upper corners, where no head reaches. Smoothed is what counts, not brightness: by the majority among 5 x 5
-    x 5 voxels, so that edges stay where they are. Where noise is as bright as tissue (the "UNI" images of
-    MP2RAGE), a voxel counts if its neighbours differ by less than half of what they do in the corners.
-
-    Args:
-        volume: float32 (x, y, z), voxels of 1 mm, RAS.
-        low, high: the brightness of its background and of bright tissue, as `_levels` gives it.
-
-    Returns:
-        (bool (x, y, z), all False if there is none; whether the noise is as bright as tissue).
+    It is the largest smooth region above the noise of the upper corners, where no head reaches, and above a
+    tenth of the range from `low` to `high` (Smith 2002, BET), with what surrounds it. Not brightness is
+    smoothed, but what counts, by the majority of 5 x 5 x 5 voxels: edges stay. Where noise is as bright as
+    tissue ("UNI" images of MP2RAGE), a voxel counts if its neighbours differ by less than half of what they
+    do in the corners.
     """
     x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * length) for length in volume.shape)]
     corners = np.abs(x) + np.abs(y) + z > 2  # an ellipsoid that fills the volume reaches 1.73
@@ -252,23 +233,10 @@ def head_region(volume, low, high):
 
 
 def axial_slices(volume, geometry=SliceGeometry()):
-    """Cuts a volume into the slices of the PNG set.
+    """Cuts float32 (x, y, z), 1 mm, RAS: (uint8 (32, 256, 256), front up, left on the left, padded; notes).
 
-    32 slices, by default 1.4 mm apart, the lowest 86 mm below the top of the head (of the brain, where that
-    was cut out):
-    in an average brain, from 8 mm below the anterior commissure upwards. Intensities are scaled between the
-    two `_levels` and clipped.
-
-    Args:
-        volume: float32 (x, y, z), voxels of 1 mm, RAS.
-        geometry: where the slices lie.
-
-    Returns:
-        (uint8 (32, 256, 256): front up, the head's left side on the left, zero-padded; notes, a list of
-        texts).
-
-    Raises:
-        VolumeError: if no head is found, it is cut off, or it is wider than 256 mm.
+    By default the slices are 1.4 mm apart and the lowest lies 86 mm below the top of the head (of the brain,
+    where that was cut out): in an average brain, from 8 mm below the anterior commissure upwards.
     """
     low, high = _levels(volume)
     head, is_noise_bright = head_region(volume, low, high)
@@ -278,8 +246,7 @@ def axial_slices(volume, geometry=SliceGeometry()):
     head = head[:, ::-1, heights].transpose(2, 1, 0)
     notes = []
     if is_noise_bright:
-        # 2 mm more, for smoothing takes them from the head: of a simulated one nothing is lost, and 2 % of
-        # the noise stays.
+        # 2 mm more, which smoothing took: a simulated head loses nothing, and 2 % of the noise stays.
         wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(region), iterations=2) for region in head]
         slices[~np.array(wider)] = 0
         notes.append("its noise is as bright as its head (as in MP2RAGE): set to black outside of the head")
@@ -303,8 +270,7 @@ def _slice_heights(areas, geometry):
     depth = LOWEST_SLICE + SliceGeometry().lowest - geometry.lowest
     heights = np.round(top[-1] - depth + geometry.spacing * np.arange(NUM_POSITIONS)).astype(int)
     if heights[0] < 0:
-        raise VolumeError(f"ends {-heights[0]} mm too high: {depth:.0f} mm below the top of the head are "
-                          "needed")
+        raise VolumeError(f"ends {-heights[0]} mm too high: {depth:.0f} mm below the head's top are needed")
     if heights[-1] >= len(areas):
         raise VolumeError(f"ends {heights[-1] - len(areas) + 1} mm too low for {NUM_POSITIONS} slices "
                           f"{geometry.spacing:.1f} mm apart")
@@ -319,13 +285,13 @@ def _slice_heights(areas, geometry):
 
 
 def write_nifti_heads(heads, positions, geometry, folder):
-    """Writes heads as head_000.nii.gz, head_001.nii.gz, ... at their true heights; black where a position is
-    left out.
+    """Writes heads as head_000.nii.gz and so on, each slice at its height; missing positions in between are
+    black.
 
     Args:
         heads: uint8 (N, S, H, W), front up, the lowest slice first.
         positions: S slice numbers, ascending, in any steps.
-        geometry: the `SliceGeometry` of the data set, whose slice 0 is that of position 0.
+        geometry: the `SliceGeometry` of the data set.
         folder: a `Path`, which exists.
     """
     offsets = np.subtract(positions, positions[0])
@@ -339,16 +305,11 @@ def write_nifti_heads(heads, positions, geometry, folder):
 
 
 def write_nifti(slices, path, geometry):
-    """Writes axial slices as one NIfTI volume, which `read_slices` gives back to the bit.
+    """Writes slices, uint8 (N, H, W), front up, the lowest first, as a volume that `read_slices` gives back.
 
-    The axes are called RAS, so that viewers show the head upright. NIfTI has no way to leave left and right
-    open: the description and the intent's name say that they are. The origin is the middle of the slices,
-    `geometry.lowest` below the first: a convention too.
-
-    Args:
-        slices: uint8 (N, H, W), front up, the lowest first.
-        path: the file, .nii or .nii.gz.
-        geometry: a `SliceGeometry`, of which `lowest` is the height of the first of these slices.
+    The axes are called RAS, so that viewers show the head upright. NIfTI cannot leave left and right open:
+    the description says that they are unknown. The origin, `geometry.lowest` below the first slice, is a
+    convention.
     """
     import nibabel  # slow to import
 
