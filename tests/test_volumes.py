@@ -375,7 +375,7 @@ def test_files_that_cannot_be_used_say_why_in_one_sentence(tmp_path, reason):
 def test_damaged_files_are_read_or_refused_never_a_traceback(tmp_path, name):
     rng, path = np.random.default_rng(0), tmp_path / name
     kind = {".mgz": nibabel.MGHImage, ".hdr": nibabel.Nifti1Pair}.get(path.suffix, nibabel.Nifti1Image)
-    nibabel.save(kind(PIXELS.astype(np.int32), np.eye(4), dtype=np.int32), path)
+    nibabel.save(kind(PIXELS.astype(np.int32), np.eye(4)), path)
     whole = path.read_bytes()
     for _ in range(150):
         content = bytearray(whole)
