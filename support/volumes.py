@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from pathlib import Path
 import re
 
@@ -86,11 +87,15 @@ def read_slices(path, geometry=SliceGeometry()):
 
 @contextlib.contextmanager
 def _reading():
-    """Turns whatever nibabel raises on a damaged file into `VolumeError`."""
+    """Turns whatever nibabel raises on a damaged file into `VolumeError`; what it logs is not shown."""
+    logger = logging.getLogger("nibabel.global")
+    was_disabled, logger.disabled = logger.disabled, True
     try:
         yield  # to calls of nibabel alone: a bug of ours is no bad file
     except Exception as error:
         raise VolumeError(f"cannot be read ({str(error).partition(chr(10))[0] or repr(error)})") from error
+    finally:
+        logger.disabled = was_disabled
 
 
 def _open(path):
@@ -104,7 +109,7 @@ def _open(path):
             is_gzipped = file.read(2) == b"\x1f\x8b"
     if is_gzipped and path.suffix.lower() == ".nii":
         raise VolumeError("is gzipped, which its name does not say; rename it to .nii.gz")
-    with _reading(), nibabel.imageglobals.LoggingOutputSuppressor():
+    with _reading():
         source = nibabel.load(path)
         header, shape, dtype = source.header, tuple(map(int, source.shape)), source.get_data_dtype()
         affine, zooms = source.affine, header.get_zooms()[:3]

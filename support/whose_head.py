@@ -46,8 +46,7 @@ MIN_GROUP = 5  # people in a folder of unknown meaning; one with fewer may be a 
 
 @dataclasses.dataclass(frozen=True)
 class PathWords:
-    """The words of a path, but for visits, contrasts, and what stands in all paths; texts or tuples of
-    them."""
+    """The words of a path, but for visits, contrasts, and what stands in all paths."""
 
     sites: tuple  # those of `SITE`
     above: tuple  # before `name`
@@ -108,8 +107,8 @@ def _understand(paths):
         ["/".join([*row.above, row.name]) for row in rows],
         # What follows the name belongs to it.
         ["/".join([person, *row.below]) for person, row in zip(people, rows)],
-        # P01a and P01b are two visits of P01.
-        [re.sub(r"(?<=\d)[a-z]$", "", person, flags=re.IGNORECASE) for person in people],
+        # P01a and P01b, or P001V1 and P001V2, are two visits.
+        [re.sub(r"(?i)(?<=\d)[a-z]$|(?<=\d\d)[a-z]+\d{0,2}$", "", person) for person in people],
         _shared_numbers(people, rows),
     ]
     if any(not _same(people, reading) for reading in readings) or _has_small_groups(people, rows):

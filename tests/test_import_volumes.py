@@ -256,6 +256,7 @@ REFUSED = {  # the paths, and some of the readings
         paths("{v}/{who}/T1.nii", v=("NYU", "Yale"), who=NUMBERS), "3 people", "6 people", "2 people"),
     "unknown visits below": (paths("{who}/{v}/T1.nii", v="AB", who=PATIENTS), "3 people with 2", "6 people"),
     "letters behind the number": (paths("{who}{v}.nii", v="ab", who=PATIENTS), "6 people", "3 people"),
+    "visits without a space": (paths("{who}V{v}.nii", v=(1, 2), who=PATIENTS), "6 people", "3 people"),
     "words behind the number": (paths("{who}_{v}.nii", v=("old", "new"), who=PATIENTS), "3 people", "6"),
     "equal names in classes": (paths("{v}/{who}.nii", v=("AD", "MCI"), who=PATIENTS), "3 people", "6 people"),
     "several BIDS sets": (paths("{v}/sub-{who}_T1w.nii", v=("ds1", "ds2"), who=NUMBERS), "3 people", "6"),
