@@ -22,6 +22,7 @@ STUDY_NAMES = [re.compile(pattern) for pattern in (
     r"HC[AD]\d{7}(?!\d)",  # HCP, ageing and development: HCA6002236_V1_MR
     r"(?<![A-Za-z0-9])\d{6}(?=(?:_V\d)?(?:_MR|_3T|/T1w/|/MNINonLinear/|/unprocessed/))",  # HCP, young adults
     r"(?<![A-Za-z0-9])BraTS(?:\d{4}_\d{5}|\d\d_[A-Za-z0-9]+_[A-Za-z0-9]+|-[A-Za-z]+-\d{5})")]
+ENDING = re.compile(r"\.(nii|nii\.gz|mgz|hdr|img)$", re.IGNORECASE)
 BIDS_NAME = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
 # The words of a path that say when and how a head was scanned, not whose it is
@@ -62,7 +63,7 @@ def people_of(paths, pattern=None):
     and contrasts, must name the person in one way only.
 
     Args:
-        paths: texts, below the folder of the study, without .nii and the like.
+        paths: texts, below the folder of the study.
         pattern: a regular expression whose one group is the person (--person-pattern), in place of all rules.
 
     Returns:
@@ -77,7 +78,7 @@ def people_of(paths, pattern=None):
     people = [next((match[0] for regex in STUDY_NAMES if (match := regex.search(path))), None)
               for path in paths]
     others = [index for index, person in enumerate(people) if person is None]
-    for index, person in zip(others, _understand([paths[index] for index in others])):
+    for index, person in zip(others, _understand([ENDING.sub("", paths[index]) for index in others])):
         people[index] = person
     return people
 

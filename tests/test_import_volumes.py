@@ -343,7 +343,7 @@ def test_the_person_by_a_pattern(tmp_path):
     touch(tmp_path, "visit1/patient_7.nii", "visit2/patient_7.nii", "visit2/patient_12.nii", "phantom.nii")
     assert find_people(tmp_path, person_pattern="patient_([0-9]+)") == {
         "visit1/patient_7.nii": "7", "visit2/patient_7.nii": "7", "visit2/patient_12.nii": "12"}
-    assert import_volumes.find_nifti(tmp_path, None, "patient_([0-9]+)")[1] == [
+    assert import_volumes.find_nifti(tmp_path, None, r"patient_([0-9]+)\.nii$")[1] == [
         f"{tmp_path / 'phantom.nii'}: has no person that --person-pattern finds"]
 
 
