@@ -110,7 +110,7 @@ def _understand(paths):
         ["/".join([person, *row.below]) for person, row in zip(people, rows)],
         # P01a and P01b, or P001V1 and P001V2, are two visits.
         [re.sub(r"(?i)(?<=\d)[a-z]$|(?<=\d\d)[a-z]+\d{0,2}$", "", person) for person in people],
-        _shared_numbers(people, rows),
+        _shared_words(people, rows),
     ]
     if any(not _same(people, reading) for reading in readings) or _has_small_groups(people, rows):
         readings.append([row.outermost for row in rows])
@@ -152,13 +152,16 @@ def _path_words(words):
                      name if has_bids else names[0], name, tuple(texts[start + 1:]))
 
 
-def _shared_numbers(people, rows):
-    """A reading in which a longer number that several people share, such as 0413, is the person."""
+def _shared_words(people, rows):
+    """A reading in which a word that follows several names is the person: P01 of I123_P01 and I124_P01."""
     owners = collections.defaultdict(set)
     for row, person in zip(rows, people):
         for word in row.below:
             owners[word].add(person)
-    shared = {word for word, names in owners.items() if len(names) > 1 and len(re.findall(r"\d", word)) >= 3}
+    # Neither a group, nor the number of a series, nor a place where many were
+    shared = {word for word, names in owners.items()
+              if len(names) > 1 and (len(names) < MIN_GROUP or re.search(r"\d", word))
+              and WORD.fullmatch(word).lastgroup == "name" and not re.fullmatch(r"\d{1,2}", word)}
     return [next((word for word in row.below if word in shared), person) for row, person in zip(rows, people)]
 
 
