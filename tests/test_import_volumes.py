@@ -263,7 +263,7 @@ REFUSED = {  # the paths, and some of the readings
     "image numbers": ({f"{n}/I{10 * n + v}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "4 people", "8"),
     "image numbers first": ({f"I{10 * n + v}_P{n}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "8 people"),
     "image numbers before names": (
-        {f"I{ord(who[0]) + v}/{who}.nii" for v in (1, 200) for who in ("anna", "bob", "carl")}, "6 people", "3"),
+        {f"I{ord(who[0]) + v}/{who}.nii" for v in (1, 200) for who in ("anna", "bob")}, "4 people", "2"),
     "initials": (
         {f"{who}/{ord(who[0]) * 100 + v}.nii" for who in ("JD", "MK") for v in (1, 2)}, "4 people", "2"),
     "nothing but visits": (paths("scan{who}.nii", who=ONE_TO_FOUR), "1 person with 4", "4 people with 1"),
