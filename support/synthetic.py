@@ -107,5 +107,5 @@ def write_heads(folder, heads, description):
                 Image.fromarray(image).save(slice_file(unfinished, name, case, position))
         (unfinished / NOTICE).write_text(f"{text}More: {DESCRIPTION}.\n")
         if description["trained_on"]["is_simulated"]:
-            (unfinished / template.NOTICE).write_text(f"{description['says']}\n")
+            (unfinished / template.SIMULATED_NOTE).write_text(f"{description['says']}\n")
         write_json(unfinished / DESCRIPTION, description)
