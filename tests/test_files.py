@@ -35,7 +35,7 @@ def test_results_replace_what_was_ours_and_nothing_else(tmp_path):
     (folder / "scans" / "a.txt").write_text("mine too")
     write_results(folder, second="3")
     assert read(folder) == {"second.txt": "3", "notes.txt": "mine", "scans/a.txt": "mine too"}
-    with pytest.raises(UserError, match="notes.txt is not a file of ours"):
+    with pytest.raises(UserError, match="notes.txt is not ours"):
         write_results(folder, notes="ours")
     assert read(folder)["notes.txt"] == "mine" and [path.name for path in folder.parent.iterdir()] == ["results"]
 
