@@ -44,7 +44,7 @@ from support import (
 from support.cli import UserError
 from support.devices import print_on_chief
 from support.files import write_json
-from support.images import empty_margin, in_chunks, to_uint8, to_unit
+from support.images import empty_margin, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 
 # Settings, most of them options, with their values where none is given.
@@ -261,7 +261,7 @@ class Measurements(keras.callbacks.Callback):
 
     def __init__(self, splits, seed):
         super().__init__()
-        self.validation = splits["validate"].images[splits["validate"].spread(128)]
+        self.validation = splits["validate"].images[spread(len(splits["validate"].images), 128)]
         self.test = splits["test"].images
         self.examples = self.test[splits["test"].examples(4)]
         self.seed = seed

@@ -133,14 +133,12 @@ def bits_per_place(prior, coded, indices, conditional=True):
     Returns:
         float64 (M, g, g), in bits.
     """
-    codes = coded.codes_with_none()[0]
-
     log_prob = _compiled_log_prob(prior)
 
     def bits(indices):
-        inputs = [codes[indices], coded.positions[indices]]
+        inputs = [coded.slices(indices), coded.positions[indices]]
         if conditional:
-            inputs += [codes[coded.context[indices]], coded.persons[0, indices]]
+            inputs += [coded.slices(coded.context[indices]), coded.persons[0, indices]]
         return -log_prob(*map(tf.constant, inputs)).numpy().astype(np.float64) / np.log(2)
 
     return in_chunks(bits, np.asarray(indices))
