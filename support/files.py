@@ -73,7 +73,7 @@ def unfinished(target):
         yield hidden / target.name
     except OSError as error:
         path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
-        if path and (hidden is None or path.is_relative_to(hidden)):
+        if path and (hidden is None or path.is_relative_to(hidden)) or hidden and not path and error.errno:
             error.filename = str(target)  # what the user knows
         raise
     finally:
