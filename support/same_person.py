@@ -28,7 +28,7 @@ def fine_detail(images):
 
 
 def warn_of_shared_people(splits):
-    """Prints a line if images of two splits show one person; takes 3 s for 11,328 images on two cores.
+    """Prints a line if images of two splits show one person; 11,328 images take 8 s of CPU time.
 
     Args:
         splits: dict of `dataset.Split`, of square images.
@@ -40,7 +40,7 @@ def warn_of_shared_people(splits):
         for start in range(0, len(split.images), CHUNK):
             images = split.images[start:start + CHUNK]
             detail = fine_detail(images)
-            brain = (images > FOREGROUND * 255).mean(axis=(1, 2))
+            brain = (images[:, ::4, ::4] > FOREGROUND * 255).mean(axis=(1, 2))
             limits = np.where(brain < LITTLE_BRAIN, SAME_IMAGE, SAME_PERSON)[:, np.newaxis]
             for other, other_details in smaller:
                 rows, columns = np.nonzero(detail @ other_details.T > limits)
