@@ -61,6 +61,6 @@ class SliceReader:
                     header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *self.shape)}
                     np.lib.format.write_array_header_1_0(stream, header)
                     for block in self.blocks(paths, name):
-                        stream.write(block)
+                        stream.write(np.ascontiguousarray(block))
                 new.replace(file)
         return np.load(file, mmap_mode="r", allow_pickle=False)

@@ -1,6 +1,9 @@
-"""PNG slices: found, checked, read and fed; what is no slice is named."""
+"""PNG slices: found, checked, read and fed; what is no slice is named; a person in two splits is noticed."""
 
+import errno
+import io
 import os
+import re
 import struct
 import zlib
 
@@ -10,10 +13,24 @@ import pytest
 import tensorflow as tf
 
 import dataset
-from support import cli, volumes
-from support.images import empty_margin, to_uint8
-from support.people import CodedSplit
+from support import cli, slices, template, volumes
+from support.images import empty_margin, fit_to_square, to_uint8
+from support.same_person import warn_of_shared_people
+from tests.conftest import check_refused
 from tests.small import small_prior, small_vqvae
+
+
+def write_slice(folder, image, name="case_7_slice_3.nii.png", split="test"):
+    """Writes a slice, uint8 (height, width), into a split's folder; returns its path."""
+    path = folder / f"keras_png_slices_{split}" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def load_test(folder, **options):
+    """The test split of a folder."""
+    return dataset.load_splits(folder, ["test"], **options)["test"]
 
 
 def test_normalise_reaches_both_ends_and_comes_back():
@@ -35,11 +52,9 @@ def test_splits_hold_the_files_pixels_in_order_of_case_and_slice(cohort):
 
 
 def test_slice_10_comes_after_slice_9(tmp_path):
-    folder = tmp_path / "keras_png_slices_test"
-    folder.mkdir()
     for position in (10, 9, 1):
-        Image.fromarray(np.full((32, 32), position, np.uint8)).save(folder / f"case_7_slice_{position}.nii.png")
-    split = dataset.load_splits(tmp_path, ["test"])["test"]
+        write_slice(tmp_path, np.full((32, 32), position, np.uint8), f"case_7_slice_{position}.nii.png")
+    split = load_test(tmp_path)
     assert split.positions.tolist() == [1, 9, 10]
     assert split.images[:, 0, 0].tolist() == [1, 9, 10]
 
@@ -50,16 +65,38 @@ def test_limit_keeps_whole_people(cohort):
 
 
 def test_the_largest_side_and_the_last_slice_are_allowed(tmp_path):
-    folder = tmp_path / "keras_png_slices_test"
-    folder.mkdir()
     for size in ((1024, 32), (32, 1024)):
-        Image.new("L", size).save(folder / "case_7_slice_31.nii.png")
-        split = dataset.load_splits(tmp_path, ["test"], cache_dir=tmp_path / "cache")["test"]  # a split of one image
-        assert split.images.shape == (1, *size[::-1]) and split.positions.tolist() == [31]
-    for size in ((1025, 32), (32, 1025)):
-        Image.new("L", size).save(folder / "case_7_slice_31.nii.png")
-        with pytest.raises(cli.UserError, match=f"is {size[0]}x{size[1]} pixels; the largest side allowed is 1024"):
-            dataset.load_splits(tmp_path, ["test"])
+        write_slice(tmp_path, np.zeros(size, np.uint8), "case_7_slice_31.nii.png")
+        split = load_test(tmp_path, cache_dir=tmp_path / "cache")  # a split of one image
+        assert split.images.shape == (1, 1024, 1024) and split.positions.tolist() == [31]
+    for height, width in ((1025, 32), (32, 1025)):
+        write_slice(tmp_path, np.zeros((height, width), np.uint8), "case_7_slice_31.nii.png")
+        with pytest.raises(cli.UserError, match=f"is {width}x{height} pixels; the largest side allowed is 1024"):
+            load_test(tmp_path)
+
+
+@pytest.mark.parametrize("height, width, side", [(208, 176, 224), (45, 31, 64), (48, 48, 64), (5, 1, 32)])
+def test_slices_that_are_no_squares_of_32_are_padded_turned_and_said(height, width, side, tmp_path, capsys):
+    image = np.random.default_rng(0).integers(1, 256, (height, width), np.uint8)
+    write_slice(tmp_path, image)
+    write_slice(tmp_path, image, split="train")
+    top, left = (side - height) // 2, (side - width) // 2
+    padded = np.zeros((side, side), np.uint8)
+    padded[top:top + height, left:left + width] = image
+    turned = {None: padded, "up": padded, "down": padded[::-1], "left": np.rot90(padded, -1),
+              "right": np.rot90(padded)}
+    digests = set()
+    for front, expected in turned.items():
+        for cache_dir in (None, tmp_path / "cache", tmp_path / "cache"):
+            split = load_test(tmp_path, front=front, cache_dir=cache_dir)
+            np.testing.assert_array_equal(split.images, expected[np.newaxis])
+            digests |= {dataset.fingerprints({"test": split})["test"]}
+    assert len(digests) == 4
+    lines = set(capsys.readouterr().out.splitlines())
+    assert lines == {f"Note: slices of {width}x{height} pixels are padded with black to {side}x{side}; how large a "
+                     f"pixel is is not known then, and it counts as 256/{side} mm."}
+    _, geometry, _ = dataset.find_geometry(tmp_path)
+    assert geometry.pixel_size == 256 / side
 
 
 def _spoil(name, save):
@@ -141,7 +178,7 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
     files = sorted(cache.iterdir())
     assert len(files) == 3 and all(file.suffix == ".npy" for file in files)
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "_read", None)  # the second time, nothing is decoded
+        patch.setattr(slices.SliceReader, "blocks", None)  # the second time, nothing is decoded
         second = dataset.load_splits(cohort, cache_dir=cache)
     for splits in (first, second):
         assert dataset.fingerprints(splits) == dataset.fingerprints(plain)
@@ -151,7 +188,8 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(path)
     assert (dataset.load_splits(cohort, cache_dir=cache)["train"].images[0] == 9).all()
     path.write_bytes(before)
-    np.testing.assert_array_equal(dataset.load_splits(cohort, cache_dir=cache)["train"].images, plain["train"].images)
+    again = dataset.load_splits(cohort, cache_dir=cache)
+    np.testing.assert_array_equal(again["train"].images, plain["train"].images)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert len(dataset.load_splits(cohort, limit=1, cache_dir=cache)["train"].images) == 8
 
@@ -161,14 +199,96 @@ def test_a_failed_reading_leaves_no_cache(cohort, tmp_path):
     with pytest.raises(cli.UserError, match="case_001_slice_5"):
         dataset.load_splits(cohort, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(cli.UserError, match="give another --cache-dir"):
-        dataset.load_splits(cohort, cache_dir=tmp_path / "file" / "cache")
+
+
+def test_a_full_disk_is_told_and_nothing_unfinished_stays_in_the_cache(cohort, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    leftover = cache / ".slices-0123.npy-killed.unfinished"
+    leftover.mkdir(parents=True)
+    (leftover / "slices-0123.npy").write_bytes(bytes(1000))
+
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            if self.tell() + memoryview(data).nbytes > 5000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(slices, "open", FullDisk, raising=False)
+    with pytest.raises(OSError, match="No space left on device: '.*cache/slices'"):
+        dataset.load_splits(cohort, cache_dir=cache)
+    assert not list(cache.iterdir())
+
+
+# One person in two splits
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """The splits of four, two and two simulated people."""
+    folder = tmp_path_factory.mktemp("simulated") / "cohort"
+    template.write_cohort(folder, {"train": 4, "validate": 2, "test": 2}, 128)
+    return dataset.load_splits(folder)
+
+
+def save_as_jpeg(image):
+    """An image after JPEG of quality 30."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=30)
+    return np.asarray(Image.open(file))
+
+
+CHANGES = {
+    "none": lambda image: image,
+    "JPEG": save_as_jpeg,
+    "noise": lambda image: np.uint8((image + np.random.default_rng(0).normal(0, 5, image.shape)).clip(0, 255)),
+    "darker": lambda image: image // 2,
+    "brighter": lambda image: np.uint8((image * 1.5).clip(0, 255)),
+    "contrast": lambda image: np.uint8(255 * (image / 255) ** 0.7),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_person_in_two_splits_is_noticed_and_different_people_are_not(change, simulated, capsys):
+    warn_of_shared_people(simulated)
+    assert capsys.readouterr().out == ""
+    train, test = simulated["train"], simulated["test"]
+    images = test.images.copy()
+    images[[3, 40]] = [change(train.images[index]) for index in (70, 20)]
+    warn_of_shared_people({**simulated, "test": dataset.Split("test", images, test.cases, test.positions)})
+    said = capsys.readouterr().out
+    # Slices next to the copied ones may be found as well.
+    found = re.search(r"case_001_slice_(19|20|21) of train and case_442_slice_8 of test .*\((\d) such pairs", said)
+    assert found and 2 <= int(found[2]) <= 6 and said.count("\n") == 1
+
+
+def test_small_blobs_are_one_person_only_if_they_are_equal(capsys):
+    y, x = np.mgrid[:64, :64]
+    blobs = np.uint8([200 * (np.hypot(x - 32, y - 32) < radius) for radius in (6, 6.4, 0)])
+    equal, similar, black = (dataset.Split(str(index), blobs[[index]], np.array([index]), np.array([0]))
+                             for index in range(3))
+    warn_of_shared_people({"train": equal, "validate": similar, "test": black})
+    warn_of_shared_people({"train": black, "test": black})
+    assert capsys.readouterr().out == ""
+    warn_of_shared_people({"train": equal, "test": equal.take([0])})
+    assert "(1 such pairs in all)" in capsys.readouterr().out
+
+
+def test_loading_warns_of_shared_people(cohort, capsys):
+    source = cohort / "keras_png_slices_train" / "case_002_slice_3.nii.png"
+    write_slice(cohort, np.asarray(Image.open(source)), "case_460_slice_0.nii.png")
+    load_test(cohort)
+    assert capsys.readouterr().out == ""
+    dataset.load_splits(cohort)
+    assert "case_002_slice_3 of train and case_460_slice_0 of test" in capsys.readouterr().out
+
+
+# What the networks are fed
 
 
 def coded_split(split, codes, persons, steps=(1, 2)):
     """A `dataset.CodedSplit` of 64 codes for codes (V, N, ...) and persons (V, N, P)."""
-    return CodedSplit(codes.astype(np.int32), split.positions, dataset.context_indices(split, steps), np.float32(persons), 64)
+    context = dataset.context_indices(split, steps)
+    return dataset.CodedSplit(codes.astype(np.uint16), split.positions, context, np.float32(persons), 64)
 
 
 def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
@@ -213,29 +333,41 @@ def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing()
     np.testing.assert_allclose(pictures[0, 5], expected, atol=1e-5)
 
 
-def test_codes_are_computed_without_tensorfloat_32_and_training_keeps_it(cohort):
-    tensor_float_32 = []
+def test_codes_are_held_once_in_as_few_bytes_as_they_need(cohort):
+    test = load_test(cohort)
 
     class Encoder:
-        """Records whether TensorFloat-32 was allowed."""
+        grid_size = 2
+
+        def __init__(self, num_embeddings):
+            self.quantizer = self
+            self.num_embeddings = num_embeddings
 
         def encode_to_codes(self, images):
-            tensor_float_32.append(tf.config.experimental.tensor_float_32_execution_enabled())
-            return np.zeros((len(images), 2, 2), np.int32)
+            return tf.fill((len(images), 2, 2), self.num_embeddings - 1)
 
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    try:
-        for allowed in (True, False):
-            tf.config.experimental.enable_tensor_float_32_execution(allowed)
-            dataset.encode(Encoder(), dataset.load_splits(cohort, ["test"])["test"])
-            assert tf.config.experimental.tensor_float_32_execution_enabled() == allowed
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
-    assert tensor_float_32 and not any(tensor_float_32)
+    for num_embeddings, dtype in ((16, np.uint16), (65_536, np.uint16), (65_537, np.uint32)):
+        codes = dataset.encode(Encoder(num_embeddings), test)
+        assert codes.dtype == dtype and codes.shape == (16, 2, 2) and (codes == num_embeddings - 1).all()
+    coded = coded_split(test, np.zeros((1, 16, 2, 2)), np.ones((1, 16, 3)))
+    batches = dataset.code_batches(coded, 16)
+    coded.codes[:] = 7  # seen in the batches, so these hold no copy
+    assert (next(iter(batches))["codes"].numpy() == 7).all()
+
+
+def test_slices_below_the_lowest_hold_no_code():
+    rng = np.random.default_rng(0)
+    codes, indices, version = rng.integers(0, 7, (2, 3, 2, 2)), np.array([[3, 0], [2, 1], [3, 3]]), [[0], [1], [1]]
+    coded = dataset.CodedSplit(codes.astype(np.uint16), np.arange(3), indices, np.zeros((2, 3, 5)), 7)
+    with_none = np.concatenate([codes, np.full((2, 1, 2, 2), 7)], axis=1)
+    for found, expected in ((coded.slices(indices), with_none[0, indices]), (coded.slices(3), with_none[0, 3]),
+                            (coded.slices(indices, version), with_none[version, indices])):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == np.int32
 
 
 def test_a_split_is_encoded_with_its_context_and_the_persons_of_its_heads(cohort):
-    test = dataset.load_splits(cohort, ["test"])["test"]
+    test = load_test(cohort)
     vqvae, prior = small_vqvae(), small_prior(grid_size=8, num_embeddings=16, num_positions=32, person_size=3)
     coded = dataset.encode_split(vqvae, prior, test, test.mirrored())
     np.testing.assert_array_equal(coded.positions, test.positions)
@@ -265,10 +397,10 @@ def test_prior_batches_in_order_hide_nothing_and_training_batches_hide_their_sha
 
     batches = list(dataset.code_batches(coded, 8, seed=0).take(500))
     partly = {name: np.concatenate([batch[name] for batch in batches]) for name in ("codes", "context", "person")}
-    index = {one.tobytes(): place for place, one in enumerate(coded.codes.reshape(-1, 4, 4))}
-    version, order = np.divmod([index[one.tobytes()] for one in partly["codes"]], count)
+    index = {codes.tobytes(): code_index for code_index, codes in enumerate(np.int32(coded.codes).reshape(-1, 4, 4))}
+    version, order = np.divmod([index[codes.tobytes()] for codes in partly["codes"]], count)
     assert version.mean() == pytest.approx(0.5, abs=0.03)
-    full, after = coded.codes_with_none()[version[:, np.newaxis], coded.context[order]], partly["context"]
+    full, after = coded.slices(coded.context[order], version[:, np.newaxis]), partly["context"]
     before, visible = ((context[:, :, 0, 0] < num_embeddings) for context in (full, after))
     two = before[:, 1]
     shares = dataset.CONDITION_DROPOUT
@@ -389,9 +521,8 @@ def test_examples_make_do_with_what_is_there():
         assert sorted(few.examples(wanted)) == [0, 1, 2]
 
 
-def test_spread_and_take():
+def test_take_keeps_what_belongs_together():
     split = dataset.Split("test", np.arange(10, dtype=np.uint8).reshape(10, 1, 1), np.arange(10), np.arange(10) + 5)
-    assert split.spread(4).tolist() == [0, 3, 6, 9] and split.spread(99).tolist() == list(range(10))
     taken = split.take([2, 7])
     assert taken.images.ravel().tolist() == [2, 7] and taken.positions.tolist() == [7, 12] and taken.num_people == 2
 
@@ -408,7 +539,7 @@ def test_heads_are_the_people_with_all_slices():
     ((64, 64), (64, 64), []), ((40, 64), (40, 64), ["padded"]), ((64, 128), (32, 64), ["resampled", "padded"]),
     ((31, 20), (64, 41), ["resampled", "padded"]), ((32, 32), (32, 32), ["padded"]), ((1, 900), (1, 64), ["resampled", "padded"])])
 def test_fit_to_square_pads_and_resamples(size, result, changes):
-    images, notes = dataset.fit_to_square(np.full((2, *size), 200, np.uint8), 64)
+    images, notes = fit_to_square(np.full((2, *size), 200, np.uint8), 64)
     assert images.shape == (2, 64, 64) and images.dtype == np.uint8
     assert [text.split()[0] for text in notes] == changes
     inked = np.argwhere(images[0] > 0)
@@ -424,9 +555,24 @@ def test_a_split_beyond_the_memory_suggests_limit(cohort, monkeypatch):
     def empty(*_):
         raise MemoryError
 
-    monkeypatch.setattr(dataset.np, "empty", empty)
+    monkeypatch.setattr(slices.np, "empty", empty)
     with pytest.raises(cli.UserError, match="32 images of the train split do not fit into memory; .*--limit"):
         dataset.load_splits(cohort)
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--output-dir", "out"], "--output-dir is of no use without --from-oasis1 or --from-nifti or --simulate"),
+    (["--seed", "0"], "--seed is of no use without --from-oasis1 or --from-nifti"),
+    (["--simulate", "3", "--output-dir", "out", "--seed", "0"], "--seed is of no use with --simulate"),
+    (["--simulate", "3", "--output-dir", "out", "--data-dir", "in"], "--data-dir is of no use with --simulate"),
+    (["--from-nifti", ".", "--output-dir", "out", "--image-size", "128"], "--image-size is of no use with --from-nifti"),
+    (["--from-oasis1", ".", "--output-dir", "out", "--pattern", "*"], "--pattern is of no use with --from-oasis1"),
+    (["--person-pattern", "(.)"], "--person-pattern is of no use without --from-nifti"),
+    (["--simulate", "3"], "--output-dir is missing")])
+def test_options_of_no_use_are_refused(arguments, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    check_refused(dataset.main, arguments, expected, capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def write_chunks(path, header, pixels):
@@ -465,7 +611,7 @@ def test_300_spoilt_pngs_are_named_or_read_whole(cohort):
     for number in range(300):
         path.write_bytes(mutate(good, rng))
         try:
-            split = dataset.load_splits(cohort, ["test"])["test"]
+            split = load_test(cohort)
         except cli.UserError as error:
             refused += 1
             assert path.name in str(error) and "\n" not in str(error), number
@@ -480,7 +626,7 @@ def test_interlaced_pngs_are_read(cohort):
     passes = ((8, 8), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32), (32, 64))
     rows = b"".join((b"\0" + b"\7" * width) * height for height, width in passes)
     write_chunks(path, (64, 64, 8, 0, 0, 0, 1), zlib.compress(rows))
-    images = dataset.load_splits(cohort, ["test"])["test"].images
+    images = load_test(cohort).images
     assert (images[3] == 7).all()
 
 
@@ -494,10 +640,10 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(cohort, monkeypatc
 
     monkeypatch.setattr(Image.Image, "load", load)
     with pytest.raises(cli.UserError, match="9000x9000 pixels; the largest side allowed is 1024"):
-        dataset.load_splits(cohort, ["test"])
+        load_test(cohort)
     write_chunks(path, (60_000, 60_000, 8, 0, 0, 0, 0), b"")
     with pytest.raises(cli.UserError, match=path.name):
-        dataset.load_splits(cohort, ["test"])
+        load_test(cohort)
 
 
 @pytest.mark.parametrize("make", (
@@ -508,7 +654,7 @@ def test_what_is_no_file_is_named(cohort, make):
     path.unlink()
     make(path)
     with pytest.raises(cli.UserError, match=path.name):
-        dataset.load_splits(cohort, ["test"])
+        load_test(cohort)
 
 
 def test_a_name_that_is_no_text_is_reported(cohort, capsys, tmp_path, monkeypatch):
