@@ -19,7 +19,6 @@ from benchmarks.tiny import write_cohort
 import dataset
 import modules
 from support import callbacks, cli, devices, optimizers
-from support.people import CodedSplit
 from support.runs import Run
 from tests.conftest import check_refused, ROOT, script_environment
 from tests.small import new_run, small_vqvae
@@ -32,7 +31,7 @@ def make_split(count):
     images = rng.integers(0, 256, (count, 8, 8)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
     split = dataset.Split("train", images, np.arange(count, dtype=np.int32) // 8, np.arange(count, dtype=np.int32) % 8)
     codes = rng.integers(0, 16, (1, count, 8, 8), np.int32)
-    return split, CodedSplit(codes, split.positions, dataset.context_indices(split, (1, 2, 4, 8)), np.ones((1, count, 24)), 16)
+    return split, dataset.CodedSplit(codes, split.positions, dataset.context_indices(split, (1, 2, 4, 8)), np.ones((1, count, 24)), 16)
 
 
 def train_both(split, coded, clip, batch_size=8, epochs=1, steps_per_epoch=6, validate=False, **compile_options):

@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-import dataset
 from support import people
 
 
@@ -121,11 +120,3 @@ def test_pictures_are_resampled_linearly_over_the_same_extent(grid_size):
     signal = np.random.default_rng(0).normal(size=16)
     expected = np.interp((np.arange(grid_size) + 0.5) * 16 / grid_size - 0.5, np.arange(16), signal)
     np.testing.assert_allclose(people.picture_to_grid(grid_size) @ signal, expected, atol=1e-6)
-
-
-def test_a_coded_split_ends_in_a_slice_of_no_code():
-    codes = np.arange(2 * 3 * 4, dtype=np.int32).reshape(2, 3, 2, 2) % 7
-    coded = dataset.CodedSplit(codes, np.arange(3), np.zeros((3, 2), np.int32), np.zeros((2, 3, 5), np.float32), 7)
-    with_none = coded.codes_with_none()
-    np.testing.assert_array_equal(with_none[:, :3], codes)
-    assert with_none.shape == (2, 4, 2, 2) and (with_none[:, 3] == 7).all()
