@@ -495,8 +495,8 @@ def parse_arguments(argv):
     add_source("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder of its discs")
     add_source("--from-nifti", metavar="DIR", help="convert the T1-weighted volumes (.nii, .nii.gz, .hdr "
                "with .img, .mgz) below this folder")
-    add_source("--simulate", type=number(int, 3, 10 ** 6), metavar="N", help="simulate N people, as in the demo "
-               "cohort: 80 %% to train, 10 %% each to validate and test; no evidence about patients")
+    add_source("--simulate", type=number(int, 3, 10 ** 6), metavar="N", help="simulate N people, as in the "
+               "demo cohort: 80 %% to train, 10 %% each to validate and test; no evidence about patients")
     add = parser.add_argument
     add("--data-dir", metavar="DIR", help="without a source: the folder of keras_png_slices_{train,validate,"
         f"test}} to show (default: $OASIS_DIR, ./{DEFAULT_FOLDER}, or the demo cohort)")
