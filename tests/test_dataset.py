@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import struct
 import zlib
 
@@ -71,7 +72,7 @@ def test_the_largest_side_and_the_last_slice_are_allowed(tmp_path):
         assert split.images.shape == (1, 1024, 1024) and split.positions.tolist() == [31]
     for height, width in ((1025, 32), (32, 1025)):
         write_slice(tmp_path, np.zeros((height, width), np.uint8), "case_7_slice_31.nii.png")
-        with pytest.raises(cli.UserError, match=f"is {width}x{height} pixels; the largest side allowed is 1024"):
+        with pytest.raises(cli.UserError, match=f"is {width}x{height} pixels; the largest side allowed"):
             load_test(tmp_path)
 
 
@@ -93,71 +94,53 @@ def test_slices_that_are_no_squares_of_32_are_padded_turned_and_said(height, wid
             digests |= {dataset.fingerprints({"test": split})["test"]}
     assert len(digests) == 4
     lines = set(capsys.readouterr().out.splitlines())
-    assert lines == {f"Note: slices of {width}x{height} pixels are padded with black to {side}x{side}; how large a "
-                     f"pixel is is not known then, and it counts as 256/{side} mm."}
+    assert lines == {f"Note: slices of {width}x{height} pixels are padded with black to {side}x{side}; "
+                     f"how large a pixel is is not known then, and it counts as 256/{side} mm."}
     _, geometry, _ = dataset.find_geometry(tmp_path)
     assert geometry.pixel_size == 256 / side
 
 
-def _spoil(name, save):
-    def spoil(cohort):
-        path = cohort / "keras_png_slices_train" / name
-        save(path)
-        return path.name
-    return spoil
-
-
-def _truncate(path):
-    path.write_bytes(path.read_bytes()[:200])
-
-
-def _remove_folder(cohort):
-    for path in (cohort / "keras_png_slices_validate").iterdir():
-        path.unlink()
-    (cohort / "keras_png_slices_validate").rmdir()
-    return "keras_png_slices_validate is missing"
-
-
-def _empty_folder(cohort):
-    for path in (cohort / "keras_png_slices_test").iterdir():
-        path.unlink()
-    return "keras_png_slices_test holds no PNG"
-
-
-def _same_person_twice(cohort):
-    source = cohort / "keras_png_slices_train" / "case_001_slice_0.nii.png"
-    (cohort / "keras_png_slices_test" / source.name).write_bytes(source.read_bytes())
-    return "case_001 is in both the train and the test split"
-
-
 ODD = "case_001_slice_5.nii.png"
-SPOILERS = {
-    "missing split": _remove_folder,
-    "empty split": _empty_folder,
-    "person in two splits": _same_person_twice,
-    "truncated": _spoil(ODD, _truncate),
-    "empty file": _spoil(ODD, lambda path: path.write_bytes(b"")),
-    "text": _spoil(ODD, lambda path: path.write_text("no picture")),
-    "JPEG in disguise": _spoil(ODD, lambda path: Image.new("L", (64, 64)).save(path, "JPEG")),
-    "RGB": _spoil(ODD, lambda path: Image.new("RGB", (64, 64)).save(path)),
-    "alpha": _spoil(ODD, lambda path: Image.new("LA", (64, 64)).save(path)),
-    "palette": _spoil(ODD, lambda path: Image.new("P", (64, 64)).save(path)),
-    "16-bit": _spoil(ODD, lambda path: Image.fromarray(np.zeros((64, 64), np.uint16)).save(path)),
-    "other size": _spoil(ODD, lambda path: Image.new("L", (64, 32)).save(path)),
-    "huge": _spoil("case_001_slice_0.nii.png", lambda path: Image.new("L", (5000, 64)).save(path)),
-    "no case": _spoil("brain.png", lambda path: Image.new("L", (64, 64)).save(path)),
-    "slice out of range": _spoil("case_001_slice_32.nii.png", lambda path: Image.new("L", (64, 64)).save(path)),
-    "slice twice": _spoil("case_1_slice_5.nii.png", lambda path: Image.new("L", (64, 64)).save(path)),
+SPOILERS = {  # the file, and what writes it
+    "truncated": (ODD, lambda path: path.write_bytes(path.read_bytes()[:200])),
+    "empty file": (ODD, lambda path: path.write_bytes(b"")),
+    "text": (ODD, lambda path: path.write_text("no picture")),
+    "JPEG in disguise": (ODD, lambda path: Image.new("L", (64, 64)).save(path, "JPEG")),
+    "RGB": (ODD, lambda path: Image.new("RGB", (64, 64)).save(path)),
+    "alpha": (ODD, lambda path: Image.new("LA", (64, 64)).save(path)),
+    "palette": (ODD, lambda path: Image.new("P", (64, 64)).save(path)),
+    "16-bit": (ODD, lambda path: Image.fromarray(np.zeros((64, 64), np.uint16)).save(path)),
+    "other size": (ODD, lambda path: Image.new("L", (64, 32)).save(path)),
+    "huge": ("case_001_slice_0.nii.png", lambda path: Image.new("L", (5000, 64)).save(path)),
+    "no case": ("brain.png", lambda path: Image.new("L", (64, 64)).save(path)),
+    "out of range": ("case_001_slice_32.nii.png", lambda path: Image.new("L", (64, 64)).save(path)),
+    "slice twice": ("case_1_slice_5.nii.png", lambda path: Image.new("L", (64, 64)).save(path)),
+    "symlink loop": (ODD, lambda path: path.unlink() or path.symlink_to(path)),
+    "dangling symlink": (ODD, lambda path: path.unlink() or path.symlink_to("nowhere")),
+    "folder": (ODD, lambda path: path.unlink() or path.mkdir()),
+    "pipe": (ODD, lambda path: path.unlink() or os.mkfifo(path)),
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
-def test_bad_files_are_named_in_one_sentence(cohort, spoil):
-    named = spoil(cohort)
+@pytest.mark.parametrize("name, spoil", SPOILERS.values(), ids=SPOILERS)
+def test_bad_files_are_named_in_one_sentence(name, spoil, cohort):
+    spoil(cohort / "keras_png_slices_train" / name)
     with pytest.raises(cli.UserError) as error:
         dataset.load_splits(cohort)
-    assert named in str(error.value)
-    assert "\n" not in str(error.value)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_and_empty_splits_and_people_in_two_are_named(cohort):
+    source = cohort / "keras_png_slices_train" / "case_001_slice_0.nii.png"
+    (cohort / "keras_png_slices_test" / source.name).write_bytes(source.read_bytes())
+    with pytest.raises(cli.UserError, match="case_001 is in both the train and the test split"):
+        dataset.load_splits(cohort)
+    shutil.rmtree(cohort / "keras_png_slices_test")
+    with pytest.raises(cli.UserError, match="keras_png_slices_test is missing"):
+        dataset.load_splits(cohort)
+    (cohort / "keras_png_slices_test").mkdir()
+    with pytest.raises(cli.UserError, match="keras_png_slices_test holds no PNG"):
+        dataset.load_splits(cohort)
 
 
 def test_data_are_looked_for_in_the_stated_order(cohort, tmp_path, monkeypatch):
@@ -237,10 +220,15 @@ def save_as_jpeg(image):
     return np.asarray(Image.open(file))
 
 
+def add_noise(image):
+    """An image with noise of 2 % of its range."""
+    return np.uint8((image + np.random.default_rng(0).normal(0, 5, image.shape)).clip(0, 255))
+
+
 CHANGES = {
     "none": lambda image: image,
     "JPEG": save_as_jpeg,
-    "noise": lambda image: np.uint8((image + np.random.default_rng(0).normal(0, 5, image.shape)).clip(0, 255)),
+    "noise": add_noise,
     "darker": lambda image: image // 2,
     "brighter": lambda image: np.uint8((image * 1.5).clip(0, 255)),
     "contrast": lambda image: np.uint8(255 * (image / 255) ** 0.7),
@@ -257,7 +245,7 @@ def test_a_person_in_two_splits_is_noticed_and_different_people_are_not(change, 
     warn_of_shared_people({**simulated, "test": dataset.Split("test", images, test.cases, test.positions)})
     said = capsys.readouterr().out
     # Slices next to the copied ones may be found as well.
-    found = re.search(r"case_001_slice_(19|20|21) of train and case_442_slice_8 of test .*\((\d) such pairs", said)
+    found = re.search(r"case_001_slice_(19|20|21) of train and case_442_slice_8 of test .*\((\d) such", said)
     assert found and 2 <= int(found[2]) <= 6 and said.count("\n") == 1
 
 
@@ -306,7 +294,7 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
     assert (np.concatenate([batch["codes"] for batch in other]).ravel() % 32 != orders[0]).any()
     batches = list(dataset.code_batches(coded, 5))  # once, in order, the short last one too
     assert [len(batch["codes"]) for batch in batches] == 6 * [5] + [2]
-    np.testing.assert_array_equal(np.concatenate([batch["codes"] for batch in batches]).ravel(), np.arange(32))
+    assert np.concatenate([batch["codes"] for batch in batches]).ravel().tolist() == list(range(32))
     np.testing.assert_array_equal(np.concatenate([batch["positions"] for batch in batches]), train.positions)
     shuffled = list(dataset.training_batches(train, 5, seed=3).take(7))
     assert [len(images) for images, _ in shuffled] == 7 * [5]  # six of an epoch, less its last two images
@@ -319,7 +307,8 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
 def test_context_indices_are_the_same_persons_slices_or_none():
     cases, positions = np.array([1, 1, 1, 2, 2, 3], np.int32), np.array([0, 1, 3, 1, 2, 3], np.int32)
     split = dataset.Split("train", np.zeros((6, 8, 8), np.uint8), cases, positions)
-    np.testing.assert_array_equal(dataset.context_indices(split, (1, 2)), [[6, 6], [0, 6], [6, 1], [6, 6], [3, 6], [6, 6]])
+    expected = [[6, 6], [0, 6], [6, 1], [6, 6], [3, 6], [6, 6]]
+    np.testing.assert_array_equal(dataset.context_indices(split, (1, 2)), expected)
 
 
 def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing():
@@ -357,10 +346,12 @@ def test_codes_are_held_once_in_as_few_bytes_as_they_need(cohort):
 
 def test_slices_below_the_lowest_hold_no_code():
     rng = np.random.default_rng(0)
-    codes, indices, version = rng.integers(0, 7, (2, 3, 2, 2)), np.array([[3, 0], [2, 1], [3, 3]]), [[0], [1], [1]]
+    codes, version = rng.integers(0, 7, (2, 3, 2, 2)), [[0], [1], [1]]
+    indices = np.array([[3, 0], [2, 1], [3, 3]])
     coded = dataset.CodedSplit(codes.astype(np.uint16), np.arange(3), indices, np.zeros((2, 3, 5)), 7)
     with_none = np.concatenate([codes, np.full((2, 1, 2, 2), 7)], axis=1)
-    for found, expected in ((coded.slices(indices), with_none[0, indices]), (coded.slices(3), with_none[0, 3]),
+    for found, expected in ((coded.slices(3), with_none[0, 3]),
+                            (coded.slices(indices), with_none[0, indices]),
                             (coded.slices(indices, version), with_none[version, indices])):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == np.int32
@@ -372,7 +363,8 @@ def test_a_split_is_encoded_with_its_context_and_the_persons_of_its_heads(cohort
     coded = dataset.encode_split(vqvae, prior, test, test.mirrored())
     np.testing.assert_array_equal(coded.positions, test.positions)
     np.testing.assert_array_equal(coded.context, dataset.context_indices(test, (1, 2, 4, 8)))
-    assert coded.codes.shape == (2, 16, 8, 8) and coded.persons.shape == (2, 16, 3) and coded.num_embeddings == 16
+    assert coded.codes.shape == (2, 16, 8, 8) and coded.persons.shape == (2, 16, 3)
+    assert coded.codes.dtype == np.uint16 and coded.num_embeddings == 16
     for version, images in enumerate((test.images, test.images[..., ::-1])):
         vectors = vqvae.encoder(images[..., np.newaxis] / np.float32(127.5) - 1).numpy()
         distances = ((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2).sum(axis=-1)
@@ -396,8 +388,8 @@ def test_prior_batches_in_order_hide_nothing_and_training_batches_hide_their_sha
     np.testing.assert_array_equal(whole["person"], coded.persons[0])
 
     batches = list(dataset.code_batches(coded, 8, seed=0).take(500))
-    partly = {name: np.concatenate([batch[name] for batch in batches]) for name in ("codes", "context", "person")}
-    index = {codes.tobytes(): code_index for code_index, codes in enumerate(np.int32(coded.codes).reshape(-1, 4, 4))}
+    partly = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    index = {grid.tobytes(): number for number, grid in enumerate(np.int32(coded.codes).reshape(-1, 4, 4))}
     version, order = np.divmod([index[codes.tobytes()] for codes in partly["codes"]], count)
     assert version.mean() == pytest.approx(0.5, abs=0.03)
     full, after = coded.slices(coded.context[order], version[:, np.newaxis]), partly["context"]
@@ -407,7 +399,8 @@ def test_prior_batches_in_order_hide_nothing_and_training_batches_hide_their_sha
     assert 1 - visible[two, 0].mean() == pytest.approx(shares["context"], abs=0.03)
     assert (visible[two, 0] & ~visible[two, 1]).mean() == pytest.approx(shares["further_context"], abs=0.02)
     assert not (visible & ~before).any() and not (visible[two, 1] & ~visible[two, 0]).any()
-    np.testing.assert_array_equal(visible[before[:, 2], 2], visible[before[:, 2], 1])  # those further down are hidden together
+    three = before[:, 2]
+    np.testing.assert_array_equal(visible[three, 2], visible[three, 1])  # further ones are hidden together
     changed = (full != after)[visible].mean()
     assert changed == pytest.approx(shares["context_codes"] * (1 - 1 / num_embeddings), abs=0.003)
     hidden = (partly["person"] == 0).all(axis=1)
@@ -463,7 +456,8 @@ def test_fingerprint_changes_with_a_pixel(cohort):
     splits = dataset.load_splits(cohort)
     before = dataset.fingerprints(splits)
     assert before == dataset.fingerprints(dataset.load_splits(cohort)) and len(set(before.values())) == 3
-    for name, array in (("test", splits["test"].images), ("train", splits["train"].cases), ("validate", splits["validate"].positions)):
+    arrays = splits["test"].images, splits["train"].cases, splits["validate"].positions
+    for name, array in zip(("test", "train", "validate"), arrays):
         array.flat[70 % array.size] ^= 1
         after = dataset.fingerprints(splits)
         assert [key for key in before if before[key] != after[key]] == [name]
@@ -512,19 +506,13 @@ def test_examples_are_spread_over_people_and_positions():
 def test_examples_make_do_with_what_is_there():
     one = make_split({7: range(32)})
     assert one.positions[one.examples(4)].tolist() == [4, 12, 20, 28]
-    gaps = make_split({1: range(0, 32, 10), 2: range(32), 3: [31]})  # of 5, 16 and 26, the first and the last are missing
+    gaps = make_split({1: range(0, 32, 10), 2: range(32), 3: [31]})  # 5 and 26 are missing
     shown = gaps.take(gaps.examples(3))
     assert shown.cases.tolist() == [1, 2, 3] and shown.positions.tolist() == [0, 16, 31]
     few = make_split({1: [3], 2: [4, 5]})
     assert few.examples(2).tolist() == [0, 2]
     for wanted in (3, 9):
         assert sorted(few.examples(wanted)) == [0, 1, 2]
-
-
-def test_take_keeps_what_belongs_together():
-    split = dataset.Split("test", np.arange(10, dtype=np.uint8).reshape(10, 1, 1), np.arange(10), np.arange(10) + 5)
-    taken = split.take([2, 7])
-    assert taken.images.ravel().tolist() == [2, 7] and taken.positions.tolist() == [7, 12] and taken.num_people == 2
 
 
 def test_heads_are_the_people_with_all_slices():
@@ -536,8 +524,9 @@ def test_heads_are_the_people_with_all_slices():
 
 
 @pytest.mark.parametrize("size, result, changes", [
-    ((64, 64), (64, 64), []), ((40, 64), (40, 64), ["padded"]), ((64, 128), (32, 64), ["resampled", "padded"]),
-    ((31, 20), (64, 41), ["resampled", "padded"]), ((32, 32), (32, 32), ["padded"]), ((1, 900), (1, 64), ["resampled", "padded"])])
+    ((64, 64), (64, 64), []), ((40, 64), (40, 64), ["padded"]),
+    ((64, 128), (32, 64), ["resampled", "padded"]), ((31, 20), (64, 41), ["resampled", "padded"]), ((32, 32), (32, 32), ["padded"]),
+    ((1, 900), (1, 64), ["resampled", "padded"])])
 def test_fit_to_square_pads_and_resamples(size, result, changes):
     images, notes = fit_to_square(np.full((2, *size), 200, np.uint8), 64)
     assert images.shape == (2, 64, 64) and images.dtype == np.uint8
@@ -561,17 +550,17 @@ def test_a_split_beyond_the_memory_suggests_limit(cohort, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, expected", [
-    (["--output-dir", "out"], "--output-dir is of no use without --from-oasis1 or --from-nifti or --simulate"),
-    (["--seed", "0"], "--seed is of no use without --from-oasis1 or --from-nifti"),
-    (["--simulate", "3", "--output-dir", "out", "--seed", "0"], "--seed is of no use with --simulate"),
-    (["--simulate", "3", "--output-dir", "out", "--data-dir", "in"], "--data-dir is of no use with --simulate"),
-    (["--from-nifti", ".", "--output-dir", "out", "--image-size", "128"], "--image-size is of no use with --from-nifti"),
-    (["--from-oasis1", ".", "--output-dir", "out", "--pattern", "*"], "--pattern is of no use with --from-oasis1"),
-    (["--person-pattern", "(.)"], "--person-pattern is of no use without --from-nifti"),
-    (["--simulate", "3"], "--output-dir is missing")])
+    ("--output-dir out", "--output-dir is of no use without --from-oasis1 or --from-nifti or --simulate"),
+    ("--seed 0", "--seed is of no use without --from-oasis1 or --from-nifti"),
+    ("--simulate 3 --output-dir out --seed 0", "--seed is of no use with --simulate"),
+    ("--simulate 3 --output-dir out --data-dir in", "--data-dir is of no use with --simulate"),
+    ("--from-nifti . --output-dir out --image-size 128", "--image-size is of no use with --from-nifti"),
+    ("--from-oasis1 . --output-dir out --pattern *", "--pattern is of no use with --from-oasis1"),
+    ("--person-pattern (.)", "--person-pattern is of no use without --from-nifti"),
+    ("--simulate 3", "--output-dir is missing")])
 def test_options_of_no_use_are_refused(arguments, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    check_refused(dataset.main, arguments, expected, capsys)
+    check_refused(dataset.main, arguments.split(), expected, capsys)
     assert not list(tmp_path.iterdir())
 
 
@@ -579,8 +568,8 @@ def write_chunks(path, header, pixels):
     """Writes a PNG with any header, its checksums right."""
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", *header)) + chunk(b"IDAT", pixels)
-                     + chunk(b"IEND", b""))
+    chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", *header)), chunk(b"IDAT", pixels), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
 def mutate(data, rng):
@@ -642,17 +631,6 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(cohort, monkeypatc
     with pytest.raises(cli.UserError, match="9000x9000 pixels; the largest side allowed is 1024"):
         load_test(cohort)
     write_chunks(path, (60_000, 60_000, 8, 0, 0, 0, 0), b"")
-    with pytest.raises(cli.UserError, match=path.name):
-        load_test(cohort)
-
-
-@pytest.mark.parametrize("make", (
-    lambda path: path.symlink_to(path), lambda path: path.symlink_to("nowhere"), lambda path: path.mkdir(), os.mkfifo,
-), ids=("symlink loop", "dangling symlink", "folder", "pipe"))
-def test_what_is_no_file_is_named(cohort, make):
-    path = cohort / "keras_png_slices_test" / "case_441_slice_3.nii.png"
-    path.unlink()
-    make(path)
     with pytest.raises(cli.UserError, match=path.name):
         load_test(cohort)
 
