@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from support.images import FOREGROUND
 
-SIDE = 64  # pixels of the pictures that are compared
+COMPARED_SIDE = 64  # pixels of the pictures that are compared
 # Images that correlate above this show one person. Measured. Two people: at most 0.56 (170 real ones), 0.70
 # (sampled), 0.79 (simulated from one template). One real person, 1 mm higher: at least 0.83, often above 0.9.
 # One image as JPEG of quality 30, darker, brighter, noisier, blurred, of other contrast: at least 0.88.
@@ -18,7 +18,7 @@ CHUNK = 256  # images at a time
 
 def fine_detail(images):
     """Vectors, float32 (N, pixels), of images uint8 (N, S, S): the product of two is their correlation."""
-    side = min(SIDE, images.shape[1])
+    side = min(COMPARED_SIDE, images.shape[1])
     small = np.float32([Image.fromarray(image).resize((side, side), Image.BOX) for image in images])
     detail = small - ndimage.uniform_filter(small, (0, 3, 3))
     # Clipped, so that one bright edge or a letter, which all images may share, does not decide.
@@ -55,4 +55,5 @@ def warn_of_shared_people(splits):
         one, another = (f"case_{split.cases[index]:03d}_slice_{split.positions[index]} of {split.name}"
                         for split, index in example)
         print(f"Warning: the same person seems to be in two splits: {one} and {another} are nearly one image "
-              f"({count:,} such pairs in all). Results on held-out people then mean nothing.", flush=True)
+              f"({count:,} such pairs in all). Keep each person in one split, or results on held-out people mean "
+              "nothing.", flush=True)

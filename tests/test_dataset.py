@@ -525,7 +525,8 @@ def test_heads_are_the_people_with_all_slices():
 
 @pytest.mark.parametrize("size, result, changes", [
     ((64, 64), (64, 64), []), ((40, 64), (40, 64), ["padded"]),
-    ((64, 128), (32, 64), ["resampled", "padded"]), ((31, 20), (64, 41), ["resampled", "padded"]), ((32, 32), (32, 32), ["padded"]),
+    ((64, 128), (32, 64), ["resampled", "padded"]),
+    ((31, 20), (64, 41), ["resampled", "padded"]), ((32, 32), (32, 32), ["padded"]),
     ((1, 900), (1, 64), ["resampled", "padded"])])
 def test_fit_to_square_pads_and_resamples(size, result, changes):
     images, notes = fit_to_square(np.full((2, *size), 200, np.uint8), 64)
