@@ -55,5 +55,5 @@ def warn_of_shared_people(splits):
         one, another = (f"case_{split.cases[index]:03d}_slice_{split.positions[index]} of {split.name}"
                         for split, index in example)
         print(f"Warning: the same person seems to be in two splits: {one} and {another} are nearly one image "
-              f"({count:,} such pairs in all). Keep each person in one split, or results on held-out people mean "
-              "nothing.", flush=True)
+              f"({count:,} such pairs in all). Keep each person in one split, or results on held-out people "
+              "mean nothing.", flush=True)
