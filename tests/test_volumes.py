@@ -246,8 +246,8 @@ def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monke
     check_refused(dataset.main, ["--from-nifti", "empty", "--output-dir", "empty"], "empty exists already", capsys)
     check_refused(dataset.main, ["--from-nifti", "empty", "--output-dir", "out"], "Only 1 people have usable volumes", capsys)
     command = ["--from-nifti", "empty", "--output-dir", "out", "--pattern"]
-    check_refused(dataset.main, ["--from-oasis1", *command[1:], "*"], "--pattern is for the files of --from-nifti", capsys)
-    check_refused(dataset.main, ["--from-oasis1", *command[1:-1], "--person-pattern", "(.)"], "--person-pattern is for", capsys)
+    check_refused(dataset.main, ["--from-oasis1", *command[1:], "*"], "--pattern is of no use with --from-oasis1", capsys)
+    check_refused(dataset.main, ["--from-oasis1", *command[1:-1], "--person-pattern", "(.)"], "--person-pattern is of no use with", capsys)
     for pattern in ("", "/*"):
         check_refused(dataset.main, [*command, pattern], f"--pattern '{pattern}' cannot be used", capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
