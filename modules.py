@@ -258,7 +258,7 @@ class VQVAE(Network):
 
     def decode_codes(self, codes):
         """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1]."""
-        return self.decode(tf.gather(self.quantizer.embeddings, codes))
+        return self.decode(tf.gather(self.quantizer.embeddings, tf.cast(codes, tf.int32)))
 
     def call(self, images):
         """Reconstructs: (B, S, S, 1) -> (B, S, S, 1), in [-1, 1]."""

@@ -27,7 +27,7 @@ from support import cli, devices, figures, judge, metrics, orientation, people, 
 from support.cli import UserError
 from support.devices import print_on_chief
 from support.files import UNFINISHED, write_json
-from support.images import empty_margin, in_chunks, to_uint8, to_unit
+from support.images import empty_margin, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 from support.synthetic import is_synthetic
 from support.template import DEMO_IMAGE_SIZE, is_simulated, make_demo_cohort
@@ -328,7 +328,8 @@ class Reconstructions(keras.callbacks.Callback):
     def __init__(self, run, splits):
         super().__init__()
         self.frames_dir, self.epochs, self.seed = run.frames_dir, run.settings["epochs"], run.seed
-        self.validation = splits["validate"].images[splits["validate"].spread(128)]
+        validation = splits["validate"].images
+        self.validation = validation[spread(len(validation), 128)]
         self.test = splits["test"].images
         self.examples = self.test[splits["test"].examples(4)]
         self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))

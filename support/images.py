@@ -1,4 +1,4 @@
-"""Pictures as arrays: PNG files in, the ranges of values, cropping and padding. Nothing here knows a network."""
+"""Pictures as arrays: PNG files in, ranges of values, cropping and padding. Nothing here knows a network."""
 
 import contextlib
 
@@ -14,19 +14,21 @@ MAX_SIDE, MAX_OWN_SIDE = 1024, 8192  # pixels of slices, and of one's own images
 
 @contextlib.contextmanager
 def open_png(path, max_side, advice):
-    """Opens a PNG as a Pillow image; what is wrong with the file becomes an `UserError` that ends in `advice`."""
+    """Opens a PNG as a Pillow image; what is wrong with the file becomes a `UserError` with `advice`."""
     if path.exists() and not path.is_file():  # a pipe, say, would be waited for
         raise UserError(f"{path} is not a file; remove it.")
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if max(image.size) > max_side:
-                raise UserError(f"{path} is {image.width}x{image.height} pixels; the largest side allowed is {max_side}.")
+                raise UserError(f"{path} is {image.width}x{image.height} pixels; "
+                                f"the largest side allowed is {max_side}.")
             yield image
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = "is not a PNG image" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
-        raise UserError(f"{path} {what}; {advice}.") from error
+        is_other = isinstance(error, UnidentifiedImageError)
+        reason = "is not a PNG image" if is_other else f"cannot be read ({error})"
+        raise UserError(f"{path} {reason}; {advice}.") from error
 
 
 def read_slice(path, size=None, reference=None):
@@ -34,8 +36,7 @@ def read_slice(path, size=None, reference=None):
 
     Args:
         path: the file.
-        size: the (height, width) that it must have.
-        reference: the file that has this size, for the message.
+        size: the (height, width) that it must have, as `reference` has, the file to name.
 
     Raises:
         UserError: if it is no PNG, is damaged, has colour, alpha or another depth, or has another size.
@@ -44,24 +45,9 @@ def read_slice(path, size=None, reference=None):
         if image.mode != "L":
             raise UserError(f"{path} is a PNG of mode {image.mode}; convert it to 8-bit grayscale (mode L).")
         if size is not None and (image.height, image.width) != tuple(size):
-            raise UserError(f"{path} is {image.width}x{image.height} pixels but {reference} is {size[1]}x{size[0]}; "
-                             "all slices must have one size.")
+            raise UserError(f"{path} is {image.width}x{image.height} pixels but {reference} is "
+                            f"{size[1]}x{size[0]}; all slices must have one size.")
         return np.asarray(image)
-
-
-def to_uint8(images):
-    """The inverse of `normalise`, for NumPy: floats in [-1, 1] (clipped) -> uint8 in [0, 255]."""
-    return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
-
-
-def empty_margin(images, multiple):
-    """The width in pixels, rounded down to `multiple`, of the border that is black in every image uint8 (N, H, W)."""
-    drawn = images.max(axis=0) > 0
-    widths = []
-    for axis in (0, 1):
-        inked = np.flatnonzero(drawn.any(axis=1 - axis))
-        widths += [inked[0], drawn.shape[axis] - 1 - inked[-1]] if inked.size else [0]
-    return int(min(widths)) // multiple * multiple
 
 
 def read_own_png(path):
@@ -87,13 +73,19 @@ def read_own_png(path):
     return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
 
 
+def pad_to_square(images, side):
+    """Images (N, height, width) in the middle of black squares: (N, side, side)."""
+    margins = [((side - length) // 2, (side - length + 1) // 2) for length in images.shape[1:]]
+    return np.pad(images, ((0, 0), *margins))
+
+
 def fit_to_square(images, size, is_volume=False):
-    """Brings images to the model's size: padded with black; resampled first if they are larger, or less than half as large.
+    """Brings images to the model's size: padded with black; larger or much smaller ones are resampled first.
 
     Args:
         images: uint8 (N, height, width).
         size: side in pixels.
-        is_volume: whether they are slices of a volume, whose frame is as wide as the model's: these are always resampled.
+        is_volume: whether they are slices of a volume, whose frame is the model's: always resampled.
 
     Returns:
         (uint8 (N, size, size), what was done, a list of texts).
@@ -102,34 +94,33 @@ def fit_to_square(images, size, is_volume=False):
     changes, longer = [], max(height, width)
     if longer > size or 2 * longer < size or is_volume and longer != size:
         shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
-        images = np.stack([np.uint8(np.round(transform.resize(image / 255, shape, order=1, anti_aliasing=longer > size) * 255))
-                           for image in images])
+        resized = [transform.resize(image / 255, shape, 1, anti_aliasing=longer > size) for image in images]
+        images = np.uint8(np.round(np.stack(resized) * 255))
         changes.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
     height, width = images.shape[1:]
     if (height, width) != (size, size):
         changes.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
-    sides = [((size - length) // 2, (size - length + 1) // 2) for length in (height, width)]
-    return np.pad(images, ((0, 0), *sides)), changes
+    return pad_to_square(images, size), changes
 
 
-def in_chunks(function, *arrays, size=32):
-    """Applies a function to a few rows of arrays at a time, so that what it needs in between fits into memory.
-
-    Args:
-        function: from as many arrays as are given, of up to `size` rows each, to an array or tensor of as many rows.
-        *arrays: (N, ...), N at least 1.
-        size: the number of rows at a time.
-
-    Returns:
-        NumPy (N, ...).
-    """
-    starts = range(0, len(arrays[0]), size)
-    return np.concatenate([function(*(array[start:start + size] for array in arrays)) for start in starts])
+def to_uint8(images):
+    """The inverse of `dataset.normalise`, for NumPy: floats in [-1, 1] (clipped) -> uint8 in [0, 255]."""
+    return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def to_unit(images):
-    """(N, H, W, 1) in [-1, 1] -> float64 NumPy (N, H, W) in [0, 1], for the functions above."""
+    """(N, H, W, 1) in [-1, 1] -> float64 NumPy (N, H, W) in [0, 1]."""
     return (np.asarray(images, np.float64)[..., 0] + 1) / 2
+
+
+def empty_margin(images, multiple):
+    """Pixels, rounded down to `multiple`, of the border that is black in every image uint8 (N, H, W)."""
+    drawn = images.max(axis=0) > 0
+    widths = []
+    for axis in (0, 1):
+        inked = np.flatnonzero(drawn.any(axis=1 - axis))
+        widths += [inked[0], drawn.shape[axis] - 1 - inked[-1]] if inked.size else [0]
+    return int(min(widths)) // multiple * multiple
 
 
 def crop(images, margin):
@@ -138,17 +129,31 @@ def crop(images, margin):
 
 
 def brain_box(heads, rim=0):
-    """The smallest box that holds all brains of heads (N, S, H, W), uint8 or in [0, 1], and `rim` pixels more.
+    """The box of all brains of heads (N, S, H, W), uint8 or in [0, 1], and `rim` pixels more, as four slices.
 
-    Returns:
-        A tuple of slices to index them with; all of it if no pixel is brighter than `FOREGROUND`.
+    It is all of the picture if no pixel is brighter than `FOREGROUND`.
     """
     brain = (heads > FOREGROUND * (255 if heads.dtype == np.uint8 else 1)).any(axis=(0, 1))
     sides = [np.flatnonzero(brain.any(axis=axis)) for axis in (1, 0)]
-    return (slice(None), slice(None),
-            *(slice(max(0, side[0] - rim), side[-1] + 1 + rim) if side.size else slice(None) for side in sides))
+    box = [slice(max(0, side[0] - rim), side[-1] + 1 + rim) if side.size else slice(None) for side in sides]
+    return slice(None), slice(None), *box
 
 
 def spread(count, wanted):
-    """Up to `wanted` of the indices 0 to `count` - 1, evenly spread and ascending: the first and the last among them."""
+    """Up to `wanted` of the indices 0 to `count` - 1, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
+
+
+def in_chunks(function, *arrays, size=32):
+    """Applies a function to up to `size` rows at a time of arrays (N, ...), so that all fits into memory.
+
+    Args:
+        function: from as many arrays as are given to an array or tensor of as many rows.
+        *arrays: of equal length, at least 1.
+        size: the number of rows at a time.
+
+    Returns:
+        NumPy (N, ...).
+    """
+    starts = range(0, len(arrays[0]), size)
+    return np.concatenate([function(*(array[start:start + size] for array in arrays)) for start in starts])

@@ -112,14 +112,6 @@ def _compiled_log_prob(prior):
     return log_prob
 
 
-def _codes_below(coded, indices):
-    """Codes of the slices below M slices, int32 (M, S, g, g); `num_embeddings` where there is none."""
-    below, num_slices = coded.context[indices], len(coded.positions)
-    codes = np.int32(coded.codes[0][np.minimum(below, num_slices - 1)])
-    codes[below == num_slices] = coded.num_embeddings
-    return codes
-
-
 def bits_per_place(prior, coded, indices, conditional=True):
     """The prior's code length of each code, given those before it: where it is high, the code was unexpected.
 
@@ -135,10 +127,11 @@ def bits_per_place(prior, coded, indices, conditional=True):
     log_prob = _compiled_log_prob(prior)
 
     def bits(indices):
-        inputs = [np.int32(coded.codes[0][indices]), coded.positions[indices]]
+        inputs = [coded.slices(indices), coded.positions[indices]]
         if conditional:
-            inputs += [_codes_below(coded, indices), coded.persons[0][indices]]
-        return -log_prob(*map(tf.constant, inputs)).numpy().astype(np.float64) / np.log(2)
+            inputs += [coded.slices(coded.context[indices]), coded.persons[0][indices]]
+        with prior.full_float32():
+            return -log_prob(*map(tf.constant, inputs)).numpy().astype(np.float64) / np.log(2)
 
     return in_chunks(bits, np.asarray(indices))
 

@@ -238,11 +238,6 @@ def read_model_file(path, load):
         raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
 
 
-def load_weights(model, path):
-    """Loads a .keras file's weights, and its optimiser's if it is compiled; ValueError if it cannot."""
-    read_model_file(path, lambda: model.load_weights(path))
-
-
 def newest():
     """The newest run in runs/ that has both models, a finished one if there is any; or None."""
     folders = [folder for folder in Path("runs").glob("*") if Run.has_models(folder)]
