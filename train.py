@@ -81,6 +81,9 @@ CONSTANTS = {
     "condition_dropout": dataset.CONDITION_DROPOUT,
 }
 
+Settings = dataclasses.make_dataclass("Settings", [(name, type(value), value) for name, value in {**DEFAULTS, **CONSTANTS}.items()],
+                                      frozen=True)
+
 
 def parse_arguments(argv):
     """The command line; settings without an option are None."""

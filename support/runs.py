@@ -99,6 +99,10 @@ class Run:
         """What has to be said of the data: see `synthetic.notice`."""
         return synthetic.notice(self.is_simulated, self.is_synthetic)
 
+    def results_path(self, name):
+        """Where a result of predict.py lies."""
+        return self.results_folder(name)
+
     def results_folder(self, name):
         """The folder for results where none is named: in the run's own, but not among the files of this repository."""
         return Path("runs/pretrained" if self.folder.resolve() == PRETRAINED else self.folder) / name
