@@ -81,7 +81,7 @@ CONSTANTS = {
     "condition_dropout": dataset.CONDITION_DROPOUT,
 }
 
-Settings = dataclasses.make_dataclass("Settings", [(name, type(value), value) for name, value in {**DEFAULTS, **CONSTANTS}.items()],
+Settings = dataclasses.make_dataclass("Settings", [(name, type(value), value) for name, value in {**DEFAULTS, **CONSTANTS}.items() if not isinstance(value, dict)],
                                       frozen=True)
 
 
