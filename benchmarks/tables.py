@@ -90,7 +90,8 @@ def summary(results):
 
 def heads(results):
     """Whole sampled heads beside people, all as reconstructions."""
-    names = (("told_apart_slices", "told apart by slice (AUC)"), ("told_apart_heads", "told apart by head (AUC)"),
+    names = (("told_apart_slices", "told apart by slice (AUC)"),
+             ("told_apart_heads", "told apart by head (AUC)"),
              ("correlation_8_apart", "correlation of slices 8 apart"),
              ("dark_sd_ratio", "SD of ventricle size, divided by training people's"),
              ("dark_ks", "ventricle size: Kolmogorov-Smirnov distance"),
@@ -104,11 +105,14 @@ def heads(results):
             return NOT_APPLICABLE
         low_and_high = record.get(f"{name}_interval")
         text = f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
-        # The last column holds for as many people as there are sampled heads.
-        return f"{text} (chance {record[f'{name}_floor']:.2f})" if suffix == "_test" and f"{name}_floor" in record else text
+        if suffix == "_test" and f"{name}_floor" in record:
+            # The last column holds for as many people as there are sampled heads.
+            return f"{text} (chance {record[f'{name}_floor']:.2f})"
+        return text
 
+    suffixes = "", "_reconstructed", "_test", "_floor"
     return [["", "sampled heads", "training people", "test people", "chance"],
-            *([label, *(cell(name, suffix) for suffix in ("", "_reconstructed", "_test", "_floor"))] for name, label in names)]
+            *([label, *(cell(name, suffix) for suffix in suffixes)] for name, label in names)]
 
 
 def judges(results):
@@ -116,7 +120,8 @@ def judges(results):
     record = results["heads"]
     rows = [["AUC", "noise", "the mean person", "slices of different people"]]
     for name, label in (("told_apart_slices", "by slice"), ("told_apart_heads", "by head")):
-        values = [record.get(name + suffix) for suffix in ("_noise", "_mean", "_stacked")]
+        suffixes = "_fake_noise", "_fake_mean_person", "_fake_mixed_people"
+        values = [record.get(name + suffix) for suffix in suffixes]
         rows.append([label, *(NOT_APPLICABLE if value is None else f"{value:.2f}" for value in values)])
     return rows
 
@@ -127,7 +132,8 @@ def pretrained(results):
     rows = [("SSIM on test people", run, "{ssim:.3f}"), ("SSIM in the brain", run, "{ssim_foreground:.3f}"),
             ("PSNR", run, "{psnr:.1f} dB"), ("bits per code in a head", run, "{bits_per_code:.2f}"),
             ("bits per code of a slice alone", run, "{bits_per_code_alone:.2f}"),
-            ("sampled heads told apart from people, by slice (0.5: cannot be told)", of_heads, "{told_apart_slices:.2f}"),
+            ("sampled heads told apart from people, by slice (0.5: cannot be told)", of_heads,
+             "{told_apart_slices:.2f}"),
             ("the same by head", of_heads, "{told_apart_heads:.2f}"),
             ("membership AUC (0.5: the prior does not remember its people)", of_heads, "{membership:.2f}"),
             ("heads that stand out as copies", of_heads, "{copies} of {num_heads}")]
@@ -326,7 +332,8 @@ def faults(results):
     formats = "{tried}", "{survived}", "{lost}", "{differing}", "{left_over}"
     labels = {"training": ("`train.py`", "resumed to the same bits"),
               "prediction": ("`predict.py`", "all old or all new results")}
-    return [["command", "what has to hold", "killed", "held", "lost", "differing or mixed", "files left over"],
+    return [["command", "what has to hold", "killed", "held", "lost", "differing or mixed",
+             "files left over"],
             *([*label, *cells(results["faults"][key], formats)] for key, label in labels.items())]
 
 
