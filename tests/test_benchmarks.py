@@ -1,5 +1,6 @@
 """The benchmarks: turns, ratios, what is counted, kills, the record, and the tables that it fills."""
 
+import io
 import json
 import signal
 import sys
@@ -63,16 +64,14 @@ def test_noise_larger_than_the_effect_gets_no_number(ours, measurable):
         assert common.in_words(summary) == "no difference measurable in 3 rounds"
 
 
-def test_a_side_answers_each_request_in_its_own_process(tmp_path):
+def test_a_side_answers_each_request_in_its_own_process(tmp_path, monkeypatch, capsys):
     script = tmp_path / "side.py"
-    script.write_text(f"""
-import os, sys
-sys.path.insert(0, {str(common.ROOT)!r})
-from benchmarks import common
-for request in common.requests():
-    if request == "die":
+    script.write_text("""
+import json, os, sys
+for line in sys.stdin:
+    if line == '"die"\\n':
         sys.exit("out of order")
-    common.answer([os.getpid(), sys.argv[1:], request])
+    print(json.dumps([os.getpid(), sys.argv[1:], json.loads(line)]), flush=True)
 """)
     with common.Side(script, "--steps", 3) as side:
         assert side.ask(0.5) == [side.process.pid, ["--steps", "3"], 0.5]
@@ -81,6 +80,10 @@ for request in common.requests():
     measured = common.ask_in_turn(script, {"a": ["x"], "b": ["y"]}, 2)
     assert [[answer[1] for answer in measured[name]] for name in "ab"] == [[["x"], ["x"]], [["y"], ["y"]]]
     assert measured["a"][0] == measured["a"][1] != measured["b"][0]
+    monkeypatch.setattr(sys, "stdin", io.StringIO('null\n"die"\n'))
+    assert list(common.requests()) == [None, "die"]
+    common.answer([1, None])
+    assert capsys.readouterr().out == "[1, null]\n"
 
 
 def test_finish_prints_the_last_line_and_records_it_with_its_origin(tmp_path, monkeypatch, capsys):

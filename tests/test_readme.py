@@ -24,8 +24,8 @@ RUNS = {"real_slices", "heads", "demo", "pretrained", "pretrained_heads"}
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
 SENTENCES = (
     "come back at SSIM {real_slices[ssim]:.3f} from {real_slices[bytes_per_image]:.0f} bytes per slice",
-    "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by the "
-    "prior for a slice alone, {real_slices[bits_per_code]:.2f} for a slice in its head",
+    "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by "
+    "the prior for a slice alone, {real_slices[bits_per_code]:.2f} for a slice in its head",
     "{heads[num_heads]} sampled heads beside {heads[num_people][test]} test people",
     "trains at least {gpu[images_per_second][VQ-VAE, batches of 8][median]:,.0f} images/s in stage 1 and "
     "{gpu[images_per_second][PixelCNN, batches of 8][median]:,.0f} in stage 2",
@@ -156,7 +156,8 @@ def test_the_record_says_where_everything_comes_from():
     assert RESULTS.keys() == BENCHMARKS | RUNS
     for key, entry in RESULTS.items():
         assert all(entry[field] for field in ("command", "commit", "date", "hardware", "machine")), key
-    shown = re.findall(r"^python benchmarks/.*", DOCUMENTS["benchmarks/README.md"].replace("\\\n  ", ""), re.M)
+    text = DOCUMENTS["benchmarks/README.md"].replace("\\\n  ", "")
+    shown = re.findall(r"^python benchmarks/.*", text, re.M)
     assert sorted(shown) == sorted(RESULTS[key]["command"] for key in BENCHMARKS)  # what is shown was run
     assert list(RESULTS["gpu"]["images_per_second"]) == list(gpu.SETTINGS)
 
