@@ -194,18 +194,23 @@ def random_codes(split, prior):
     return dataset.CodedSplit(codes, split.positions, context, persons, prior.num_embeddings)
 
 
-def run_without_folder(split, **options):
-    """A `Run` on a split as train.py would begin it: what `train.new_vqvae` and `new_pixelcnn` need.
+def vqvae_stage(split, **settings):
+    """Stage 1 of train.py before it begins, on a training split, without validation people or a run folder.
 
     Args:
         split: a `dataset.Split`.
-        **options: settings that differ from train.py's defaults.
+        **settings: what differs from the defaults of `train.Settings`.
     """
-    settings = dataclasses.asdict(train.Settings(**options))
-    vqvae = train.vqvae_arguments(split, settings)
-    prior = {"grid_size": vqvae["image_size"] // settings["downsample"],
-             "num_embeddings": settings["num_embeddings"]}
-    return Run(ROOT, {"settings": settings, "vqvae": vqvae, "pixelcnn": prior})
+    settings = train.Settings(**settings)
+    vqvae, pixelcnn = train.model_arguments(split, settings)
+    config = {"settings": dataclasses.asdict(settings), "vqvae": vqvae, "pixelcnn": pixelcnn}
+    return train.VQVAEStage(Run(ROOT, config), {"train": split})
+
+
+def build_both(stage):
+    """The networks of both stages with their optimisers, untrained; `stage` is a `vqvae_stage`."""
+    vqvae = stage.build()
+    return vqvae, train.PixelCNNStage(stage.run, stage.splits, vqvae).build()
 
 
 # The record -------------------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from benchmarks import common
 from benchmarks.training import Clock
 import dataset
 from support import cli, devices
-import train
 
 PEOPLE, IMAGE_SIZE = 20, 256
 # A stage, or what is sampled; how many images or heads side by side; whether in bfloat16
@@ -43,14 +42,11 @@ SETTINGS = {
 
 def training_speed(stage, split, batch_size, mixed, steps):
     """A function that trains a stage as train.py does, for so many steps, and returns the images/s."""
-    run = common.run_without_folder(split, batch_size=batch_size, mixed_precision=mixed)
-    steps_per_epoch = len(split.images) // batch_size
-    with devices.layers_of(devices.precision(mixed)):
-        model = train.new_vqvae(run, steps_per_epoch)
-        batches = dataset.training_batches(split, batch_size, 0)
-        if stage == "pixelcnn":
-            model = train.new_pixelcnn(run, model, split, steps_per_epoch)
-            batches = dataset.code_batches(common.random_codes(split, model), batch_size, seed=0)
+    vqvae, prior = common.build_both(common.vqvae_stage(split, batch_size=batch_size, mixed_precision=mixed))
+    if stage == "vqvae":
+        model, batches = vqvae, dataset.training_batches(split, batch_size, 0)
+    else:
+        model, batches = prior, dataset.code_batches(common.random_codes(split, prior), batch_size, seed=0)
     return lambda: images_per_second(model, batches, batch_size, steps)
 
 
@@ -63,8 +59,7 @@ def images_per_second(model, batches, batch_size, steps):
 
 def sampling_speed(stage, split, count):
     """A function that samples so many slices or heads side by side and returns the slices/s."""
-    run = common.run_without_folder(split)
-    prior = train.new_pixelcnn(run, train.new_vqvae(run, 1), split, 1)
+    _, prior = common.build_both(common.vqvae_stage(split))
 
     def slices_per_second():
         start = time.perf_counter()

@@ -34,7 +34,6 @@ from PIL import Image
 from benchmarks import common
 import dataset
 from support import cli, template, volumes
-import train
 
 EPOCH_PEOPLE = 10, 40, 160  # 1, 4 and 16 times the images
 IMAGE_SIZE = 256
@@ -90,14 +89,9 @@ def measure_epoch(folder, cache, people):
     watch.start()
     keras.utils.set_random_seed(0)
     split = dataset.load_splits(folder, ["train"], people, cache_dir=cache)["train"]
-    run = common.run_without_folder(split, epochs=1)
-    batch_size = run.settings["batch_size"]
-    steps = len(split.images) // batch_size
-    model = train.new_vqvae(run, steps)
-    first_batches = dataset.training_batches(split, batch_size, 1)
-    train.start_codebook(model, first_batches, train.Settings.autoencoder_steps)
-    batches = dataset.training_batches(split, batch_size, 0)
-    model.fit(batches, steps_per_epoch=steps, verbose=0, shuffle=False)
+    stage = common.vqvae_stage(split, epochs=1)
+    model = stage.begin()
+    model.fit(stage.batches(model, 0), steps_per_epoch=stage.steps_per_epoch, verbose=0, shuffle=False)
     for images, _ in dataset.image_batches(split, 32):
         model.encode_to_codes(images)
     watch.stop.set()

@@ -131,19 +131,17 @@ def train_patternflow(split):
 
 
 def start_ours(split, total_steps):
-    """Our model as train.py begins it, its codebook started; its batches, and images in each."""
-    run = common.run_without_folder(split, epochs=1)
-    warmup_steps = train.Settings.autoencoder_steps
-    batch_size = min(run.settings["batch_size"], len(split.images))
-    model = train.new_vqvae(run, max(1, total_steps - warmup_steps))
-    train.start_codebook(model, dataset.training_batches(split, batch_size, run.seed + 1), warmup_steps)
-    return model, dataset.training_batches(split, batch_size, run.seed), batch_size
+    """Our model as train.py begins it, its learning rate laid over so many steps; and its batches."""
+    stage = common.vqvae_stage(split, epochs=1)
+    stage.steps_per_epoch = max(1, total_steps - train.Settings.autoencoder_steps)
+    model = stage.begin()
+    return model, stage.batches(model, 0)
 
 
 def steps_within(split, seconds):
     """How many steps of ours fit into the seconds, its start included; a model is timed and thrown away."""
     start = time.perf_counter()
-    model, batches, _ = start_ours(split, 10 ** 6)
+    model, batches = start_ours(split, 10 ** 6)
     model.fit(batches, steps_per_epoch=1, verbose=0, shuffle=False)  # compiles
     begun = time.perf_counter()
     model.fit(batches, steps_per_epoch=STEPS_TO_TIME, verbose=0, shuffle=False)
@@ -153,12 +151,12 @@ def steps_within(split, seconds):
 
 
 def train_ours(split, total_steps):
-    """Trains our model as train.py does, its learning rate's schedule laid over the steps."""
+    """Trains our model as train.py does."""
     keras.utils.set_random_seed(0)
-    turns = Turns(min(train.Settings.batch_size, len(split.images)))
-    model, batches, batch_size = start_ours(split, total_steps)
+    turns = Turns(train.Settings.batch_size)
+    model, batches = start_ours(split, total_steps)
     model.fit(batches, steps_per_epoch=10 ** 6, verbose=0, shuffle=False, callbacks=[turns])
-    return model, batch_size
+    return model, train.Settings.batch_size
 
 
 def measure(model, images, scale, shift):

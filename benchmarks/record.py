@@ -34,7 +34,7 @@ def describe(run):
     metrics_path = run.folder / "metrics.json"
     entry = {"commit": config["git_commit"],
              "date": time.strftime("%Y-%m-%d", time.localtime(metrics_path.stat().st_mtime)),
-             "machine": config["machine"], "people": config["data"]["people"],
+             "machine": config["build"], "people": config["data"]["people"],
              "image_size": config["vqvae"]["image_size"],
              "num_embeddings": num_embeddings, "codes_per_image": codes,
              "bits_fixed": codes * math.log2(num_embeddings),

@@ -56,15 +56,12 @@ def trainer(model, batches, steps):
     return images_per_second
 
 
-def measure(people, image_size, steps, **options):
+def measure(people, image_size, steps, **settings):
     """Answers every request with a row for one setting, in a process of its own."""
     before = common.memory("VmHWM")
     keras.utils.set_random_seed(0)
     split = common.noise_split(people, image_size)
-    run = common.run_without_folder(split, **options)
-    steps_per_epoch = len(split.images) // BATCH
-    vqvae = train.new_vqvae(run, steps_per_epoch)
-    prior = train.new_pixelcnn(run, vqvae, split, steps_per_epoch)
+    vqvae, prior = common.build_both(common.vqvae_stage(split, **settings))
     code_batches = dataset.code_batches(common.random_codes(split, prior), BATCH, seed=0)
     vqvae_speed = trainer(vqvae, dataset.training_batches(split, BATCH, 0), steps)
     prior_speed = trainer(prior, code_batches, steps)

@@ -168,7 +168,7 @@ def prepare_vqvae(side, split):
     image = tf.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 1))
     if side.startswith("ours"):
         steps = len(split.images) // BATCH
-        model = train.new_vqvae(common.run_without_folder(split), steps)
+        model = common.vqvae_stage(split).build()
         data = {"x": dataset.training_batches(split, BATCH, 0), "steps_per_epoch": steps, "shuffle": False}
         return model, data, multiply_adds(model, image)
     images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
@@ -179,8 +179,8 @@ def prepare_vqvae(side, split):
 
 def prepare_pixelcnn(side, split):
     """The same for stage 2."""
-    steps, run = len(split.images) // BATCH, common.run_without_folder(split)
-    model = train.new_pixelcnn(run, train.new_vqvae(run, steps), split, steps)
+    steps = len(split.images) // BATCH
+    _, model = common.build_both(common.vqvae_stage(split))
     coded = common.random_codes(split, model)
     codes, positions = coded.codes[0], coded.positions
     inputs = {"codes": tf.constant(codes[:1]), "positions": tf.constant(positions[:1])}

@@ -109,8 +109,9 @@ def test_a_run_is_described_by_its_own_files(tmp_path):
     (tmp_path / "evaluation.json").write_text('{"ssim": 0.9, "heads": {"copies": 0}}')
     (tmp_path / "vqvae_history.csv").write_text("epoch,seconds\n0,60.5\n1,59.5\n")
     (tmp_path / "pixelcnn_history.csv").write_text("epoch,seconds\n0,30\n")
-    config = {"git_commit": "abc", "machine": {"processor": "x"}, "vqvae": {"image_size": 256},
-              "pixelcnn": {"grid_size": 32, "num_embeddings": 512}, "data": {"people": {"train": 3}}}
+    config = {"git_commit": "abc", "build": {"processor": "x"}, "settings": {"seed": 0},
+              "vqvae": {"image_size": 256}, "pixelcnn": {"grid_size": 32, "num_embeddings": 512},
+              "data": {"people": {"train": 3}}}
     entry = record.describe(Run(tmp_path, config))
     assert len(entry.pop("date")) == 10
     assert entry == {
@@ -189,7 +190,7 @@ def test_memory_within_a_limit_is_watched(tmp_path, monkeypatch):
 
 def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
     data = {"is_demo": False, "front": None, "geometry": {}, "fingerprints": {}}
-    run = Run(tmp_path, {"data": data, "settings": {"limit": None}})
+    run = Run(tmp_path, {"data": data, "settings": {"limit": None, "seed": 0}})
     heads = np.random.default_rng(0).integers(0, 256, (12, 2, 32, 32), np.uint8)
     description = synthetic.describe(run, run.geometry, 12, 0, 1.0, None, [3, 4])
     synthetic.write_heads(tmp_path / "set", heads, description)
