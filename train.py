@@ -72,7 +72,7 @@ def parse_arguments(argv):
         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may be larger "
         "than memory, and the next start takes a moment")
-    add("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
+    add("--run-dir", type=cli.utf8_path, metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
     add("--epochs", type=integer, metavar="N",
         help=f"epochs of the VQ-VAE (default: {Settings.epochs}; demo cohort: {DEMO.epochs})")
     add("--prior-epochs", type=integer, metavar="N",

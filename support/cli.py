@@ -58,6 +58,16 @@ def number(kind, minimum, maximum=float("inf")):
     return parse
 
 
+def utf8_path(text):
+    """An argparse type: the name of a folder into which TensorFlow writes, which takes UTF-8 only."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"the name {text} is not UTF-8 under this locale, as TensorFlow needs it; choose "
+                                         "another, or set LC_ALL=C.UTF-8") from None
+    return text
+
+
 def exit_on_user_error(main):
     """Wraps a script's main function: an error that the user can mend becomes one line on stderr and exit status 2.
 
@@ -118,9 +128,9 @@ def file_error(error):
 
 
 def can_print():
-    """Whether stdout takes what was printed; if not, /dev/null takes all from now on: Python's last words would be a traceback."""
+    """Whether stdout takes a line; if not, /dev/null takes all from now on: Python's last words would be a traceback."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
         return True
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

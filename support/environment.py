@@ -36,6 +36,7 @@ def set_variables():
         del os.environ[name]
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["KERAS_HOME"] = os.devnull  # no keras.json there: float32 and channels_last, Keras' defaults
+    os.environ["MPLBACKEND"] = "Agg"  # no display needed; Keras imports pyplot
 
 
 def import_tensorflow():

@@ -43,7 +43,6 @@ def unfinished(target):
     target = Path(target).absolute()
     hidden = descriptor = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name[:40]}-"  # cut: a name may be 255 bytes long at most
         _sweep(target.parent, prefix)
         hidden = Path(tempfile.mkdtemp(UNFINISHED, prefix, target.parent))
@@ -53,7 +52,7 @@ def unfinished(target):
         path, reason = file_error(error) or (None, None)
         if reason is None or path is None and not can_print():
             raise
-        is_hidden = path is None or hidden is not None and Path(os.fsdecode(path)).is_relative_to(hidden)
+        is_hidden = path is None or hidden is None or Path(os.fsdecode(path)).is_relative_to(hidden)
         raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(target) if is_hidden else path) from error
     finally:
         if hidden:
@@ -98,6 +97,7 @@ def whole_folder(folder, option):
         UserError: if it exists.
     """
     _refuse_existing(folder, option)
+    Path(folder).absolute().parent.mkdir(parents=True, exist_ok=True)
     with unfinished(folder) as new:
         new.mkdir()
         yield new
@@ -125,6 +125,7 @@ def results_folder(folder, option):
     """
     target = Path(folder).resolve()
     _foreign_files(target, folder, option)  # refused before the work begins
+    target.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(target) as new:
         new.mkdir()
         yield new

@@ -1,6 +1,7 @@
 """What a GPU box switches on, as far as a CPU can show it: XLA, several devices, several machines, bfloat16."""
 
 import functools
+import contextlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import types
 
 import keras
@@ -178,7 +180,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path, monkeypatch):
         assert run.finished_epochs(stage) == 1
     monkeypatch.setattr(devices, "strategy", three_devices)
     train.main(resume)
-    assert json.loads(run.metrics_path.read_text())["num_images"] == 10
+    assert json.loads((run.folder / "metrics.json").read_text())["num_images"] == 10
     for name in ("vqvae", "pixelcnn"):
         assert run.read_history(name)["epoch"].tolist() == [0, 1]
 
@@ -270,40 +272,68 @@ def test_a_cluster_that_cannot_be_understood_is_one_sentence(fresh_cluster, monk
     check_refused(train.main, [], "TF_CONFIG describes no cluster", capsys)
 
 
-@pytest.fixture
-def absent_machine(fresh_cluster, monkeypatch):
+(fresh_cluster, monkeypatch):
     """The address of another machine of TF_CONFIG, which is not there."""
     workers = free_addresses(2)
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}}))
     return workers[1]
 
 
-def test_a_cluster_left_over_from_another_job_is_one_sentence(absent_machine, monkeypatch):
-    monkeypatch.setattr(devices, "START_TIMEOUT", 0)
-    with pytest.raises(cli.UserError, match=f"No answer within 0 seconds from {absent_machine}.* unset TF_CONFIG"):
-        devices.strategy.__wrapped__()  # which is cached
+JOINS = """
+import support.environment
+from support import cli, devices
+devices.START_TIMEOUT = {timeout}
+cli.exit_on_user_error(devices.strategy)()
+"""
 
 
-def test_a_port_in_use_is_one_sentence(absent_machine):
-    own_address = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"][0]
-    with socket.create_server(("127.0.0.1", int(own_address.split(":")[1]))):
-        with pytest.raises(cli.UserError, match="cannot be joined .*in use.* unset TF_CONFIG"):
-            devices.strategy.__wrapped__()
+@pytest.mark.parametrize("is_taken", (False, True))
+def test_a_machine_that_does_not_join_ends_the_wait_with_a_sentence(tmp_path, is_taken):
+    """Nobody is there, or something else listens."""
+    workers = free_addresses(2)
+    with contextlib.ExitStack() as stack:
+        if is_taken:
+            stack.enter_context(socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))))
+        process = start_machine(0, workers, tmp_path, "-c", JOINS.format(timeout=3))
+        (printed,), (status,) = ends_of([process], timeout=200)
+    assert status == -signal.SIGKILL
+    said = printed.strip().splitlines()[-1]
+    assert workers[1] in said and "have joined within 3 seconds" in said and "unset TF_CONFIG" in said
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path):
+    workers = free_addresses(2)
+    with socket.create_server(("127.0.0.1", int(workers[0].split(":")[1]))):
+        process = start_machine(0, workers, tmp_path, "-c", JOINS.format(timeout=100))
+        (printed,), (status,) = ends_of([process], timeout=200)
+    assert status == 2 and "The cluster of TF_CONFIG cannot be joined" in printed and "Traceback" not in printed
 
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
-def test_a_wait_for_machines_can_be_stopped(absent_machine, monkeypatch, capsys, number):
-    monkeypatch.setattr(devices.time, "sleep", lambda _: signal.raise_signal(number))
+def test_a_wait_for_machines_can_be_stopped(tmp_path, number):
     # A shell that starts the tests in the background has SIGINT ignored.
-    with cli.signal_handler(signal.default_int_handler, signal.SIGINT), pytest.raises(SystemExit) as stop:
-        devices.strategy.__wrapped__()
-    assert stop.value.code == cli.EXIT_INTERRUPTED
-    assert capsys.readouterr().err == "Stopped.\n"
+    with cli.signal_handler(signal.default_int_handler, signal.SIGINT):
+        process = start_machine(0, free_addresses(2), tmp_path, "-c", JOINS.format(timeout=100))
+    for line in process.stdout:
+        if "Waiting for the machines" in line:
+            break
+    time.sleep(2)
+    process.send_signal(number)
+    assert process.wait(20) in (-number, cli.EXIT_INTERRUPTED)
 
 
-def test_a_machine_that_accepts_but_does_not_join_ends_the_wait(tmp_path):
-    workers = free_addresses(2)
-    script = "from support import devices; devices.START_TIMEOUT = 1; devices.strategy()"
-    with socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))):
-        printed, statuses = ends_of([start_machine(0, workers, tmp_path, "-c", script)], timeout=200)
-    assert statuses == [1] and "Timeout (0:00:01)!" in printed[0]
+@pytest.mark.parametrize("error, expected", (
+    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), "Out of memory .OOM when.*smaller batch"),
+    (MemoryError(), "Out of memory .MemoryError"),
+    (tf.errors.ResourceExhaustedError(None, None, "run/events; Disk quota exceeded"), "^run/events: Disk quota exceeded; go on"),
+    (OSError(28, "No space left on device", "run/a"), "^run/a: No space left on device; go on")))
+def test_failures_are_told_apart(error, expected):
+    with pytest.raises(cli.UserError, match=expected), devices.explain_failures("a smaller batch", "go on"):
+        raise error
+
+
+def test_unknown_flags_of_xla_end_the_process_at_the_start(tmp_path):
+    code = "import support.environment\nfrom support import devices\ndevices.try_xla()\nprint('on')"
+    for flags, goes_on in (("--xla_no_such_flag=1", False), ("--xla_cpu_enable_fast_math=false", True)):
+        done = subprocess.run([sys.executable, "-c", code], env=script_environment(XLA_FLAGS=flags), text=True, capture_output=True)
+        assert (done.stdout == "on\n") == goes_on and ("xla_no_such_flag" in done.stderr) != goes_on
