@@ -59,9 +59,8 @@ def run_script(script, *arguments, begun=lambda: True, kill_after=None):
 
 
 def train(cohort, run, kill_after=None):
-    """Trains the tiny cohort in the folder `run`, or goes on there; see `run_script`."""
-    resume = ["--resume"] if (run / "config.json").exists() else []
-    return run_script("train.py", "--data-dir", cohort, "--run-dir", run, *TINY, *resume,
+    """Trains the tiny cohort in the folder `run`, or goes on there, by one command; see `run_script`."""
+    return run_script("train.py", "--data-dir", cohort, "--run-dir", run, *TINY, "--resume",
                       begun=(run / "config.json").exists, kill_after=kill_after)
 
 
