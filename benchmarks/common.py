@@ -188,7 +188,7 @@ def noise_split(people, image_size, margin=0):
 def random_codes(split, prior):
     """A `dataset.CodedSplit` of the slices of a split: random codes, and persons that are all average."""
     shape = 1, len(split.images), prior.grid_size, prior.grid_size
-    codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.int32)
+    codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.uint16)
     persons = np.zeros((1, len(split.images), prior.person_size), np.float32)
     context = dataset.context_indices(split, prior.steps_below)
     return dataset.CodedSplit(codes, split.positions, context, persons, prior.num_embeddings)

@@ -182,7 +182,7 @@ def prepare_pixelcnn(side, split):
     steps = len(split.images) // BATCH
     _, model = common.build_both(common.vqvae_stage(split))
     coded = common.random_codes(split, model)
-    codes, positions = coded.codes[0], coded.positions
+    codes, positions = coded.codes[0].astype(np.int32), coded.positions
     inputs = {"codes": tf.constant(codes[:1]), "positions": tf.constant(positions[:1])}
     if side.startswith("ours"):
         data = {"x": dataset.code_batches(coded, BATCH, seed=0), "steps_per_epoch": steps, "shuffle": False}
