@@ -110,7 +110,7 @@ def measure(folder, people, limits):
 def main():
     """Prints a row per cohort, then JSON."""
     parser = common.argument_parser(__doc__)
-    parser.add_argument("--people", type=cli.number(int, 10), default=40, metavar="N",
+    parser.add_argument("--people", type=cli.number(int, 20), default=40, metavar="N",
                         help=f"of the small cohort; the large one has {TIMES} times as many (default: 40)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
