@@ -89,7 +89,7 @@ def test_finished_epochs_stand_in_the_backup(run):
     assert run.finished_epochs("vqvae") == 3
     for spoil in (lambda path: zipfile.ZipFile(path, "w").close(), lambda path: path.write_bytes(b"PK")):
         spoil(run.backup_path("vqvae"))
-        with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*remove it to begin this stage again"):
+        with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*remove it to begin the stage again"):
             run.finished_epochs("vqvae")
 
 

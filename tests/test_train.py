@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
 import modules
-from support import callbacks, optimizers, people, runs, sampler
+from support import optimizers, people, runs, sampler, stages
 from support.runs import Run
 from tests.conftest import check_refused, ROOT, script_environment
 from tests.small import new_run, random_vectors, small_prior, small_vqvae
@@ -95,7 +95,7 @@ def test_training_lowers_the_loss_and_the_start_uses_the_codebook():
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
-    optimizer = train.new_optimizer(train.Settings(), 2.0, 1100)
+    optimizer = stages.new_optimizer(train.Settings(), 2.0, 1100)
     variable = keras.Variable(np.zeros(3))
     optimizer.build([variable])
     rates = []
@@ -182,14 +182,14 @@ def test_a_killed_and_a_stopped_run_resume_to_the_same_bits(trained, begun, tmp_
     process.kill()
     assert process.wait() == -signal.SIGKILL
 
-    save = callbacks.Checkpoints.on_epoch_end
+    save = stages.Checkpoints.on_epoch_end
     with monkeypatch.context() as patch:
         def save_and_stop(self, epoch, logs):
             save(self, epoch, logs)
             if self.backup_path.stem == "pixelcnn":
                 signal.raise_signal(signal.SIGTERM)
 
-        patch.setattr(callbacks.Checkpoints, "on_epoch_end", save_and_stop)
+        patch.setattr(stages.Checkpoints, "on_epoch_end", save_and_stop)
         with pytest.raises(SystemExit) as stop:
             train.main(resume)
     assert stop.value.code == 130
