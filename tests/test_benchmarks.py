@@ -303,14 +303,15 @@ def test_ventricles_of_sampled_heads_are_measured_and_drawn(trained, tmp_path, m
     run = Run.load(trained / "runs" / "tiny")
     vqvae, prior = predict.load_models(run)
     targets = np.linspace(0, 1, 3)
-    heads = ventricles.sample(run, vqvae, prior, 3, targets)
+    measure = run.read_ventricles()
+    heads = ventricles.sample(vqvae, prior, measure, 3, targets)
     assert heads.shape == (3, 8, 64, 64) and heads.dtype == np.uint8
     for index, quantile in enumerate(targets):  # what predict.py --heads 3 --ventricles QUANTILE has here
-        persons = sampler.steered_people(prior, run.read_ventricles(), 3, 0, quantile)
+        persons = sampler.steered_people(prior, measure, 3, 0, quantile)
         codes = sampler.sample_heads(prior, 3, persons=persons)
         np.testing.assert_array_equal(heads[index], predict.decode_heads(vqvae, codes)[index])
     monkeypatch.setattr(ventricles, "sample",
-                        lambda run, vqvae, prior, count, quantile: np.resize(heads, (count, 8, 64, 64)))
+                        lambda vqvae, prior, measure, count, quantile: np.resize(heads, (count, 8, 64, 64)))
     monkeypatch.setattr(ventricles, "sizes_of", lambda heads: np.linspace(0, 1, len(heads)))
     figure = tmp_path / "x.png"
     options = "--run-dir", str(run.folder), "--heads", "12", "--figure", str(figure)
