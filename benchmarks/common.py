@@ -1,12 +1,13 @@
-"""What the benchmarks share: sides measured in turn, ratios with their range, and the record in assets/results.json.
+"""What the benchmarks share: sides measured in turn, their ratios, the record in assets/results.json.
 
-Two timings minutes apart differ by more than many an effect. So the sides of a comparison are measured in turn, in several
-rounds: what slows the machine for a while slows both. Each round gives one ratio; what counts is the median of the ratios,
-with their range. If that range holds 1, the noise is larger than the effect, and no number is given.
+Two timings minutes apart differ by more than many an effect. So the sides of a comparison are measured in
+turn, in several rounds: what slows the machine for a while slows both. Each round gives one ratio; what
+counts is the median of the ratios, with their range. If that range holds 1, the noise is larger than the
+effect, and no number is given.
 """
 
-import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
-
+import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -23,7 +24,6 @@ import tensorflow as tf
 
 import dataset
 from support import cli, files, runs, volumes
-from dataset import CodedSplit
 from support.runs import Run
 import train
 
@@ -32,21 +32,24 @@ RESULTS = ROOT / "assets" / "results.json"
 NO_DIFFERENCE = "no difference measurable"
 
 
-def argument_parser(doc):
-    """The command line that all benchmarks have; `doc` is the script's docstring."""
+def argument_parser(doc, default_rounds=None):
+    """The command line that all benchmarks have.
+
+    Args:
+        doc: the script's docstring, whose first line describes it.
+        default_rounds: adds ``--rounds`` with this default: at least three, for fewer say nothing of the
+            noise.
+    """
     parser = cli.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--record", action="store_true", help="write the last line into assets/results.json")
+    if default_rounds:
+        parser.add_argument("--rounds", type=cli.number(int, 3), default=default_rounds, metavar="N",
+                            help=f"in each of which every side is measured once (default: {default_rounds})")
     return parser
 
 
-def add_rounds(parser, default):
-    """Adds ``--rounds``: fewer than three say nothing of the noise."""
-    parser.add_argument("--rounds", type=cli.number(int, 3), default=default, metavar="N",
-                        help=f"in each of which every side is measured once (default: {default})")
-
-
 def interleave(sides, rounds):
-    """Measures every side once in each round, every second round in reverse order, so that a steady drift cancels.
+    """Measures every side once in each round, in reverse order in every second round, so that drift cancels.
 
     Args:
         sides: dict of functions without arguments, by name.
@@ -66,12 +69,13 @@ def ratio(ours, theirs):
     """Sums up the ratios of each round's two numbers.
 
     Returns:
-        ``{"median", "min", "max", "rounds"}``; or, if the ratios lie on both sides of 1, ``{"verdict", "rounds"}`` alone.
+        ``{"median", "min", "max", "rounds"}``; or ``{"verdict", "rounds"}`` if the ratios lie on both sides
+        of 1.
     """
     ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
     if min(ratios) <= 1 <= max(ratios):
         return {"verdict": NO_DIFFERENCE, "rounds": len(ratios)}
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "rounds": len(ratios)}
+    return {**median_and_range(ratios), "rounds": len(ratios)}
 
 
 def in_words(summary):
@@ -81,7 +85,7 @@ def in_words(summary):
     return "{median:.3g} times ({min:.3g} to {max:.3g} in {rounds} rounds)".format(**summary)
 
 
-def spread(values):
+def median_and_range(values):
     """The median of a number over the rounds, with its range."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
@@ -89,15 +93,17 @@ def spread(values):
 class Side:
     """A process that measures when it is asked to: one side of a comparison, or one row of a table.
 
-    It is the same script with hidden arguments, which answers every one of its `requests` with a line of JSON.
+    It is the same script with hidden arguments, which answers every one of its `requests` with a line of
+    JSON.
     """
 
     def __init__(self, script, *arguments):
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([sys.executable, script, *map(str, arguments)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=self.errors, text=True,
-                                        # Several sides share a GPU: none may take all of its memory.
-                                        env={**os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"})
+        # Several sides share a GPU: none may take all of its memory.
+        environment = {**os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+        self.process = subprocess.Popen([sys.executable, script, *map(str, arguments)],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+                                        text=True, env=environment)
 
     def __enter__(self):
         return self
@@ -126,6 +132,21 @@ class Side:
         return json.loads(line)
 
 
+def ask_in_turn(script, sides, rounds):
+    """Starts a `Side` for each list of arguments in the dict `sides`, and measures them in turn.
+
+    A first answer of each, for which it compiles, does not count.
+
+    Returns:
+        Dict of lists by name: the answers, round after round.
+    """
+    with contextlib.ExitStack() as stack:
+        started = {name: stack.enter_context(Side(script, *arguments)) for name, arguments in sides.items()}
+        for side in started.values():
+            side.ask()
+        return interleave({name: side.ask for name, side in started.items()}, rounds)
+
+
 def requests():
     """In the process of a `Side`: what it is asked, until it is asked no more."""
     for line in sys.stdin:
@@ -137,16 +158,25 @@ def answer(row):
     print(json.dumps(row), flush=True)
 
 
-def peak():
-    """The most memory this process has held, in bytes; not getrusage's, which a child process inherits."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+def memory(field, process="self"):
+    """A line of a process' status, such as VmHWM (the most memory it has held), in bytes.
+
+    Not getrusage's peak, which a child process inherits.
+    """
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
 
 
-# What is trained ------------------------------------------------------------------------------------------------------
+# What is trained --------------------------------------------------------------------------------------------
 
 
 def noise_split(people, image_size, margin=0):
-    """A `dataset.Split` of heads that show noise, inside a black border of `margin` pixels: cost does not depend on pictures."""
+    """A `dataset.Split` of heads that show noise, for cost does not depend on pictures.
+
+    Args:
+        people: how many.
+        image_size: side of a slice, in pixels.
+        margin: width of the black border, in pixels.
+    """
     heads = np.zeros((people, volumes.NUM_POSITIONS, image_size, image_size), np.uint8)
     inside = slice(margin, image_size - margin)
     rng = np.random.default_rng(0)
@@ -156,37 +186,44 @@ def noise_split(people, image_size, margin=0):
 
 
 def random_codes(split, prior):
-    """A `dataset.CodedSplit` of the slices of a split, whose codes are random and whose persons are all average."""
+    """A `dataset.CodedSplit` of the slices of a split: random codes, and persons that are all average."""
     shape = 1, len(split.images), prior.grid_size, prior.grid_size
-    codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.int32)
+    codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.uint16)
     persons = np.zeros((1, len(split.images), prior.person_size), np.float32)
-    return CodedSplit(codes, split.positions, dataset.context_indices(split, prior.steps_below), persons, prior.num_embeddings)
+    context = dataset.context_indices(split, prior.steps_below)
+    return dataset.CodedSplit(codes, split.positions, context, persons, prior.num_embeddings)
 
 
-def run_without_folder(split, **options):
-    """A `Run` on a split as train.py would begin it, as far as `train.new_vqvae` and `train.new_pixelcnn` ask.
+def vqvae_stage(split, **settings):
+    """Stage 1 of train.py before it begins, on a training split, without validation people or a run folder.
 
     Args:
         split: a `dataset.Split`.
-        **options: settings that differ from train.py's defaults.
+        **settings: what differs from the defaults of `train.Settings`.
     """
-    settings = {**train.DEFAULTS, **options}
-    vqvae = train.vqvae_arguments(split, settings)
-    prior = {"grid_size": vqvae["image_size"] // settings["downsample"], "num_embeddings": settings["num_embeddings"]}
-    return Run(ROOT, {"settings": settings, "vqvae": vqvae, "pixelcnn": prior})
+    settings = train.Settings(**settings)
+    vqvae, pixelcnn = train.model_arguments(split, settings)
+    config = {"settings": dataclasses.asdict(settings), "vqvae": vqvae, "pixelcnn": pixelcnn}
+    return train.VQVAEStage(Run(ROOT, config), {"train": split})
 
 
-# The record -----------------------------------------------------------------------------------------------------------
+def build_both(stage):
+    """The networks of both stages with their optimisers, untrained; `stage` is a `vqvae_stage`."""
+    vqvae = stage.build()
+    return vqvae, train.PixelCNNStage(stage.run, stage.splits, vqvae).build()
+
+
+# The record -------------------------------------------------------------------------------------------------
 
 
 def hardware():
     """The machine in words."""
     model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30
+    gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30
     gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
             for gpu in tf.config.list_physical_devices("GPU")]
-    return (f"{os.cpu_count()} cores of {model[1].strip() if model else 'an unnamed CPU'}, {memory:.0f} GiB, "
-            f"{', '.join(gpus) or 'no GPU'}")
+    cpu = model[1].strip() if model else "an unnamed CPU"
+    return f"{os.cpu_count()} cores of {cpu}, {gibibytes:.0f} GiB, {', '.join(gpus) or 'no GPU'}"
 
 
 def commit():
@@ -208,8 +245,8 @@ def finish(key, arguments, result):
     if arguments.record:
         script = Path(sys.argv[0]).resolve().relative_to(ROOT)
         command = shlex.join(["python", str(script), *(word for word in sys.argv[1:] if word != "--record")])
-        origin = {"command": command, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "hardware": hardware(),
-                  "machine": runs.build_info()}
+        origin = {"command": command, "commit": commit(), "date": time.strftime("%Y-%m-%d"),
+                  "hardware": hardware(), "machine": runs.build_info()}
         record(RESULTS, key, {**origin, **result})
 
 

@@ -1,26 +1,27 @@
-"""Loading a data set of OASIS size, ours against the followed project's way; and the memory of an epoch from the disk.
+"""Loading a data set of OASIS size, ours against PatternFlow's way; and the memory of an epoch from the disk.
 
     python benchmarks/loading.py [--people 354] [--rounds 3]
 
-Simulates people in 256x256 pixels, 32 PNGs each, in the OASIS layout (354 people are OASIS' 11,328 images). The followed
-project's way is a list: glob, Pillow, an array of float64 in each place, made one array at the end; it does the same at every
-start. Ours is `dataset.load_splits`, first without, then with the cache of a start before. Each start is a process of its
-own; its seconds end when every image was read once, its memory is the peak above what imports took. Files are warm for both.
-The ways take turns (benchmarks/common.py).
+Simulates people in 256x256 pixels, 32 PNGs each, in the OASIS layout (354 people are OASIS' 11,328 images).
+PatternFlow's way is a list: glob, Pillow, an array of float64 in each place, made one array at the end; it
+does the same at every start. Ours is `dataset.load_splits`, first without, then with the cache of a start
+before. Each start is a process of its own; its seconds end when every image was read once, its memory is the
+peak above what imports took. Files are warm for both. The ways take turns (benchmarks/common.py).
 
-Then, for 10, 40 and 160 people, a process loads the train split through the cache, which is a memory map, starts the
-codebook and trains stage 1 for one epoch, then goes once through the same images in order, as validation does. Its memory is
-the peak of what belongs to the process alone (RssAnon), above what imports took: the map's own pages are the file's, which
-the kernel takes back when it needs them. `epoch_memory` over 1: what 16 times the images add. The last line is JSON.
+Then, for 10, 40 and 160 people, a process loads the train split through the cache, which is a memory map,
+starts the codebook and trains stage 1 for one epoch, then goes once through the same images in order, as
+validation does. Its memory is the peak of what belongs to the process alone (RssAnon), above what imports
+took: the map's own pages are the file's, which the kernel takes back when it needs them. `epoch_memory` over
+1: what 16 times the images add. The whole of train.py and of predict.py is measured by benchmarks/memory.py.
+The last line is JSON.
 """
 
 from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
+import support.environment  # noqa: F401
 
-import re
 import shutil
 import tempfile
 import threading
@@ -33,14 +34,13 @@ from PIL import Image
 from benchmarks import common
 import dataset
 from support import cli, template, volumes
-import train
 
 EPOCH_PEOPLE = 10, 40, 160  # 1, 4 and 16 times the images
 IMAGE_SIZE = 256
 
 
 def load_theirs(folder, _):
-    """The followed project's way: the images of each split, float64 (N, H, W)."""
+    """PatternFlow's way: the images of each split, float64 (N, H, W)."""
     splits = []
     for name in volumes.SPLITS:
         images = []
@@ -61,10 +61,11 @@ LOADERS = {"theirs": load_theirs, "ours": load_ours}
 def measure_loading(way, folder, cache):
     """In a process of its own: loads, and answers with seconds and memory."""
     for _ in common.requests():
-        before, start = common.peak(), time.perf_counter()
+        before, start = common.memory("VmHWM"), time.perf_counter()
         splits = LOADERS[way](folder, cache)
         brightest = max(images.max() for images in splits)  # reads every image
-        common.answer({"seconds": time.perf_counter() - start, "peak_bytes": common.peak() - before,
+        seconds = time.perf_counter() - start
+        common.answer({"seconds": seconds, "peak_bytes": common.memory("VmHWM") - before,
                        "images": sum(map(len, splits)), "brightest": float(brightest)})
 
 
@@ -78,32 +79,25 @@ class Watch(threading.Thread):
     def run(self):
         """Until `stop` is set."""
         while not self.stop.wait(0.01):
-            self.peak = max(self.peak, self.now())
-
-    @staticmethod
-    def now():
-        """Anonymous memory, without the pages of mapped files."""
-        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+            self.peak = max(self.peak, common.memory("RssAnon"))
 
 
 def measure_epoch(folder, cache, people):
     """In a process of its own: trains one epoch from the memory map, and answers with its memory."""
     next(common.requests())
-    before, watch = Watch.now(), Watch()
+    before, watch = common.memory("RssAnon"), Watch()
     watch.start()
     keras.utils.set_random_seed(0)
     split = dataset.load_splits(folder, ["train"], people, cache_dir=cache)["train"]
-    run = common.run_without_folder(split, epochs=1)
-    batch_size = run.settings["batch_size"]
-    steps = len(split.images) // batch_size
-    model = train.new_vqvae(run, steps)
-    train.start_codebook(model, dataset.training_batches(split, batch_size, 1), train.CONSTANTS["autoencoder_steps"])
-    model.fit(dataset.training_batches(split, batch_size, 0), steps_per_epoch=steps, verbose=0, shuffle=False)
+    stage = common.vqvae_stage(split, epochs=1)
+    model = stage.begin()
+    model.fit(stage.batches(model, 0), steps_per_epoch=stage.steps_per_epoch, verbose=0, shuffle=False)
     for images, _ in dataset.image_batches(split, 32):
         model.encode_to_codes(images)
     watch.stop.set()
     watch.join()
-    common.answer({"people": split.num_people, "images": len(split.images), "image_gigabytes": split.images.nbytes / 1e9,
+    common.answer({"people": split.num_people, "images": len(split.images),
+                   "image_gigabytes": split.images.nbytes / 1e9,
                    "peak_gigabytes": (watch.peak - before) / 1e9})
 
 
@@ -118,7 +112,7 @@ def compare_epochs(folder, cache, numbers):
     rows = []
     for people in numbers:
         rows.append(ask_once("epoch", folder, cache, people))
-        print("epoch from the map:{images:7,} images of {image_gigabytes:.3f} GB, peak {peak_gigabytes:.3f} GB"
+        print("epoch of the map:{images:7,} images of {image_gigabytes:.3f} GB, peak {peak_gigabytes:.3f} GB"
               .format(**rows[-1]), flush=True)
     return rows
 
@@ -135,22 +129,25 @@ def compare_loading(folder, cache, rounds):
         ways[name]()  # warms the files, and makes a cache
     measured = common.interleave(ways, rounds)
     seconds = {name: [row["seconds"] for row in rows] for name, rows in measured.items()}
-    rows = {name: {"seconds": common.spread(seconds[name]), "images": starts[0]["images"],
-                   "peak_gigabytes": max(row["peak_bytes"] for row in starts) / 1e9} for name, starts in measured.items()}
-    return rows, {name: common.ratio(seconds["theirs"], seconds[name]) for name in ("ours_first", "ours_second")}
+    rows = {name: {"seconds": common.median_and_range(seconds[name]), "images": starts[0]["images"],
+                   "peak_gigabytes": max(row["peak_bytes"] for row in starts) / 1e9}
+            for name, starts in measured.items()}
+    ours = "ours_first", "ours_second"
+    return rows, {name: common.ratio(seconds["theirs"], seconds[name]) for name in ours}
 
 
 @cli.exit_on_user_error
 def main():
     """Prints a row per way and start, then JSON."""
-    parser = common.argument_parser(__doc__)
+    parser = common.argument_parser(__doc__, default_rounds=3)
     parser.add_argument("--people", type=cli.number(int, 30), default=354, metavar="N", help="(default: 354)")
-    common.add_rounds(parser, 3)
-    parser.add_argument("--measure", nargs="+", help="one start or epoch, in this process (the script calls itself)")
+    parser.add_argument("--measure", nargs="+", help="one start or epoch, here (the script calls itself)")
     arguments = parser.parse_args()
     if arguments.measure:
         what, folder, cache, *people = arguments.measure
-        return measure_epoch(folder, cache, int(people[0])) if what == "epoch" else measure_loading(what, folder, cache)
+        if what == "epoch":
+            return measure_epoch(folder, cache, int(people[0]))
+        return measure_loading(what, folder, cache)
     with tempfile.TemporaryDirectory() as name:
         folder, cache = Path(name) / "people", Path(name) / "cache"
         print(f"Writing {volumes.NUM_POSITIONS * arguments.people:,} PNGs ...", flush=True)
@@ -161,8 +158,10 @@ def main():
             print("{:14}{:8.2f} s{peak_gigabytes:10.2f} GB".format(label, row["seconds"]["median"], **row))
         for label, summary in speedups.items():
             print(f"theirs / {label}: {common.in_words(summary)}", flush=True)
-        epochs = compare_epochs(folder, cache, [number for number in EPOCH_PEOPLE if number < people["train"]])
-    growth = {row["images"] / epochs[0]["images"]: row["peak_gigabytes"] / epochs[0]["peak_gigabytes"] for row in epochs}
+        numbers = [number for number in EPOCH_PEOPLE if number < people["train"]]
+        epochs = compare_epochs(folder, cache, numbers)
+    growth = {row["images"] / epochs[0]["images"]: row["peak_gigabytes"] / epochs[0]["peak_gigabytes"]
+              for row in epochs}
     ours = max(rows["ours_first"]["peak_gigabytes"], rows["ours_second"]["peak_gigabytes"])
     common.finish("loading", arguments, {
         "speedup_first": speedups["ours_first"], "speedup_second": speedups["ours_second"],

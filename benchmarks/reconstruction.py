@@ -1,25 +1,26 @@
-"""Reconstruction quality per bit: the followed project's VQ-VAE against ours, on the same images, for the same seconds.
+"""Reconstruction quality per bit: PatternFlow's VQ-VAE against ours, same images, same seconds.
 
     python benchmarks/reconstruction.py --data-dir DIR [--budget 240] [--rounds 12]
 
-Each side trains from scratch in a process of its own, which waits while the other is at work: they take turns, `--rounds`
-times, until each has spent the budget, compilation and the start of the codebook included. Both are then measured on all
-test images. Images/s are compared turn by turn (benchmarks/common.py), but for the first, which compiles; the qualities
-are those of one training each, whose spread over seeds is not measured.
+Each side trains from scratch in a process of its own, which waits while the other is at work: they take
+turns, `--rounds` times, until each has spent the budget, compilation and the start of the codebook included.
+Both are then measured on all test images. Images/s are compared turn by turn (benchmarks/common.py), but for
+the first, which compiles; the qualities are those of one training each, whose spread over seeds is not
+measured.
 
-Ours trains as train.py does: its settings, its Adam and its start of the codebook. Only the length of the learning rate's
-schedule is a number of steps, which a budget of seconds does not give: another model of the same settings, thrown away,
-is timed before the budget begins.
+Ours trains as train.py does: its settings, optimiser and start of the codebook. Only the length of the
+learning rate's schedule is a number of steps, which a budget of seconds does not give: another model of the
+same settings, thrown away, is timed before the budget begins.
 
-Two rows that need no model, the mean training image and the blurred original, show what an SSIM means on a picture that is
-mostly black. The last line is JSON. (`patternflow` there is the followed project, shakes76/PatternFlow.)
+Two rows that need no model, the mean training image and the blurred original, show what an SSIM means on a
+picture that is mostly black. PatternFlow is shakes76/PatternFlow on GitHub. The last line is JSON.
 """
 
 from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
+import support.environment  # noqa: F401
 
 import contextlib
 import math
@@ -44,7 +45,7 @@ STEPS_TO_TIME = 20  # of the model that is thrown away
 
 
 class PatternFlowVQVAE(keras.Model):
-    """The followed project's model: a 64x64 grid of 128 codes, trained by the codebook loss of 2017."""
+    """PatternFlow's model: a 64x64 grid of 128 codes, trained by the codebook loss of 2017."""
 
     def __init__(self, data_variance):
         super().__init__()
@@ -59,7 +60,8 @@ class PatternFlowVQVAE(keras.Model):
             layers.Conv2DTranspose(32, 3, strides=2, padding="same", activation="relu"),
             layers.Conv2DTranspose(1, 3, padding="same")])
         self.encode_to_codes(tf.zeros((1, 256, 256, 1)))
-        self.quantizer.embeddings.assign(keras.random.uniform((128, 16), -0.05, 0.05))  # Keras' uniform start, as there
+        start = keras.random.uniform((128, 16), -0.05, 0.05)  # Keras' uniform start, as there
+        self.quantizer.embeddings.assign(start)
 
     def train_step(self, data):
         """One step on images in [-1, 0]."""
@@ -119,7 +121,7 @@ class Turns(keras.callbacks.Callback):
 
 
 def train_patternflow(split):
-    """Trains the followed project's model: Adam 1e-3, batches of 128 float images."""
+    """Trains PatternFlow's model: Adam 1e-3, batches of 128 float images."""
     turns = Turns(PATTERNFLOW_BATCH_SIZE, len(split.images))
     scaled = split.images[..., np.newaxis].astype(np.float32) / 255 - 1
     model = PatternFlowVQVAE(float(scaled.var()))
@@ -129,33 +131,32 @@ def train_patternflow(split):
 
 
 def start_ours(split, total_steps):
-    """Our model as train.py begins it, its codebook started; its batches, and images in each."""
-    run = common.run_without_folder(split, epochs=1)
-    warmup_steps = train.CONSTANTS["autoencoder_steps"]
-    batch_size = min(run.settings["batch_size"], len(split.images))
-    model = train.new_vqvae(run, max(1, total_steps - warmup_steps))
-    train.start_codebook(model, dataset.training_batches(split, batch_size, run.seed + 1), warmup_steps)
-    return model, dataset.training_batches(split, batch_size, run.seed), batch_size
+    """Our model as train.py begins it, its learning rate laid over so many steps; and its batches."""
+    stage = common.vqvae_stage(split, epochs=1)
+    stage.steps_per_epoch = max(1, total_steps - train.Settings.autoencoder_steps)
+    model = stage.begin()
+    return model, stage.batches(model, 0)
 
 
 def steps_within(split, seconds):
-    """How many steps of ours fit into the seconds, its start included: a model that is thrown away is timed."""
+    """How many steps of ours fit into the seconds, its start included; a model is timed and thrown away."""
     start = time.perf_counter()
-    model, batches, _ = start_ours(split, 10 ** 6)
+    model, batches = start_ours(split, 10 ** 6)
     model.fit(batches, steps_per_epoch=1, verbose=0, shuffle=False)  # compiles
     begun = time.perf_counter()
     model.fit(batches, steps_per_epoch=STEPS_TO_TIME, verbose=0, shuffle=False)
     ended = time.perf_counter()
-    return train.CONSTANTS["autoencoder_steps"] + max(1, round((seconds - (begun - start)) * STEPS_TO_TIME / (ended - begun)))
+    steps = round((seconds - (begun - start)) * STEPS_TO_TIME / (ended - begun))
+    return train.Settings.autoencoder_steps + max(1, steps)
 
 
 def train_ours(split, total_steps):
-    """Trains our model as train.py does, its learning rate's schedule laid over the steps."""
+    """Trains our model as train.py does."""
     keras.utils.set_random_seed(0)
-    turns = Turns(min(train.DEFAULTS["batch_size"], len(split.images)))
-    model, batches, batch_size = start_ours(split, total_steps)
+    turns = Turns(train.Settings.batch_size)
+    model, batches = start_ours(split, total_steps)
     model.fit(batches, steps_per_epoch=10 ** 6, verbose=0, shuffle=False, callbacks=[turns])
-    return model, batch_size
+    return model, train.Settings.batch_size
 
 
 def measure(model, images, scale, shift):
@@ -171,7 +172,8 @@ def measure(model, images, scale, shift):
     grid = codes[0].size
     return {**metrics.reconstruction_metrics(images / 255, in_chunks(decode, codes)), **use,
             "num_embeddings": model.quantizer.num_embeddings,
-            "bits_fixed": grid * math.log2(model.quantizer.num_embeddings), "bits_entropy": grid * use["code_entropy"]}
+            "bits_fixed": grid * math.log2(model.quantizer.num_embeddings),
+            "bits_entropy": grid * use["code_entropy"]}
 
 
 def run_side(name, splits, budget):
@@ -217,18 +219,20 @@ def train_in_turns(sides, budget, rounds):
 @cli.exit_on_user_error
 def main():
     """Prints the table, then JSON."""
-    parser = common.argument_parser(__doc__)
+    parser = common.argument_parser(__doc__, default_rounds=12)
     parser.add_argument("--data-dir", metavar="DIR")
-    parser.add_argument("--budget", type=cli.number(float, 1), default=240, metavar="SECONDS", help="(default: 240)")
-    parser.add_argument("--limit", type=cli.number(int, 1), metavar="N", help="people of each split (default: all)")
-    common.add_rounds(parser, 12)
+    parser.add_argument("--budget", type=cli.number(float, 1), default=240, metavar="SECONDS",
+                        help="(default: 240)")
+    parser.add_argument("--limit", type=cli.number(int, 1), metavar="N",
+                        help="people of each split (default: all)")
     parser.add_argument("--side", choices=SIDES, help="train one, in this process (the script calls itself)")
     arguments = parser.parse_args()
     data_dir, _ = dataset.find_data(arguments.data_dir)
     splits = dataset.load_splits(data_dir, ["train", "test"], arguments.limit)
     if arguments.side:
         return run_side(arguments.side, splits, arguments.budget)
-    command = ["--data-dir", data_dir, "--budget", arguments.budget, *(["--limit", arguments.limit] if arguments.limit else [])]
+    limit = ["--limit", arguments.limit] if arguments.limit else []
+    command = "--data-dir", data_dir, "--budget", arguments.budget, *limit
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(common.Side(__file__, *command, "--side", name)) for name in SIDES}
         rows, speeds = train_in_turns(sides, arguments.budget, arguments.rounds)
@@ -236,13 +240,15 @@ def main():
     columns = *QUALITY, "perplexity", "bits_fixed", "bits_entropy", "images_per_second", "steps"
     print(f"{'':18}" + "".join(f"{column:>19}" for column in columns))
     for name, row in rows.items():
-        print(f"{name:18}" + "".join(f"{row[column]:19.4g}" if column in row else f"{'-':>19}" for column in columns))
+        cells = (f"{row[column]:.4g}" if column in row else "-" for column in columns)
+        print(f"{name:18}" + "".join(f"{cell:>19}" for cell in cells))
     summary = common.ratio(speeds["ours"], speeds["patternflow"])
     print(f"images/s, ours / patternflow: {common.in_words(summary)}")
     common.finish("reconstruction", arguments, {
-        **rows, "images_per_second_ratio": summary, "bits_ratio": rows["ours"]["bits_fixed"] / rows["patternflow"]["bits_fixed"],
-        "settings": {"budget": arguments.budget, "rounds": arguments.rounds, "people": splits["train"].num_people,
-                     "num_images": len(splits["test"].images)}})
+        **rows, "images_per_second_ratio": summary,
+        "bits_ratio": rows["ours"]["bits_fixed"] / rows["patternflow"]["bits_fixed"],
+        "settings": {"budget": arguments.budget, "rounds": arguments.rounds,
+                     "people": splits["train"].num_people, "num_images": len(splits["test"].images)}})
 
 
 if __name__ == "__main__":

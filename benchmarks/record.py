@@ -2,16 +2,16 @@
 
     python benchmarks/record.py KEY --run-dir DIR --command "python train.py ..."
 
-KEY is `real_slices`, `demo` or `pretrained` (the weights in assets/pretrained). What `predict.py --evaluate` measured
-on whole heads goes under `heads` and `pretrained_heads`. The command is what was typed, for a run does not keep it. To be run on
-the machine of the training, which is recorded too.
+KEY is `real_slices`, `demo` or `pretrained` (the weights in assets/pretrained). What `predict.py --evaluate`
+measured on whole heads goes under `heads` and `pretrained_heads`. The command is what was typed, for a run
+does not keep it. To be run on the machine of the training, which is recorded too.
 """
 
 from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
+import support.environment  # noqa: F401
 
 import json
 import math
@@ -23,20 +23,23 @@ from support import cli, metrics
 from support.runs import Run
 
 HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads"}  # where the figures of whole heads go
+STAGES = "vqvae", "pixelcnn"
 ORIGIN = "command", "commit", "date", "hardware", "machine"
 
 
 def describe(run):
-    """What a `Run` says of itself: its commit, date, machine, size, seconds, and all that was measured on it."""
+    """A run's commit, date, machine, size, seconds, and all that was measured on it."""
     config = run.config
     num_embeddings, codes = config["pixelcnn"]["num_embeddings"], config["pixelcnn"]["grid_size"] ** 2
+    metrics_path = run.folder / "metrics.json"
     entry = {"commit": config["git_commit"],
-             "date": time.strftime("%Y-%m-%d", time.localtime(run.metrics_path.stat().st_mtime)),
-             "machine": config["machine"], "people": config["data"]["people"],
-             "image_size": config["vqvae"]["image_size"], "num_embeddings": num_embeddings, "codes_per_image": codes,
+             "date": time.strftime("%Y-%m-%d", time.localtime(metrics_path.stat().st_mtime)),
+             "machine": config["build"], "people": config["data"]["people"],
+             "image_size": config["vqvae"]["image_size"],
+             "num_embeddings": num_embeddings, "codes_per_image": codes,
              "bits_fixed": codes * math.log2(num_embeddings),
-             "seconds": {name: float(run.read_history(name)["seconds"].sum()) for name in ("vqvae", "pixelcnn")}}
-    for path in (run.metrics_path, run.results_folder("predictions") / "metrics.json"):
+             "seconds": {stage: float(run.read_history(stage)["seconds"].sum()) for stage in STAGES}}
+    for path in (metrics_path, run.results_path("evaluation.json")):
         if path.exists():
             entry |= json.loads(path.read_text())
     return entry
@@ -57,7 +60,7 @@ def main():
     parser.add_argument("--command", required=True, metavar="TEXT", help="what was typed to train it")
     arguments = parser.parse_args()
     run = Run.load(arguments.run_dir)
-    if not run.metrics_path.is_file():
+    if not (run.folder / "metrics.json").is_file():
         raise cli.UserError(f"{run.folder} holds no finished run (metrics.json); give another --run-dir.")
     entry = {"command": arguments.command, "hardware": common.hardware(), **describe(run),
              "baselines": baselines_of(run.config["data"])}

@@ -2,9 +2,10 @@
 
     python benchmarks/tables.py
 
-Each stands below a line ``<!-- results: NAME -->``, where NAME is one of `TABLES`; what stands there is replaced. So no
-number of a table is copied by hand, and tests/test_readme.py sees to it that none was changed by hand. A record that was itself
-written down by hand ("transcribed"), an empty cell and an empty table are refused.
+Each stands below a line ``<!-- results: NAME -->``, where NAME is one of `TABLES`; what stands there is
+replaced. So no number of a table is copied by hand, and tests/test_readme.py sees to it that none was changed
+by hand. A record that was itself written down by hand ("transcribed"), an empty cell and an empty table are
+refused.
 """
 
 import json
@@ -12,13 +13,13 @@ from pathlib import Path
 import re
 import sys
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from support import cli
-from support.cli import UserError
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.cli import exit_on_user_error, UserError
 
-DOCUMENTS = tuple(ROOT / name for name in ("README.md", "benchmarks/README.md", "assets/pretrained/README.md"))
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = tuple(ROOT / folder / "README.md" for folder in ("", "benchmarks", "assets/pretrained"))
 NOT_APPLICABLE = "–"
+WITHOUT_MODEL = {"mean_image": "the mean training image", "blurred_original": "the original, blurred"}
 MARKED = re.compile(r"(<!-- results: (\w+) -->\n)((?:\|.*\n)*)")
 
 
@@ -36,15 +37,15 @@ def table(name, results):
     """One of `TABLES` as Markdown.
 
     Raises:
-        UserError: if the results have not all that it needs, or it holds nothing, or was written down by hand.
+        UserError: if the results lack something, or it holds nothing, or was written down by hand.
     """
     rows_of = TABLES[name]
     try:
         return render(rows_of(results))
     except (UserError, LookupError) as error:
         reason = error if isinstance(error, UserError) else f"the record has no {error}"
-        raise UserError(f"The table {name} cannot be filled from assets/results.json ({reason}); measure it again with --record."
-                         ) from error
+        raise UserError(f"The table {name} cannot be filled from assets/results.json ({reason}); "
+                        "measure it again with --record.") from error
 
 
 def render(rows):
@@ -82,14 +83,15 @@ def summary(results):
         row = results[key]
         pixels = row["image_size"] ** 2
         rows.append([f"**{label}**", *cells(row, formats), f"{row['bytes_per_image']:.0f} of {pixels:,}"])
-        for name, text in (("mean_image", "the mean training image"), ("blurred_original", "the original, blurred")):
+        for name, text in WITHOUT_MODEL.items():
             rows.append([f"{label}: {text}", *cells(row["baselines"][name], formats), NOT_APPLICABLE])
     return rows
 
 
 def heads(results):
     """Whole sampled heads beside people, all as reconstructions."""
-    names = (("told_apart_slices", "told apart by slice (AUC)"), ("told_apart_heads", "told apart by head (AUC)"),
+    names = (("told_apart_slices", "told apart by slice (AUC)"),
+             ("told_apart_heads", "told apart by head (AUC)"),
              ("correlation_8_apart", "correlation of slices 8 apart"),
              ("dark_sd_ratio", "SD of ventricle size, divided by training people's"),
              ("dark_ks", "ventricle size: Kolmogorov-Smirnov distance"),
@@ -103,11 +105,14 @@ def heads(results):
             return NOT_APPLICABLE
         low_and_high = record.get(f"{name}_interval")
         text = f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
-        # The last column holds for as many people as there are sampled heads.
-        return f"{text} (chance {record[f'{name}_floor']:.2f})" if suffix == "_test" and f"{name}_floor" in record else text
+        if suffix == "_test" and f"{name}_floor" in record:
+            # The last column holds for as many people as there are sampled heads.
+            return f"{text} (chance {record[f'{name}_floor']:.2f})"
+        return text
 
+    suffixes = "", "_reconstructed", "_test", "_floor"
     return [["", "sampled heads", "training people", "test people", "chance"],
-            *([label, *(cell(name, suffix) for suffix in ("", "_reconstructed", "_test", "_floor"))] for name, label in names)]
+            *([label, *(cell(name, suffix) for suffix in suffixes)] for name, label in names)]
 
 
 def judges(results):
@@ -127,7 +132,8 @@ def pretrained(results):
     rows = [("SSIM on test people", run, "{ssim:.3f}"), ("SSIM in the brain", run, "{ssim_foreground:.3f}"),
             ("PSNR", run, "{psnr:.1f} dB"), ("bits per code in a head", run, "{bits_per_code:.2f}"),
             ("bits per code of a slice alone", run, "{bits_per_code_alone:.2f}"),
-            ("sampled heads told apart from people, by slice (0.5: cannot be told)", of_heads, "{told_apart_slices:.2f}"),
+            ("sampled heads told apart from people, by slice (0.5: cannot be told)", of_heads,
+             "{told_apart_slices:.2f}"),
             ("the same by head", of_heads, "{told_apart_heads:.2f}"),
             ("membership AUC (0.5: the prior does not remember its people)", of_heads, "{membership:.2f}"),
             ("heads that stand out as copies", of_heads, "{copies} of {num_heads}")]
@@ -137,7 +143,8 @@ def pretrained(results):
 def runs(results):
     """What train.py reached on the real slices, on the demo cohort, and for the pretrained weights."""
     formats = ("{num_images}", "{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB",
-               "{bytes_fixed:,.0f} / {bytes_per_image:.0f}", "{codes_used} of {num_embeddings}, {perplexity:.0f}", "{time}")
+               "{bytes_fixed:,.0f} / {bytes_per_image:.0f}",
+               "{codes_used} of {num_embeddings}, {perplexity:.0f}", "{time}")
     rows = [["data", "command", "test images", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR",
              "bytes, fixed / by the prior", "codes used, perplexity", "time"]]
     people = sum(results["real_slices"]["people"].values())
@@ -155,30 +162,17 @@ def duration(seconds):
     return " + ".join(f"{seconds[name] / 60:.3g} min" for name in ("vqvae", "pixelcnn"))
 
 
-def samples(results):
-    """Samples beside test people, and what other real people score there."""
-    row = results["real_slices"]
-    plain = (("Fréchet distance", "frechet", 1), ("kernel distance (KID)", "kid", 3), ("density", "density", 3),
-             ("coverage", "coverage", 3), ("`dark_fraction_ks`", "dark_fraction_ks", 3),
-             ("`symmetry_ks`", "symmetry_ks", 3))
-    return [["", "samples", "floor: other real people"],
-            *([label, f"{row[key]:.{digits}f}", f"{row[f'{key}_floor']:.{digits}f}"] for label, key, digits in plain),
-            ["mean pairwise MS-SSIM at one slice position (`ms_ssim_samples`, `ms_ssim_real`)",
-             *cells(row, ("{ms_ssim_samples:.3f}", "{ms_ssim_real:.3f} (test people)"))],
-            ["median distance to the nearest training image",
-             *cells(row, ("{nearest_samples:.2f}", "{nearest_real:.2f} (test people)"))]]
-
-
 def reconstruction(results):
-    """benchmarks/reconstruction.py: the followed project's model beside ours."""
+    """benchmarks/reconstruction.py: PatternFlow's model beside ours."""
     quality = "{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"
-    cost = ("{bits_fixed:,.0f}", "{perplexity:.0f} of {num_embeddings}", "{images_per_second:.1f}", "{steps:,} x {batch_size}")
+    cost = ("{bits_fixed:,.0f}", "{perplexity:.0f} of {num_embeddings}", "{images_per_second:.1f}",
+            "{steps:,} x {batch_size}")
     record = results["reconstruction"]
-    rows = [["", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR", "bits per image", "perplexity", "images/s",
-             "steps x batch"]]
-    for key, label in (("ours", "ours"), ("patternflow", "the followed project's")):
+    rows = [["", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR", "bits per image", "perplexity",
+             "images/s", "steps x batch"]]
+    for key, label in (("ours", "ours"), ("patternflow", "PatternFlow's")):
         rows.append([label, *cells(record[key], quality + cost)])
-    for key, label in (("mean_image", "the mean training image"), ("blurred_original", "the original, blurred")):
+    for key, label in WITHOUT_MODEL.items():
         rows.append([label, *cells(record[key], quality), *[NOT_APPLICABLE] * len(cost)])
     return rows
 
@@ -193,18 +187,21 @@ def utility(results):
 
 def chain(results):
     """benchmarks/codecs.py: what each step of coding saves."""
-    labels = {"pixels": "pixels", "fixed_length": "codes of fixed length", "by_frequency": "codes by their frequency",
-              "slice_alone": "by the prior, a slice by itself", "slice_in_head": "by the prior, a slice in its head"}
-    record = results["codecs"]["chain"]
-    return [["images", *labels.values()], cells(record, ["{num_images}", *(f"{{{name}:,.0f}}" for name in labels)])]
+    formats = ("{num_images}", "{pixels:,}", "{fixed_length:,.0f}", "{by_frequency:,.0f}",
+               "{slice_alone:,.0f}", "{slice_in_head:,.0f}")
+    return [["images", "pixels", "codes of fixed length", "codes by their frequency",
+             "by the prior, a slice by itself", "by the prior, a slice in its head"],
+            cells(results["codecs"]["chain"], formats)]
 
 
-BUDGETS = {"rate weight 0": "nearest codes", "rate weight 4": "rate weight 4", "fixed length": "codes of fixed length"}
+BUDGETS = {"rate weight 0": "nearest codes", "rate weight 4": "rate weight 4",
+           "fixed length": "codes of fixed length"}
 
 
 def budget_rows(budgets, containers):
     """What all get out of the bytes of the model: a row for each budget and method."""
-    rows = [["the model's bytes", "method", "bytes", "`ssim`", "`ssim_foreground`", "PSNR", "within the bytes", "container, not counted"]]
+    rows = [["the model's bytes", "method", "bytes", "`ssim`", "`ssim_foreground`", "PSNR",
+             "within the bytes", "container, not counted"]]
     for budget, methods in budgets.items():
         label = f"{BUDGETS[budget]}, {methods['model']['bytes']:,.0f} bytes"
         for name, row in methods.items():
@@ -230,29 +227,43 @@ def head_bytes(results):
     methods = "model", "HEVC", "AV1"
     rows = [["bytes per slice at", *methods]]
     for name, sizes in results["codecs"]["heads"]["bytes_at"].items():
-        rows.append([f"`{name}` {sizes['target']}",
-                     *("not reached" if sizes[method] is None else f"{sizes[method]:.0f}" for method in methods)])
+        reached = ["not reached" if sizes[method] is None else f"{sizes[method]:.0f}" for method in methods]
+        rows.append([f"`{name}` {sizes['target']}", *reached])
     return rows
 
 
 def loading(results):
     """benchmarks/loading.py: seconds and memory until the images can be used."""
-    labels = {"theirs": "the followed project's way", "ours_first": "ours, first start", "ours_second": "ours, from the cache"}
+    labels = {"theirs": "PatternFlow's way", "ours_first": "ours, first start",
+              "ours_second": "ours, from the cache"}
+    formats = "{images:,}", "{seconds[median]:.3g}", "{peak_gigabytes:.2f} GB"
     rows = results["loading"]["rows"]
     return [["", "images", "seconds", "peak memory"],
-            *([label, *cells(rows[key], ("{images:,}", "{seconds[median]:.3g}", "{peak_gigabytes:.2f} GB"))]
-              for key, label in labels.items())]
+            *([label, *cells(rows[key], formats)] for key, label in labels.items())]
 
 
 def epochs(results):
     """benchmarks/loading.py: the memory of an epoch of stage 1 from the memory map."""
     formats = "{people}", "{images:,}", "{image_gigabytes:.2f} GB", "{peak_gigabytes:.2f} GB"
-    return [["people", "images", "pixels on disk", "peak memory"], *(cells(row, formats) for row in results["loading"]["epochs"])]
+    return [["people", "images", "pixels on disk", "peak memory"],
+            *(cells(row, formats) for row in results["loading"]["epochs"])]
+
+
+def memory(results):
+    """benchmarks/memory.py: the whole of both commands, without a limit and within one."""
+    formats = ("{people}", "{images:,}", "{image_gigabytes:.2f} GB", "{train_gigabytes:.2f} GB",
+               "{predict_gigabytes:.2f} GB")
+    rows = [["people", "images", "pixels", "`train.py`", "`predict.py --evaluate`", "limits"]]
+    for row in results["memory"]["rows"]:
+        limit = "{train_limit_gigabytes:.2f} and {predict_limit_gigabytes:.2f} GB"
+        rows.append([*cells(row, formats), limit.format(**row) if row["train_limit_gigabytes"] else "none"])
+    return rows
 
 
 def training(results):
     """benchmarks/training.py: speed beside the plain keras-io way."""
-    formats = ("{images_per_second[median]:.1f}", "{multiply_adds_million:,.0f}", "{share_of_peak:.0%}", "{peak_gigabytes:.2f} GB")
+    formats = ("{images_per_second[median]:.1f}", "{multiply_adds_million:,.0f}", "{share_of_peak:.0%}",
+               "{peak_gigabytes:.2f} GB")
     record = results["training"]
     rows = [["", "images/s", "million multiply-adds per image", "share of the machine's peak", "peak memory",
              "ours, times as fast"]]
@@ -271,13 +282,16 @@ def ratio(summary):
 
 
 def scaling(results):
-    """benchmarks/scaling.py: how cost grows; no number where it does not differ measurably from the first row's."""
-    timed = {"vqvae_images_per_second": 1, "pixelcnn_images_per_second": 1, "sampling_seconds_per_image": 3}
-    ratios = results["scaling"].get("ratios", {})
-    rows = [["image", "grid", "codes", "people", "VQ-VAE images/s", "PixelCNN images/s", "sampling, s per image", "peak memory"]]
+    """benchmarks/scaling.py: how cost grows; no number where it does not measurably differ from row one."""
+    speeds = {"vqvae_images_per_second": "{median:.1f}", "pixelcnn_images_per_second": "{median:.1f}",
+              "sampling_seconds_per_image": "{median:.3f}"}
+    ratios = results["scaling"]["ratios"]
+    rows = [["image", "grid", "codes", "people", "VQ-VAE images/s", "PixelCNN images/s",
+             "sampling, s per image", "peak memory"]]
     for name, row in results["scaling"]["rows"].items():
-        medians = ["no difference" if "verdict" in ratios.get(name, {}).get(key, {}) else f"{row[key]['median']:.{digits}f}"
-                   for key, digits in timed.items()]
+        noise = {key for key, summary in ratios.get(name, {}).items() if "verdict" in summary}
+        medians = ["no difference" if key in noise else text.format(**row[key])
+                   for key, text in speeds.items()]
         rows.append([*cells(row, ("{image_size}", "{grid}x{grid}", "{num_embeddings}", "{people}")), *medians,
                      *cells(row, ["{peak_gigabytes:.1f} GB"])])
     return rows
@@ -299,44 +313,68 @@ def sampling(results):
     return [["grid", "seconds per image", "full forward passes, times as long", "codes that differ",
              "seconds per slice of whole heads"],
             [*cells(row, ("{grid_size}x{grid_size}", "{seconds_per_image:.3f}")), ratio(row["speedup"]),
-             *cells(row, ("{codes_differing} of {codes:,} ({preferred_by_at_most:.0e})", "{head_seconds_per_slice:.3f}"))]]
+             *cells(row, ("{codes_differing} of {codes:,} ({preferred_by_at_most:.0e})",
+                          "{head_seconds_per_slice:.3f}"))]]
 
 
 def ventricles(results):
     """benchmarks/ventricles.py: ventricles of the size that was asked for."""
-    formats = ("{num_heads}", "{rank_correlation:.2f} ({rank_correlation_interval[0]:.2f} to {rank_correlation_interval[1]:.2f})",
+    formats = ("{num_heads}", "{rank_correlation:.2f} ({rank_correlation_interval[0]:.2f} to "
+               "{rank_correlation_interval[1]:.2f})",
                "{slope:.2f} ({slope_interval[0]:.2f} to {slope_interval[1]:.2f})", "{quantile_error:.2f}")
-    return [["heads", "rank correlation of asked and shown", "slope of shown over asked", "mean error, as a quantile"],
+    return [["heads", "rank correlation of asked and shown", "slope of shown over asked",
+             "mean error, as a quantile"],
             cells(results["ventricles"], formats)]
 
 
 def faults(results):
-    """benchmarks/faults.py: what became of trainings that were killed."""
-    names = "tried", "survived", "lost", "differing", "left_over"
-    return [["killed", "resumed to the same bits", "lost", "differing", "files left over"],
-            cells(results["faults"], [f"{{{name}}}" for name in names])]
+    """benchmarks/faults.py: what became of trainings and predictions that were killed."""
+    formats = "{tried}", "{survived}", "{lost}", "{differing}", "{left_over}"
+    labels = {"training": ("`train.py`", "resumed to the same bits"),
+              "prediction": ("`predict.py`", "all old or all new results")}
+    return [["command", "what has to hold", "killed", "held", "lost", "differing or mixed",
+             "files left over"],
+            *([*label, *cells(results["faults"][key], formats)] for key, label in labels.items())]
 
 
 def origins(results):
-    """Where each key of assets/results.json comes from."""
-    rows = [["key", "command", "commit of training", "date", "machine", "vector instructions", "packages"]]
+    """Where each key of assets/results.json comes from; its machine is in `machines`."""
+    rows = [["key", "command", "commit of training", "date"]]
     for key, row in results.items():
         if "transcribed" in row:
             raise UserError(f"{key} was transcribed, not measured")
-        machine = row["machine"]
-        instructions = [name for name in machine["vector_instructions"] if not name.startswith("sse")]  # which all x86 CPUs have
-        packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-        rows.append([f"`{key}`", f"`{row['command']}`", *cells(row, ("{commit}", "{date}", "{hardware}")),
-                     ", ".join(instructions) or NOT_APPLICABLE, f"Python {machine['python']}, {packages}"])
+        rows.append([f"`{key}`", f"`{row['command']}`", short_commits(row["commit"]), row["date"]])
     return rows
 
 
+def short_commits(text):
+    """A text whose commits have ten digits."""
+    return re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", text)
+
+
+def machines(results):
+    """The machines of `origins`, each with its keys; that of the most keys comes first and names none."""
+    keys = {}
+    for key, row in results.items():
+        machine = row["machine"]
+        # All x86 CPUs have SSE.
+        instructions = [name for name in machine["vector_instructions"] if not name.startswith("sse")]
+        packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+        words = (row["hardware"], ", ".join(instructions) or NOT_APPLICABLE,
+                 f"Python {machine['python']}, {packages}")
+        keys.setdefault(words, []).append(f"`{key}`")
+    most, *others = sorted(keys, key=lambda words: -len(keys[words]))
+    return [["keys", "machine", "vector instructions", "packages"],
+            ["all others" if others else "all", *most],
+            *([", ".join(keys[words]), *words] for words in others)]
+
+
 TABLES = {function.__name__: function for function in (
-    summary, heads, judges, runs, pretrained, samples, reconstruction, utility, chain, codecs, head_codecs, head_bytes, sampling,
-    ventricles, loading, epochs, training, scaling, gpu, faults, origins)}
+    summary, heads, judges, runs, pretrained, reconstruction, utility, chain, codecs, head_codecs, head_bytes,
+    sampling, ventricles, loading, epochs, memory, training, scaling, gpu, faults, origins, machines)}
 
 
-@cli.exit_on_user_error
+@exit_on_user_error
 def main():
     """Rewrites both documents, if every table can be filled."""
     results = json.loads((ROOT / "assets" / "results.json").read_text())

@@ -1,4 +1,4 @@
-"""The smallest training there is: a cohort of drawn heads, and when two runs on it are the same. For faults.py and the tests."""
+"""The smallest training there is, and when two of them are the same. For faults.py and the tests."""
 
 import csv
 
@@ -22,15 +22,21 @@ def draw_head(rng, position, size=SIZE):
 def write_cohort(folder, people=(4, 2, 2), slices=8, size=SIZE):
     """Writes the three split folders and returns the folder."""
     rng = np.random.default_rng(0)
-    first_cases = 1, 402, 441
-    for name, count, first in zip(("train", "validate", "test"), people, first_cases):
+    for name, count, first_case in zip(("train", "validate", "test"), people, (1, 402, 441), strict=True):
         split_folder = folder / f"keras_png_slices_{name}"
         split_folder.mkdir(parents=True)
-        for case in range(first, first + count):
+        for case in range(first_case, first_case + count):
             for position in range(slices):
-                Image.fromarray(draw_head(rng, position, size)).save(
-                    split_folder / f"case_{case:03d}_slice_{position}.nii.png")
+                image = Image.fromarray(draw_head(rng, position, size))
+                image.save(split_folder / f"case_{case:03d}_slice_{position}.nii.png")
     return folder
+
+
+def read_history(path):
+    """The rows of a history, dicts of strings, without the clock."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def assert_same_run(run, other):
@@ -39,15 +45,11 @@ def assert_same_run(run, other):
     Optimisers are not saved at a run's end. But what they hold decides the weights of every later step.
     """
     for name in ("vqvae", "pixelcnn"):
-        models = [keras.models.load_model(folder / f"{name}.keras") for folder in (run, other)]
-        variables = [[variable for variable in model.variables if "seed" not in variable.path] for model in models]
+        variables = [[variable for variable in keras.models.load_model(folder / f"{name}.keras").variables
+                      if "seed" not in variable.path] for folder in (run, other)]
         assert len(variables[0]) == len(variables[1]) > 20
-        for variable, twin in zip(*variables):
+        for variable, twin in zip(*variables, strict=True):
             np.testing.assert_array_equal(variable, twin, err_msg=variable.path)
-        rows = []
-        for folder in (run, other):
-            with open(folder / f"{name}_history.csv") as file:
-                rows.append([{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)])
-        assert rows[0] == rows[1]
+        assert read_history(run / f"{name}_history.csv") == read_history(other / f"{name}_history.csv")
     for name in ("progress.gif", "metrics.json"):
         assert (run / name).read_bytes() == (other / name).read_bytes()

@@ -2,29 +2,31 @@
 
     python benchmarks/training.py [--steps 30] [--rounds 5]
 
-The keras-io way is that of its VQ-VAE example, which the followed project took over: float images as one NumPy array into
-`fit`, codes looked up by one-hot vectors and a matrix product, a codebook trained by gradient; then one-hot codes into a
-PixelCNN of masked 7x7 and 3x3 convolutions. It is run twice: with its own networks, and (`same networks`) with ours. Ours
-is run twice too: as train.py does, and without the deterministic operations that it asks for on a CPU.
+The keras-io way is that of its VQ-VAE example, which PatternFlow took over: float images as one
+NumPy array into `fit`, codes looked up by one-hot vectors and a matrix product, a codebook trained by
+gradient; then one-hot codes into a PixelCNN of masked 7x7 and 3x3 convolutions. It is run twice: with its own
+networks, and (`same networks`) with ours. Ours is run twice too: as train.py does, and without the
+deterministic operations that it asks for on a CPU.
 
-Each side is a process of its own, which trains one epoch of `--steps` steps when it is asked to; the first, with its
-compilation, does not count. The sides take turns (benchmarks/common.py). Memory is the peak above what imports took.
+Each side is a process of its own, which trains one epoch of `--steps` steps when it is asked to; the first,
+with its compilation, does not count. The sides take turns (benchmarks/common.py). Memory is the peak above
+what imports took.
 
-The networks differ, so multiply-adds per image are counted, and compared with the machine's peak: the speed of a product of
-two float32 matrices of 2048x2048, which is measured in turn with the sides. A training step is taken as three times the
-forward pass: the gradients of features and of weights cost as much again, each. What optimiser and metrics do is not counted.
+The networks differ, so multiply-adds per image are counted, and compared with the machine's peak: the speed
+of a product of two float32 matrices of 2048x2048, which is measured in turn with the sides. A training step
+is taken as three times the forward pass: the gradients of features and of weights cost as much again, each.
+What optimiser and metrics do is not counted.
 
-The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are ratios of images/s, ours over keras-io with its own
-networks.
+The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are ratios of images/s, ours over keras-io with
+its own networks.
 """
 
 from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
+import support.environment  # noqa: F401
 
-import contextlib
 import statistics
 import time
 
@@ -39,8 +41,8 @@ import modules
 from support import cli, devices, volumes
 import train
 
-BATCH = train.DEFAULTS["batch_size"]  # of both stages
-NUM_CODES = train.DEFAULTS["num_embeddings"]
+BATCH = train.Settings.batch_size  # of both stages
+NUM_CODES = train.Settings.num_embeddings
 IMAGE_SIZE, MARGIN = 256, 32  # pixels, as real slices have
 MATRIX_SIDE = 2048
 PASSES = 3  # a training step, in forward passes
@@ -80,13 +82,14 @@ class KerasIoTrainer(keras.Model):
         """One step on a batch of images."""
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean((images - self.vqvae(images)) ** 2) / self.variance + sum(self.vqvae.losses)
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, self.vqvae.trainable_variables), self.vqvae.trainable_variables))
+        variables = self.vqvae.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         self.loss_tracker.update_state(loss)
         return {"loss": self.loss_tracker.result()}
 
 
 class MaskedConv2D(layers.Conv2D):
-    """keras-io's PixelConvLayer: a convolution whose kernel is zero from the middle (A) or right behind it (B) on."""
+    """keras-io's PixelConvLayer: a kernel that is zero from its middle (A) or right behind it (B) on."""
 
     def __init__(self, mask, filters, kernel_size, **kwargs):
         super().__init__(filters, kernel_size, padding="same", **kwargs)
@@ -105,7 +108,7 @@ class MaskedConv2D(layers.Conv2D):
 
 
 def keras_io_vqvae(own_networks, variance):
-    """keras-io's trainer around its own networks (as the followed project has them) or around ours."""
+    """keras-io's trainer around its own networks (as PatternFlow has them) or around ours."""
     if own_networks:
         encoder = keras.Sequential([
             layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
@@ -117,7 +120,8 @@ def keras_io_vqvae(own_networks, variance):
             layers.Conv2DTranspose(1, 3, padding="same")])
         codes = 128
     else:
-        encoder, decoder = (build(IMAGE_SIZE, margin=MARGIN) for build in (modules.build_encoder, modules.build_decoder))
+        encoder = modules.build_encoder(IMAGE_SIZE, margin=MARGIN)
+        decoder = modules.build_decoder(IMAGE_SIZE, margin=MARGIN)
         codes = NUM_CODES
     images = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 1))
     networks = keras.Model(images, decoder(OneHotQuantizer(codes, 16)(encoder(images))))
@@ -125,7 +129,7 @@ def keras_io_vqvae(own_networks, variance):
 
 
 def keras_io_pixelcnn(grid):
-    """keras-io's PixelCNN: a masked 7x7 convolution of one-hot codes, two residual blocks, two masked 1x1 convolutions."""
+    """keras-io's PixelCNN: a masked 7x7 convolution of one-hot codes, then blocks of 3x3 and 1x1."""
     codes = keras.Input((grid, grid), dtype="int32")
     x = layers.Lambda(lambda codes: tf.one_hot(codes, NUM_CODES), output_shape=(grid, grid, NUM_CODES))(codes)
     x = MaskedConv2D("A", 128, 7, activation="relu")(x)
@@ -139,10 +143,11 @@ def keras_io_pixelcnn(grid):
 
 
 def multiply_adds(forward, *inputs):
-    """Millions of multiply-adds of a forward pass, as TensorFlow's profiler counts them in its graph; it leaves out einsum."""
+    """Millions of multiply-adds of a forward pass, by TensorFlow's profiler, which leaves out einsum."""
     graph = tf.function(forward).get_concrete_function(*inputs).graph
     profiler = tf.compat.v1.profiler
-    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output().build()
+    builder = profiler.ProfileOptionBuilder
+    options = builder(builder.float_operation()).with_empty_output().build()
     return profiler.profile(graph, options=options).total_float_ops / 2e6
 
 
@@ -159,11 +164,11 @@ class Clock(keras.callbacks.Callback):
 
 
 def prepare_vqvae(side, split):
-    """The model of a side of stage 1, what its `fit` is given, and its multiply-adds per image in millions."""
+    """The model of a side of stage 1, what its `fit` is given, and its million multiply-adds per image."""
     image = tf.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 1))
     if side.startswith("ours"):
         steps = len(split.images) // BATCH
-        model = train.new_vqvae(common.run_without_folder(split), steps)
+        model = common.vqvae_stage(split).build()
         data = {"x": dataset.training_batches(split, BATCH, 0), "steps_per_epoch": steps, "shuffle": False}
         return model, data, multiply_adds(model, image)
     images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
@@ -174,26 +179,28 @@ def prepare_vqvae(side, split):
 
 def prepare_pixelcnn(side, split):
     """The same for stage 2."""
-    steps, run = len(split.images) // BATCH, common.run_without_folder(split)
-    model = train.new_pixelcnn(run, train.new_vqvae(run, steps), split, steps)
+    steps = len(split.images) // BATCH
+    _, model = common.build_both(common.vqvae_stage(split))
     coded = common.random_codes(split, model)
-    codes, positions = coded.codes[0], coded.positions
+    codes, positions = coded.codes[0].astype(np.int32), coded.positions
     inputs = {"codes": tf.constant(codes[:1]), "positions": tf.constant(positions[:1])}
     if side.startswith("ours"):
         data = {"x": dataset.code_batches(coded, BATCH, seed=0), "steps_per_epoch": steps, "shuffle": False}
         return model, data, multiply_adds(model, inputs)
     if side == "keras-io":
         model = keras_io_pixelcnn(model.grid_size)
-        model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(1e-3), loss)
         return model, {"x": codes, "y": codes, "batch_size": BATCH}, multiply_adds(model, inputs["codes"])
     embedding = model.code_embedding
     embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
-    return model, {"x": {"codes": codes, "positions": positions}, "batch_size": BATCH}, multiply_adds(model, inputs)
+    data = {"x": {"codes": codes, "positions": positions}, "batch_size": BATCH}
+    return model, data, multiply_adds(model, inputs)
 
 
 def measure(stage, side, steps):
     """Answers every request with an epoch's images/s, in a process of its own."""
-    before = common.peak()
+    before = common.memory("VmHWM")
     keras.utils.set_random_seed(0)
     if side == "ours":
         devices.prepare()  # which makes the operations deterministic
@@ -204,11 +211,11 @@ def measure(stage, side, steps):
     for _ in common.requests():
         model.fit(**data, verbose=0, callbacks=[clock])
         common.answer({"images_per_second": count / clock.seconds, "multiply_adds_million": million,
-                       "peak_gigabytes": (common.peak() - before) / 1e9})
+                       "peak_gigabytes": (common.memory("VmHWM") - before) / 1e9})
 
 
 def measure_machine():
-    """Answers every request with the multiply-adds per second of a large matrix product, in millions: the best of five."""
+    """Answers every request with the million multiply-adds/s of a large matrix product: the best of five."""
     matrix = tf.random.normal((MATRIX_SIDE, MATRIX_SIDE))
     product = tf.function(tf.matmul)
     for _ in common.requests():
@@ -224,35 +231,33 @@ def compare(stage, steps, rounds):
     """Measures the sides of a stage in turn, and the machine.
 
     Returns:
-        (a row for each side, the ratios of ours to each other side, the machine's multiply-adds per second in millions).
+        (a row for each side, the ratios of ours to each other side, the machine's multiply-adds per second in
+        millions).
     """
-    with contextlib.ExitStack() as stack:
-        sides = {side: stack.enter_context(common.Side(__file__, "--steps", steps, "--measure", stage, side)) for side in SIDES}
-        sides["machine"] = stack.enter_context(common.Side(__file__, "--measure", "machine", "peak"))
-        for side in sides.values():
-            side.ask()  # compiles
-        measured = common.interleave({name: side.ask for name, side in sides.items()}, rounds)
+    sides = {side: ("--steps", steps, "--measure", stage, side) for side in SIDES}
+    measured = common.ask_in_turn(__file__, {**sides, "machine": ("--measure", "machine", "peak")}, rounds)
     machine = measured.pop("machine")
     speeds = {name: [row["images_per_second"] for row in rows] for name, rows in measured.items()}
     rows = {name: summarise(speeds[name], rows[-1], machine) for name, rows in measured.items()}
-    return rows, {name: common.ratio(speeds["ours"], speeds[name]) for name in SIDES[1:]}, common.spread(machine)
+    ratios = {name: common.ratio(speeds["ours"], speeds[name]) for name in SIDES[1:]}
+    return rows, ratios, common.median_and_range(machine)
 
 
 def summarise(speeds, last, machine):
-    """A side's row: its images/s, and the share of the machine's peak that it reached, the median of the rounds."""
+    """A side's row: its images/s, and the share of the machine's peak that it reached, in the median."""
     million = last["multiply_adds_million"]
     shares = [PASSES * million * speed / peak for speed, peak in zip(speeds, machine)]
-    return {"images_per_second": common.spread(speeds), "multiply_adds_million": million,
+    return {"images_per_second": common.median_and_range(speeds), "multiply_adds_million": million,
             "share_of_peak": statistics.median(shares), "peak_gigabytes": last["peak_gigabytes"]}
 
 
 @cli.exit_on_user_error
 def main():
     """Prints a row per stage and side, then JSON."""
-    parser = common.argument_parser(__doc__)
-    parser.add_argument("--steps", type=cli.number(int, 1), default=30, metavar="N", help="per epoch (default: 30)")
-    common.add_rounds(parser, 5)
-    parser.add_argument("--measure", nargs=2, help="one stage and side, in this process (the script calls itself)")
+    parser = common.argument_parser(__doc__, default_rounds=5)
+    parser.add_argument("--steps", type=cli.number(int, 1), default=30, metavar="N",
+                        help="per epoch (default: 30)")
+    parser.add_argument("--measure", nargs=2, help="one stage and side, here (the script calls itself)")
     arguments = parser.parse_args()
     if arguments.measure:
         stage, side = arguments.measure
@@ -260,16 +265,20 @@ def main():
     rows, ratios, machine = {}, {}, {}
     for stage in STAGES:
         rows[stage], ratios[stage], machine[stage] = compare(stage, arguments.steps, arguments.rounds)
-        print(f"The machine's peak beside {stage}: {2 * machine[stage]['median'] / 1e3:.0f} GFLOP/s (float32 matrix product)")
+        peak = 2 * machine[stage]["median"] / 1e3
+        print(f"The machine's peak beside {stage}: {peak:.0f} GFLOP/s (float32 matrix product)")
         for side, row in rows[stage].items():
-            print("{:9} {:25}{:8.1f} images/s,{multiply_adds_million:8,.0f} M multiply-adds per image,{share_of_peak:5.0%} of "
-                  "the peak,{peak_gigabytes:6.2f} GB".format(stage, side, row["images_per_second"]["median"], **row))
+            print("{:9} {:25}{:8.1f} images/s,{multiply_adds_million:8,.0f} M multiply-adds per image,"
+                  "{share_of_peak:5.0%} of the peak,{peak_gigabytes:6.2f} GB"
+                  .format(stage, side, row["images_per_second"]["median"], **row))
         for side, summary in ratios[stage].items():
             print(f"{stage:9} ours / {side}: {common.in_words(summary)}", flush=True)
     common.finish("training", arguments, {
-        "vqvae_speedup": ratios["vqvae"]["keras-io"], "pixelcnn_speedup": ratios["pixelcnn"]["keras-io"], "ratios": ratios,
+        "vqvae_speedup": ratios["vqvae"]["keras-io"], "pixelcnn_speedup": ratios["pixelcnn"]["keras-io"],
+        "ratios": ratios,
         "machine_multiply_adds_million_per_second": machine,
-        "settings": {"batch_size": BATCH, "steps": arguments.steps, "rounds": arguments.rounds}, "rows": rows})
+        "settings": {"batch_size": BATCH, "steps": arguments.steps, "rounds": arguments.rounds},
+        "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
-"""What a synthetic data set is worth: stage 1 trained on sampled heads, beside stage 1 trained on the people they stand for.
+"""What a synthetic data set is worth: stage 1 trained on sampled heads, beside stage 1 trained on people.
 
-    python benchmarks/utility.py --data-dir DIR --run-dir runs/oasis [--budget 120] [--factor 10]
-    python benchmarks/utility.py --data-dir DIR --synthetic DIR       # heads that predict.py --write-dataset wrote
+    python benchmarks/utility.py --data-dir DIR --run-dir runs/oasis [--budget 120] [--factor 10] python
+    benchmarks/utility.py --data-dir DIR --synthetic DIR       # heads that predict.py --write-dataset wrote
 
-Three sides train for the same seconds: on the training people of ``--data-dir``, on as many sampled heads, and on ``--factor``
-times as many (or all that ``--synthetic`` holds, if these are fewer). The fewer heads are the first of the many. Each side is
-then measured on the test people. They train in turns, as in benchmarks/reconstruction.py, whose functions do it.
+Three sides train for the same seconds: on the training people of ``--data-dir``, on as many sampled heads,
+and on ``--factor`` times as many (or all that ``--synthetic`` holds, if these are fewer). The fewer heads are
+the first of the many. Each side is then measured on the test people. They train in turns, as in
+benchmarks/reconstruction.py, whose functions do it.
 
-The heads come out of a decoder that was trained on the same people: the second side learns from what the first side's data
-have already taught a model. The qualities are those of one training each. The last line is JSON.
+The heads come out of a decoder that was trained on the same people: the second side learns from what the
+first side's data have already taught a model. The qualities are those of one training each. The last line is
+JSON.
 """
 
 from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
+import support.environment  # noqa: F401
 
 import contextlib
 import json
@@ -33,7 +35,7 @@ from support.volumes import SPLITS
 
 QUALITY = "ssim", "ssim_foreground", "psnr"
 SIDES = "real", "as_many", "more"
-RECORDED = "git_commit", "seed", "temperature", "ventricles", "prior"  # of the synthetic data set
+RECORDED = "git_commit", "seed", "temperature", "ventricles"  # of the synthetic data set
 
 
 def read_description(folder):
@@ -48,8 +50,9 @@ def read_description(folder):
         trained_on = description["trained_on"]
         _ = trained_on["front"], trained_on["limit"], trained_on["fingerprints"]["test"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is no data set of predict.py --write-dataset (no usable {synthetic.DESCRIPTION}); "
-                         "give one as --synthetic, or --run-dir to sample one.") from error
+        reason = f"no usable {synthetic.DESCRIPTION}"
+        raise UserError(f"{folder} is no data set of predict.py --write-dataset ({reason}); "
+                        "give one as --synthetic, or --run-dir to sample one.") from error
     return description
 
 
@@ -66,19 +69,20 @@ def load_people(data_dir, trained_on):
     splits = dataset.load_splits(data_dir, ["train", "test"], trained_on["limit"], front=trained_on["front"])
     for name, value in dataset.fingerprints(splits).items():
         if value != trained_on["fingerprints"].get(name):
-            raise UserError(f"The {name} people in {data_dir} are not those of the run that sampled the heads; "
-                             "give its own data as --data-dir.")
+            raise UserError(f"The {name} people in {data_dir} are not those of the run that sampled the "
+                            "heads; give its own data as --data-dir.")
     return splits
 
 
 def load_heads(folder, count):
-    """The first `count` heads of a synthetic data set, whichever its split, as a `dataset.Split` to train on."""
+    """The first `count` heads of a synthetic data set, of any split, as a `dataset.Split` to train on."""
     parts = []
     for name in SPLITS:  # in the order in which the heads were sampled
         if missing := count - sum(part.num_people for part in parts):
             parts.append(dataset.load_splits(folder, [name], limit=missing)[name])
-    fields = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "cases", "positions"))
-    return dataset.Split("train", *fields)
+    return dataset.Split("train", np.concatenate([part.images for part in parts]),
+                         np.concatenate([part.cases for part in parts]),
+                         np.concatenate([part.positions for part in parts]))
 
 
 def numbers_of_heads(num_people, factor, available):
@@ -88,8 +92,8 @@ def numbers_of_heads(num_people, factor, available):
         UserError: if the synthetic data set holds no more heads than there are people.
     """
     if available <= num_people:
-        raise UserError(f"The synthetic data set holds {available} heads, and there are {num_people} training people; "
-                         "it must hold more, so write a larger one.")
+        raise UserError(f"The synthetic data set holds {available} heads, and there are {num_people} "
+                        "training people; it must hold more, so write a larger one.")
     return dict(zip(SIDES, (num_people, num_people, min(factor * num_people, available))))
 
 
@@ -106,7 +110,7 @@ def sample(run_dir, count, folder):
 
 
 def run_side(arguments, data_dir):
-    """The process of a side: loads when it is asked to, so that no other side is at work meanwhile; then trains in turns."""
+    """A side's process: loads when it is asked to, for no other side is at work then; trains in turns."""
     next(common.requests())
     splits = load_people(data_dir, read_description(arguments.synthetic)["trained_on"])
     if arguments.side != "real":
@@ -116,28 +120,28 @@ def run_side(arguments, data_dir):
 
 
 def compare(data_dir, folder, numbers, budget, rounds):
-    """Trains the sides in turns, each on as many heads as `numbers` has for it; returns a dict of rows by side."""
+    """Trains the sides in turns, each on as many heads as `numbers` has for it; a dict of rows by side."""
     command = "--data-dir", data_dir, "--synthetic", folder, "--budget", budget
     with contextlib.ExitStack() as stack:
-        sides = {name: stack.enter_context(common.Side(__file__, *command, "--side", name, "--side-heads", number))
+        sides = {name: common.Side(__file__, *command, "--side", name, "--side-heads", number)
                  for name, number in numbers.items()}
         for side in sides.values():
-            side.ask()
+            stack.enter_context(side).ask()
         rows, _ = reconstruction.train_in_turns(sides, budget, rounds)
     return {name: {"heads": numbers[name], **row} for name, row in rows.items()}
 
 
 def parse_arguments(argv=None):
     """The command line."""
-    parser = common.argument_parser(__doc__)
+    parser = common.argument_parser(__doc__, default_rounds=6)
     parser.add_argument("--data-dir", metavar="DIR")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run-dir", metavar="DIR", help="sample the heads from this run, which may take hours")
-    source.add_argument("--synthetic", metavar="DIR", help="read the heads that predict.py --write-dataset wrote")
+    source.add_argument("--run-dir", metavar="DIR", help="sample heads from this run, which may take hours")
+    source.add_argument("--synthetic", metavar="DIR", help="read the heads that --write-dataset wrote")
     parser.add_argument("--factor", type=cli.number(int, 2), default=10, metavar="F",
                         help="sampled heads per real person (default: 10)")
-    parser.add_argument("--budget", type=cli.number(float, 1), default=120, metavar="SECONDS", help="(default: 120)")
-    common.add_rounds(parser, 6)
+    parser.add_argument("--budget", type=cli.number(float, 1), default=120, metavar="SECONDS",
+                        help="(default: 120)")
     parser.add_argument("--side", choices=SIDES, help="train one, in this process (the script calls itself)")
     parser.add_argument("--side-heads", type=int, help="with --side: heads to train on")
     return parser.parse_args(argv)
@@ -170,8 +174,8 @@ def main():
         print(f"{side:10}" + "".join(f"{row[column]:19.4g}" for column in columns))
     test = splits["test"]
     common.finish("utility", arguments, {
-        "rows": rows, "num_images": len(test.images), "test_people": test.num_people, "budget": arguments.budget,
-        "synthetic": {key: description[key] for key in RECORDED}})
+        "rows": rows, "num_images": len(test.images), "test_people": test.num_people,
+        "budget": arguments.budget, "synthetic": {key: description[key] for key in RECORDED}})
 
 
 if __name__ == "__main__":

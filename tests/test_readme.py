@@ -15,34 +15,37 @@ import train
 
 DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in tables.DOCUMENTS}
 README = DOCUMENTS["README.md"]
+ONE_LINE = " ".join(README.split())
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
-BENCHMARKS = {"codecs", "faults", "gpu", "loading", "reconstruction", "sampling", "scaling", "training", "utility", "ventricles"}
+BENCHMARKS = {"codecs", "faults", "gpu", "loading", "memory", "reconstruction", "sampling", "scaling",
+              "training", "utility", "ventricles"}
 RUNS = {"real_slices", "heads", "demo", "pretrained", "pretrained_heads"}
 
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
 SENTENCES = (
     "come back at SSIM {real_slices[ssim]:.3f} from {real_slices[bytes_per_image]:.0f} bytes per slice",
-    "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by the prior for a slice alone, "
-    "{real_slices[bits_per_code]:.2f} for a slice in its head",
+    "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by "
+    "the prior for a slice alone, {real_slices[bits_per_code]:.2f} for a slice in its head",
     "{heads[num_heads]} sampled heads beside {heads[num_people][test]} test people",
-    "trains {gpu[images_per_second][VQ-VAE, batches of 8][median]:,.0f} images/s in stage 1 and "
+    "trains at least {gpu[images_per_second][VQ-VAE, batches of 8][median]:,.0f} images/s in stage 1 and "
     "{gpu[images_per_second][PixelCNN, batches of 8][median]:,.0f} in stage 2",
     "{utility[rows][as_many][heads]} sampled heads (`predict.py --write-dataset`) train stage 1 to SSIM "
     "{utility[rows][as_many][ssim]:.3f} in {utility[budget]:.0f} s, {utility[rows][real][heads]} people to "
     "{utility[rows][real][ssim]:.3f}",
-    "membership AUC {heads[membership]:.2f} ({heads[membership_interval][0]:.2f} to {heads[membership_interval][1]:.2f})",
+    "membership AUC {heads[membership]:.2f} "
+    "({heads[membership_interval][0]:.2f} to {heads[membership_interval][1]:.2f})",
 )
 
 
 def unmarked_tables(text):
-    """The header lines of tables with digits below no marker, and of those with numbers for cells below "not measured"."""
+    """The headers of tables with digits below no marker, or with numbers for cells below "not measured"."""
     lines = ["", *text.splitlines()]
-    headers = [i for i in range(1, len(lines)) if lines[i].startswith("|") and not lines[i - 1].startswith("|")]
+    headers = [i for i, line in enumerate(lines) if line.startswith("|") and not lines[i - 1].startswith("|")]
+    digits = {None: r"\d", "not measured": r"\| *\**\d[\d.,]*( ?\S{1,3})?\** *\|", "results": r"$^"}
     for start in headers:
         end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
         marker = re.fullmatch(r"<!-- (results|not measured)(: \w+)? -->", lines[start - 1])
-        digits = {None: r"\d", "not measured": r"\| *\**\d[\d.,]*( ?\S{1,3})?\** *\|", "results": r"$^"}[marker and marker[1]]
-        if re.search(digits, "\n".join(lines[start:end])):
+        if re.search(digits[marker and marker[1]], "\n".join(lines[start:end])):
             yield lines[start]
 
 
@@ -61,13 +64,20 @@ def test_every_script_and_asset_is_named():
         assert any(f"{path.parent.name}/{path.name}" in text for text in DOCUMENTS.values()), path
 
 
-@pytest.mark.parametrize("script, main", (("train.py", train.main), ("predict.py", predict.main), ("dataset.py", dataset.main)))
-def test_every_option_in_the_readme_exists(script, main, capsys):
+@pytest.mark.parametrize("script", (train, predict, dataset))
+def test_every_option_in_the_readme_exists(script, capsys):
     with pytest.raises(SystemExit):
-        main(["--help"])
+        script.main(["--help"])
     options = set(re.findall(r"(--[a-z0-9-]+)", capsys.readouterr().out))
-    used = {option for line in re.findall(rf"{re.escape(script)}([^`\n#]*)", README) for option in re.findall(r"--[a-z0-9-]+", line)}
+    lines = re.findall(rf"{script.__name__}\.py([^`\n#]*)", README)
+    used = {option for line in lines for option in re.findall(r"--[a-z0-9-]+", line)}
     assert used and used <= options
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    commands = (ROOT / ".ci" / "run").read_text().splitlines()[-3:]
+    assert commands[0].endswith("pip install --quiet -r requirements.txt")
+    assert f"\n{commands[1]} && {commands[2]}\n" in README
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -90,22 +100,30 @@ def test_no_line_of_code_is_cut_off_at_the_width_of_a_page():
 
 @pytest.mark.parametrize("sentence", SENTENCES)
 def test_numbers_in_sentences_are_those_of_the_record(sentence):
-    assert any(sentence.format(**RESULTS) in " ".join(text.split()) for text in DOCUMENTS.values()), sentence.format(**RESULTS)
+    filled = sentence.format(**RESULTS)
+    assert any(filled in " ".join(text.split()) for text in DOCUMENTS.values()), filled
 
 
-def test_the_time_of_the_real_run_is_that_of_the_record():
-    minutes = [RESULTS["real_slices"]["seconds"][name] / 60 for name in ("vqvae", "pixelcnn")]
-    assert "in {:.0f} and {:.0f} minutes".format(*minutes) in " ".join(README.split())
+def test_the_times_of_the_real_run_and_of_oasis_follow_from_the_record():
+    run = RESULTS["real_slices"]
+    seconds = [run["seconds"][name] for name in ("vqvae", "pixelcnn")]
+    assert "in {:.0f} and {:.0f} minutes".format(*(time / 60 for time in seconds)) in ONE_LINE
+    epochs = [int(number) for number in re.findall(r"epochs (\d+)", run["command"])]
+    of_oasis = sum(np.divide(seconds, epochs) * (train.Settings.epochs, train.Settings.prior_epochs))
+    hours = of_oasis * 9664 / (32 * run["people"]["train"]) / 3600  # OASIS has 9,664 training images
+    assert f"takes about {hours:.0f} hours" in ONE_LINE
 
 
-FAULTS = {"faults": {"tried": 20, "survived": 20, "lost": 0, "differing": 0, "left_over": 0}}
+COUNTS = {"tried": 20, "survived": 20, "lost": 0, "differing": 0, "left_over": 0}
+FAULTS = {"faults": {"training": COUNTS, "prediction": COUNTS}}
 
 
 def test_a_changed_number_and_an_unmarked_table_are_seen():
     table = "<!-- results: faults -->\n" + tables.render(tables.faults(FAULTS))
     text = f"# Title\n\n{table}\n| a | b |\n|---|---|\n| no | number |\n\nEnd.\n"
     assert tables.fill(text, FAULTS) == text and not list(unmarked_tables(text))
-    assert tables.fill(text, {"faults": {**FAULTS["faults"], "survived": 19}}).splitlines()[5] == "| 20 | 19 | 0 | 0 | 0 |"
+    changed = tables.fill(text, {"faults": {"training": {**COUNTS, "survived": 19}, "prediction": COUNTS}})
+    assert changed.splitlines()[5].endswith("| 20 | 19 | 0 | 0 | 0 |")
     assert tables.fill(table.replace("| 20 |", "| 21 |"), FAULTS) == table
     assert list(unmarked_tables(text.replace("number", "in 20 cases"))) == ["| a | b |"]
     excused = text.replace("| a |", "<!-- not measured -->\n| a |")
@@ -125,9 +143,10 @@ def test_numbers_are_written_as_the_readme_has_them():
 
 
 def test_a_difference_that_is_noise_gets_no_number_in_the_table():
-    row = {"image_size": 256, "grid": 32, "num_embeddings": 512, "people": 20, "peak_gigabytes": 0.9, **{
-        key: {"median": 18.25} for key in ("vqvae_images_per_second", "pixelcnn_images_per_second", "sampling_seconds_per_image")}}
-    noise = {"128 codes": {"vqvae_images_per_second": {"verdict": "no difference measurable", "rounds": 5}}}
+    speeds = "vqvae_images_per_second", "pixelcnn_images_per_second", "sampling_seconds_per_image"
+    row = {"image_size": 256, "grid": 32, "num_embeddings": 512, "people": 20, "peak_gigabytes": 0.9,
+           **dict.fromkeys(speeds, {"median": 18.25})}
+    noise = {"128 codes": {speeds[0]: {"verdict": "no difference measurable", "rounds": 5}}}
     table = tables.scaling({"scaling": {"rows": {"start": row, "128 codes": row}, "ratios": noise}})
     assert table[2][4:6] == ["no difference", "18.2"]
     assert sum(row.count("no difference") for row in table) == 1
@@ -137,9 +156,9 @@ def test_the_record_says_where_everything_comes_from():
     assert RESULTS.keys() == BENCHMARKS | RUNS
     for key, entry in RESULTS.items():
         assert all(entry[field] for field in ("command", "commit", "date", "hardware", "machine")), key
-        assert "transcribed" not in entry
-        assert key not in BENCHMARKS or entry["command"].startswith(f"python benchmarks/{key}.py")
-    assert {"told_apart_slices", "told_apart_heads", "membership", "copies"} <= RESULTS["heads"].keys()
+    text = DOCUMENTS["benchmarks/README.md"].replace("\\\n  ", "")
+    shown = re.findall(r"^python benchmarks/.*", text, re.M)
+    assert sorted(shown) == sorted(RESULTS[key]["command"] for key in BENCHMARKS)  # what is shown was run
     assert list(RESULTS["gpu"]["images_per_second"]) == list(gpu.SETTINGS)
 
 
@@ -149,49 +168,37 @@ def test_the_readme_is_read_in_one_sitting():
 
 def test_the_python_example_runs(trained):
     """With the tests' run in place of runs/NAME; its images are smaller than those of the README."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    assert len(blocks) == 1 and "runs/NAME" in blocks[0]
+    block, = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
     original = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
     variables = {"images": original}
-    exec(blocks[0].replace("runs/NAME", str(trained / "runs" / "tiny")), variables)
+    exec(block.replace("runs/NAME", str(trained / "runs" / "tiny")), variables)
     assert variables["codes"].shape == (2, 8, 8) and variables["images"].shape == (2, 64, 64, 1)
     assert variables["head"].shape == (8, 64, 64, 1)  # a head of the slices that training people have
     np.testing.assert_allclose(variables["images"], variables["vqvae"](original), atol=1e-5)
 
 
+# Heads ------------------------------------------------------------------------------------------------------
+
+
 def test_the_planted_copies_that_were_found_are_those_of_the_record():
     heads = RESULTS["heads"]
-    assert heads["copies"] == 0
     found = [heads[f"copies_found_{kind}"] for kind in ("mirrored", "shifted", "brightened")]
-    assert found == [heads["copies_planted"]] * 3 == [5] * 3
-    assert "no sampled head is a copy; all 15 planted copies" in " ".join(README.split())
+    assert heads["copies"] == 0 and found == [heads["copies_planted"]] * 3 == [5] * 3
+    assert "no sampled head is a copy; all 15 planted copies" in ONE_LINE
 
 
-def test_the_judges_of_the_record_find_what_everyone_would():
-    for key in ("heads", "pretrained_heads"):
-        for name in ("told_apart_slices_fake_noise", "told_apart_slices_fake_mean_person",
-                     "told_apart_heads_fake_noise", "told_apart_heads_fake_mean_person",
-                     "told_apart_heads_fake_mixed_people"):
-            assert RESULTS[key][name] >= 0.95, (key, name)
-
-
-def test_the_record_of_heads_holds_the_figures_of_the_table_alone():
+@pytest.mark.parametrize("key", ("heads", "pretrained_heads"))
+def test_the_record_of_heads_holds_the_figures_of_the_table_and_its_judges_find_obvious_fakes(key):
     shown = {name + suffix for name in judge.ROWS for suffix in (*judge.COLUMNS, *judge.BESIDE)}
     origin = {"command", "commit", "date", "hardware", "machine", "git_commit", "num_heads", "num_people"}
-    for key in ("heads", "pretrained_heads"):
-        assert {name.removesuffix("_interval") for name in RESULTS[key]} <= shown | origin
+    assert {name.removesuffix("_interval") for name in RESULTS[key]} <= shown | origin
+    for name in ("slices_fake_noise", "slices_fake_mean_person", "heads_fake_noise", "heads_fake_mean_person",
+                 "heads_fake_mixed_people"):
+        assert RESULTS[key][f"told_apart_{name}"] >= 0.95, name
 
 
 def test_what_the_readme_says_of_the_heads_faults_holds_in_the_record():
     heads = RESULTS["heads"]
-    assert "slices 8 apart are a little too alike, left and right too unlike" in " ".join(README.split())
+    assert "slices 8 apart are a little too alike, left and right too unlike" in ONE_LINE
     assert heads["correlation_8_apart_interval"][0] > heads["correlation_8_apart_reconstructed_interval"][1]
     assert heads["symmetry_interval"][1] < min(heads["symmetry_reconstructed"], heads["symmetry_test"])
-
-
-def test_the_hours_for_oasis_follow_from_the_record():
-    run = RESULTS["real_slices"]
-    epochs = [int(number) for number in re.findall(r"epochs (\d+)", run["command"])]
-    per_image = sum(run["seconds"][name] * train.DEFAULTS[setting] / number for name, setting, number in zip(
-        ("vqvae", "pixelcnn"), ("epochs", "prior_epochs"), epochs, strict=True)) / (32 * run["people"]["train"])
-    assert f"takes about {per_image * 9664 / 3600:.0f} hours" in " ".join(README.split())  # OASIS' training images
