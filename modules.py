@@ -661,7 +661,8 @@ class PixelCNN(KerasFit, keras.Model):
                        if "context" in data else tf.zeros_like(bits))
         for tracker, weight in zip(self.trackers, (has_context, 1 - has_context)):
             tracker.update_state(bits, weight)
-        return self.logs()
+        logs = self.logs()
+        return {"bits_per_code": logs["bits_per_code"], "bits_per_code_no_context": logs["bits_per_code_alone"]}
 
     def test_step(self, data):
         """The code length of a batch: `bits_per_code`, given context and person, and `bits_per_code_alone`, without both."""

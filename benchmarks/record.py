@@ -36,7 +36,7 @@ def describe(run):
              "image_size": config["vqvae"]["image_size"], "num_embeddings": num_embeddings, "codes_per_image": codes,
              "bits_fixed": codes * math.log2(num_embeddings),
              "seconds": {name: float(run.read_history(name)["seconds"].sum()) for name in ("vqvae", "pixelcnn")}}
-    for path in (run.metrics_path, run.results_folder("predictions") / "metrics.json"):
+    for path in (run.metrics_path, run.results_path("predictions") / "metrics.json"):
         if path.exists():
             entry |= json.loads(path.read_text())
     return entry

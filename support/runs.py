@@ -99,9 +99,9 @@ class Run:
         """What has to be said of the data: see `synthetic.notice`."""
         return synthetic.notice(self.is_simulated, self.is_synthetic)
 
-    def results_folder(self, name):
-        """The folder for results where none is named: in the run's own, but not among the files of this repository."""
-        return Path("runs/pretrained" if self.folder.resolve() == PRETRAINED else self.folder) / name
+    def results_path(self, name):
+        """Where results go if no folder is named: into the run's own, but not among the files of this repository."""
+        return Path("runs/shipped-weights" if self.folder.resolve() == PRETRAINED else self.folder) / name
 
     def model_path(self, name):
         """Where the best epoch of the model "vqvae" or "pixelcnn" lies."""
@@ -129,6 +129,15 @@ class Run:
     def metrics_path(self):
         """What was measured on the test people; it is written last, so that a run with it is finished."""
         return self.folder / "metrics.json"
+
+    def read_ventricles(self):
+        """The dict of ventricles.json."""
+        try:
+            measure = json.loads(self.ventricles_path.read_text())
+            _ = measure["weights"], measure["offset"], measure["quantiles"]
+            return measure
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.ventricles_path} is missing or damaged, and --ventricles needs it; train again.") from error
 
     @contextlib.contextmanager
     def training(self, resume):
@@ -237,9 +246,10 @@ def default_folder():
 
 
 def newest():
-    """The newest run in runs/ that has both models, or None."""
+    """The newest finished run in runs/, else the newest that has both models, or None."""
     runs = [folder for folder in Path("runs").glob("*") if Run.has_models(folder)]
-    return max(runs, key=lambda folder: (folder / "config.json").stat().st_mtime, default=None)
+    return max(runs, default=None,
+               key=lambda folder: ((folder / "metrics.json").exists(), (folder / "config.json").stat().st_mtime))
 
 
 def build_info():

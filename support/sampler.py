@@ -3,7 +3,6 @@
 A prior is a `modules.PixelCNN`, known here by its attributes alone.
 """
 
-import json
 import zlib
 
 import numpy as np
@@ -220,27 +219,21 @@ def calibrated_people(prior, seed, stream, indices):
     return prior.person_shift + prior.person_scale * sample_people(prior, seed, stream, indices)
 
 
-def steered_people(run, prior, count, seed, quantile):
-    """The persons, float (count, P), of heads whose ventricles have a given size; None, for any, if `quantile` is None.
+def steered_people(prior, ventricles, count, seed, quantile):
+    """The persons, float (count, P), of heads whose ventricles have a given size.
 
-    `quantile` is among training people: a number from 0 to 1 for all heads, or float (count,).
-
-    Raises:
-        UserError: if the run does not hold what that needs.
+    Args:
+        prior: a `modules.PixelCNN`.
+        ventricles: the dict of `Run.read_ventricles`.
+        count: heads.
+        seed: as that of `sample_heads`.
+        quantile: among training people: a number from 0 to 1 for all heads, or float (count,).
     """
-    if quantile is None:
-        return None
-    try:
-        measure = json.loads(run.ventricles_path.read_text())
-        if not np.any(measure["weights"]):
-            raise UserError(f"In {run.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
-        target = people.value_at(measure["quantiles"], quantile)
-        persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
-        persons = people.steer(persons, np.array(measure["weights"]), measure["offset"], target)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run.ventricles_path} is missing or damaged, and --ventricles needs it; train the run again.") from error
+    if not np.any(ventricles["weights"]):
+        raise UserError("The size of ventricles does not follow from persons here; leave out --ventricles.")
+    target = people.value_at(ventricles["quantiles"], quantile)
+    persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
+    persons = people.steer(persons, np.array(ventricles["weights"]), ventricles["offset"], target)
     return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
 
 

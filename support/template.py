@@ -19,7 +19,7 @@ from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
 DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
-NOTICE = "SIMULATED.txt"  # lies in the folder of each simulated data set
+SIMULATED_NOTE = "SIMULATED.txt"  # lies in the folder of each simulated data set
 DEMO_IMAGE_SIZE = 128  # pixels
 HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head can reach
 
@@ -70,7 +70,7 @@ def split_people(number):
 
 def is_simulated(folder):
     """Whether the people of the data set in a folder are simulated, or sampled from a model of simulated people."""
-    return (Path(folder) / NOTICE).is_file()
+    return (Path(folder) / SIMULATED_NOTE).is_file()
 
 
 def write_cohort(folder, people, image_size):
@@ -90,7 +90,7 @@ def write_cohort(folder, people, image_size):
     """
     with whole_folder(folder, "--output-dir") as unfinished:
         cases = make_splits(unfinished, people)
-        (unfinished / NOTICE).write_text("Simulated by dataset.py: no evidence about patients.\n")
+        (unfinished / SIMULATED_NOTE).write_text("Simulated by dataset.py: no evidence about patients.\n")
         _write_people(unfinished, cases, image_size)
 
 
