@@ -1,19 +1,17 @@
 """Trains the VQ-VAE on brain slices, then the PixelCNN prior on its codes.
 
-    python train.py                                          # OASIS if it is found, else the demo cohort in five minutes
+    python train.py                                     # OASIS if it is found, else the demo cohort in five minutes
     python train.py --data-dir DIR --run-dir runs/oasis
-    python train.py --run-dir runs/oasis --resume            # goes on after the last finished epoch
+    python train.py --run-dir runs/oasis --resume       # goes on after the last finished epoch; or begins; or is done
 
 All results lie in the run folder; README.md says what each file is.
 """
 
 if __name__ == "__main__":
-    import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
+    import support.environment  # noqa: F401 (first: what TensorFlow and Keras read when they are imported)
 
 import contextlib
 import dataclasses
-import inspect
-import json
 import os
 from pathlib import Path
 
@@ -25,93 +23,84 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import (
-    callbacks,
-    cli,
-    devices,
-    figures,
-    judge,
-    metrics,
-    optimizers,
-    orientation,
-    people,
-    runs,
-    sampler,
-    synthetic,
-    template,
-    volumes,
-)
+from support import (callbacks, cli, devices, figures, judge, metrics, optimizers, orientation, people, runs, sampler,
+                     synthetic, template, volumes)
 from support.cli import UserError
 from support.devices import print_on_chief
 from support.files import write_json
 from support.images import empty_margin, in_chunks, to_uint8, to_unit
 from support.runs import Run
 
-# Settings, most of them options, with their values where none is given.
-DEFAULTS = {
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a training, saved in config.json. Most have an option; the others are changed here."""
+
     # data
-    "limit": None,
-    "orientation": None,
-    "slice_spacing": None,
-    # model
-    "num_embeddings": 512,
-    "embedding_dim": 16,
-    "downsample": 8,
-    "prior_dropout": 0.1,  # no option; it costs 6 % of the time, and the few epochs of the demo do without
-    "calibration_heads": 64,  # no option; in each round, or as many as there are training people, if these are fewer
-    # optimiser: small batches train better per second on a CPU
-    "epochs": 20,
-    "prior_epochs": 20,
-    "batch_size": 8,
-    "learning_rate": 2e-3,
-    # system
-    "seed": 0,
-    "mixed_precision": False,
-}
-DEMO_DEFAULTS = {**DEFAULTS, "num_embeddings": 128, "prior_dropout": 0.0, "calibration_heads": 20,
-                 "epochs": 4, "prior_epochs": 3}
-NONE_IN_WORDS = {"limit": "all", "slice_spacing": "measured"}
-# Not options. Saved in config.json; a run with other values cannot be resumed.
-CONSTANTS = {
-    "autoencoder_steps": 60,  # of plain autoencoding before the codebook starts
-    "rising_steps": 100,  # over which the learning rate rises to its peak
-    "prior_batch_size": 8,
-    "prior_learning_rate": 3e-3,
-    "calibration_rounds": 2,
-    "condition_dropout": dataset.CONDITION_DROPOUT,
-}
+    limit: int | None = None  # use the first N people of each split only
+    orientation: str | None = None  # "front-up", ...; None: measured
+    slice_spacing: float | None = None  # mm; None: measured
+    # stage 1, the VQ-VAE
+    num_embeddings: int = 512  # codes in the codebook
+    embedding_dim: int = 16  # length of a code's vector
+    downsample: int = 8  # pixels per code along each axis, 4 or 8
+    epochs: int = 20
+    batch_size: int = 8  # small batches train better per second on a CPU
+    learning_rate: float = 2e-3  # at its peak
+    autoencoder_steps: int = 60  # of plain autoencoding before the codebook starts
+    # stage 2, the PixelCNN
+    prior_epochs: int = 20
+    prior_batch_size: int = 8
+    prior_learning_rate: float = 3e-3
+    prior_dropout: float = 0.1  # it costs 6 % of the time, and the few epochs of the demo do without
+    calibration_heads: int = 64  # sampled in each round, or as many as there are training people, if these are fewer
+    calibration_rounds: int = 2
+    # both
+    rising_steps: int = 100  # over which the learning rate rises to its peak
+    seed: int = 0  # of every draw
+    mixed_precision: bool = False
+
+
+DEMO = Settings(num_embeddings=128, epochs=4, prior_epochs=3, prior_dropout=0.0, calibration_heads=20)
 
 
 def parse_arguments(argv):
     """The command line; settings without an option are None."""
     parser = cli.script_parser(__doc__)
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
-                        "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
-    parser.add_argument("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may be "
-                        "larger than memory, and the next start takes a moment")
-    parser.add_argument("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
-    for name, kind, minimum, metavar, text in (
-            ("epochs", int, 1, "N", "epochs of the VQ-VAE"), ("prior-epochs", int, 1, "N", "epochs of the PixelCNN"),
-            ("batch-size", int, 1, "B", "images per step of the VQ-VAE"),
-            ("learning-rate", float, 1e-9, "R", "peak learning rate of the VQ-VAE"),
-            ("num-embeddings", int, 2, "K", "codes in the codebook"), ("embedding-dim", int, 1, "D", "length of a code's vector"),
-            ("seed", int, 0, "S", "of every draw"), ("limit", int, 1, "N", "use the first N people of each split only"),
-            ("slice-spacing", float, 0.01, "MM", "between neighbouring slices")):
-        key = name.replace("-", "_")
-        default = f" (default: {NONE_IN_WORDS.get(key) or DEFAULTS[key]})" if DEFAULTS[key] == DEMO_DEFAULTS[key] else (
-            f" (default: {DEFAULTS[key]}; demo cohort: {DEMO_DEFAULTS[key]})")
-        maximum = cli.MAX_SEED if key == "seed" else float("inf")
-        parser.add_argument(f"--{name}", type=cli.number(kind, minimum, maximum), metavar=metavar, help=text + default)
-    parser.add_argument("--downsample", type=int, choices=(4, 8), help="side of an image over side of its grid of codes (default: 8)")
-    parser.add_argument("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
-                        help="where the front of the head lies in the pictures (default: measured)")
-    parser.add_argument("--mixed-precision", action="store_true", default=None,
-                        help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, by its own settings")
-    return parser.parse_args(argv)
+    add, integer, number = parser.add_argument, cli.number(int, 1), cli.number(float, 1e-9)
+    add("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
+        "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
+    add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may be larger "
+        "than memory, and the next start takes a moment")
+    add("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
+    add("--epochs", type=integer, metavar="N",
+        help=f"epochs of the VQ-VAE (default: {Settings.epochs}; demo cohort: {DEMO.epochs})")
+    add("--prior-epochs", type=integer, metavar="N",
+        help=f"epochs of the PixelCNN (default: {Settings.prior_epochs}; demo cohort: {DEMO.prior_epochs})")
+    add("--batch-size", type=integer, metavar="B",
+        help=f"images per step of the VQ-VAE (default: {Settings.batch_size})")
+    add("--learning-rate", type=number, metavar="R",
+        help=f"peak learning rate of the VQ-VAE (default: {Settings.learning_rate})")
+    add("--num-embeddings", type=cli.number(int, 2), metavar="K",
+        help=f"codes in the codebook (default: {Settings.num_embeddings}; demo cohort: {DEMO.num_embeddings})")
+    add("--embedding-dim", type=integer, metavar="D", help=f"length of a code's vector (default: {Settings.embedding_dim})")
+    add("--downsample", type=int, choices=(4, 8),
+        help=f"side of an image over side of its grid of codes (default: {Settings.downsample})")
+    add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help=f"of every draw (default: {Settings.seed})")
+    add("--limit", type=integer, metavar="N", help="use the first N people of each split only (default: all)")
+    add("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
+        help="where the front of the head lies in the pictures (default: measured)")
+    add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM", help="between neighbouring slices (default: measured)")
+    add("--mixed-precision", action="store_true", default=None,
+        help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
+    add("--resume", action="store_true", help="go on with the run in --run-dir, by its own settings; begin it if there is none")
+    arguments = parser.parse_args(argv)
+    if arguments.resume and not arguments.run_dir:
+        raise UserError("--resume needs --run-dir: the folder of the run to go on with.")
+    return arguments
 
 
-# The run --------------------------------------------------------------------------------------------------------------
+# The run and its data -----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -124,312 +113,279 @@ def open_run(arguments):
         (a `Run`, dict of `dataset.Split`).
 
     Raises:
-        UserError: if the folder holds another run or none to resume, or the data are unusable.
+        UserError: if the folder holds anything else than the run to resume, or the data are unusable.
     """
-    options = {key: value for key, value in vars(arguments).items() if key in DEFAULTS and value is not None}
-    run = Run(Path(arguments.run_dir or runs.default_folder()), None)
-    splits = None
     with contextlib.ExitStack() as stack:
         with devices.fail_together():
             if devices.is_chief():
-                open_one = resumed_run if arguments.resume else new_run
-                run, splits = open_one(run.folder, arguments, options)
-                stack.enter_context(run.training(arguments.resume))
-        run = Run(run.folder, json.loads(devices.broadcast_text(json.dumps(run.config))))
+                folder = stack.enter_context(runs.take_folder(arguments.run_dir))
+                run, splits = resumed_run(folder, arguments) if is_begun(folder, arguments) else new_run(folder, arguments)
+        folder, config = devices.on_chief(lambda: (str(run.folder), run.config))
         with devices.fail_together():
             if not devices.is_chief():
+                run = Run(Path(folder), config)
                 devices.check_precision(run.settings["mixed_precision"])
-                arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # this machine's own, if there is one
-                splits = matching_splits(arguments, run)
+                arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # this machine's own
+                splits = matching_splits(run, arguments)
         yield run, splits
 
 
-def new_run(folder, arguments, options):
-    """A `Run` that begins, and its data; `options` are the settings of the command line."""
-    if folder.exists() and (not folder.is_dir() or any(path.name != ".config.json" for path in folder.iterdir())):
-        raise UserError(f"{folder} is not empty; give another --run-dir, or --resume to go on with the run in it.")
+def is_begun(folder, arguments):
+    """Whether there is a run to resume; UserError if the folder holds anything else, or --resume is missing."""
+    if arguments.resume and (folder / "config.json").exists():
+        return True
+    if any(path.name != ".config.json" and not path.name.endswith(".unfinished") for path in folder.iterdir()):
+        raise UserError(f"{folder} holds no run, but other files; give another --run-dir." if arguments.resume else
+                        f"{folder} is not empty; give another --run-dir, or --resume to go on with the run in it.")
+    return False
+
+
+def options_of(arguments):
+    """The settings that the command line states, a dict."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+
+
+def new_run(folder, arguments):
+    """Begins a `Run` in an empty folder; returns it and its data."""
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
-    settings = {**(DEMO_DEFAULTS if is_demo else DEFAULTS), **options}
-    devices.check_precision(settings["mixed_precision"])
+    settings = dataclasses.replace(DEMO if is_demo else Settings(), **options_of(arguments))
+    devices.check_precision(settings.mixed_precision)
     front, geometry = find_geometry(data_dir, is_demo, settings)
-    splits = dataset.load_splits(data_dir, limit=settings["limit"], cache_dir=arguments.cache_dir, front=front)
+    splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
     train = splits["train"]
-    vqvae = vqvae_arguments(train, settings)
-    devices.global_batch(settings["batch_size"], len(train.images))
-    prior = {"grid_size": vqvae["image_size"] // settings["downsample"], "num_embeddings": settings["num_embeddings"],
-             "dropout": settings["prior_dropout"], "num_positions": volumes.NUM_POSITIONS, "slice_positions": np.unique(train.positions).tolist()}
-    config = {"settings": settings, "constants": CONSTANTS, "vqvae": with_defaults(modules.VQVAE, vqvae),
-              "pixelcnn": with_defaults(modules.PixelCNN, prior),
+    devices.global_batch(settings.batch_size, len(train.images))
+    vqvae, pixelcnn = model_arguments(train, settings)
+    config = {"settings": dataclasses.asdict(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
+              "vqvae": modules.VQVAE(**vqvae).settings, "pixelcnn": modules.PixelCNN(**pixelcnn).settings,
               "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": template.is_simulated(data_dir),
                        "is_synthetic": synthetic.is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
                        "front": front, "geometry": dataclasses.asdict(geometry),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
-              "machine": runs.build_info(), "git_commit": runs.git_commit()}
-    return Run(folder, config), splits
+              "build": runs.build_info(), "git_commit": runs.git_commit()}
+    return runs.begin(folder, config), splits
 
 
 def find_geometry(data_dir, is_demo, settings):
-    """Which side of the slices is the front, or None, and their `volumes.SliceGeometry`: as stated or measured; prints a line of it."""
-    front, spacing = (settings["orientation"] or "").removeprefix("front-") or None, settings["slice_spacing"]
-    if is_demo and not front and not spacing:
+    """(front or None, `volumes.SliceGeometry`), measured unless stated; prints the result."""
+    front = settings.orientation.removeprefix("front-") if settings.orientation else None
+    if is_demo and not front and not settings.slice_spacing:
         return "up", volumes.SliceGeometry(pixel_size=volumes.FRAME_MM / template.DEMO_IMAGE_SIZE)  # as it was simulated
-    front, geometry, line = dataset.find_geometry(data_dir, settings["limit"], front, spacing)
+    front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
     print(line, flush=True)
     return front, geometry
 
 
-def with_defaults(model, arguments):
-    """All arguments of a model's constructor: these, and the defaults of the rest."""
-    parameters = inspect.signature(model).parameters.values()
-    return {parameter.name: arguments.get(parameter.name, parameter.default) for parameter in parameters
-            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
+def model_arguments(train, settings):
+    """The arguments of `modules.VQVAE` and of `modules.PixelCNN` that follow from the training split and the settings."""
+    size = train.images.shape[1]
+    # The border that is black in all training images gets no codes; a quarter of the side must remain.
+    margin = min(empty_margin(train.images, size // 8), 3 * size // 8)
+    vqvae = {"image_size": size, "num_embeddings": settings.num_embeddings, "embedding_dim": settings.embedding_dim,
+             "downsample": settings.downsample, "margin": margin, "seed": settings.seed,
+             "data_variance": max(dataset.pixel_statistics(train.images)[1], 1e-6)}
+    pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
+                "dropout": settings.prior_dropout, "num_positions": volumes.NUM_POSITIONS,
+                "slice_positions": np.unique(train.positions).tolist()}
+    return vqvae, pixelcnn
 
 
-def vqvae_arguments(split, settings):
-    """The arguments of `modules.VQVAE` for the training split and the settings.
-
-    Raises:
-        UserError: if no model fits the images.
-    """
-    height, width = split.images.shape[1:]
-    if height != width or height % 32:
-        raise UserError(f"The images are {width}x{height} pixels; the networks need squares of a multiple of 32, "
-                         "so pad them with black.")
-    return {"image_size": height, "num_embeddings": settings["num_embeddings"], "embedding_dim": settings["embedding_dim"],
-            "downsample": settings["downsample"], "seed": settings["seed"],
-            # The border that is black in all training images gets no codes; a quarter of the side must remain.
-            "margin": min(empty_margin(split.images, height // 8), 3 * height // 8),
-            "data_variance": max(dataset.pixel_statistics(split.images)[1], 1e-6)}
-
-
-def resumed_run(folder, arguments, options):
-    """A `Run` that goes on, and its data.
-
-    Raises:
-        UserError: if there is none, the command line contradicts it, or its data are others now.
-    """
-    if not arguments.run_dir:
-        raise UserError("--resume needs --run-dir: the folder of the run to go on with.")
+def resumed_run(folder, arguments):
+    """A `Run` that goes on, and its data; UserError if the command line contradicts it, or its data are others now."""
     run = Run.load(folder)
-    for key, value in options.items():
-        if value != run.settings.get(key):
-            raise UserError(f"--{key.replace('_', '-')} {value} differs from the {run.settings.get(key)} that {folder} "
-                             "began with; resume without it or start a new run.")
-    constants = run.config["constants"]
-    for key in CONSTANTS.keys() | constants.keys():
-        if constants.get(key) != CONSTANTS.get(key):
-            raise UserError(f"{folder} began with {key} {constants.get(key)}, but this version of train.py has "
-                             f"{CONSTANTS.get(key)}; check out commit {run.config.get('git_commit')} or start a new run.")
+    for name, value in options_of(arguments).items():
+        if value != run.settings.get(name):
+            raise UserError(f"--{name.replace('_', '-')} {value} differs from {run.settings.get(name)}, with which {folder} "
+                            "began; resume without it or start a new run.")
+    names = {field.name for field in dataclasses.fields(Settings)}
+    if names != run.settings.keys() or run.config.get("condition_dropout") != dataset.CONDITION_DROPOUT:
+        raise UserError(f"{folder} began with other settings than this version of train.py has; check out commit "
+                        f"{run.config.get('git_commit')} or start a new run.")
     devices.check_precision(run.settings["mixed_precision"])
-    return run, matching_splits(arguments, run)
+    return run, matching_splits(run, arguments)
 
 
-def matching_splits(arguments, run):
-    """The splits that a run began with.
-
-    Raises:
-        UserError: if they are others.
-    """
+def matching_splits(run, arguments):
+    """The splits that a run began with; UserError if they are others."""
     data = run.config["data"]
     folder = arguments.data_dir or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
         folder = template.make_demo_cohort()  # another machine than the one that began
     splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir, front=data["front"])
     if dataset.fingerprints(splits) != data["fingerprints"]:
-        raise UserError(f"The data in {folder} are not those that {run.folder} began with; resume with the same data or start a "
-                         "new run.")
+        raise UserError(f"The data in {folder} are not those that {run.folder} began with; resume with the same data or "
+                        "start a new run.")
     return splits
 
 
-# What is measured after each epoch ------------------------------------------------------------------------------------
+def say_what_begins(run, splits, device):
+    """Prints where the run lies, and on what, and what will not be possible with its data."""
+    counts = ", ".join(f"{split.num_people} {name}" for name, split in splits.items())
+    print(f"Run folder {run.folder}; {counts} people in {run.config['data']['folder']}; on {device}.", flush=True)
+    if run.notice and not run.config["data"]["is_demo"]:  # of the demo cohort all was said when it was found
+        print(run.notice)
+    for name in ("validate", "test"):
+        dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
+    positions = run.config["pixelcnn"]["slice_positions"]
+    few = [name for name, split in splits.items() if len(split.head_indices(positions)) < 2]
+    if few:
+        print(f"Note: predict.py --evaluate will not be possible: it needs two people with all slices in each split, and "
+              f"there are fewer in {', '.join(few)}.")
 
 
-class Measurements(keras.callbacks.Callback):
-    """After each epoch of stage 1: SSIM and code use, into the logs. Goes before all callbacks that write logs.
+# The stages ---------------------------------------------------------------------------------------------------
 
-    Args:
-        splits: dict of `dataset.Split`.
-        seed: of the random test images.
+
+class Stage:
+    """What both stages do: build a model, train it epoch by epoch, and return that of the best epoch.
+
+    A subclass says with what: `make_model`, `batches`, `validation_batches`, and the attributes here.
 
     Attributes:
-        examples: uint8 (4, H, W), test images for the pictures.
-        reconstructions: uint8 (4, H, W), of the examples, after the last epoch or at the start.
-        examples_ssim: their mean SSIM.
-        codes: int32 (N, g, g), of the validation images.
-    """
-
-    def __init__(self, splits, seed):
-        super().__init__()
-        self.validation = splits["validate"].images[splits["validate"].spread(128)]
-        self.test = splits["test"].images
-        self.examples = self.test[splits["test"].examples(4)]
-        self.seed = seed
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Before the first epoch, reconstructs, for a picture to compare with."""
-        if epoch == 0:
-            self.examples_ssim, _, self.reconstructions = self._reconstruct(self.examples)
-
-    def on_epoch_end(self, epoch, logs):
-        """Adds to the logs: val_ssim, val_perplexity, val_codes_used, and test_ssim."""
-        logs["val_ssim"], self.codes, _ = self._reconstruct(self.validation)
-        use = metrics.code_metrics(self.codes, self.model.quantizer.num_embeddings)
-        logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
-        rng = np.random.default_rng([self.seed, epoch])
-        indices = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
-        logs["test_ssim"], _, _ = self._reconstruct(self.test[indices])
-        self.examples_ssim, _, self.reconstructions = self._reconstruct(self.examples)
-
-    def _reconstruct(self, images):
-        """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
-        codes = in_chunks(lambda chunk: self.model.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images)
-        decoded = in_chunks(self.model.decode_codes, codes)
-        pairs = zip(images / 255, to_unit(decoded))
-        return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, to_uint8(decoded[..., 0])
-
-
-class Pictures(keras.callbacks.Callback):
-    """After each epoch of stage 1: the frame of the GIF; images and histograms for TensorBoard.
-
-    Args:
-        measurements: the `Measurements` that went before.
-        run: the `Run`.
-    """
-
-    def __init__(self, measurements, run):
-        super().__init__()
-        self.measurements = measurements
-        self.frames_dir, self.epochs = run.frames_dir, run.settings["epochs"]
-        self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Draws what the first epoch begins with."""
-        if epoch == 0:
-            self._draw_frame("before the first epoch", 0)
-
-    def _draw_frame(self, when, number):
-        measurements = self.measurements
-        frame = figures.progress_frame(measurements.examples, measurements.reconstructions, self.model.margin,
-                                       f"{when}: SSIM {measurements.examples_ssim:.3f}")
-        Image.fromarray(frame).save(self.frames_dir / f"{number:04d}.png")
-        return frame
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Draws what was measured."""
-        measurements = self.measurements
-        frame = self._draw_frame(f"after epoch {epoch + 1} of {self.epochs}", epoch + 1)
-        with tf.device("CPU"), self.writer.as_default(epoch):  # the GPU's memory is not for histograms
-            tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
-            tf.summary.histogram("codes", measurements.codes, buckets=self.model.quantizer.num_embeddings)
-            tf.summary.histogram("codebook", self.model.quantizer.embeddings)
-        self.writer.flush()
-
-
-# The stages -----------------------------------------------------------------------------------------------------------
-
-
-def fit(run, name, model, batches, validation, *, steps_per_epoch, first_epoch, monitor, mode, line, advice, pictures=None):
-    """Runs Keras' fit for one stage, with the histories, logs and checkpoints that both have.
-
-    Args:
-        run: the `Run`.
-        name: "vqvae" or "pixelcnn".
-        model: the compiled model.
-        batches: endless training batches.
-        validation: validation batches.
-        steps_per_epoch: of `batches`.
-        first_epoch: the first one to run; those before are in the history.
-        monitor: the log that tells the best epoch.
-        mode: "max" or "min", which values of it are better.
-        line: what is printed of an epoch's logs; see `callbacks.EpochLines`.
+        title: printed at the start.
+        name: "vqvae" or "pixelcnn", of the files.
+        monitor, better: the log that tells the best epoch; `max` or `min`, which values of it are better.
+        line: what is printed of an epoch's logs.
         advice: what to do if the loss diverges.
-        pictures: the callbacks that measure and draw, on the chief only.
     """
-    epochs = run.settings["epochs" if name == "vqvae" else "prior_epochs"]
-    all_callbacks = [callbacks.EpochSeeds(run.seed), callbacks.StopOnDivergence(run.model_path(name), advice)]
-    if devices.is_chief():
+
+    def __init__(self, run, splits, epochs, batch_size, learning_rate):
+        self.run, self.splits, self.epochs, self.learning_rate = run, splits, epochs, learning_rate
+        self.settings = Settings(**run.settings)
+        self.batch_size = devices.global_batch(batch_size, len(splits["train"].images))
+        self.steps_per_epoch = len(splits["train"].images) // self.batch_size
+
+    def train(self):
+        """Runs the epochs that are missing; returns the model of the best epoch on validation people."""
+        print_on_chief(f"{self.title}, {self.epochs} epochs.")
+        keras.utils.set_random_seed(self.run.seed)  # again, for this stage may have been resumed
+        first_epoch = devices.on_chief(self.run.finished_epochs, self.name)
+        if first_epoch < self.epochs:
+            self.fit(self.resume(first_epoch) if first_epoch else self.begin(), first_epoch)
+        return self.load_best()
+
+    def build(self):
+        """The model with its optimiser, before any training."""
+        model = self.make_model()
+        model.compile(new_optimizer(self.settings, self.learning_rate, self.steps_before(self.epochs)),
+                      steps_per_execution=devices.steps_per_execution(self.steps_per_epoch))
+        return model
+
+    def begin(self):
+        """The model before its first epoch."""
+        with devices.new_scope():
+            return self.build()
+
+    def fit(self, model, first_epoch):
+        """Runs Keras' fit, with histories, logs and checkpoints."""
+        model.fit(self.batches(model, first_epoch), validation_data=self.validation_batches(model), steps_per_epoch=self.steps_per_epoch,
+                  epochs=self.epochs, initial_epoch=first_epoch, shuffle=False, verbose=0, callbacks=self.callbacks(first_epoch))
+
+    def callbacks(self, first_epoch):
+        """The callbacks of `fit`, in this order: what is measured goes into the logs, then the logs are written, then the model.
+
+        So a saved epoch always has its row in the history.
+        """
+        run, name = self.run, self.name
+        seeds = callbacks.EpochSeeds(run.seed)
+        line = self.line if devices.is_chief() else None
+        lines = callbacks.EpochLines(self.epochs, self.steps_per_epoch, line, run.model_path(name), self.advice)
+        if not devices.is_chief():
+            return [seeds, lines, callbacks.SaveWithChief()]
         history = run.trim_history(name, first_epoch)
-        measuring, drawing = pictures() if pictures else ([], [])
-        best = (max if mode == "max" else min)((float(row[monitor]) for row in history), default=None)
-        writers = [*drawing, keras.callbacks.CSVLogger(run.history_path(name), append=bool(history)),
-                   keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
-                   callbacks.Checkpoints(run, name, monitor, mode, best)]
-        # In this order: what is measured goes into the logs, then the logs are written, then the model, so that a saved
-        # epoch always has its history row.
-        all_callbacks += [*measuring, callbacks.Stopwatch(), callbacks.EpochLines(epochs, steps_per_epoch, line),
-                 *writers]
-    else:
-        all_callbacks.append(callbacks.SaveWithChief())
-    model.fit(batches, validation_data=validation, steps_per_epoch=steps_per_epoch, epochs=epochs, initial_epoch=first_epoch,
-              shuffle=False, verbose=0, callbacks=all_callbacks)
+        best = self.better((float(row[self.monitor]) for row in history), default=None)
+        return [seeds, *self.measurements(), lines,
+                keras.callbacks.CSVLogger(run.history_path(name), append=bool(history)),
+                keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
+                callbacks.Checkpoints(run, name, self.monitor, self.better, best)]
+
+    def measurements(self):
+        """Callbacks that add to the logs."""
+        return []
+
+    def resume(self, first_epoch):
+        """Builds the model, then loads weights and optimiser state from the backup.
+
+        Not the saved model itself: Keras saves how it was compiled, which may not suit other devices than it began on.
+        """
+        with devices.new_scope():
+            model = self.build()
+            model.optimizer.build(model.trainable_variables)
+        self.load_on_chief(model, self.run.backup_path(self.name), "remove it to begin this stage again")
+        model.optimizer.iterations.assign(self.steps_before(first_epoch))
+        return model
+
+    def steps_before(self, epoch):
+        """How many steps the optimiser has made before an epoch, counted in steps of the batches that are used now."""
+        return epoch * self.steps_per_epoch
+
+    def load_best(self):
+        """The model of the best epoch, without optimiser."""
+        model = self.make_model()
+        self.load_on_chief(model, self.run.model_path(self.name), "put back the file, or start a new run")
+        return model
+
+    def load_on_chief(self, model, path, advice):
+        """Loads a file that the chief alone has; the other machines get copies of all variables."""
+        with devices.fail_together():
+            try:
+                if devices.is_chief():
+                    modules.load_weights(model, path)
+            except ValueError as error:
+                raise UserError(f"{error}; {advice}.") from error
+        optimizer = getattr(model, "optimizer", None)
+        devices.broadcast_variables(model.variables + (optimizer.variables if optimizer else []))
 
 
-def load_for_all(path, build):
-    """The model in a file that the chief alone need have; other machines of a cluster build theirs and get its weights.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
-    with devices.fail_together():
-        try:
-            model = modules.load_model(path, compile=False) if devices.is_chief() else build()
-        except ValueError as error:
-            raise UserError(f"{error}; put back the file, or start a new run.") from error
-    devices.broadcast_variables(model.variables)
-    return model
-
-
-def resume_model(path, build, steps):
-    """A model as `build` makes it for this machine, with weights and optimiser of a backup that the chief alone need have.
-
-    Not the saved model itself: Keras saves how it was compiled, which may not suit other devices than those it began on.
-
-    Args:
-        path: the backup.
-        build: makes the model.
-        steps: what the optimiser has made, counted in steps of the batches that are used now.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
-    with devices.new_scope():
-        model = build()
-        model.optimizer.build(model.trainable_variables)
-    with devices.fail_together():
-        try:
-            if devices.is_chief():
-                modules.load_weights(model, path)
-        except ValueError as error:
-            raise UserError(f"{error}; remove it to begin this stage again.") from error
-    devices.broadcast_variables(model.variables + model.optimizer.variables)
-    model.optimizer.iterations.assign(steps)
-    return model
-
-
-def finished_epochs(run, name):
-    """`Run.finished_epochs` of the chief, on all machines."""
-    with devices.fail_together():
-        epochs = run.finished_epochs(name) if devices.is_chief() else 0
-    return int(devices.broadcast(epochs))
-
-
-def new_optimizer(peak, total_steps):
+def new_optimizer(settings, peak, total_steps):
     """`optimizers.Muon` whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
-    steps = CONSTANTS["rising_steps"]
-    rising = min(steps, total_steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(peak / steps, max(total_steps - rising, 1), alpha=0.02,
-                                                      warmup_target=peak, warmup_steps=rising)
+    rising = min(settings.rising_steps, total_steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        peak / settings.rising_steps, max(total_steps - rising, 1), alpha=0.02, warmup_target=peak, warmup_steps=rising)
     return optimizers.Muon(schedule, beta_2=0.99, global_clipnorm=1.0)
 
 
-def new_vqvae(run, steps_per_epoch):
-    """A VQ-VAE with its optimiser, before any training."""
-    settings = run.settings
-    vqvae = modules.VQVAE(**run.config["vqvae"], dtype=devices.precision(settings["mixed_precision"]))
-    total = CONSTANTS["autoencoder_steps"] + steps_per_epoch * settings["epochs"]
-    vqvae.compile(new_optimizer(settings["learning_rate"], total), steps_per_execution=devices.steps_per_execution(steps_per_epoch))
-    return vqvae
+class VQVAEStage(Stage):
+    """Stage 1: images -> codes -> images."""
+
+    title, name = "Stage 1 of 2: VQ-VAE", "vqvae"
+    monitor, better = "val_ssim", max
+    line = "SSIM {val_ssim:.3f} on validation people, error {reconstruction_loss:.3f}, {val_codes_used} codes used"
+    advice = "start again with a lower --learning-rate"
+
+    def __init__(self, run, splits):
+        settings = Settings(**run.settings)
+        super().__init__(run, splits, settings.epochs, settings.batch_size, settings.learning_rate)
+
+    def make_model(self):
+        return modules.VQVAE(**self.run.config["vqvae"], dtype=devices.precision(self.settings.mixed_precision))
+
+    def begin(self):
+        """A VQ-VAE whose codebook has started."""
+        with devices.new_scope():
+            vqvae = self.build()
+            # Another seed than the epochs': the first of them then sees every image afresh.
+            batches = dataset.training_batches(self.splits["train"], self.batch_size, self.run.seed + 1)
+            start_codebook(vqvae, batches, self.settings.autoencoder_steps)
+        return vqvae
+
+    def steps_before(self, epoch):
+        return self.settings.autoencoder_steps + super().steps_before(epoch)
+
+    def batches(self, vqvae, first_epoch):
+        return dataset.training_batches(self.splits["train"], self.batch_size, self.run.seed, first_epoch)
+
+    def validation_batches(self, vqvae):
+        return dataset.image_batches(self.splits["validate"], 32)
+
+    def measurements(self):
+        return [Reconstructions(self.run, self.splits)]
+
+    def load_best(self):
+        if devices.is_chief():
+            figures.write_gif(sorted(self.run.frames_dir.glob("*.png")), self.run.folder / "progress.gif")
+        return super().load_best()
 
 
 def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
@@ -439,10 +395,9 @@ def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
 
     Args:
         vqvae: a compiled `modules.VQVAE`.
-        batches: iterable of (images, positions); `autoencoder_steps` of them train, then `fit_batches` (more, if the codebook
-            needs more vectors) are encoded.
-        autoencoder_steps: optimiser steps without quantisation.
-        fit_batches: batches for k-means.
+        batches: iterable of (images, positions).
+        autoencoder_steps: optimiser steps without quantisation, one batch each.
+        fit_batches: batches for k-means; more, if the codebook needs more vectors.
 
     Raises:
         UserError: if the warm-up diverged.
@@ -459,43 +414,105 @@ def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
     vectors = np.concatenate(vectors).astype(np.float32)
     if not np.isfinite(vectors).all():
         raise UserError("Training vqvae diverged at its start: the encoder's outputs are not numbers. "
-                         "Start again with a lower --learning-rate.")
+                        "Start again with a lower --learning-rate.")
     kmeans = MiniBatchKMeans(quantizer.num_embeddings, batch_size=4096, max_iter=20, n_init=1, random_state=quantizer.seed)
     counts = np.bincount(kmeans.fit_predict(vectors), minlength=quantizer.num_embeddings)
     quantizer.start(kmeans.cluster_centers_, counts)
 
 
-def train_vqvae(run, splits):
-    """Stage 1; returns the VQ-VAE of the epoch with the best SSIM on validation people."""
-    train, epochs = splits["train"], run.settings["epochs"]
-    print_on_chief(f"Stage 1 of 2: VQ-VAE, {epochs} epochs.")
-    keras.utils.set_random_seed(run.seed)
-    batch_size = devices.global_batch(run.settings["batch_size"], len(train.images))
-    steps_per_epoch = len(train.images) // batch_size
-    first_epoch = finished_epochs(run, "vqvae")
+class Reconstructions(keras.callbacks.Callback):
+    """After each epoch of stage 1: SSIM and code use into the logs, a frame of the GIF, pictures for TensorBoard.
 
-    def build():
-        return new_vqvae(run, steps_per_epoch)
+    Goes before all callbacks that write logs.
+    """
 
-    def pictures():
-        measurements = Measurements(splits, run.seed)
-        return [measurements], [Pictures(measurements, run)]
+    def __init__(self, run, splits):
+        super().__init__()
+        self.frames_dir, self.epochs, self.seed = run.frames_dir, run.settings["epochs"], run.seed
+        self.validation = splits["validate"].images[splits["validate"].spread(128)]
+        self.test = splits["test"].images
+        self.examples = self.test[splits["test"].examples(4)]
+        self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
 
-    if first_epoch:
-        vqvae = resume_model(run.backup_path("vqvae"), build, CONSTANTS["autoencoder_steps"] + first_epoch * steps_per_epoch)
-    else:
-        with devices.new_scope():
-            vqvae = build()
-            # Another seed than the epochs': the first of them then sees every image afresh.
-            start_codebook(vqvae, dataset.training_batches(train, batch_size, run.seed + 1), CONSTANTS["autoencoder_steps"])
-    if first_epoch < epochs:
-        fit(run, "vqvae", vqvae, dataset.training_batches(train, batch_size, run.seed, first_epoch),
-            dataset.image_batches(splits["validate"], 32), steps_per_epoch=steps_per_epoch, first_epoch=first_epoch,
-            monitor="val_ssim", mode="max", pictures=pictures, advice="start again with a lower --learning-rate",
-            line="SSIM {val_ssim:.3f} on validation people, error {reconstruction_loss:.3f}, {val_codes_used} codes used")
-    if devices.is_chief():
-        figures.write_gif(sorted(run.frames_dir.glob("*.png")), run.folder / "progress.gif")
-    return load_for_all(run.model_path("vqvae"), build)
+    def on_epoch_begin(self, epoch, logs=None):
+        """Draws what the first epoch begins with."""
+        if epoch == 0:
+            self._draw_frame("before the first epoch", 0)
+
+    def on_epoch_end(self, epoch, logs):
+        """Adds to the logs: val_ssim, val_perplexity, val_codes_used, and test_ssim, which chooses nothing."""
+        logs["val_ssim"], codes, _ = self._reconstruct(self.validation)
+        use = metrics.code_metrics(codes, self.model.quantizer.num_embeddings)
+        logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
+        rng = np.random.default_rng([self.seed, epoch])
+        indices = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
+        logs["test_ssim"], _, _ = self._reconstruct(self.test[indices])
+        frame = self._draw_frame(f"after epoch {epoch + 1} of {self.epochs}", epoch + 1)
+        with tf.device("CPU"), self.writer.as_default(epoch):  # the GPU's memory is not for histograms
+            tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
+            tf.summary.histogram("codes", codes, buckets=self.model.quantizer.num_embeddings)
+            tf.summary.histogram("codebook", self.model.quantizer.embeddings)
+        self.writer.flush()
+
+    def _draw_frame(self, when, number):
+        """Draws the examples and their reconstructions; returns the picture, uint8 (height, width)."""
+        ssim, _, reconstructions = self._reconstruct(self.examples)
+        frame = figures.progress_frame(self.examples, reconstructions, self.model.margin, f"{when}: SSIM {ssim:.3f}")
+        Image.fromarray(frame).save(self.frames_dir / f"{number:04d}.png")
+        return frame
+
+    def _reconstruct(self, images):
+        """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
+        codes = in_chunks(lambda chunk: self.model.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images)
+        decoded = in_chunks(self.model.decode_codes, codes)
+        pairs = zip(images / 255, to_unit(decoded))
+        return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, to_uint8(decoded[..., 0])
+
+
+class PixelCNNStage(Stage):
+    """Stage 2: the prior over the codes of stage 1."""
+
+    title, name = "Stage 2 of 2: PixelCNN prior", "pixelcnn"
+    monitor, better = "val_bits_per_code", min
+    line = ("{val_bits_per_code:.3f} bits per code in a head, {val_bits_per_code_alone:.3f} in a slice alone, "
+            "on validation people")
+    advice = "start again with another --seed, or a lower prior_learning_rate in train.py"
+
+    def __init__(self, run, splits, vqvae):
+        settings = Settings(**run.settings)
+        super().__init__(run, splits, settings.prior_epochs, settings.prior_batch_size, settings.prior_learning_rate)
+        self.vqvae = vqvae
+
+    def make_model(self):
+        quantizer = self.vqvae.quantizer
+        prior = modules.PixelCNN(**{**self.run.config["pixelcnn"], "codebook_digest": quantizer.digest()},
+                                 dtype=devices.precision(self.settings.mixed_precision))
+        start_embeddings(prior, quantizer.embeddings, self.run.seed)
+        prior.fit_people(dataset.head_pictures(self.splits["train"], self.vqvae.margin)[0])
+        return prior
+
+    def resume(self, first_epoch):
+        devices.on_chief(self.check_codebook)
+        return super().resume(first_epoch)
+
+    def check_codebook(self):
+        """Raises UserError if the backup was trained on the codes of another VQ-VAE."""
+        path = self.run.backup_path("pixelcnn")
+        try:
+            modules.check_match(self.vqvae, modules.load_model(path, compile=False))
+        except ValueError as error:
+            raise UserError(f"{path} does not go with {self.run.model_path('vqvae')} ({error}); remove it to begin this "
+                            "stage again.") from error
+
+    def batches(self, prior, first_epoch):
+        train = self.splits["train"]
+        # Few people: mirrored heads are as good as new ones, where it is known which way left and right lie.
+        versions = [train, train.mirrored()] if self.run.config["data"]["front"] else [train]
+        return dataset.code_batches(dataset.encode_split(self.vqvae, prior, *versions), self.batch_size, self.run.seed,
+                                    first_epoch)
+
+    def validation_batches(self, prior):
+        return dataset.code_batches(dataset.encode_split(self.vqvae, prior, self.splits["validate"]), 32)
 
 
 def start_embeddings(prior, codebook, seed):
@@ -515,73 +532,16 @@ def start_embeddings(prior, codebook, seed):
     kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
 
 
-def new_pixelcnn(run, vqvae, train_split, steps_per_epoch):
-    """A PixelCNN for the codes of a VQ-VAE, with its optimiser, before any training."""
-    settings = run.settings
-    prior = modules.PixelCNN(**{**run.config["pixelcnn"], "codebook_digest": vqvae.quantizer.digest()},
-                             dtype=devices.precision(settings["mixed_precision"]))
-    start_embeddings(prior, vqvae.quantizer.embeddings, run.seed)
-    prior.fit_people(dataset.head_pictures(train_split, vqvae.margin)[0])
-    total = steps_per_epoch * settings["prior_epochs"]
-    prior.compile(new_optimizer(CONSTANTS["prior_learning_rate"], total),
-                  steps_per_execution=devices.steps_per_execution(steps_per_epoch))
-    return prior
-
-
-def train_pixelcnn(run, vqvae, splits):
-    """Stage 2; returns the PixelCNN of the epoch with the fewest bits per code on validation people."""
-    train, epochs = splits["train"], run.settings["prior_epochs"]
-    print_on_chief(f"Stage 2 of 2: PixelCNN prior, {epochs} epochs.")
-    keras.utils.set_random_seed(run.seed)  # again, for this stage may have been resumed
-    batch_size = devices.global_batch(CONSTANTS["prior_batch_size"], len(train.images))
-    steps_per_epoch = len(train.images) // batch_size
-    backup = run.backup_path("pixelcnn")
-    first_epoch = finished_epochs(run, "pixelcnn")
-    check_codebook(backup, vqvae, run)
-
-    def build():
-        return new_pixelcnn(run, vqvae, train, steps_per_epoch)
-
-    if first_epoch:
-        prior = resume_model(backup, build, first_epoch * steps_per_epoch)
-    else:
-        with devices.new_scope():
-            prior = build()
-    if first_epoch < epochs:
-        # Few people: mirrored heads are as good as new ones, where it is known which way left and right lie.
-        versions = [train, train.mirrored()] if run.config["data"]["front"] else [train]
-        fit(run, "pixelcnn", prior,
-            dataset.code_batches(dataset.encode_split(vqvae, prior, *versions), batch_size, run.seed, first_epoch),
-            dataset.code_batches(dataset.encode_split(vqvae, prior, splits["validate"]), 32),
-            steps_per_epoch=steps_per_epoch, first_epoch=first_epoch, monitor="val_bits_per_code", mode="min",
-            advice="start again with another --seed, or a lower prior_learning_rate in train.py",
-            line="{val_bits_per_code:.3f} bits per code in a head, {val_bits_per_code_alone:.3f} in a slice alone, on validation people")
-    return load_for_all(run.model_path("pixelcnn"), build)
-
-
-def check_codebook(backup, vqvae, run):
-    """Compares the codebook that a prior's backup was trained on with the one there is; the chief does so for all.
-
-    Raises:
-        UserError: if it is another.
-    """
-    with devices.fail_together():
-        if devices.is_chief() and backup.exists():
-            try:
-                prior = modules.load_model(backup, compile=False)
-                modules.check_match(vqvae, prior)
-            except ValueError as error:
-                raise UserError(f"{backup} does not go with {run.model_path('vqvae')} ({error}); remove it to begin this stage "
-                                 "again.") from error
+# After the stages ---------------------------------------------------------------------------------------------
 
 
 def calibrate_prior(run, vqvae, prior, num_people):
-    """Measures how strongly sampled heads follow their person, corrects it (see `people.calibrate`) and saves the prior.
+    """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`.
 
-    The first round's heads get persons without correction; those of each further round are corrected by the rounds before:
-    their persons lie further out, where the outcome is no longer in proportion. All rounds are taken together.
+    The first round's heads get persons without correction; those of each further round are corrected by the rounds
+    before: their persons lie further out, where the outcome is no longer in proportion. All rounds are taken together.
     """
-    count, rounds = min(run.settings["calibration_heads"], num_people), CONSTANTS["calibration_rounds"]
+    count, rounds = min(run.settings["calibration_heads"], num_people), run.settings["calibration_rounds"]
     conditions, outcomes = [], []
     prior.person_shift.assign(tf.zeros_like(prior.person_shift))  # of a run that was stopped after it was calibrated
     prior.person_scale.assign(tf.ones_like(prior.person_scale))
@@ -601,7 +561,7 @@ def calibrate_prior(run, vqvae, prior, num_people):
 def fit_ventricles(run, prior, train, margin):
     """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles; see `people`.
 
-    Needs three people. The size is the `dark_fraction` of `judge.tissue_statistics`, the mean over a head. It is given to no network.
+    Needs three people. The size is the `dark_fraction` of `judge.tissue_statistics`, the mean over a head. No network gets it.
     """
     cases, head_numbers = np.unique(train.cases, return_inverse=True)
     if len(cases) < 3:
@@ -610,21 +570,19 @@ def fit_ventricles(run, prior, train, margin):
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
     weights, offset = people.fit_measure(prior.encode_people(dataset.head_pictures(train, margin)[0]), sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
-    write_json(run.ventricles_path, {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
+    write_json(run.folder / "ventricles.json",
+               {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
 
 
-# The results ----------------------------------------------------------------------------------------------------------
-
-
-def measure(run, vqvae, prior, splits):
-    """Writes figures/ and metrics.json, by the test people, and prints the main results."""
+def measure_test_people(run, vqvae, prior, splits):
+    """Draws figures/, prints the main results and writes metrics.json, the last file: a run that has it is finished."""
     print("Measuring on the test people ...", flush=True)
     test = splits["test"]
     coded = dataset.encode_split(vqvae, prior, test)
     measured, _ = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     baselines = metrics.baselines(splits["train"].images, test.images)
     draw_figures(run, vqvae, prior, splits, coded.codes[0])
-    write_json(run.metrics_path, measured)
+    write_json(run.folder / "metrics.json", measured)
     run.remove_backup()
     print_results(measured, baselines, test, vqvae)
 
@@ -633,12 +591,10 @@ def draw_figures(run, vqvae, prior, splits, codes):
     """Draws the run's figures/*.png from its networks, its histories and its test images' codes."""
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
-    test = splits["test"]
-    history = run.read_history("vqvae")
+    test, history = splits["test"], run.read_history("vqvae")
     figures.plot_losses(history, folder / "losses.png")
     figures.plot_ssim(history, folder / "ssim.png")
-    validation_codes = dataset.encode(vqvae, splits["validate"])
-    entropy = metrics.code_metrics(validation_codes, prior.num_embeddings)["code_entropy"]
+    entropy = metrics.code_metrics(dataset.encode(vqvae, splits["validate"]), prior.num_embeddings)["code_entropy"]
     figures.plot_prior(run.read_history("pixelcnn"), entropy, folder / "prior.png")
     examples = test.examples(4)
     originals, reconstructions = test.images[examples] / 255, to_unit(vqvae.decode_codes(codes[examples]))
@@ -651,28 +607,35 @@ def draw_figures(run, vqvae, prior, splits, codes):
 def print_results(measured, baselines, test, vqvae):
     """Prints the main results in words, beside two baselines that need no model."""
     mean, blur = baselines["mean_image"], baselines["blurred_original"]
-    print(f"""Results on {len(test.images)} images of {test.num_people} test people; in brackets: the mean training image, the original blurred.
+    brain = "ssim_foreground"
+    print(f"""Results on {len(test.images)} images of {test.num_people} test people; in brackets: the mean training image, \
+the original blurred.
   structural similarity (SSIM)  {measured['ssim']:.3f}    ({mean['ssim']:.3f}, {blur['ssim']:.3f})
-  SSIM inside the brain         {measured['ssim_foreground']:.3f}    ({mean['ssim_foreground']:.3f}, {blur['ssim_foreground']:.3f})
+  SSIM inside the brain         {measured[brain]:.3f}    ({mean[brain]:.3f}, {blur[brain]:.3f})
   peak signal-to-noise ratio    {measured['psnr']:.1f} dB  ({mean['psnr']:.1f}, {blur['psnr']:.1f})
   size                          {measured['bytes_per_image']:.0f} bytes per image, of {vqvae.image_size ** 2:,} pixels
-  code length                   {measured['bits_per_code']:.2f} bits per code within a head, {measured['bits_per_code_alone']:.2f} of a slice alone""")
+  code length                   {measured['bits_per_code']:.2f} bits per code within a head, \
+{measured['bits_per_code_alone']:.2f} of a slice alone""", flush=True)
 
 
-# The command ----------------------------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------------------
 
 
 def run_stages(run, splits):
     """Trains both networks; then the chief calibrates the prior, measures on the test people and draws the figures."""
-    vqvae = train_vqvae(run, splits)
-    prior = train_pixelcnn(run, vqvae, splits)
-    with devices.fail_together():  # the others wait: a cluster ends as one
-        if devices.is_chief():
-            calibrate_prior(run, vqvae, prior, splits["train"].num_people)
-            fit_ventricles(run, prior, splits["train"], vqvae.margin)
-            for name, model in (("vqvae", vqvae), ("pixelcnn", prior)):
-                run.save(name, model)  # without the optimiser, which the results do not need
-            measure(run, vqvae, prior, splits)
+    run.frames_dir.mkdir(parents=True, exist_ok=True)
+    vqvae = VQVAEStage(run, splits).train()
+    prior = PixelCNNStage(run, splits, vqvae).train()
+    devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one
+
+
+def finish(run, vqvae, prior, splits):
+    """Calibrates the prior, saves both models without their optimisers, and measures."""
+    calibrate_prior(run, vqvae, prior, splits["train"].num_people)
+    fit_ventricles(run, prior, splits["train"], vqvae.margin)
+    run.save("vqvae", vqvae)
+    run.save("pixelcnn", prior)
+    measure_test_people(run, vqvae, prior, splits)
 
 
 @cli.exit_on_user_error
@@ -680,17 +643,19 @@ def main(argv=None):
     """Runs both stages and measures the result on the test people."""
     arguments = parse_arguments(argv)
     device = devices.prepare()
-    resume = f"finished epochs are saved, python train.py --run-dir {arguments.run_dir or 'RUN'} --resume goes on"
-    with devices.report_failures(f"give a smaller --batch-size; {resume}", resume):
+    goes_on = f"python train.py --run-dir {arguments.run_dir or 'RUN'} --resume goes on"
+    with devices.explain_failures(f"give a smaller --batch-size; finished epochs are saved, {goes_on}",
+                                  f"finished epochs are saved, {goes_on}"):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
+        devices.try_xla()
+        if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
+            print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
+            return
         with open_run(arguments) as (run, splits):
-            counts = ", ".join(f"{count} {name}" for name, count in run.config["data"]["people"].items())
-            print_on_chief(f"Run folder {run.folder}; {counts} people in {run.config['data']['folder']}; on {device}.")
-            if run.notice and not run.config["data"]["is_demo"]:  # of the demo cohort all was said when it was found
-                print_on_chief(run.notice)
-            for name in ("validate", "test") if devices.is_chief() else ():
-                dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
-            with cli.message_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on."):
+            if devices.is_chief():
+                say_what_begins(run, splits, device)
+            with cli.message_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} "
+                                        "--resume goes on."):
                 run_stages(run, splits)
     print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 

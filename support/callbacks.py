@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.cli import UserError
+from support.files import unfinished
 from support.runs import EPOCHS_FILE
 
 MAX_LOSS = 1e6  # a loss above this has diverged
@@ -33,75 +34,48 @@ class EpochSeeds(keras.callbacks.Callback):
             state.assign(np.random.default_rng([self.seed, epoch, index]).integers(0, 2 ** 31, state.shape))
 
 
-class StopOnDivergence(keras.callbacks.Callback):
-    """Stops at the first loss that is NaN, infinite or above 1e6.
-
-    Args:
-        best_path: .keras file of the best epoch so far.
-        advice: what to do about it.
-    """
-
-    def __init__(self, best_path, advice):
-        super().__init__()
-        self.best_path, self.advice = best_path, advice
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Remembers the epoch."""
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs):
-        """Looks at the loss.
-
-        Raises:
-            UserError: says at which epoch and step; what was saved before stays.
-        """
-        if not all(abs(value) < MAX_LOSS for value in logs.values()):
-            best = f" The best model before is in {self.best_path}." if self.best_path.exists() else ""
-            raise UserError(f"Training {self.best_path.stem} diverged in epoch {self.epoch + 1}, step {batch + 1}: its loss is not a "
-                             f"number or above {MAX_LOSS:.0e}.{best} To do: {self.advice}.")
-
-
-class Stopwatch(keras.callbacks.Callback):
-    """Adds the seconds of each epoch to the logs, all that was measured before this callback's turn included."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts."""
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs):
-        """Stops."""
-        logs["seconds"] = time.perf_counter() - self.start
-
-
 class EpochLines(keras.callbacks.Callback):
-    """Prints one line per epoch, and on a terminal a bar within it.
+    """Prints a line per epoch, on a terminal a bar within it; stops at a loss that is NaN, infinite or above 1e6.
+
+    Adds the seconds of each epoch to the logs, all that was measured before this callback's turn included.
 
     Args:
         epochs: of the stage.
         steps: per epoch.
-        line: what it says of an epoch's logs, for `str.format`.
+        line: what is printed of an epoch's logs, for `str.format`; None prints nothing.
+        best_path: .keras file of the best epoch so far.
+        advice: what to do if the loss diverges.
     """
 
-    def __init__(self, epochs, steps, line):
+    def __init__(self, epochs, steps, line, best_path, advice):
         super().__init__()
         self.epochs, self.steps, self.line = epochs, steps, line
+        self.best_path, self.advice = best_path, advice
         self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts the bar."""
-        self.bar = tqdm(total=self.steps, desc=f"epoch {epoch + 1}/{self.epochs}", unit=" steps", leave=False, disable=None)
+        """Starts the clock and the bar."""
+        self.epoch, self.start = epoch, time.perf_counter()
+        self.bar = tqdm(total=self.steps, desc=f"epoch {epoch + 1}/{self.epochs}", unit=" steps", leave=False,
+                        disable=None if self.line else True)
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Moves the bar."""
+    def on_train_batch_end(self, batch, logs):
+        """Moves the bar; raises UserError at a diverged loss: what was saved before stays."""
         self.bar.update(batch + 1 - self.bar.n)
+        if not all(abs(value) < MAX_LOSS for value in logs.values()):
+            best = f" The best model before is in {self.best_path}." if self.best_path.exists() else ""
+            raise UserError(f"Training {self.best_path.stem} diverged in epoch {self.epoch + 1}, step {batch + 1}: its loss is "
+                            f"not a number or above {MAX_LOSS:.0e}.{best} To do: {self.advice}.")
 
     def on_epoch_end(self, epoch, logs):
-        """Prints the line."""
+        """Stops the clock and prints the line."""
         self.bar.close()
+        logs["seconds"] = time.perf_counter() - self.start
         self.seconds.append(logs["seconds"])
         left = np.mean(self.seconds) * (self.epochs - epoch - 1)
-        print(f"  epoch {epoch + 1:{len(str(self.epochs))}}/{self.epochs}  {logs['seconds']:4.0f} s, {duration(left)} left: "
-              f"{self.line.format(**logs)}", flush=True)
+        if self.line:
+            print(f"  epoch {epoch + 1:{len(str(self.epochs))}}/{self.epochs}  {logs['seconds']:4.0f} s, {duration(left)} left: "
+                  f"{self.line.format(**logs)}", flush=True)
 
 
 def duration(seconds):
@@ -119,38 +93,31 @@ class Checkpoints(keras.callbacks.Callback):
         run: the `runs.Run`.
         name: of the model's files.
         monitor: the log that tells the best epoch.
-        mode: "max" or "min", which values of it are better.
+        better: `max` or `min`: which values of it are better.
         best: the best value in the epochs before, or None.
     """
 
-    def __init__(self, run, name, monitor, mode, best=None):
+    def __init__(self, run, name, monitor, better, best=None):
         super().__init__()
         self.best_path, self.backup_path = run.model_path(name), run.backup_path(name)
-        self.monitor, self.mode, self.best = monitor, mode, best
+        self.monitor, self.better, self.best = monitor, better, best
 
     def on_epoch_end(self, epoch, logs):
-        """Saves once, under a temporary name; copies it if it is the best; then renames.
+        """Saves once, into a hidden folder; copies the file if it is the best; then renames both.
 
         Once, because on several machines all have to take part in saving, and only the chief knows whether it is the best.
         """
-        unfinished, copy = (self.backup_path.with_name(f"{word}-{self.backup_path.name}") for word in ("unfinished", "copy"))
-        try:
-            self.model.save(unfinished)
-            with zipfile.ZipFile(unfinished, "a") as archive:
+        with unfinished(self.backup_path) as new:
+            self.model.save(new)
+            with zipfile.ZipFile(new, "a") as archive:
                 archive.writestr(EPOCHS_FILE, json.dumps(epoch + 1))
-            if self._is_better(logs[self.monitor]):
-                shutil.copyfile(unfinished, copy)
+            value = logs[self.monitor]
+            if self.best is None or self.better(value, self.best) != self.best:
+                copy = new.with_name(f"copy-{new.name}")
+                shutil.copyfile(new, copy)
                 copy.replace(self.best_path)
-                self.best = logs[self.monitor]
-            unfinished.replace(self.backup_path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-            copy.unlink(missing_ok=True)
-
-    def _is_better(self, value):
-        if self.best is None:
-            return True
-        return value > self.best if self.mode == "max" else value < self.best
+                self.best = value
+            new.replace(self.backup_path)
 
 
 class SaveWithChief(keras.callbacks.Callback):

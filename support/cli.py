@@ -2,20 +2,23 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import io
 import os
 from pathlib import Path
+import re
 import signal
 import sys
 import threading
 import traceback
 
 MAX_SEED = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141  # the last two as shells have them, after Ctrl-C and SIGPIPE
-DEBUG = "BRAIN_VQVAE_DEBUG"  # the environment variable that adds the traceback to an error
-# Ask a program to end: kill, a closed terminal, a queue that takes the machine back.
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141  # the last two as shells have them, of Ctrl-C and SIGPIPE
+DEBUG = "BRAIN_VQVAE_DEBUG"  # the environment variable that adds the traceback to every error
+# What asks a program to end: kill, a closed terminal, a queue that takes the machine back
 STOP_SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
+REASONS = {os.strerror(number) for number in errno.errorcode}
 
 
 class UserError(ValueError):
@@ -31,7 +34,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def script_parser(doc, description=None):
-    """The parser of a script by its docstring: the first line (unless `description` is given) and the indented examples."""
+    """The parser of a script by its docstring: the first line (unless `description` is given) and the examples."""
     lines = doc.split("\n")
     examples = "\n".join(line for line in lines[1:] if line.startswith("    "))
     return ArgumentParser(description=description or lines[0], epilog=f"examples:\n{examples}",
@@ -58,32 +61,34 @@ def number(kind, minimum, maximum=float("inf")):
 def exit_on_user_error(main):
     """Wraps a script's main function: an error that the user can mend becomes one line on stderr and exit status 2.
 
-    Such are a `UserError`, and what fails in the file system. A signal becomes one line and 130; a reader of stdout that is gone
-    (`| head -1`) 141. Every other error is a bug and keeps its traceback.
+    Such are a `UserError`, and what fails in the file system. A signal becomes one line and 130; a reader of stdout
+    that is gone (`| head -1`) 141. Every other error is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
-        from support.files import file_error  # which needs this file
-
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
                 stream.reconfigure(errors="backslashreplace")  # a file name need not be text
+        # nohup has SIGHUP ignored: then the process shall go on.
+        wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        name = Path(sys.argv[0]).name
         try:
-            with signal_handler(_interrupt, *_wanted_signals()):
+            with signal_handler(_interrupt, *wanted):
                 return main(*args, **kwargs)
         except KeyboardInterrupt as stop:
             _exit(str(stop) or "Stopped.", EXIT_INTERRUPTED)
         except UserError as error:
-            _exit(f"{Path(sys.argv[0]).name}: {error}", EXIT_ERROR)
+            _exit(f"{name}: {error}", EXIT_ERROR)
         except Exception as error:
-            if isinstance(error, OSError) and not _can_print():
-                _exit("" if isinstance(error, BrokenPipeError) else f"The output cannot be written ({error.strerror}).",
-                      EXIT_PIPE if isinstance(error, BrokenPipeError) else EXIT_ERROR)
+            if isinstance(error, OSError) and error.filename is None and not can_print():
+                if isinstance(error, BrokenPipeError):
+                    sys.exit(EXIT_PIPE)
+                _exit(f"{name}: the output cannot be written ({error.strerror}).", EXIT_ERROR)
             if (found := file_error(error)) is None:
                 raise
             path, reason = found
-            _exit(f"{Path(sys.argv[0]).name}: {f'{path}: ' if path else ''}{reason}.", EXIT_ERROR)
+            _exit(f"{name}: {f'{path}: ' if path else ''}{reason}.", EXIT_ERROR)
 
     return wrapper
 
@@ -92,18 +97,38 @@ def _exit(message, status):
     if os.environ.get(DEBUG):
         traceback.print_exc()
     with contextlib.suppress(OSError):  # of a closed terminal
-        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
     sys.exit(status)
 
 
-def _can_print():
-    """Whether stdout takes what was printed; if not, /dev/null does from now on, so that Python's last words are no traceback."""
+def file_error(error):
+    """What an error of the file system says, Python's, HDF5's or TensorFlow's.
+
+    Returns:
+        (path or None, the system's reason: "No space left on device"); None of any other error.
+    """
+    text = str(error)
+    if match := re.search(r"\berrno = (\d+)", text):  # HDF5, in whatever exception h5py raises
+        return getattr(error, "filename", None), os.strerror(int(match[1]))
+    if isinstance(error, OSError):
+        return error.filename, error.strerror or text
+    # TensorFlow's RESOURCE_EXHAUSTED means a full disk, a quota, too many open files, or memory: its text says which.
+    path, _, reason = text.partition("\n")[0].rpartition("; ")
+    return (path, reason) if type(error).__module__.startswith("tensorflow") and reason in REASONS else None
+
+
+def can_print():
+    """Whether stdout takes what was printed; if not, /dev/null takes all from now on: Python's last words would be a traceback."""
     try:
         sys.stdout.flush()
         return True
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -117,15 +142,6 @@ def signal_handler(handler, *numbers):
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
-
-
-def _wanted_signals():
-    # nohup has SIGHUP ignored: then the process shall go on.
-    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-
-
-def _interrupt(number, frame):
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -8,21 +8,21 @@ References:
 """
 
 import contextlib
-import faulthandler
 import functools
+import json
 import os
 from pathlib import Path
 import shutil
 import signal
-import socket
-import time
+import subprocess
+import sys
 
 import keras
 from keras import layers
 import numpy as np
 import tensorflow as tf
 
-from support.cli import message_on_signals, signal_handler, UserError
+from support.cli import file_error, signal_handler, STOP_SIGNALS, UserError
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"
@@ -32,15 +32,14 @@ STEPS_AT_ONCE = 16  # at most, on a GPU: no callback can run between them
 SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
 
 
-# What is there --------------------------------------------------------------------------------------------------------
+# What is there ------------------------------------------------------------------------------------------------
 
 
 def prepare(exact=False):
     """Sets up TensorFlow for this machine. Call it before anything else touches a device.
 
     Args:
-        exact: turn TensorFloat-32 off, which on recent GPUs rounds the inputs of convolutions to 10 bits, and so changes a
-            code here and there.
+        exact: turn TensorFloat-32 off, which on recent GPUs rounds the inputs of convolutions to 10 bits.
 
     Returns:
         What it computes on, in words: "CPU", "GPU", "2 GPUs", "GPU of each of 2 machines", ...
@@ -54,7 +53,7 @@ def prepare(exact=False):
     if exact:
         tf.config.experimental.enable_tensor_float_32_execution(False)
     if not gpus:
-        tf.config.experimental.enable_op_determinism()  # the same seed gives the same bits; on a GPU it would cost much
+        tf.config.experimental.enable_op_determinism()  # same seed, same bits; on a GPU it would cost much
         if is_chief() and _is_gpu_idle():
             print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
                   f"To use the GPU: {CUDA_COMMAND}", flush=True)
@@ -62,12 +61,15 @@ def prepare(exact=False):
     return f"{device} of each of {len(_machines())} machines" if cluster() else device
 
 
+def try_xla():
+    """Compiles a trifle: XLA ends the process at a flag that it does not know, and shall do so at the start, not after hours."""
+    if os.environ.get("XLA_FLAGS") or os.environ.get("TF_XLA_FLAGS"):
+        tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
+
+
 @contextlib.contextmanager
 def full_float32():
-    """Turns TensorFloat-32 off inside it, where codes are computed.
-
-    A rounded vector may have another nearest code, and codes have to be the same in training, which allows rounding, and after.
-    """
+    """Turns TensorFloat-32 off inside it: a rounded vector may have another nearest code."""
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
@@ -105,7 +107,7 @@ def check_precision(mixed):
         capability = details.get("compute_capability", (0, 0))
         if capability < (8, 0):
             raise UserError(f"--mixed-precision needs GPUs of compute capability 8.0 or more, for bfloat16, but "
-                             f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}; leave it out.")
+                            f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}; leave it out.")
     if kind() == "CPU":
         print("Note: on most CPUs --mixed-precision is slower, not faster.", flush=True)
 
@@ -127,7 +129,7 @@ def samples_at_once(bytes_each):
 
 
 def steps_per_execution(steps_per_epoch):
-    """How many steps TensorFlow runs without Python in between: a divisor of the epoch's, or its end would be overshot.
+    """How many steps run without Python in between: the largest divisor of `steps_per_epoch` up to 16, so that an epoch ends exactly.
 
     On a GPU small steps wait for Python more than they compute; on a CPU, and among several devices, it is 1.
     """
@@ -136,12 +138,12 @@ def steps_per_execution(steps_per_epoch):
     return max(steps for steps in range(1, STEPS_AT_ONCE + 1) if steps_per_epoch % steps == 0)
 
 
-# Several devices ------------------------------------------------------------------------------------------------------
+# Several devices ----------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def cluster():
-    """The resolver of the cluster that TF_CONFIG describes, or None without one, or if it has one machine only.
+    """The resolver of the cluster that TF_CONFIG describes; None without one, or if it has one machine only.
 
     Raises:
         UserError: if TF_CONFIG cannot be understood.
@@ -161,20 +163,6 @@ def _machines():
     return sum(cluster().cluster_spec().as_dict().values(), [])
 
 
-def is_chief():
-    """Whether this process writes the run folder: the chief, else worker 0, of a cluster; any process without one."""
-    resolver = cluster()
-    if resolver is None or resolver.task_type == "chief":
-        return True
-    return "chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0
-
-
-def print_on_chief(text):
-    """Prints a line at once; on several machines the chief alone does."""
-    if is_chief():
-        print(text, flush=True)
-
-
 @functools.cache
 def strategy():
     """How the work is shared: all machines of the cluster, all GPUs of this one, or (with one or none) not at all.
@@ -190,63 +178,12 @@ def strategy():
 def new_scope():
     """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start.
 
-    TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one, would else differ
-    from an uninterrupted one in the last bits (4e-9 in the prior's embeddings). With the names Keras' global seed and dtype
-    policy go back to their defaults, which nothing here relies on.
+    TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one, would
+    else differ from an uninterrupted one in the last bits (4e-9 in the prior's embeddings). With the names Keras'
+    global seed and dtype policy go back to their defaults, which nothing here relies on.
     """
     keras.utils.clear_session(free_memory=False)
     return strategy().scope()
-
-
-def _join_cluster():
-    """The strategy of all machines of the cluster, once they are there."""
-    resolver = cluster()
-    try:
-        own_address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
-        others = [address for address in _machines() if address != own_address]
-        _wait_for_machines(others, int(own_address.rpartition(":")[2]))
-        faulthandler.dump_traceback_later(START_TIMEOUT, exit=True)  # it needs no lock of Python's, which TensorFlow holds
-        with signal_handler(signal.SIG_DFL, signal.SIGINT):
-            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    except UserError:
-        raise
-    except (ValueError, TypeError, LookupError, OSError) as error:
-        raise UserError(f"The cluster of TF_CONFIG cannot be joined ({_first_line(error)}); {NO_CLUSTER}.") from error
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-def _wait_for_machines(addresses, own_port):
-    """Waits until the other machines of a cluster accept connections, as this one does meanwhile.
-
-    TensorFlow would wait too, but without end, and it holds Python's lock meanwhile: no signal handler could run.
-
-    Args:
-        addresses: list of "host:port".
-        own_port: the one at which the others look for this machine.
-
-    Raises:
-        UserError: if a machine does not answer within `START_TIMEOUT` seconds.
-    """
-    print(f"Waiting for the other machines of TF_CONFIG: {', '.join(addresses)} ...", flush=True)
-    deadline = time.monotonic() + START_TIMEOUT
-    ipv6 = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if ipv6 else socket.AF_INET
-    with message_on_signals("Stopped."), socket.create_server(("", own_port), family=family, dualstack_ipv6=ipv6):
-        while addresses := [address for address in addresses if not _accepts_connections(address)]:
-            if time.monotonic() > deadline:
-                raise UserError(f"No answer within {START_TIMEOUT} seconds from {', '.join(addresses)}, which TF_CONFIG "
-                                 f"names; {NO_CLUSTER}.")
-            time.sleep(0.5)
-
-
-def _accepts_connections(address):
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def global_batch(batch_size, num_images):
@@ -261,18 +198,18 @@ def global_batch(batch_size, num_images):
     return min(-(-batch_size // replicas), num_images // replicas) * replicas
 
 
-def _alone():
+def _single_replica():
     return tf.distribute.get_strategy().num_replicas_in_sync == 1 or tf.distribute.in_cross_replica_context()
 
 
 def replica():
     """The number of this replica, an int32 tensor, or 0 without a strategy."""
-    return 0 if _alone() else tf.distribute.get_replica_context().replica_id_in_sync_group
+    return 0 if _single_replica() else tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
 def fill_if_empty(batch):
     """A replica's part of a batch, or one item of zeros where it got none: oneDNN's convolutions refuse empty batches."""
-    if _alone():
+    if _single_replica():
         return batch
     missing = tf.maximum(1 - tf.shape(batch)[0], 0)
     return tf.concat([batch, tf.zeros(tf.concat([[missing], tf.shape(batch)[1:]], axis=0), batch.dtype)], axis=0)
@@ -280,10 +217,50 @@ def fill_if_empty(batch):
 
 def sum_over_replicas(values):
     """The sum of a tensor, or of each of a list, over the replicas of a `tf.distribute` strategy; without one, itself."""
-    return values if _alone() else tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+    if _single_replica():
+        return values
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-# Several machines -----------------------------------------------------------------------------------------------------
+# Several machines ---------------------------------------------------------------------------------------------
+
+
+def is_chief():
+    """Whether this process writes the run folder: the chief, else worker 0, of a cluster; any process without one."""
+    resolver = cluster()
+    if resolver is None or resolver.task_type == "chief":
+        return True
+    return "chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0
+
+
+def print_on_chief(text):
+    """Prints a line at once; on several machines the chief alone does."""
+    if is_chief():
+        print(text, flush=True)
+
+
+def on_chief(function, *arguments):
+    """Calls a function on the chief alone. Every machine gets what it returns, which JSON can write; if it fails, all stop."""
+    with fail_together():
+        result = function(*arguments) if is_chief() else None
+    return json.loads(_broadcast_text(json.dumps(result))) if cluster() else result
+
+
+@contextlib.contextmanager
+def fail_together():
+    """A barrier: if one machine of a cluster fails in this block, all stop. Every machine must run the block.
+
+    Raises:
+        UserError: on the others.
+    """
+    try:
+        yield
+    except Exception:
+        if cluster():
+            _over_machines(False)(np.ones(1))
+        raise
+    if cluster() and _over_machines(False)(np.zeros(1))[0]:
+        raise UserError("Another machine of the cluster has stopped; what it printed says why.")
 
 
 def broadcast(array):
@@ -298,14 +275,32 @@ def broadcast(array):
     return _over_machines(True)(array.astype(np.float64).ravel()).reshape(array.shape).astype(array.dtype)
 
 
+def broadcast_variables(variables):
+    """Gives all machines of a cluster the chief's values of some variables."""
+    if cluster():
+        values = [np.asarray(variable) for variable in variables]
+        # All at once: each exchange costs a round over the network.
+        flat = broadcast(np.concatenate([value.astype(np.float64).ravel() for value in values]))
+        parts = np.split(flat, np.cumsum([value.size for value in values])[:-1])
+        for variable, value, part in zip(variables, values, parts):
+            variable.assign(part.reshape(value.shape).astype(value.dtype))
+
+
+def _broadcast_text(text):
+    data = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+    padded = np.zeros(int(broadcast(len(data))), np.int64)
+    padded[:len(data)] = data[:len(padded)]
+    return broadcast(padded).astype(np.uint8).tobytes().decode()
+
+
 @functools.cache
 def _over_machines(of_chief):
     """A function that adds float64 (N,) over all replicas; or, of the chief alone, gives the chief's to all."""
 
     def one(values):
         # Replica 0 belongs to the chief. (tf.identity: all_reduce needs a tensor with a device.)
-        own = tf.where(tf.equal(replica(), 0), values, tf.zeros_like(values)) if of_chief else tf.identity(values)
-        return sum_over_replicas(own)
+        of_one = tf.where(tf.equal(replica(), 0), values, tf.zeros_like(values)) if of_chief else tf.identity(values)
+        return sum_over_replicas(of_one)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
     def add(values):
@@ -314,65 +309,62 @@ def _over_machines(of_chief):
     return lambda values: strategy().experimental_local_results(add(values))[0].numpy()
 
 
-def broadcast_variables(variables):
-    """Gives all machines of a cluster the chief's values of some variables."""
-    if cluster():
-        values = [np.asarray(variable) for variable in variables]
-        # All at once: each exchange costs a round over the network.
-        flat = broadcast(np.concatenate([value.astype(np.float64).ravel() for value in values]))
-        for variable, value, part in zip(variables, values, np.split(flat, np.cumsum([value.size for value in values])[:-1])):
-            variable.assign(part.reshape(value.shape).astype(value.dtype))
-
-
-def broadcast_text(text):
-    """The chief's text on every machine of a cluster; without one, what was given."""
-    data = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
-    padded = np.zeros(int(broadcast(len(data))), np.int64)
-    padded[:len(data)] = data[:len(padded)]
-    return broadcast(padded).astype(np.uint8).tobytes().decode()
-
-
-@contextlib.contextmanager
-def fail_together():
-    """Ends all machines of a cluster if one of them raises an `UserError` inside it. All have to enter it.
-
-    Raises:
-        UserError: on the others.
-    """
+def _join_cluster():
+    """The strategy of all machines of the cluster, once they are there."""
+    resolver, addresses = cluster(), ", ".join(_machines())
+    print(f"Waiting for the machines of TF_CONFIG: {addresses} ...", flush=True)
+    message = (f"train.py: not all machines of TF_CONFIG ({addresses}) have joined within {START_TIMEOUT} seconds; is it "
+               f"train.py that listens there? {NO_CLUSTER}.")
+    command = [sys.executable, "-S", "-c", WATCHDOG, str(START_TIMEOUT), message]
     try:
-        yield
-    except UserError:
-        if cluster():
-            _over_machines(False)(np.ones(1))
-        raise
-    if cluster() and _over_machines(False)(np.zeros(1))[0]:
-        raise UserError("Another machine of the cluster has stopped; what it printed says why.")
+        # TensorFlow waits without end, and holds Python's lock: no handler of ours could run, so another process watches.
+        with (signal_handler(signal.SIG_DFL, signal.SIGINT, *STOP_SIGNALS),
+              subprocess.Popen(command, stdin=subprocess.PIPE)):
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except (ValueError, TypeError, LookupError, tf.errors.OpError) as error:
+        raise UserError(f"The cluster of TF_CONFIG cannot be joined ({_first_line(error)}); {NO_CLUSTER}.") from error
+
+
+# Ends its parent with a sentence, unless its standard input closes before: then the parent went on, or is gone.
+WATCHDOG = """import os, select, signal, sys
+parent = os.getppid()
+if not select.select([0], [], [], float(sys.argv[1]))[0] and os.getppid() == parent:
+    print(sys.argv[2], file=sys.stderr, flush=True)
+    os.kill(parent, signal.SIGKILL)
+"""
+
+
+# Errors -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def report_failures(advice, resume=""):
-    """Says in one sentence that memory ran out, or that another machine is gone; other errors stay what they are.
+def explain_failures(memory_advice, resume=""):
+    """Says in one sentence that memory ran out, a file failed, or another machine is gone; other errors stay what they are.
 
     Args:
-        advice: what to do about the memory.
-        resume: how a cluster goes on.
+        memory_advice: what to do about the memory.
+        resume: how a training goes on.
     """
+    lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
+            tf.errors.InternalError)
     try:
         yield
-    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-        raise UserError(f"Out of memory ({_first_line(error)}); {advice}.") from error
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
-            tf.errors.InternalError) as error:
-        if not resume or cluster() is None:
-            raise
-        raise UserError(f"Another machine of the cluster does not answer ({_first_line(error)}); {resume}.") from error
+    except Exception as error:
+        path, reason = file_error(error) or (None, None)
+        if path and resume:
+            raise UserError(f"{path}: {reason}; {resume}.") from error
+        if reason is None and isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+            raise UserError(f"Out of memory ({_first_line(error)}); {memory_advice}.") from error
+        if isinstance(error, lost) and resume and cluster():
+            raise UserError(f"Another machine of the cluster does not answer ({_first_line(error)}); {resume}.") from error
+        raise
 
 
 def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-# What Keras lacks -----------------------------------------------------------------------------------------------------
+# What Keras lacks ---------------------------------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -389,11 +381,11 @@ class Dropout(layers.Dropout):
 
 
 class KerasFit:
-    """Works around two bugs of `fit` in Keras 3.15 (hence its pin). Goes before `keras.Model` in the bases.
+    """`trackers`, and workarounds for bugs of `fit` in Keras 3.15 (hence its pin). Goes before `keras.Model` in the bases.
 
-    Keras builds a model on a first batch that it averages over the replicas, which fails if their parts differ in size; and it
-    averages the logs of several machines over an axis that scalars do not have. It also builds the optimiser inside the first
-    step, which is then traced twice: here it is built before.
+    Keras builds a model on a first batch that it averages over the replicas, which fails if their parts differ in size;
+    and it averages the logs of several machines over an axis that scalars do not have. It also builds the optimiser
+    inside the first step, which is then traced twice: here it is built before.
     """
 
     @property

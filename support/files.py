@@ -4,42 +4,25 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import json
 import os
 from pathlib import Path
-import re
 import shutil
 import sys
 import tempfile
 
-from support.cli import UserError
+from support.cli import can_print, file_error, UserError
 
 WRITTEN = "files.json"  # in a folder of results: the names of what we wrote there
 UNFINISHED = ".unfinished"  # how the names of hidden folders end in which something is being written
-REASONS = {os.strerror(number) for number in errno.errorcode}
-
-
-def file_error(error):
-    """What an error of the file system says, Python's, HDF5's or TensorFlow's.
-
-    Returns:
-        (path or None, the system's reason: "No space left on device"); None of any other error.
-    """
-    text = str(error)
-    if match := re.search(r"\berrno = (\d+)", text):  # HDF5, in whatever exception h5py raises
-        return getattr(error, "filename", None), os.strerror(int(match[1]))
-    if isinstance(error, OSError):
-        return error.filename, error.strerror or text
-    # TensorFlow's RESOURCE_EXHAUSTED means a full disk, a quota, too many open files, or memory: its text says which.
-    path, _, reason = text.partition("\n")[0].rpartition("; ")
-    return (path, reason) if type(error).__module__.startswith("tensorflow") and reason in REASONS else None
 
 
 def lock(folder):
     """Locks a folder until its descriptor is closed or the process ends; leaves no file, unlike filelock.
 
     Returns:
-        (descriptor, whether it is locked now: True; False if another process has it; None if this file system has no locks).
+        (descriptor, True if it is locked now, False if another process has it, None if this file system has no locks).
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -55,27 +38,23 @@ def lock(folder):
 def unfinished(target):
     """Yields a free path in a hidden folder beside `target`, on its file system; what is left there at the end is removed.
 
-    Hidden folders of processes that were killed (nobody locks them) are removed first.
+    Hidden folders of killed processes (nobody locks them) are removed first. An error of writing names `target`.
     """
     target = Path(target).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name[:40]}-"  # cut: a name may be 255 bytes long at most
-    for leftover in target.parent.glob(f"{_literal(prefix)}*{UNFINISHED}"):
-        with contextlib.suppress(OSError):
-            descriptor, is_locked = lock(leftover)
-            if is_locked:
-                shutil.rmtree(leftover, ignore_errors=True)
-            os.close(descriptor)
-    hidden, descriptor = None, None
+    hidden = descriptor = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{target.name[:40]}-"  # cut: a name may be 255 bytes long at most
+        _sweep(target.parent, prefix)
         hidden = Path(tempfile.mkdtemp(UNFINISHED, prefix, target.parent))
         descriptor, _ = lock(hidden)
         yield hidden / target.name
-    except OSError as error:
-        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
-        if path and (hidden is None or path.is_relative_to(hidden)):
-            error.filename = str(target)  # what the user knows
-        raise
+    except Exception as error:
+        path, reason = file_error(error) or (None, None)
+        if reason is None or path is None and not can_print():
+            raise
+        is_hidden = path is None or hidden is not None and Path(os.fsdecode(path)).is_relative_to(hidden)
+        raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(target) if is_hidden else path) from error
     finally:
         if hidden:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -83,8 +62,14 @@ def unfinished(target):
             os.close(descriptor)
 
 
-def _literal(text):
-    return re.sub(r"([*?[])", r"[\1]", text)
+def _sweep(folder, prefix):
+    """Removes what killed processes have left in a folder."""
+    for leftover in folder.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            descriptor, is_locked = lock(leftover)
+            if is_locked:
+                shutil.rmtree(leftover, ignore_errors=True)
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -112,14 +97,17 @@ def whole_folder(folder, option):
     Raises:
         UserError: if it exists.
     """
-    if os.path.lexists(folder):
-        raise UserError(f"{folder} exists already; give another {option}.")
+    _refuse_existing(folder, option)
     with unfinished(folder) as new:
         new.mkdir()
         yield new
-        if os.path.lexists(folder):  # made by another process meanwhile
-            raise UserError(f"{folder} exists already; give another {option}.")
+        _refuse_existing(folder, option)  # another process may have made it meanwhile
         new.rename(folder)
+
+
+def _refuse_existing(folder, option):
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists already; give another {option}.")
 
 
 @contextlib.contextmanager
@@ -133,63 +121,42 @@ def results_folder(folder, option):
         option: of the command line, that names it.
 
     Raises:
-        UserError: if it holds files and no list, or a file that was not ours where a new one has to go.
+        UserError: if it holds files and no list, or a file that is not ours where a new one has to go.
     """
     target = Path(folder).resolve()
-    _foreign(target, folder, option)
-    in_place = os.path.ismount(target)  # of a container, say: it cannot be renamed
-    with unfinished(target / WRITTEN if in_place else target) as new:
+    _foreign_files(target, folder, option)  # refused before the work begins
+    with unfinished(target) as new:
         new.mkdir()
         yield new
-        names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if not path.is_dir())
+        names = sorted(path.name for path in new.iterdir())
         write_json(new / WRITTEN, names)
-        foreign = [path for path in _foreign(target, folder, option) if not in_place or path != new.parent]
-        for path in foreign:
-            if (new / path.name).exists():
-                raise UserError(f"{path} was not written by this program and would be replaced; move it or give another {option}.")
-        if in_place:
-            _fill(target, new)
-            return
-        for path in foreign:
+        for path in _foreign_files(target, folder, option):
+            if path.name in names:
+                raise UserError(f"{path} is not a file of ours, and would be replaced; move it or give another {option}.")
             if path.is_dir() and not path.is_symlink():
                 shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
             else:
                 _link(path, new / path.name)
-        _exchange(new, target) if target.exists() else new.rename(target)
+        if target.exists():
+            _exchange(new, target)
+        else:
+            new.rename(target)
 
 
-def _foreign(target, folder, option):
-    """What lies in a folder of results that we did not write, a list of paths."""
+def _foreign_files(target, folder, option):
+    """The paths in a folder of results that are not ours."""
     if not os.path.lexists(target):
         return []
-    if not target.is_dir():
-        raise UserError(f"{folder} is not a folder; give another {option}.")
+    if not target.is_dir() or os.path.ismount(target):  # a mount point cannot be exchanged
+        raise UserError(f"{folder} is {'a mount point' if target.is_dir() else 'no folder'}; give another {option}.")
     entries = list(target.iterdir())
-    if not (target / WRITTEN).is_file():
-        if [path for path in entries if not path.name.endswith(UNFINISHED)]:
-            raise UserError(f"{folder} holds files that this program did not write (it has no {WRITTEN}); give another {option}.")
+    if not entries:
         return []
-    written = _read_list(target, folder, option)
-    return [path for path in entries if path.name not in written]
-
-
-def _read_list(target, folder, option):
     try:
-        names = json.loads((target / WRITTEN).read_text())
-        return {WRITTEN, *(Path(name).parts[0] for name in names)}
-    except (ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{folder}/{WRITTEN} is not a list of what this program wrote; give another {option}.") from error
-
-
-def _fill(target, new):
-    """Moves files one by one into a folder that cannot be exchanged; then removes those of the old list that are not new."""
-    old = {Path(name) for name in json.loads((target / WRITTEN).read_text())} if (target / WRITTEN).exists() else set()
-    files = [path.relative_to(new) for path in new.rglob("*") if not path.is_dir()]
-    for name in files:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (new / name).replace(target / name)
-    for name in old - set(files):
-        (target / name).unlink(missing_ok=True)
+        ours = {WRITTEN, *json.loads((target / WRITTEN).read_text())}
+    except (FileNotFoundError, ValueError, TypeError):
+        raise UserError(f"{folder} holds files, but no {WRITTEN} that says which of them are ours; give another {option}.") from None
+    return [path for path in entries if path.name not in ours]
 
 
 def _link(source, destination):
@@ -203,13 +170,13 @@ def _link(source, destination):
 def _exchange(first, second):
     """Exchanges the names of two folders, at one moment where the system can."""
     libc, names = ctypes.CDLL(None, use_errno=True), (os.fsencode(first), os.fsencode(second))
-    here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
+    here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
     try:
-        done = libc.renamex_np(*names, exchange) if sys.platform == "darwin" else libc.renameat2(
-            here, names[0], here, names[1], exchange)
+        status = (libc.renamex_np(*names, exchange) if sys.platform == "darwin" else
+                  libc.renameat2(here, names[0], here, names[1], exchange))
     except AttributeError:  # an old C library
-        done = -1
-    if done != 0:
+        status = -1
+    if status != 0:
         aside = first.with_name(f"{first.name}.old")
         second.rename(aside)
         first.rename(second)

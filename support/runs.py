@@ -2,16 +2,14 @@
 
 import contextlib
 import csv
-import dataclasses
-import fcntl
 from importlib import metadata
+import itertools
 import json
 import os
 from pathlib import Path
 import platform
 import shutil
 import subprocess
-import sys
 import time
 import zipfile
 
@@ -20,29 +18,33 @@ import tensorflow as tf
 
 from support import optimizers, synthetic  # noqa: F401 (optimizers: where Keras finds Muon)
 from support.cli import UserError
-from support.files import write_json
+from support.files import lock, whole_file, write_json
 from support.volumes import SliceGeometry
 
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
-PRETRAINED = Path(__file__).parents[1] / "assets" / "pretrained"
+ROOT = Path(__file__).parents[1]
+PRETRAINED = ROOT / "assets" / "pretrained"
+SHIPPED_WEIGHTS = Path("runs/shipped-weights")  # where results of PRETRAINED go, outside of this repository's files
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
-PACKAGES = "tensorflow", "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
-REQUIRED = {"settings": ("limit", "seed"), "constants": (), "vqvae": (), "pixelcnn": (),
+PACKAGES = "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
+REQUIRED = {"settings": ("limit", "seed"), "vqvae": (), "pixelcnn": (),
             "data": ("folder", "is_demo", "fingerprints", "front", "geometry")}
 
 
-@dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's folder and its config.
+    """A run: its folder and its config.
 
-    Attributes:
+    Args:
         folder: its path.
-        config: the dict in config.json: `settings`, `constants`, the arguments of both models (`vqvae`, `pixelcnn`), `data`,
-            `machine` and `git_commit`.
+        config: the dict in config.json: `settings` (see `train.Settings`), the arguments of both models (`vqvae`,
+            `pixelcnn`), `data`, `build` and `git_commit`.
     """
 
-    folder: Path
-    config: dict
+    def __init__(self, folder, config):
+        self.folder, self.config = Path(folder), config
+        self.settings = config["settings"]
+        self.seed = config["settings"]["seed"]  # of every random draw
+        self.frames_dir = self.folder / "backup" / "frames"  # of progress.gif, while training
 
     @classmethod
     def load(cls, folder):
@@ -58,7 +60,7 @@ class Run:
             config = json.loads(path.read_text())
             missing = [f"{part} {key}" for part, keys in REQUIRED.items() for key in keys if key not in config[part]]
             _ = missing or SliceGeometry(**config["data"]["geometry"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged, or of another version ({error!r}); start a new run.") from error
         if missing:
             raise UserError(f"{path} is damaged, or of another version (no {missing[0]}); start a new run.")
@@ -69,15 +71,10 @@ class Run:
         """Whether a folder holds a run with both models."""
         return all((folder / name).is_file() for name in ("config.json", *MODEL_FILES))
 
-    @property
-    def settings(self):
-        """What the options of train.py set."""
-        return self.config["settings"]
-
-    @property
-    def seed(self):
-        """Of every random draw."""
-        return self.config["settings"]["seed"]
+    @staticmethod
+    def is_finished(folder):
+        """Whether a folder holds a finished run: what is measured on the test people is written last."""
+        return Run.has_models(folder) and (folder / "metrics.json").is_file()
 
     @property
     def geometry(self):
@@ -100,8 +97,8 @@ class Run:
         return synthetic.notice(self.is_simulated, self.is_synthetic)
 
     def results_path(self, name):
-        """Where results go if no folder is named: into the run's own, but not among the files of this repository."""
-        return Path("runs/shipped-weights" if self.folder.resolve() == PRETRAINED else self.folder) / name
+        """Where results lie if no place is named: in the run's folder, but not among the files of this repository."""
+        return (SHIPPED_WEIGHTS if self.folder.resolve() == PRETRAINED else self.folder) / name
 
     def model_path(self, name):
         """Where the best epoch of the model "vqvae" or "pixelcnn" lies."""
@@ -115,59 +112,26 @@ class Run:
         """Where what was measured after each epoch lies."""
         return self.folder / f"{name}_history.csv"
 
-    @property
-    def frames_dir(self):
-        """Where the frames of progress.gif lie while training."""
-        return self.folder / "backup" / "frames"
-
-    @property
-    def ventricles_path(self):
-        """How the size of ventricles follows from a person: `weights`, `offset`, `quantiles` of training people."""
-        return self.folder / "ventricles.json"
-
-    @property
-    def metrics_path(self):
-        """What was measured on the test people; it is written last, so that a run with it is finished."""
-        return self.folder / "metrics.json"
-
     def read_ventricles(self):
-        """The dict of ventricles.json."""
-        try:
-            measure = json.loads(self.ventricles_path.read_text())
-            _ = measure["weights"], measure["offset"], measure["quantiles"]
-            return measure
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.ventricles_path} is missing or damaged, and --ventricles needs it; train again.") from error
-
-    @contextlib.contextmanager
-    def training(self, resume):
-        """Takes the folder for a training, and writes config.json if the run is new.
+        """How the size of ventricles follows from a person: `weights`, `offset`, `quantiles`; see `train.fit_ventricles`.
 
         Raises:
-            UserError: if another training is at work in it, the run is finished, or the folder cannot be written.
+            UserError: if the run has no such file, or its size of ventricles does not follow from persons.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock():
-            if not resume:
-                write_json(self.folder / "config.json", self.config)
-            elif self.metrics_path.exists():
-                self.remove_backup()  # the training may have been killed right before it did so
-                raise UserError(f"{self.folder} is finished; there is nothing to resume.")
-            self.frames_dir.mkdir(parents=True, exist_ok=True)
-            yield
-
-    @contextlib.contextmanager
-    def _lock(self):
-        """A lock on the folder itself: it ends with the process and leaves no file, unlike that of filelock."""
-        descriptor = os.open(self.folder, os.O_RDONLY)
+        path = self.folder / "ventricles.json"
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"Another training is at work in {self.folder}; wait for its end or give another --run-dir.") from error
-            yield
-        finally:
-            os.close(descriptor)
+            ventricles = json.loads(path.read_text())
+            weights = np.array(ventricles["weights"], float)
+            if not weights.any() or not np.isfinite([ventricles["offset"], *ventricles["quantiles"]]).all():
+                raise UserError(f"In {self.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing, and --ventricles needs it: train.py --run-dir {self.folder} --resume writes "
+                            "it at the end, for three people or more.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged, and --ventricles needs it; train the run again.") from error
+        return ventricles
 
     def remove_backup(self):
         """Removes what only an unfinished run needs."""
@@ -185,7 +149,7 @@ class Run:
         try:
             with zipfile.ZipFile(path) as archive:
                 return int(json.loads(archive.read(EPOCHS_FILE)))
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        except (zipfile.BadZipFile, KeyError, ValueError) as error:
             raise UserError(f"{path} cannot be loaded ({error}); remove it to begin this stage again.") from error
 
     def read_history(self, name):
@@ -193,11 +157,7 @@ class Run:
         return np.atleast_1d(np.genfromtxt(self.history_path(name), delimiter=",", names=True))
 
     def trim_history(self, name, epochs):
-        """Cuts a history back to its first `epochs` rows; an epoch that was not saved is run again.
-
-        Returns:
-            The rows, dicts of strings.
-        """
+        """Cuts a history back to its first `epochs` rows, which it returns; an epoch that was not saved is run again."""
         path = self.history_path(name)
         if not path.exists():
             return []
@@ -206,19 +166,62 @@ class Run:
         if not rows:
             path.unlink()
             return []
-        unfinished = path.with_name(f".{path.name}")
-        with open(unfinished, "w", newline="") as file:
+        with whole_file(path) as new, open(new, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-        unfinished.replace(path)
         return rows
 
     def save(self, name, model):
-        """Saves a model as the run's result, under a temporary name first, so that the file is whole or not there."""
-        unfinished = self.folder / "backup" / f"unfinished-{name}.keras"
-        model.save(unfinished)
-        unfinished.replace(self.model_path(name))
+        """Saves a model as the run's result."""
+        with whole_file(self.model_path(name)) as new:
+            model.save(new)
+
+
+@contextlib.contextmanager
+def take_folder(folder):
+    """Makes a folder if it is not there, and locks it for one training.
+
+    Args:
+        folder: the path; None makes runs/DATE-TIME.
+
+    Yields:
+        The path.
+
+    Raises:
+        UserError: if another training is at work in it.
+    """
+    folder = _make_default_folder() if folder is None else Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, is_locked = lock(folder)
+    try:
+        if is_locked is False:
+            raise UserError(f"Another training is at work in {folder}; wait for its end or give another --run-dir.")
+        if is_locked is None:
+            print(f"Note: the file system of {folder} has no locks, so a second training there would not be noticed.")
+        yield folder
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing came of it, for then it is empty
+
+
+def _make_default_folder():
+    """Makes runs/DATE-TIME; a second start in the same second gets another name."""
+    name = time.strftime("runs/%Y%m%d-%H%M%S")
+    Path("runs").mkdir(exist_ok=True)
+    for number in itertools.count(2):
+        try:
+            Path(name).mkdir()
+            return Path(name)
+        except FileExistsError:
+            name = f"{name[:20]}-{number}"
+
+
+def begin(folder, config):
+    """Writes the config of a new `Run`, which it returns."""
+    write_json(folder / "config.json", config)
+    return Run(folder, config)
 
 
 def read_model_file(path, load):
@@ -235,43 +238,37 @@ def read_model_file(path, load):
         return load()
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise  # not the file's fault
-    except Exception as error:  # a file from a stranger may fail in any way
+    except Exception as error:  # Keras makes objects of what the file says, which may fail in any way
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
 
 
-def default_folder():
-    """Where a run goes for which no folder was given."""
-    return Path(time.strftime("runs/%Y%m%d-%H%M%S"))
-
-
 def newest():
-    """The newest finished run in runs/, else the newest that has both models, or None."""
-    runs = [folder for folder in Path("runs").glob("*") if Run.has_models(folder)]
-    return max(runs, default=None,
-               key=lambda folder: ((folder / "metrics.json").exists(), (folder / "config.json").stat().st_mtime))
+    """The newest run in runs/ that has both models, a finished one if there is any; or None."""
+    folders = [folder for folder in Path("runs").glob("*") if Run.has_models(folder)]
+    return max(folders, key=lambda folder: (Run.is_finished(folder), (folder / "config.json").stat().st_mtime), default=None)
 
 
 def build_info():
-    """What last bits of results depend on: a dict of `packages`, `python`, `processor` and its `vector_instructions`."""
-    return {"packages": {name: metadata.version(name) for name in PACKAGES}, "python": sys.version.split()[0],
-            "processor": platform.processor() or platform.machine(), "vector_instructions": _vector_instructions()}
-
-
-def _vector_instructions():
-    """The vector instructions that the CPU says it has, as Linux lists them; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    return [flag for flag in flags if flag.startswith(("sse", "avx", "fma", "amx"))]
+    """What last bits of results depend on: a dict of `packages`, `python`, `processor` and `cores`."""
+    # Not metadata.version: TensorFlow may be installed under another name, tensorflow-cpu say.
+    versions = {item.metadata["Name"].lower(): item.version for item in metadata.distributions()}
+    return {"packages": {"tensorflow": tf.__version__, **{name: versions.get(name) for name in PACKAGES}},
+            "python": platform.python_version(), "processor": platform.processor() or platform.machine(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
 
 
 def git_commit():
-    """The commit of this repository that is checked out, or None."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this repository that is checked out, with "-dirty" if files differ from it; None outside of git."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments):
+        command = ["git", "-C", str(ROOT), "-c", "safe.directory=*", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
+            return None  # unpacked inside another repository
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
