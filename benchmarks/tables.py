@@ -115,7 +115,8 @@ def judges(results):
     record = results["heads"]
     rows = [["AUC", "noise", "the mean person", "slices of different people"]]
     for name, label in (("told_apart_slices", "by slice"), ("told_apart_heads", "by head")):
-        values = [record.get(name + suffix) for suffix in ("_noise", "_mean", "_stacked")]
+        suffixes = "_fake_noise", "_fake_mean_person", "_fake_mixed_people"
+        values = [record.get(name + suffix) for suffix in suffixes]
         rows.append([label, *(NOT_APPLICABLE if value is None else f"{value:.2f}" for value in values)])
     return rows
 
