@@ -140,7 +140,7 @@ def main(argv=None):
     """Does what one of the four commands asks for."""
     arguments = parse_arguments(argv)
     devices.prepare(exact=True)
-    with devices.report_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
+    with devices.explain_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
         run = find_run(arguments.run_dir)
         vqvae, prior = load_models(run)
         if arguments.images:
@@ -161,7 +161,7 @@ def find_run(run_dir):
     """
     if run_dir is None:
         run_dir = runs.newest()
-        if run_dir is not None and not Run.load(run_dir).metrics_path.exists():
+        if run_dir is not None and not Run.is_finished(run_dir):
             print(f"{run_dir} is not finished: go on with train.py --resume, or name it with --run-dir.")
             run_dir = None
         if run_dir is None and Run.has_models(runs.PRETRAINED):
@@ -173,7 +173,7 @@ def find_run(run_dir):
         raise UserError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
                         "train one with train.py --run-dir.")
     run = Run.load(run_dir)
-    if not run.metrics_path.exists() and run.folder.resolve() != runs.PRETRAINED.resolve():
+    if not Run.is_finished(run.folder) and run.folder.resolve() != runs.PRETRAINED.resolve():
         print(f"Note: {run_dir} is not finished: these are its best weights so far, not calibrated.")
     return run
 
@@ -190,7 +190,7 @@ def load_models(run):
     except ValueError as error:
         raise UserError(f"The run in {run.folder} cannot be loaded: {error}; train it again.") from error
     if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
-        raise UserError(f"In {run.folder}, vqvae.keras or pixelcnn.keras holds the other's model; train anew.")
+        raise UserError(f"In {run.folder} vqvae.keras or pixelcnn.keras holds the other's model; train anew.")
     expected = run.config["vqvae"]
     if expected != {name: vqvae.settings.get(name) for name in expected}:
         raise UserError(f"{run.model_path('vqvae')} is not the model that config.json describes; "
@@ -261,13 +261,13 @@ def check_evaluable(splits, folder, run):
 
 def decode(vqvae, codes):
     """Codes int (N, g, g) -> images, float (N, H, W) in [0, 1]."""
-    return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(chunk)), codes, size=16)
+    return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(np.int32(chunk))), codes, size=16)
 
 
 def decode_heads(vqvae, heads):
     """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W): as floats, many would not fit into memory."""
     def decode_chunk(chunk):
-        return to_uint8(vqvae.decode_codes(chunk).numpy()[..., 0])
+        return to_uint8(vqvae.decode_codes(np.int32(chunk)).numpy()[..., 0])
 
     decoded = np.zeros((*heads.shape[:2], vqvae.image_size, vqvae.image_size), np.uint8)
     for index, head in enumerate(heads):
@@ -349,7 +349,7 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     """Measures the test split and writes its pictures and per_image.csv.
 
     Returns:
-        (the dict of metrics.json; the bits per code of each image in its head, float (N,); what the page has).
+        (the dict of metrics.json; each image's bits per code in its head, float (N,); what the page shows).
     """
     print(f"Reconstructing {len(test.images):,} test images ...", flush=True)
     codes = coded.codes[0]
@@ -551,7 +551,7 @@ def encode_own(vqvae, prior, file):
     """
     head = dataset.Split.from_heads(file.images[np.newaxis], file.positions or np.arange(len(file.images)))
     coded = dataset.encode_split(vqvae, prior, head)
-    codes = coded.codes[0]
+    codes = np.int32(coded.codes[0])
     if not file.positions:
         return codes, None
     is_head = len(codes) > 1

@@ -35,7 +35,8 @@ def read_own_files(paths, run, size, slice_positions):
 
     Args:
         paths: of the files.
-        run: the `runs.Run`: volumes are cut where its slices lie, PNGs named like its data are turned like them.
+        run: the `runs.Run`: volumes are cut where its slices lie, PNGs with names like its data's are turned
+            like these.
         size: side of the model's images in pixels.
         slice_positions: those of the training people.
 

@@ -1,4 +1,4 @@
-"""The report: one HTML page of a run's figures, pictures and heads, which needs no network and no other file."""
+"""The report: one HTML page of a run's figures, pictures and heads. It needs no network and no other file."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from support import figures
+from support import figures, judge
 from support.images import brain_box, crop
 
 TEMPLATE = "report.html"  # beside this file
@@ -26,34 +26,13 @@ MEANINGS = {
         "num_images": "test images measured",
     },
     "Codes and bits": {
-        "bits_per_code": "code length of whole heads, given the slices below and the person, whose bits are in it",
+        "bits_per_code": "code length of whole heads, given slices below and person, whose bits are in it",
         "bits_per_code_alone": "code length of single slices, without any context",
         "bytes_per_image": "size of a slice, coded by the prior",
         "code_entropy": "bits per code if codes were independent",
         "perplexity": "number of equally likely codes with that entropy",
         "codes_used": "codes that occur at all",
     },
-}
-# The figures of whole heads, by `judge.head_table`.
-HEAD_MEANINGS = {
-    "told_apart_slices": "AUC of a network that tells sampled slices from people's: 0.5 never, 1 always",
-    "told_apart_slices_by_head": "the same, the mean over a head's slices",
-    "told_apart_heads_by_slice": "AUC of a network that sees a slice with those 1 and 4 above it",
-    "told_apart_heads": "the same, the mean over a head",
-    "neighbour_correlation": "correlation of neighbouring slices",
-    "correlation_4_apart": "correlation of slices 4 apart",
-    "correlation_8_apart": "correlation of slices 8 apart",
-    "dark_mean": "dark share of the brain's inner half (ventricles, fissures): mean",
-    "dark_sd": "the same: spread over people",
-    "dark_sd_ratio": "the same: spread over that of training people",
-    "dark_ks": "the same: distance from the distribution of training people, 0 to 1",
-    "symmetry_mean": "symmetry, left for right: mean",
-    "symmetry_sd": "the same: spread over people",
-    "symmetry_sd_ratio": "the same: spread over that of training people",
-    "symmetry_ks": "the same: distance from the distribution of training people, 0 to 1",
-    "copy_test": "C_T of whole heads: well below 0 for copies",
-    "nearest_over_second": "distance of the nearest training person over that of the second: 0 for a copy",
-    "membership": "AUC of the code length that tells training people from new ones: 0.5 if it cannot",
 }
 
 
@@ -94,7 +73,7 @@ def write_report(path, *, title, facts, notice, margin, colours, samples, sample
         metrics: dict of numbers. A `NAME_sd` is shown as the spread of NAME.
         examples: `Examples` of test images.
         codes: int (...), those of all test images, whose use is plotted.
-        head_table: rows of texts, the first a heading; the others begin with a key of `HEAD_MEANINGS`.
+        head_table: rows of texts, the first a heading; the others begin with a key of `judge.ROWS`.
     """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -104,7 +83,7 @@ def write_report(path, *, title, facts, notice, margin, colours, samples, sample
         top=_top(examples.bits) if examples else 0,
         samples=[(_png(image), position) for image, position in zip(crop(samples, margin), sample_positions)],
         heads=[_head_pictures(head, head_positions, geometry) for head in heads],
-        head_table=[[*row, HEAD_MEANINGS.get(row[0], "")] for row in head_table[1:]],
+        head_table=[[*row, judge.ROWS[row[0]]] for row in head_table[1:]],
         head_heading=[*head_table[0], "what it is"] if head_table else [],
         cut_names=figures.cut_names(geometry), axes_caption=figures.axes_caption(geometry),
         code_use=None if codes is None else _code_use(codes, len(colours)))

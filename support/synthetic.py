@@ -1,7 +1,7 @@
 """A synthetic data set: sampled heads as the PNG folders that `dataset.py` reads, and what to say of them.
 
-Besides the folders it holds SYNTHETIC.txt, for people who find it, and dataset.json, for programs; and the note
-of simulated people, if the model was trained on such.
+Besides the folders it holds SYNTHETIC.txt, for people who find it, dataset.json, for programs, and the note
+of simulated people if the model was trained on such.
 """
 
 import json
@@ -49,14 +49,15 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
     data, geometry = run.config["data"], run.geometry
     try:
         prior = json.loads(run.results_path("evaluation.json").read_text())
-        says = (f"predict.py --evaluate judged {prior['heads']['num_heads']} heads of this run, at the seed and "
-                "temperature of that command; these heads were not judged themselves.")
+        says = (f"predict.py --evaluate judged {prior['heads']['num_heads']} heads of this run, at its own "
+                "seed and temperature; these heads were not judged themselves.")
     except (OSError, ValueError, KeyError, TypeError):
         prior, says = None, "Not judged: the run has no evaluation.json, which predict.py --evaluate writes."
     return {"kind": "synthetic", "says": notice(run.is_simulated, True),
-            "git_commit": run.config.get("git_commit"), "heads": template.split_people(count), "seed": seed, "temperature": temperature,
-            "ventricles": ventricles, "slice_positions": list(slice_positions),
-            "mm_per_pixel": geometry.pixel_size, "mm_between_positions": geometry.spacing, "front": "up" if data["front"] else None,
+            "heads": template.split_people(count), "seed": seed, "temperature": temperature, "ventricles": ventricles,
+            "git_commit": run.config.get("git_commit"), "slice_positions": list(slice_positions),
+            "mm_per_pixel": geometry.pixel_size, "mm_between_positions": geometry.spacing,
+            "front": "up" if data["front"] else None,
             "trained_on": {"is_simulated": run.is_simulated, "front": data["front"],
                            "fingerprints": data["fingerprints"], "limit": run.settings["limit"]},
             "prior": prior, "prior_says": says}
