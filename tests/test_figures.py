@@ -9,8 +9,10 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
+from benchmarks import architecture, ventricles
 from support import figures
 from support.volumes import SliceGeometry
+from tests.small import small_prior, small_vqvae
 
 
 def test_progress_frame_shows_original_reconstruction_and_error_without_margin():
@@ -77,19 +79,25 @@ def test_like_codes_have_like_colours():
         assert colours.shape == (len(few), 3) and np.isfinite(colours).all()
 
 
-def test_reconstructions_show_the_signed_difference_inside_the_margin(tmp_path):
-    originals = np.full((4, 32, 32), 0.5)
-    reconstructions = np.full((4, 32, 32), 0.5)
-    reconstructions[:, 8:24, 8:24] = 0.75  # too bright by the end of the scale, inside; only there a margin of 8 leaves
-    codes = np.zeros((4, 4, 4), int)
-    figures.reconstruction_grid(originals, reconstructions, codes, "abcd", np.array([[0.0, 1.0, 0.0]]), 8, tmp_path / "grid.png")
+@pytest.mark.parametrize("count", (1, 4))
+def test_reconstructions_show_the_signed_difference_inside_the_margin(tmp_path, count):
+    originals = np.full((count, 32, 32), 0.5)
+    reconstructions = originals.copy()
+    reconstructions[:, 8:24, 8:24] = 0.75  # too bright by the end of the scale, where a margin of 8 leaves the picture
+    codes = np.zeros((count, 4, 4), int)
+    figures.reconstruction_grid(originals, reconstructions, codes, "abcd"[:count], np.array([[0.0, 1.0, 0.0]]), 8,
+                                tmp_path / "grid.png")
     picture = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
-    expected = {"original": (128, 128, 128), "reconstruction": (191, 191, 191),
-                "difference": np.round(255 * np.array(matplotlib.colormaps["RdBu_r"](1.0)[:3])), "codes": (0, 255, 0)}
+    expected = {"original": (128, 128, 128), "reconstruction": (191, 191, 191), "codes": (0, 255, 0),
+                "difference": np.round(255 * np.array(matplotlib.colormaps["RdBu_r"](1.0)[:3]))}
+    lefts = {}
     for name, colour in expected.items():
         regions, _ = ndimage.label((np.abs(picture.astype(int) - colour) <= 2).all(axis=-1))
-        assert sum(min(rows.stop - rows.start, columns.stop - columns.start) > 150
-                   for rows, columns in ndimage.find_objects(regions)) == 4, name
+        boxes = [box for box in ndimage.find_objects(regions) if min(side.stop - side.start for side in box) > 120]
+        lefts[name] = [columns.start for _, columns in boxes]
+        assert len(boxes) == count, name
+    assert np.ptp(list(lefts.values()), axis=0).max() <= 25  # in one column; the scale stands beside one row
+    assert picture.shape[1] < 250 * count + 150  # no empty page around a single one
 
 
 @pytest.fixture
@@ -100,13 +108,13 @@ def curves(monkeypatch):
     return plotted
 
 
-def test_prior_is_plotted_with_and_without_context(tmp_path, curves):
-    columns = "bits_per_code", "val_bits_per_code", "bits_per_code_alone", "val_bits_per_code_alone"
+def test_prior_is_plotted_under_what_each_curve_is(tmp_path, curves):
+    columns = "bits_per_code", "val_bits_per_code", "bits_per_code_no_context", "val_bits_per_code_alone"
     history = {"epoch": np.arange(3), **{name: np.arange(3) + 10 * index for index, name in enumerate(columns)}}
     figures.plot_prior(history, 7.0, tmp_path / "prior.png")
-    plotted = {label: values[0] for label, values in curves.items()}
-    assert plotted == {"given slices below and person: training (dropout)": 0, "given slices below and person: validation": 10,
-                       "slice alone: training (dropout)": 20, "slice alone: validation": 30}
+    assert {label: values[0] for label, values in curves.items()} == {
+        "training, with dropout": 0, "validation, given slices below and person": 10,
+        "training, slices below hidden, person mostly given": 20, "validation, slice alone: neither of both given": 30}
 
 
 def test_losses_are_plotted_on_both_axes(tmp_path, monkeypatch):
@@ -124,10 +132,9 @@ def test_figures_are_made_for_a_page_of_830_pixels(monkeypatch):
     widths = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: widths.append(self.get_figwidth() * dpi))
     images, positions = np.zeros((4, 8, 8)), np.arange(4)
-    tissue = dict.fromkeys(("brain_area", "dark_fraction", "symmetry"), np.zeros(4))
-    columns = "loss", "reconstruction_loss", "vq_loss", "bits_per_code", "bits_per_code_alone", "ssim"
+    columns = "loss", "reconstruction_loss", "vq_loss", "bits_per_code", "ssim"
     history = {name: np.ones(2) for column in columns for name in (column, f"val_{column}", f"test_{column}")}
-    history["epoch"] = np.arange(2)
+    history |= {"epoch": np.arange(2), "bits_per_code_no_context": np.ones(2), "val_bits_per_code_alone": np.ones(2)}
     figures.plot_losses(history, None)
     figures.plot_ssim(history, None)
     figures.plot_prior(history, 7.0, None)
@@ -135,10 +142,8 @@ def test_figures_are_made_for_a_page_of_830_pixels(monkeypatch):
     figures.sample_grid(images, positions, 0, None)
     figures.neighbour_grid(images, np.uint8(images), "abcd", None)
     figures.plot_errors(np.ones(4), positions, images[0], 0, None)
-    figures.plot_distances(np.ones(4), np.zeros(4), None)
-    figures.plot_tissue(tissue, positions, tissue, positions, None)
-    figures.head_comparison(np.full((3, 8, 8, 8), 99, np.uint8), np.arange(8), "abc", "title", None)
-    assert len(widths) == 10 and all(830 <= width <= 1080 for width in widths)
+    ventricles.head_comparison(np.full((3, 8, 8, 8), 99, np.uint8), np.arange(8), "abc", "title", None)
+    assert len(widths) == 8 and all(830 <= width <= 1080 for width in widths)
 
 
 def draw_marked_head():
@@ -151,7 +156,6 @@ def draw_marked_head():
 
 def test_cuts_of_a_head_have_top_and_front_where_they_are_said_to_be():
     head = draw_marked_head()
-    np.testing.assert_array_equal(figures.crop_to_brain(head[np.newaxis])[0], head[:, 1:-1, 1:-1])  # two pixels are kept
     coronal, sagittal = figures.head_cuts(head)
     assert coronal.shape == (8, 30) and sagittal.shape == (8, 40)
     np.testing.assert_array_equal(coronal[:, 15], np.arange(170, 90, -10))  # the highest slice on top
@@ -196,7 +200,7 @@ def test_compared_heads_are_rows_of_the_same_slices_unstretched_and_without_bord
     monkeypatch.setattr(Axes, "set_title", lambda self, label, **kwargs: words.append(label))
     heads = np.zeros((3, 11, 60, 60), np.uint8)
     heads[:, :, 8:52, 12:48] = 20 * np.arange(3).reshape(3, 1, 1, 1) + 8 * np.arange(11).reshape(11, 1, 1) + 60
-    figures.head_comparison(heads, range(20, 31), ("one", "two", "three"), "title", tmp_path / "heads.png")
+    ventricles.head_comparison(heads, range(20, 31), ("one", "two", "three"), "title", tmp_path / "heads.png")
     picture = np.asarray(Image.open(tmp_path / "heads.png").convert("RGB")).astype(int)
     assert np.ptp(picture, axis=-1).max() == 0
     boxes = {}
@@ -210,3 +214,14 @@ def test_compared_heads_are_rows_of_the_same_slices_unstretched_and_without_bord
     assert all(boxes[row, column][0] == boxes[row, 0][0] and boxes[row, column][1] == boxes[0, column][1] for row, column in boxes)
     assert boxes[0, 0] < boxes[1, 0] < boxes[2, 0] and boxes[0, 0][1] < boxes[0, 1][1] < boxes[0, 3][1]
     assert words == [f"slice {position}" for position in (22, 24, 26, 28)]
+
+
+def test_the_schematic_says_what_the_models_are():
+    vqvae, prior = small_vqvae(margin=8), small_prior(grid_size=8, num_embeddings=16, person_size=5, steps_below=(1, 2))
+    texts = architecture.outline(vqvae, prior)
+    assert texts["image"] == "64 x 64 x 1" and texts["codebook"] == "16 x 4" and texts["codes"] == "8 x 8"
+    assert texts["encoder"][0] == "less 8 black pixels" and texts["decoder"][-1] == "plus 8 black pixels"
+    assert texts["encoder"].count("residual block") == 1 and texts["decoder"].count("residual block") == 2
+    assert dict(texts["conditioning"]) == {
+        "codes above and to the left": "8 x 8", "codes of the slices below": "2 x 8 x 8", "person": "5",
+        "slice position": "1 of 4"}
