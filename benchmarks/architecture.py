@@ -35,8 +35,8 @@ def outline(vqvae, prior):
 
     Returns:
         A dict of texts: `image`, `vectors`, `codebook`, `codes` and `logits`, the shapes of these; `encoder`,
-        `decoder` and `prior`, lists of the steps of these; `conditioning`, a list of (name, shape) of what the
-        logits depend on.
+        `decoder` and `prior`, lists of the steps of these; `conditioning`, a list of (name, shape) of what
+        the logits depend on.
     """
     def shape(*sizes):
         return " x ".join(map(str, sizes))
@@ -61,7 +61,7 @@ def pictures_of_slice(vqvae):
     """A slice of the demo cohort on its way through the VQ-VAE.
 
     Returns:
-        A dict of pictures in [0, 1]: `image` and `decoded`, (H, W); `vectors`, their lengths, (g, g, 3) in gray;
+        A dict of pictures in [0, 1]: `image`, `decoded`, (H, W); `vectors`, their lengths, (g, g, 3) in gray;
         `codes`, (g, g, 3), coloured as the codebook; `codebook`, (1, 16, 3), 16 of its colours.
     """
     test = dataset.load_splits(template.make_demo_cohort(), ["test"], limit=1)["test"]
@@ -153,7 +153,7 @@ def _draw_prior(axes, texts):
 
 
 def _draw_vqvae(axes, texts, pictures):
-    """Draws the upper row: image, encoder, vectors, codes, decoder and what is decoded; the codebook above."""
+    """Draws the upper row: image, encoder, vectors, codes, decoder, what is decoded; the codebook above."""
     blue = "#dbe9f6"
     encoder, decoder = _merge_repeats(texts["encoder"]), _merge_repeats(texts["decoder"])
     low, high = VQVAE_Y - 8, VQVAE_Y + 8

@@ -2,8 +2,8 @@
 
     python benchmarks/ventricles.py [--run-dir RUN] [--heads 64] [--figure FILE]
 
-Heads are sampled as ``predict.py --heads N --ventricles Q`` samples them, but each is asked for another quantile
-Q, spread evenly from 0 to 1. Their ventricles are then measured as those of training people were
+Heads are sampled as ``predict.py --heads N --ventricles Q`` samples them, but each is asked for another
+quantile Q, spread evenly from 0 to 1. Their ventricles are then measured as those of training people were
 (`train.fit_ventricles`). The figure shows three sizes with all else the same: noise, and the person's other
 numbers. It needs the run alone, no data. The last line is JSON.
 """
@@ -83,9 +83,9 @@ def compare(targets, sizes, quantiles):
         quantiles: float (Q,), of training people's sizes, evenly spaced.
 
     Returns:
-        A dict: `rank_correlation` (Spearman) and `slope` (least squares, size over target size), each with its
-        interval (see `judge.with_interval`); `quantile_error`, the mean absolute difference of both as quantiles
-        of training people; `groups`, the mean target size and the mean size of four groups of heads, ascending.
+        A dict: `rank_correlation` (Spearman) and `slope` (least squares, size over target size), each with
+        its interval (see `judge.with_interval`); `quantile_error`, the mean absolute difference of both as
+        quantiles of training people; `groups`, the mean target size and size of four groups, ascending.
     """
     target_sizes, heads = people.value_at(quantiles, targets), np.arange(len(targets))
 
@@ -106,10 +106,11 @@ def print_groups(measured):
     """Prints what `main` has measured: a row for each group of heads, then the summary."""
     for number, group in enumerate(measured["groups"]):
         first, last = number / NUM_GROUPS, (number + 1) / NUM_GROUPS
-        print(f"asked for quantiles {first:.2f} to {last:.2f}: mean size asked for {group['target_size']:.3f}, "
-              f"shown {group['size']:.3f}")
-    print(f"{measured['num_heads']} heads: rank correlation of asked and shown {measured['rank_correlation']:.2f}, "
-          f"slope {measured['slope']:.2f}, mean error as a quantile {measured['quantile_error']:.2f}", flush=True)
+        print(f"asked for quantiles {first:.2f} to {last:.2f}: mean size "
+              f"asked for {group['target_size']:.3f}, shown {group['size']:.3f}")
+    print(f"{measured['num_heads']} heads: rank correlation of asked and shown "
+          f"{measured['rank_correlation']:.2f}, slope {measured['slope']:.2f}, mean error as a quantile "
+          f"{measured['quantile_error']:.2f}", flush=True)
 
 
 def draw(vqvae, prior, measure, path):

@@ -53,8 +53,9 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
                 "seed and temperature; these heads were not judged themselves.")
     except (OSError, ValueError, KeyError, TypeError):
         prior, says = None, "Not judged: the run has no evaluation.json, which predict.py --evaluate writes."
-    return {"kind": "synthetic", "says": notice(run.is_simulated, True),
-            "heads": template.split_people(count), "seed": seed, "temperature": temperature, "ventricles": ventricles,
+    heads = template.split_people(count)
+    return {"kind": "synthetic", "says": notice(run.is_simulated, True), "heads": heads,
+            "seed": seed, "temperature": temperature, "ventricles": ventricles,
             "git_commit": run.config.get("git_commit"), "slice_positions": list(slice_positions),
             "mm_per_pixel": geometry.pixel_size, "mm_between_positions": geometry.spacing,
             "front": "up" if data["front"] else None,
