@@ -97,9 +97,10 @@ def parse_arguments(argv):
     add("--output-dir", metavar="DIR", help="for the results: new, or that of an earlier call, whose results "
         "are replaced (default: RUN/predictions; with --images or --codes RUN/images)")
     given = vars(parser.parse_args(argv))
-    chosen = next((option for option in (IMAGES, CODES, DATASET) if attribute(option) in given), PEOPLE)
+    options = {f"--{name.replace('_', '-')}" for name in given}  # as they are called on the command line
+    chosen = next((command for command in (IMAGES, CODES, DATASET) if command in options), PEOPLE)
     for option, commands in COMMANDS_OF_OPTIONS.items():
-        if attribute(option) in given and chosen not in commands:
+        if option in options and chosen not in commands:
             raise UserError(f"{option} is of no use with {chosen}; leave out the one or the other.")
     if chosen == DATASET and given.get("heads", 0) < len(volumes.SPLITS):
         raise UserError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
@@ -110,11 +111,6 @@ def parse_arguments(argv):
     if "ventricles" in given and "evaluate" in given:
         raise UserError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
     return argparse.Namespace(**{**DEFAULTS, **given})
-
-
-def attribute(option):
-    """What argparse calls an option: --data-dir is data_dir."""
-    return option.removeprefix("--").replace("-", "_")
 
 
 def quantile_argument(text):
@@ -285,14 +281,16 @@ def save_unit(image, path):
 
 def predict_people(arguments, run, vqvae, prior):
     """Reconstructs and measures the test people, samples slices and heads; judges and exports if asked to."""
-    splits = load_data(arguments, run, vqvae)
     positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
     persons = persons_of_heads(arguments, run, prior)
     folder = Path(arguments.output_dir or run.results_path("predictions"))
     measured, tested, judged = {}, {}, {}
-    with new_results(folder, arguments.export) as (new, export):
+    with new_results(folder, arguments.export) as (new, export):  # refuses before data are read
+        splits = load_data(arguments, run, vqvae)
         if splits:
-            coded = encode_splits(vqvae, prior, splits)
+            dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
+            print(f"Encoding {sum(len(split.images) for split in splits.values()):,} images ...", flush=True)
+            coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
             measured, bits, tested = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"],
                                                       arguments.seed)
         print(f"Sampling {len(positions)} slices ...", flush=True)
@@ -312,8 +310,7 @@ def predict_people(arguments, run, vqvae, prior):
             new / "report.html", **facts_of_page(arguments, run), **tested, margin=vqvae.margin,
             colours=figures.code_colours(vqvae.quantizer.embeddings), samples=samples,
             sample_positions=positions, heads=shown[:PICTURED_HEADS], head_positions=head_positions,
-            geometry=geometry,
-            head_table=judge.head_table(judged) if judged else [])
+            geometry=geometry, head_table=judge.head_table(judged) if judged else [])
         if measured:
             write_json(new / "metrics.json", {**measured, **({"heads": judged} if judged else {})})
         if export:
@@ -330,19 +327,12 @@ def predict_people(arguments, run, vqvae, prior):
 @contextlib.contextmanager
 def new_results(folder, export):
     """Yields the hidden folders that become the results and --export (or None); see `results_folder`."""
-    both = [Path(path).resolve() for path in (folder, export or folder)]
-    if export and (both[0] == both[1] or both[0] in both[1].parents or both[1] in both[0].parents):
+    first, second = Path(folder).resolve(), Path(export or "/").resolve()
+    if export and (first.is_relative_to(second) or second.is_relative_to(first)):
         raise UserError(f"--export {export} and the results in {folder} need folders apart; give another.")
     with (results_folder(folder, "--output-dir") as new,
           results_folder(export, "--export") if export else contextlib.nullcontext() as new_export):
         yield new, new_export
-
-
-def encode_splits(vqvae, prior, splits):
-    """The `dataset.CodedSplit` of each split, a dict."""
-    dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
-    print(f"Encoding {sum(len(split.images) for split in splits.values()):,} images ...", flush=True)
-    return {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
 
 
 def reconstruct_test(folder, vqvae, prior, test, coded, seed):
