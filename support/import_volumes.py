@@ -1,6 +1,5 @@
-"""Volumes of a study into the PNG folders: which files are T1-weighted heads, whose they are, and the split by person."""
+"""Volumes of a study into the PNG folders: which are T1-weighted heads, and the split by person."""
 
-import collections
 import csv
 import glob
 import os
@@ -13,21 +12,16 @@ from tqdm import tqdm
 
 from support.cli import UserError
 from support.files import whole_folder
-from support.volumes import is_dicom, read_slices, slice_file, SPLITS, VOLUME_ENDINGS
+from support.template import share_of_people
+from support.volumes import is_dicom, read_slices, slice_file, SPLITS, VOLUME_ENDINGS, VolumeError
+from support.whose_head import OTHER_NAMES, people_of, T1_NAMES
 
-PERSON_NAMES = tuple(map(re.compile, (r"(?<!\d)\d{3}_S_\d{4}(?!\d)", r"IXI\d{3}(?!\d)", r"OAS(?:\d_\d{4}|\d{5})(?!\d)",
-                                      r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")))
-T1_NAMES = r"t1|t1w|t1n|unit1|mp-?rage|mpr|spgr|fspgr"
-OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri|asl|cbf|swi|mra|tof"
-               r"|angio|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer|scout")
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
 
 
 def _walk(root):
-    """Yields each folder from `root` down as (Path, names of its files), sorted.
-
-    Links to folders are followed, each real folder is visited once, and hidden files (such as the ._* of macOS) are left out.
-    """
+    """Yields each folder from `root` down once, also through links: (Path, sorted names of files, hidden ones
+    left out)."""
     visited = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -40,13 +34,10 @@ def _walk(root):
 
 
 def find_oasis1(folder):
-    """Lists the atlas-registered volumes of the OASIS-1 release, one per session.
-
-    Looks for ``<session>/PROCESSED/MPRAGE/T88_111/*_t88_masked_gfc.hdr`` (brain only), else ``*_t88_gfc.hdr`` (with the skull).
+    """Lists the atlas-registered volumes of OASIS-1, one per session: the brain alone, else with its skull.
 
     Returns:
-        (sessions, a list of (person, path); reasons, a list of texts, for what was left out). The person of session
-        OAS1_0001_MR2 is OAS1_0001.
+        (sessions, a list of (person, path); reasons, a list of texts, for what was left out).
     """
     sessions, reasons = [], []
     for atlas, files in _walk(folder):
@@ -65,45 +56,62 @@ def find_oasis1(folder):
 def find_nifti(folder, pattern=None, person_pattern=None):
     """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder, as `find_oasis1`.
 
-    Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices` refuses the masks
-    and segmentations that are not named so); and, where some files are named T1, those that are not.
+    Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
+    refuses the masks and segmentations that are not named so); and, where some files are named T1, those that
+    are not.
 
     Args:
         folder: where to look.
         pattern: a glob relative to it, which decides in place of these rules.
-        person_pattern: a regular expression whose one group, found in the path below the folder, is the person. By default
-            what `PERSON_NAMES` find, else the folder that `_person_level` finds, else the file's name.
+        person_pattern: a regular expression whose one group, found in the path below the folder, is the
+            person; by default see `whose_head.people_of`.
 
     Raises:
-        UserError: if one of the patterns cannot be used.
+        UserError: if one of the patterns cannot be used, or it cannot be told whose the volumes are.
     """
     folder = Path(folder)
-    paths, sessions, reasons = [], [], []
-    for place, files in _walk(folder):
-        paths += [place.relative_to(folder) / name for name in files
-                  if name.lower().endswith(VOLUME_ENDINGS) and not name.lower().endswith((".img", ".dcm"))]
-        if any(is_dicom(place / name) for name in files if Path(name).suffix.lower() in (".dcm", ".ima", "")):
-            reasons.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
+    paths, reasons = _list_volumes(folder)
     matches = None if pattern is None else _glob(folder, pattern)
     has_t1 = any(_is_t1(path) and not _why_no_head(path) for path in paths)
-    for path, person in zip(paths, _people(paths, person_pattern)):
+    heads = []
+    for path in paths:
         if matches is not None:
             reason = None if path in matches else "does not match --pattern"
         else:
-            reason = _why_no_head(path) or ("is not named T1, as others here are" if has_t1 and not _is_t1(path) else None)
-        if not reason and not person:
-            reason = "has no person that --person-pattern finds"
+            reason = _why_no_head(path)
+            if reason is None and has_t1 and not _is_t1(path):
+                reason = "is not named T1, as others here are"
         if reason:
             reasons.append(f"{folder / path}: {reason}")
         else:
-            sessions.append((person, folder / path))
-    return sessions, reasons
+            heads.append(path)
+    people = people_of([path.with_name(_stem(path)).as_posix() for path in heads], person_pattern)
+    sessions = [(person, folder / path) for person, path in zip(people, heads)]
+    reasons += [f"{path}: has no person that --person-pattern finds" for name, path in sessions if not name]
+    return [session for session in sessions if session[0]], reasons
+
+
+def _list_volumes(folder):
+    """(paths of volumes relative to `folder`, reasons why others cannot be such)."""
+    paths, reasons = [], []
+    for place, names in _walk(folder):
+        files = [place / name for name in names]
+        for path in files:
+            if path.name.lower().endswith(VOLUME_ENDINGS) and path.suffix.lower() not in (".img", ".dcm"):
+                if path.exists() and not path.is_file():  # reading it would wait; broken links are told later
+                    reasons.append(f"{path}: is a pipe or a device, not a file")
+                else:
+                    paths.append(path.relative_to(folder))
+        if any(is_dicom(path) for path in files if path.suffix.lower() in (".dcm", ".ima", "")):
+            reasons.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
+    return paths, reasons
 
 
 def _glob(folder, pattern):
     """The paths relative to `folder` that a glob matches, a set."""
     if not pattern or os.path.isabs(pattern):
-        raise UserError(f"--pattern {pattern!r} cannot be used; give one relative to the folder, like '**/*_T1w.nii.gz'.")
+        raise UserError(f"--pattern {pattern!r} cannot be used; give one relative to the folder, like "
+                        "'**/*_T1w.nii.gz'.")
     return set(map(Path, glob.glob(pattern, root_dir=folder, recursive=True)))
 
 
@@ -113,7 +121,10 @@ def _stem(path):
 
 
 def _contrast(name):
-    """The match of the last word of a name that tells the contrast, with a group 1 if that is T1; or None."""
+    """The match of the last word of a name that tells the contrast, with a group 1 if that is T1; or None.
+
+    Where there are several, the last counts: "PD_017_T1" is a patient of that name.
+    """
     matches = list(CONTRAST.finditer(name))
     return matches[-1] if matches else None
 
@@ -124,7 +135,7 @@ def _is_t1(path):
 
 
 def _why_no_head(path):
-    """Why a file is no T1-weighted picture of a head, by its path below the folder of volumes; None if it may be one."""
+    """Why a path cannot be that of a T1-weighted picture of a head; None if it can."""
     name = _stem(path)
     if "derivatives" in path.parts[:-1]:
         return "lies in a derivatives folder"
@@ -132,71 +143,33 @@ def _why_no_head(path):
         return "is a mask or a segmentation by its name"
     if re.search(r"_ce-[a-z]", name, re.IGNORECASE):
         return "was taken with a contrast agent by its name"
-    for part in (name, *reversed(path.parts[:-1])):  # the name of the file itself comes before those of its folders
+    for part in (name, *reversed(path.parts[:-1])):  # the file's own name before those of its folders
         contrast = _contrast(part)
         if contrast:
             return None if contrast[1] else f"is {contrast[0]} by its name, not T1"
     return None
 
 
-def _people(paths, pattern=None):
-    """The person of each path, a list of texts; None where `pattern`, a regular expression, finds none."""
-    if pattern is not None:
-        try:
-            regex = re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}); "
-                             "give one like 'patient_([0-9]+)'.") from error
-        if regex.groups != 1:
-            raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the person alone, "
-                             "like 'patient_([0-9]+)'.")
-        matches = [regex.search(path.as_posix()) for path in paths]
-        return [match[1] if match else None for match in matches]
-    names = [next((match[0] for regex in PERSON_NAMES if (match := regex.search(path.as_posix()))), None) for path in paths]
-    level = _person_level([path for path, name in zip(paths, names) if name is None])
-    people = []
-    for path, name in zip(paths, names):
-        if name is None:
-            is_deep = level is not None and len(path.parts) > level + 1
-            name = "/".join(path.parts[:level + 1]) if is_deep else _stem(path)
-        people.append(name)
-    return people
-
-
-def _person_level(paths):
-    """How deep below the root the folders lie that tell people apart: 0 for the first level; None if no level does.
-
-    It is the first level at which most files have a namesake: the same path below another folder of that level (as in
-    SUBJECT/mri/T1.mgz). Where no level has that, the first at which the same file name lies anywhere below another folder.
-    """
-    deepest = max((len(path.parts) - 1 for path in paths), default=0)
-    for whole_path in (True, False):
-        for level in range(deepest):
-            deep = [path.parts for path in paths if len(path.parts) > level + 1]
-            keys = [(parts[:level], parts[level + 1:] if whole_path else parts[-1]) for parts in deep]
-            folders = collections.defaultdict(set)
-            for parts, key in zip(deep, keys):
-                folders[key].add(parts[level])
-            if 2 * sum(len(folders[key]) > 1 for key in keys) > len(deep):
-                return level
-    return None
-
-
 def convert_volumes(sessions, reasons, output_dir, seed=0):
-    """Writes volumes as the three PNG folders, split by person: 85, 10 and 5 % of them.
+    """Prints how many volumes and people there are, then writes the PNG folders: 85, 10 and 5 % of the
+    people.
 
     Args:
         sessions: list of (person, path); all sessions of a person go to one split, each as a case of its own.
         reasons: a list of texts, to which is added why a session cannot be used.
-        output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session of which person.
+        output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session of which
+            person.
         seed: of the split.
 
     Returns:
         ({split: (number of sessions, of people)}, notes on the volumes, a list of texts).
 
     Raises:
-        UserError: if fewer than three people are left, or the folder cannot be made.
+        UserError: if fewer than three people are left, or the folder exists.
     """
+    people = sorted({person for person, _ in sessions})
+    examples = ", ".join([*people[:3], *(["..."] if len(people) > 3 else [])])
+    print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
     with whole_folder(output_dir, "--output-dir") as unfinished:
         rows, notes = _write_sessions(unfinished, sessions, reasons)
         counts = _split_by_person(unfinished, rows, seed)
@@ -204,20 +177,18 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
 
 
 def _write_sessions(folder, sessions, reasons):
-    """Writes every usable session's slices as N.npy; adds to `reasons` why the others are not.
-
-    Returns:
-        ([(person, path)] of the sessions, notes on them).
-    """
+    """Writes each session's slices as N.npy, or adds to `reasons` why not: ([(person, path)], notes)."""
     rows, notes, size = [], [], None
     for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
         try:
             slices, remarks = read_slices(path)
-            size = size or slices.shape[1:]
-            if slices.shape[1:] != size:
-                raise ValueError(f"has slices of {slices.shape[2]}x{slices.shape[1]} pixels, the first one {size[1]}x{size[0]}")
-        except ValueError as error:
+        except VolumeError as error:
             reasons.append(f"{path}: {error}")
+            continue
+        (height, width), size = slices.shape[1:], size or slices.shape[1:]
+        if (height, width) != size:
+            first = f"{size[1]}x{size[0]}"
+            reasons.append(f"{path}: has slices of {width}x{height} pixels, the first one {first}")
             continue
         notes += [f"{path}: {remark}" for remark in remarks]
         np.save(folder / f"{len(rows)}.npy", slices)
@@ -226,33 +197,31 @@ def _write_sessions(folder, sessions, reasons):
 
 
 def _split_by_person(folder, rows, seed):
-    """Writes the PNG folders and cases.csv from the N.npy of (person, path) number N.
-
-    Returns:
-        {split: (number of sessions, of people)}.
-    """
+    """Writes PNG folders and cases.csv from N.npy of (person, path) N: {split: (sessions, people)}."""
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
         raise UserError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "
-                         "If there are more, tell them apart with --person-pattern.")
+                        "If there are more, tell them apart with --person-pattern.")
     order = np.random.default_rng(seed).permutation(len(people))
-    test = max(1, round(0.05 * len(people)))
-    validate = max(1, round(0.10 * len(people)))
+    test, validate = share_of_people(len(people), 0.05), share_of_people(len(people), 0.10)
     split_of = {people[index]: "test" if rank < test else "validate" if rank < test + validate else "train"
                 for rank, index in enumerate(order)}
-    table, case = [("case", "split", "person", "source")], 0
-    counts = {}
+    table, case, counts = [("case", "split", "person", "source")], 0, {}
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
-        for index, (person, path) in enumerate(rows):
-            if split_of[person] == name:
-                case += 1
-                for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)):
-                    Image.fromarray(image).save(slice_file(folder, name, case, position))
-                table.append((case, name, person, path))
-                (folder / f"{index}.npy").unlink()
-        members = [person for person, _ in rows if split_of[person] == name]
-        counts[name] = len(members), len(set(members))
-    with open(folder / "cases.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        members = [(index, *row) for index, row in enumerate(rows) if split_of[row[0]] == name]
+        for index, person, path in members:
+            case += 1
+            for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)):
+                Image.fromarray(image).save(slice_file(folder, name, case, position))
+            table.append((case, name, _as_utf8(person), _as_utf8(path)))
+            (folder / f"{index}.npy").unlink()
+        counts[name] = len(members), len({person for _, person, _ in members})
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table)
     return counts
+
+
+def _as_utf8(name):
+    """A file's name as text, whatever the locale; bytes that are no UTF-8 as backslash escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

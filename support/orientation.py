@@ -1,4 +1,5 @@
-"""Which way a set of slices lies, and at which heights: measured against the MNI152 template, since PNG files do not say."""
+"""Which way a set of slices lies, and at which heights: measured against the MNI152 template, since PNG files
+do not say."""
 
 import dataclasses
 
@@ -6,15 +7,16 @@ import numpy as np
 from scipy import ndimage
 from skimage.transform import resize_local_mean
 
+from support.images import spread
 from support.template import cut_axial, load_mni152
-from support.volumes import SliceGeometry
+from support.volumes import FRAME_MM, SliceGeometry
 
 FRONTS = "up", "down", "left", "right"  # the side of the picture on which the front of the head lies
 SIDE, PIXEL_SIZE = 64, 4  # pixels and mm of the pictures that are compared
 MIN_POSITIONS = 8  # from fewer slices the spacing is a guess
 MAX_POSITIONS, MAX_PEOPLE = 12, 40  # compared: as many slices of the head, each the mean of as many people
-# Below these, nothing is claimed. Measured: at least 0.56 and 0.15 in single people, 0.79 and 0.25 in means over people (real,
-# simulated, with a skull); at most 0.52 and 0.08 in discs, eggs, torsos, blobs and noise.
+# Below these, nothing is claimed. Measured: at least 0.56 and 0.15 in single people, 0.79 and 0.25 in means
+# over people (real, simulated, with a skull); at most 0.52 and 0.08 in discs, eggs, torsos, blobs and noise.
 MIN_CORRELATION, MIN_MARGIN = 0.55, 0.12
 
 
@@ -23,7 +25,8 @@ class Match:
     """How slices fit the template.
 
     Attributes:
-        front: the side of the picture on which the front of the head lies, one of `FRONTS`; None if the match is poor.
+        front: the side of the picture on which the front of the head lies, one of `FRONTS`; None if the match
+            is poor.
         spacing: of neighbouring slices, in the data's mm.
         lowest: height of slice 0 above the anterior commissure, in the data's mm.
         correlation: of the best fit, the mean over slices; 0 where no fit was possible.
@@ -40,65 +43,69 @@ class Match:
 def turn(images, front):
     """Turns images (N, S, S), whose front lies on the side `front`, front up.
 
-    Left and right cannot be told from a picture: a brain is nearly its own mirror image. So the turn is that of the usual
-    cause, volumes in RAS order (x to the right, y to the front) written with y along the rows (front down: the rows are
-    reversed) or along the columns (front right: a quarter turn). There the head's left comes to lie on the left.
+    Left and right cannot be told from a picture: a brain is nearly its own mirror image. So the turn is that
+    of the usual cause, volumes in RAS order (x to the right, y to the front) written with y along the rows
+    (front down: the rows are reversed) or along the columns (front right: a quarter turn). There the head's
+    left comes to lie on the left.
     """
     return {"up": images, "down": images[:, ::-1],
             "left": np.rot90(images, -1, (1, 2)), "right": np.rot90(images, 1, (1, 2))}[front]
 
 
 def match_template(slices, positions):
-    """Finds the side of the front, the spacing and the lowest height at which slices fit the MNI152 template best.
+    """Finds the side of the front, the spacing and the lowest height at which slices fit the MNI152 template
+    best.
 
-    Each slice is compared with each height of the template, for each side and some scales, since brains are larger in the
-    MNI's frame than in others: by the correlation of intensities inside the template's brain, without its rim, whose darkness
-    any round thing shares. Slices and template are first moved so that the middle of what is bright is the picture's middle.
-    The heights of all slices must lie on a line, height = lowest + spacing * position; the best line counts.
+    Slices and template are centred on what is bright. Then each slice is compared with each height of the
+    template, for each side and some scales (the MNI's brain is larger than people's): by the correlation of
+    intensities inside the template's brain, without its rim, whose darkness any round thing shares. The
+    heights of all slices must lie on a line, height = lowest + spacing * position; the best line counts.
 
     Args:
         slices: (P, S, S), the mean over people at each position, 256 mm wide; 0 is black.
         positions: (P,), the slice numbers.
 
     Returns:
-        A `Match`. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm. Takes
-        about 1.5 s of one core.
+        A `Match`. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2
+        mm.
     """
     if len(slices) < MIN_POSITIONS or not np.ptp(slices):
         return Match(None, 0.0, 0.0, 0.0, 0.0)
-    chosen = np.unique(np.linspace(0, len(slices) - 1, MAX_POSITIONS).astype(int))
+    chosen = spread(len(slices), MAX_POSITIONS)
     small = np.asarray(slices, np.float32)[chosen]
     small = _centred(resize_local_mean(small, (len(chosen), SIDE, SIDE)))
     positions = np.asarray(positions)[chosen]
     volume, to_voxels = load_mni152()
     template = ndimage.gaussian_filter(volume, 1.5), to_voxels
     # First every side, coarsely; then the best one, finely
-    fits = _fit([turn(small, front) for front in FRONTS], positions, template, scales=np.arange(0.82, 1.13, 0.06),
-                height_step=2, spacings=np.geomspace(0.5, 8, 56), lowest=np.arange(-50, 71, 2))
+    fits = _fit([turn(small, front) for front in FRONTS], positions, template, height_step=2,
+                scales=np.arange(0.82, 1.13, 0.06), spacings=np.geomspace(0.5, 8, 56),
+                lowest=np.arange(-50, 71, 2))
     second, best = np.argsort([correlation for correlation, *_ in fits])[-2:]
     margin = fits[best][0] - fits[second][0]
     _, scale, spacing, lowest = fits[best]
     (correlation, scale, spacing, lowest), = _fit(
-        [turn(small, FRONTS[best])], positions, template, scales=scale + 0.02 * np.arange(-2, 3),
-        height_step=1, spacings=spacing * np.linspace(0.9, 1.1, 21),
+        [turn(small, FRONTS[best])], positions, template, height_step=1,
+        scales=scale + 0.02 * np.arange(-2, 3), spacings=spacing * np.linspace(0.9, 1.1, 21),
         lowest=lowest + np.linspace(-4, 4, 17))
     is_good = correlation >= MIN_CORRELATION and margin >= MIN_MARGIN
-    return Match(FRONTS[best] if is_good else None, *(float(value) for value in (spacing * scale, lowest * scale, correlation,
-                                                                                margin)))
+    return Match(FRONTS[best] if is_good else None, float(spacing * scale), float(lowest * scale),
+                 float(correlation), float(margin))
 
 
 def _fit(turned, positions, template, scales, height_step, spacings, lowest):
-    """The best (correlation, scale, spacing, lowest), in the template's mm, of each (P, SIDE, SIDE) among `turned`."""
+    """The best (correlation, scale, spacing, lowest), in the template's mm, of each (P, SIDE, SIDE) given."""
     heights = np.arange(-55, 86, height_step)
     spacings, lowest = (values.ravel() for values in np.meshgrid(spacings, lowest))
     lines = lowest[:, np.newaxis] + spacings[:, np.newaxis] * positions
     possible = (lines[:, 0] >= heights[0]) & (lines[:, -1] <= heights[-1])
     spacings, lowest, lines = spacings[possible], lowest[possible], lines[possible]
-    # Where to look in a table of (P, len(heights)), for each slice of each line
-    places = np.arange(len(positions)) * len(heights) + np.round((lines - heights[0]) / height_step).astype(int)
+    # For each slice of each line, its index in a flat table of (P, len(heights))
+    indices = np.round((lines - heights[0]) / height_step).astype(int)
+    indices += np.arange(len(positions)) * len(heights)
     shifts = (0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)
     pixels = np.stack([np.roll(slices, shift, (1, 2)) for slices in turned for shift in shifts])
-    pixels = pixels.reshape(-1, SIDE * SIDE)  # one product of matrices for all, as small ones keep BLAS's threads waiting
+    pixels = pixels.reshape(-1, SIDE * SIDE)  # one product of matrices: small ones keep threads waiting
     squares, least_variance = pixels ** 2, 1e-4 * pixels.max() ** 2
     best = [(-1, 1, 0, 0)] * len(turned)
     for scale in scales:
@@ -106,7 +113,7 @@ def _fit(turned, positions, template, scales, height_step, spacings, lowest):
         variance = squares @ regions.T - (pixels @ regions.T) ** 2
         correlations = pixels @ weights.T / np.sqrt(np.maximum(variance, least_variance))
         for index, table in enumerate(correlations.reshape(len(turned) * len(shifts), -1)):
-            means = table[places].mean(axis=1)
+            means = table[indices].mean(axis=1)
             line = means.argmax()
             side = index // len(shifts)
             best[side] = max(best[side], (means[line], scale, spacings[line], lowest[line]))
@@ -114,18 +121,20 @@ def _fit(turned, positions, template, scales, height_step, spacings, lowest):
 
 
 def _brain_regions(template, heights, scale):
-    """The brain without its rim at each height, as weights of pixels that give the mean of a picture in it, and its covariance
-    with the template in units of the template's standard deviation; each (len(heights), SIDE * SIDE)."""
+    """Per height a mask of the brain without its rim, which sums to 1, and the normalised template inside it.
+
+    Products with a picture give its mean and its covariance with the template: (len(heights), SIDE * SIDE).
+    """
     pictures = _centred(cut_axial(*template, heights, SIDE, PIXEL_SIZE / scale))
-    brain = ndimage.binary_erosion(pictures > 0.1 * pictures.max(), np.ones((1, 3, 3)) * [[0, 1, 0], [1, 1, 1], [0, 1, 0]])
-    brain = brain.reshape(len(heights), -1)
+    cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]])
+    brain = ndimage.binary_erosion(pictures > 0.1 * pictures.max(), cross).reshape(len(heights), -1)
     pictures = pictures.reshape(len(heights), -1)
     area = brain.sum(axis=1, keepdims=True)
     brain = brain & (area * PIXEL_SIZE ** 2 > 1500)  # mm2; a smaller piece would fit anything
     regions = (brain / np.maximum(area, 1)).astype(np.float32)
     deviations = (pictures - (pictures * regions).sum(axis=1, keepdims=True)) * brain
-    spread = np.sqrt((deviations ** 2 * regions).sum(axis=1, keepdims=True))
-    return regions, deviations * regions / np.maximum(spread, 1e-6)
+    deviation = np.sqrt((deviations ** 2 * regions).sum(axis=1, keepdims=True))
+    return regions, deviations * regions / np.maximum(deviation, 1e-6)
 
 
 def _centred(images):
@@ -148,34 +157,27 @@ def find_geometry(images, positions, front=None, spacing=None):
         spacing: in mm, if it is stated (--slice-spacing).
 
     Returns:
-        (front, geometry, line): one of `FRONTS` or None if it is not known, for `turn`; the `SliceGeometry`; a line that tells the user.
+        (front, one of `FRONTS`, or None if unknown; the `SliceGeometry`; a line that tells the user).
     """
     numbers = np.unique(positions)
-    means = []
-    for number in numbers:
-        members = np.flatnonzero(positions == number)
-        spread = np.unique(np.linspace(0, len(members) - 1, MAX_PEOPLE).astype(int))
-        means.append(images[members[spread]].mean(axis=0))
+    of_number = [np.flatnonzero(positions == number) for number in numbers]
+    means = [images[members[spread(len(members), MAX_PEOPLE)]].mean(axis=0) for members in of_number]
     match = match_template(np.stack(means), numbers)
     usual = SliceGeometry()
-    fits = match.front is not None and match.front == (front or match.front)
-    geometry = SliceGeometry(256 / images.shape[1], spacing or (match.spacing if fits else usual.spacing),
-                  match.lowest if fits else usual.lowest, axes_known=bool(front or match.front))
-    return front or match.front, geometry, _describe(match, geometry, front, spacing)
-
-
-def _describe(match, geometry, front, spacing):
-    """The line of `find_geometry`; `front` and `spacing` are what the user stated."""
-    if not front and not match.front:
-        distance = f"; {spacing:.1f} mm apart, as stated" if spacing else ""
-        return (f"No match with the template (correlation {match.correlation:.2f}, {match.margin:.2f} above that of another "
-                f"side): nothing is turned, and nothing is said of the axes{distance}.")
     side = front or match.front
-    origin = " as stated" if front else ""
-    if front and match.front not in (None, front):
+    is_measured = match.front is not None and match.front == side  # heights of another side mean nothing
+    geometry = SliceGeometry(
+        FRAME_MM / images.shape[1], spacing or (match.spacing if is_measured else usual.spacing),
+        match.lowest if is_measured else usual.lowest, axes_known=side is not None)
+    if side is None:
+        return side, geometry, (
+            f"No match with the template (correlation {match.correlation:.2f}, {match.margin:.2f} above that "
+            "of another side): nothing is turned, and nothing is said of the axes"
+            f"{f'; {spacing:.1f} mm apart, as stated' if spacing else ''}.")
+    origin = " as stated" if front else f" by the template (correlation {match.correlation:.2f})"
+    if match.front not in (None, side):
         origin += f", though the template fits front-{match.front} (correlation {match.correlation:.2f})"
-    elif match.front and not front:
-        origin += f" by the template (correlation {match.correlation:.2f})"
-    distance = "as stated" if spacing else "by the template" if match.front == side else "as is usual, not measured"
-    return (f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {geometry.spacing:.1f} mm apart, {distance}. "
-            "Which side is left cannot be told.")
+    distance = "as stated" if spacing else "by the template" if is_measured else "as is usual, not measured"
+    return side, geometry, (
+        f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {geometry.spacing:.1f} mm "
+        f"apart, {distance}. Which side is left cannot be told.")

@@ -1,7 +1,4 @@
-"""The MNI152 template, and the demo cohort that is simulated from it.
-
-The cohort is written as the same three folders of PNG slices that `dataset.py` reads.
-"""
+"""The MNI152 template, and the cohort that is simulated from it, as PNG folders that `dataset.py` reads."""
 
 import concurrent.futures
 import os
@@ -17,7 +14,7 @@ from support.cli import UserError
 from support.files import whole_folder
 from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
-DEMO_VERSION = 2  # part of the cache folder's name, and of each person's seed: raise it whenever the simulation changes
+DEMO_VERSION = 2  # in the cache folder's name and each person's seed: raise it if the simulation changes
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
 SIMULATED_NOTE = "SIMULATED.txt"  # lies in the folder of each simulated data set
 DEMO_IMAGE_SIZE = 128  # pixels
@@ -25,18 +22,11 @@ HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head c
 
 
 def make_demo_cohort(cache_dir=None, people=None):
-    """Simulates the demo cohort, once, and returns its folder.
+    """Simulates the demo cohort, once, and returns its folder, laid out as the OASIS PNG set.
 
     Args:
-        cache_dir: where to keep it; by default ``$XDG_CACHE_HOME`` or ``~/.cache``, or a temporary folder if neither can be
-            written.
+        cache_dir: where to keep it; by default $XDG_CACHE_HOME, ~/.cache, or else a temporary folder.
         people: the number of people by split; by default `DEMO_PEOPLE`.
-
-    Returns:
-        The path of a folder laid out as the OASIS PNG set, of images of `DEMO_IMAGE_SIZE` pixels.
-
-    Raises:
-        UserError: if `cache_dir` cannot be written.
     """
     people = people or DEMO_PEOPLE
     counts = "-".join(str(people[name]) for name in SPLITS)
@@ -44,7 +34,7 @@ def make_demo_cohort(cache_dir=None, people=None):
     if not folder.is_dir():
         try:
             write_cohort(folder, people, DEMO_IMAGE_SIZE)
-        except UserError:
+        except (UserError, OSError):
             if not folder.is_dir():  # else another process finished first, with the same bytes
                 raise
     return folder
@@ -58,35 +48,38 @@ def _find_cache():
             return folder
     except (OSError, RuntimeError):  # RuntimeError: no HOME, and a user without an account
         folder = tempfile.mkdtemp(prefix="brain-vqvae-")
-        print(f"Neither $XDG_CACHE_HOME nor ~/.cache can be written: the demo cohort goes into {folder}.", flush=True)
+        print(f"Neither $XDG_CACHE_HOME nor ~/.cache can be written: the demo cohort goes into {folder}.",
+              flush=True)
         return folder
 
 
 def split_people(number):
-    """The number of people by split, of `number` >= 3 in all: 80, 10 and 10 %, at least one in each."""
-    tenth = max(1, round(0.1 * number))
+    """The number of people by split, of `number` >= 3 in all: 80, 10 and 10 %."""
+    tenth = share_of_people(number, 0.1)
     return {"train": number - 2 * tenth, "validate": tenth, "test": tenth}
 
 
+def share_of_people(number, share):
+    """How many of `number` people validation or test gets: at least two of eight or more."""
+    return max(2 if number >= 8 else 1, round(share * number))
+
+
 def is_simulated(folder):
-    """Whether the people of the data set in a folder are simulated, or sampled from a model of simulated people."""
+    """Whether the people of the data set in a folder are simulated, or sampled from a model of such."""
     return (Path(folder) / SIMULATED_NOTE).is_file()
 
 
 def write_cohort(folder, people, image_size):
-    """Simulates people from the MNI152 T1 template that nilearn ships, and writes them as the three PNG folders.
+    """Simulates people from the MNI152 T1 template that nilearn ships, and writes the three PNG folders.
 
-    The template is one brain, averaged over 152 people (Fonov et al. 2009). Each virtual person is that brain under a
-    small affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a bias
-    field and Rician noise. The case number is the seed: the same bytes each time, however many people there are.
+    The template is the mean of 152 people (Fonov et al. 2009). A virtual person is that brain under a small
+    affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a
+    bias field and Rician noise. The case number is the seed: the same bytes, however many people there are.
 
     Args:
-        folder: to make; whole afterwards, or not there.
+        folder: to make; whole afterwards, or not there. A `UserError` if it exists.
         people: the number of people by split, numbered by `make_splits`.
         image_size: 128 or 256 pixels.
-
-    Raises:
-        UserError: if the folder exists, or cannot be written.
     """
     with whole_folder(folder, "--output-dir") as unfinished:
         cases = make_splits(unfinished, people)
@@ -95,14 +88,9 @@ def write_cohort(folder, people, image_size):
 
 
 def make_splits(folder, people):
-    """Makes the three folders of a data set.
+    """Makes the three folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`.
 
-    Args:
-        folder: where to.
-        people: the number of people by split.
-
-    Returns:
-        A list of (split, case), in the order of `SPLITS`; numbered as in OASIS, or from the next number that is free.
+    Cases are numbered as in OASIS, or from the next number that is free.
     """
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
@@ -122,21 +110,17 @@ def _write_people(folder, cases, image_size):
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         writing = [pool.submit(write_person, name, case) for name, case in cases]
         try:
-            for written in tqdm(concurrent.futures.as_completed(writing), "Simulating", len(writing), unit=" people",
-                                leave=False, disable=None):
-                written.result()
+            done = concurrent.futures.as_completed(writing)
+            for person in tqdm(done, "Simulating", len(writing), unit=" people", leave=False, disable=None):
+                person.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _load_template(pixel_size):
-    """What `simulate_person` draws from: spline coefficients and brain, float32 (x, y, z), and the map from mm to voxels.
-
-    Args:
-        pixel_size: 1 or 2 mm. For 2 mm the template is averaged over 2 x 2 mm in each axial plane.
-    """
+    """The template for `simulate_person`: spline coefficients, brain, float32 (x, y, z), and mm to voxels."""
     intensity, to_voxels = load_mni152()
-    # An average of 152 people is blurred: unsharp masking brings the folds back to the contrast of one person's scan.
+    # An average of 152 people is blurred: unsharp masking brings the folds back to one person's contrast.
     sharp = intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))
     sharp = sharp.clip(0, 1.2)
     brain = ndimage.binary_opening(intensity > 0.05, iterations=2).astype(np.float32)
@@ -149,7 +133,7 @@ def _load_template(pixel_size):
 
 
 def load_mni152():
-    """The template as nilearn ships it: intensities 0 to 1, float32 (x, y, z), and the map from its mm to voxels, (4, 4)."""
+    """The template of nilearn: float32 (x, y, z) in [0, 1], and the map (4, 4) from its mm to voxels."""
     from nilearn.datasets import load_mni152_template  # slow to import
 
     image = load_mni152_template(resolution=1)
@@ -166,12 +150,17 @@ def cut_axial(volume, to_voxels, heights, side, pixel_size):
         pixel_size: in the template's mm.
 
     Returns:
-        float32 (len(heights), side, side): front up, the head's left side on the left, the middle of the brain in the middle.
+        float32 (len(heights), side, side): front up, left on the left, the middle of the brain in the middle.
     """
     across = (np.arange(side) - (side - 1) / 2) * pixel_size
-    z, y, x = np.meshgrid(heights, -across - 18, across, indexing="ij")  # 18 mm behind the commissure is the brain's middle
-    voxels = np.einsum("ij,j...->i...", to_voxels[:3, :3], np.stack([x, y, z])) + to_voxels[:3, 3, None, None, None]
-    return ndimage.map_coordinates(volume, voxels, order=1)
+    # The middle of the brain lies 18 mm behind the commissure.
+    grid = np.stack(np.meshgrid(heights, -across - 18, across, indexing="ij")[::-1])
+    return ndimage.map_coordinates(volume, _voxels(to_voxels, grid), order=1)
+
+
+def _voxels(to_voxels, points):
+    """Points (3, ...), x, y and z in mm, as indices of voxels."""
+    return np.einsum("ij,j...->i...", to_voxels[:3, :3], points) + to_voxels[:3, 3, None, None, None]
 
 
 def simulate_person(template, rng, image_size):
@@ -183,14 +172,15 @@ def simulate_person(template, rng, image_size):
         image_size: 128 or 256 pixels.
 
     Returns:
-        uint8 (32, image_size, image_size): axial slices 1.4 mm apart, upwards from 8 mm below the anterior commissure, 256 mm
-        wide; front up, the head's left side on the left, the outside of the brain 0.
+        uint8 (32, image_size, image_size): axial slices 1.4 mm apart, upwards from 8 mm below the anterior
+        commissure, 256 mm wide; front up, the head's left on the left, the outside of the brain 0.
     """
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size
     positions, rows, columns = shape = NUM_POSITIONS, HEAD[0] // pixel_size, HEAD[1] // pixel_size
-    z, y, x = np.meshgrid(np.arange(positions) * SLICE_SPACING - 8, ((rows - 1) / 2 - np.arange(rows)) * pixel_size,
-                          (np.arange(columns) - (columns - 1) / 2) * pixel_size, indexing="ij")
+    z, y, x = np.meshgrid(
+        np.arange(positions) * SLICE_SPACING - 8, ((rows - 1) / 2 - np.arange(rows)) * pixel_size,
+        (np.arange(columns) - (columns - 1) / 2) * pixel_size, indexing="ij")
     tilt, yaw = np.deg2rad(rng.uniform(-3, 3, 2))
     x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
     y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
@@ -199,24 +189,27 @@ def simulate_person(template, rng, image_size):
     near_ventricles = np.exp(-((x / 22) ** 2 + ((y + 12) / 45) ** 2 + ((z - 14) / 22) ** 2))
     x *= 1 - rng.uniform(-0.15, 0.5) * near_ventricles
 
-    voxels = np.einsum("ij,j...->i...", to_voxels[:3, :3], np.stack([x, y, z])) + to_voxels[:3, 3, None, None, None]
+    voxels = _voxels(to_voxels, np.stack([x, y, z]))
     signal = ndimage.map_coordinates(coefficients, voxels, order=3, prefilter=False).clip(0, 1.2)
     inside = ndimage.map_coordinates(brain, voxels, order=1)
     if pixel_size == 1:
         inside = inside > 0.5
-    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(_smooth_field(rng, 40, 0.06, shape)) * rng.uniform(0.85, 1.0)
-    noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *shape))  # the mean over a larger pixel has less noise
-    magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: the length of a complex signal with Gaussian noise
+    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(_smooth_field(rng, 40, 0.06, shape))
+    signal = signal * rng.uniform(0.85, 1.0)
+    noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *shape))  # a larger pixel has less
+    magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: of a complex signal with Gaussian noise
     pixels = np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8)
     top, left = (image_size - rows) // 2, (image_size - columns) // 2
     return np.pad(pixels, ((0, 0), (top, top), (left, left)))
 
 
 def _smooth_field(rng, spacing, amplitude, shape):
-    """A random field, float32 of `shape`: one value every `spacing` mm of the head, splined to the grid axis by axis."""
+    """A random field, float32 of `shape`: one value every `spacing` mm of the head, splined to the grid axis
+    by axis."""
     lengths = NUM_POSITIONS, *HEAD
     coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
     # The splines of 1 mm, averaged over each pixel
-    splines = [ndimage.zoom(np.eye(few), (length / few, 1), order=3, mode="nearest").reshape(many, -1, few).mean(axis=1)
+    splines = [ndimage.zoom(np.eye(few), (length / few, 1), order=3, mode="nearest")
+               .reshape(many, -1, few).mean(axis=1)
                for few, length, many in zip(coarse.shape, lengths, shape)]
     return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)

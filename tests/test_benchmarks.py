@@ -184,7 +184,7 @@ def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
     run = Run(tmp_path, {"data": {"is_demo": False, "front": None, "geometry": {}, "fingerprints": {}}, "settings": {"limit": None}})
     heads = np.random.default_rng(0).integers(0, 256, (12, 2, 32, 32), np.uint8)
     synthetic.write_heads(tmp_path / "set", heads, synthetic.describe(run, run.geometry, 12, 0, 1.0, None, [3, 4]))
-    assert template.split_people(12) == {"train": 10, "validate": 1, "test": 1}
+    assert template.split_people(12) == {"train": 8, "validate": 2, "test": 2}
     for count in (4, 10, 11, 12):
         split = utility.load_heads(tmp_path / "set", count)
         np.testing.assert_array_equal(split.images, heads[:count].reshape(-1, 32, 32))

@@ -1,12 +1,15 @@
 import functools
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 import dataset
-from support import cli, template, volumes
+from support import template, volumes
 from support.images import empty_margin
-from tests.conftest import check_refused
+from tests.conftest import check_refused, script_environment
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,9 +22,10 @@ def quick_template():
 
 # Case 1 of the demo cohort: means over a grid of 4 x 4 fields of slices 3, 16 and 28.
 DEMO_PERSON = (
-    (54.6, 152.2, 139.8, 60.7, 85.1, 140.8, 123.7, 76.4, 139.6, 121.8, 113.4, 133.8, 64.8, 124.0, 134.7, 59.4),
-    (52.4, 159.5, 147.0, 58.5, 120.3, 150.1, 135.5, 115.4, 120.9, 144.4, 129.8, 100.0, 60.0, 141.0, 146.6, 52.9),
-    (29.6, 123.3, 125.7, 32.8, 116.9, 182.8, 158.8, 108.7, 151.5, 188.9, 163.6, 127.7, 48.6, 117.4, 122.7, 42.1))
+    54.6, 152.2, 139.8, 60.7, 85.1, 140.8, 123.7, 76.4, 139.6, 121.8, 113.4, 133.8, 64.8, 124.0, 134.7, 59.4,
+    52.4, 159.5, 147, 58.5, 120.3, 150.1, 135.5, 115.4, 120.9, 144.4, 129.8, 100, 60, 141, 146.6, 52.9,
+    29.6, 123.3, 125.7, 32.8, 116.9, 182.8, 158.8, 108.7, 151.5, 188.9, 163.6, 127.7, 48.6, 117.4, 122.7,
+    42.1)
 
 
 def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypatch):
@@ -37,61 +41,67 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     assert empty_margin(images, 16) == 16
     assert 0.6 < (images == 0).mean() < 0.8  # as OASIS: about 70 % black
     assert (images != splits["validate"].images).any()
-    assert [np.unique(splits[name].cases).tolist() for name in volumes.SPLITS] == [[1], [402], [441]]  # as OASIS numbers them
-    fields = images[[3, 16, 28], 24:104, 28:100].reshape(3, 4, 20, 4, 18).mean(axis=(2, 4)).reshape(3, 16)
-    np.testing.assert_allclose(fields, DEMO_PERSON, atol=0.06, err_msg="another simulation needs another DEMO_VERSION")
+    cases = [np.unique(splits[name].cases).tolist() for name in volumes.SPLITS]
+    assert cases == [[1], [402], [441]]  # as OASIS numbers them
+    fields = images[[3, 16, 28], 24:104, 28:100].reshape(3, 4, 20, 4, 18).mean(axis=(2, 4))
+    np.testing.assert_allclose(fields.ravel(), DEMO_PERSON, atol=0.06, err_msg="raise DEMO_VERSION")
     with monkeypatch.context() as patch:
         patch.setattr(template, "write_cohort", None)
-        assert template.make_demo_cohort(tmp_path / "a", people) == folder  # the second time, nothing is simulated
+        assert template.make_demo_cohort(tmp_path / "a", people) == folder  # nothing is simulated again
     # The two hemispheres mirror each other far better than the front mirrors the back.
     centre = images[16].astype(float)
-    across, along = np.corrcoef(centre.ravel(), centre[:, ::-1].ravel()), np.corrcoef(centre.ravel(), centre[::-1].ravel())
-    assert across[0, 1] > max(0.8, along[0, 1])
+    across, along = (np.corrcoef(centre.ravel(), np.flip(centre, axis).ravel())[0, 1] for axis in (1, 0))
+    assert across > max(0.8, along)
     assert [path.name for path in (tmp_path / "a").iterdir()] == [folder.name]  # nothing half-made is left
 
 
 def test_a_person_of_128_pixels_is_the_mean_of_the_one_of_256():
-    small, large = (template.simulate_person(template._load_template(256 // size), np.random.default_rng(7), size)
-                    for size in (128, 256))
+    small, large = (template.simulate_person(template._load_template(256 // size), np.random.default_rng(7),
+                                             size) for size in (128, 256))
     mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
     assert np.corrcoef(small.ravel(), mean.ravel())[0, 1] > 0.998
     assert np.abs(small[mean == 0].astype(int)).max() < 40  # the brain ends in the same place
 
 
 def test_noise_is_that_of_a_mean_over_the_pixel():
-    flat = np.full((8, 8, 8), 0.5, np.float32), np.ones((8, 8, 8), np.float32), np.diag([0.02, 0.02, 0.02, 1]) + 0
-    flat[2][:3, 3] = 3.5
+    to_voxels = np.diag([0.02, 0.02, 0.02, 1])
+    to_voxels[:3, 3] = 3.5
+    flat = np.full((8, 8, 8), 0.5, np.float32), np.ones((8, 8, 8), np.float32), to_voxels
     small, large = (template.simulate_person(flat, np.random.default_rng(7), size) for size in (128, 256))
     mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
     roughness = [np.diff(images[:, 24:104, 28:100].astype(float)).std() for images in (small, mean)]
     assert roughness[0] == pytest.approx(roughness[1], rel=0.05)
 
 
-def test_people_are_split_with_at_least_one_in_each():
+def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
     assert template.split_people(50) == template.DEMO_PEOPLE
+    assert template.split_people(200) == {"train": 160, "validate": 20, "test": 20}
+    assert template.split_people(8) == {"train": 4, "validate": 2, "test": 2}
     assert template.split_people(3) == {"train": 1, "validate": 1, "test": 1}
     assert template.split_people(27) == {"train": 21, "validate": 3, "test": 3}
     for number in range(3, 400):
         people = template.split_people(number)
-        assert sum(people.values()) == number and min(people.values()) >= 1
+        assert sum(people.values()) == number and min(people.values()) >= (2 if number >= 8 else 1)
 
 
 def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, capsys):
-    for number, size in ((3, "128"), (4, "128")):
-        dataset.main(["--simulate", str(number), "--image-size", size, "--output-dir", str(tmp_path / f"{number}-{size}")])
+    for number in ("3", "4"):
+        folder = str(tmp_path / f"{number}-128")
+        dataset.main(["--simulate", number, "--image-size", "128", "--output-dir", folder])
     assert "3-128: 3 simulated people (1 train, 1 validate, 1 test)" in capsys.readouterr().out
     for path in (tmp_path / "3-128").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "4-128" / path.relative_to(tmp_path / "3-128")).read_bytes()
     assert len(list(tmp_path.iterdir())) == 2  # nothing half-made is left
-    for arguments, expected in ((["--simulate", "3", "--output-dir", str(tmp_path / "4-128")], "4-128 exists already"),
-                                (["--simulate", "2"], "of at least 3"), (["--simulate", "3"], "--output-dir is missing"),
+    for arguments, expected in ((["--simulate", "3", "--output-dir", folder], "4-128 exists already"),
+                                (["--simulate", "2"], "of at least 3"),
+                                (["--simulate", "3"], "--output-dir is missing"),
                                 (["--image-size", "128"], "give both or neither")):
         check_refused(dataset.main, arguments, expected, capsys)
 
 
 def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path, monkeypatch):
-    monkeypatch.setattr(template, "_write_people", lambda folder, cases, image_size: cases_written.extend(cases))
     cases_written = []
+    monkeypatch.setattr(template, "_write_people", lambda folder, cases, size: cases_written.extend(cases))
     template.write_cohort(tmp_path / "large", {"train": 500, "validate": 50, "test": 50}, 128)
     assert len({case for _, case in cases_written}) == 600
     first = {name: min(case for split, case in cases_written if split == name) for name in volumes.SPLITS}
@@ -103,12 +113,36 @@ def test_a_cohort_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(template, "_write_people", fail)
-    with pytest.raises(cli.UserError, match="cohort cannot be written .No space left on device."):
+    with pytest.raises(OSError, match="No space left on device"):
         template.write_cohort(tmp_path / "cohort", template.DEMO_PEOPLE, 128)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(cli.UserError, match="cannot be written"):
+    with pytest.raises(OSError, match="Not a directory"):
         template.make_demo_cohort(tmp_path / "file" / "cache")
+
+
+def test_two_processes_at_once_and_the_leftover_of_a_killed_one(tmp_path):
+    program = ("import sys, time; from support import template\n"
+               "def write(folder, *_): (folder / 'slice').touch(), time.sleep(float(sys.argv[2]))\n"
+               "template._write_people = write\n"
+               "print(template.make_demo_cohort(sys.argv[1]), flush=True)")
+
+    def start(seconds):
+        command = [sys.executable, "-c", program, str(tmp_path), str(seconds)]
+        return subprocess.Popen(command, env=script_environment(), stdout=subprocess.PIPE, text=True)
+
+    killed = start(600)
+    while not list(tmp_path.glob(".*/*/slice")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    assert len(list(tmp_path.iterdir())) == 1
+    both = [start(1), start(1)]
+    folders = {process.communicate()[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0] and len(folders) == 1
+    assert [str(path) for path in tmp_path.iterdir()] == list(folders)  # and nothing hidden
+    assert (tmp_path / folders.pop() / "slice").exists()
 
 
 @pytest.mark.parametrize("home", ["no account", "no folder"])

@@ -1,0 +1,197 @@
+"""Whose head a file of a study is, by its path: understood, or refused with the possible readings.
+
+One person in two splits makes every result on held-out people wrong, so nothing is guessed here.
+"""
+
+import collections
+import dataclasses
+import re
+
+from support.cli import UserError
+
+# How studies name people, whatever else stands in the path. The first that occurs counts.
+STUDY_NAMES = [re.compile(pattern) for pattern in (
+    r"(?<!\d)\d{3}_S_\d{4,5}(?!\d)",  # ADNI
+    r"(?<![A-Za-z0-9])(?:AIBL|PPMI)_\d+(?!\d)",  # as LONI names files: STUDY_PERSON_MR_...
+    r"OAS(?:[12]_\d{4}|[34]\d{4})(?!\d)",  # OASIS-1 to 4: OAS1_0001_MR1, OAS30001_MR_d0129
+    r"IXI\d{3}(?!\d)",
+    r"NDARINV[A-Za-z0-9]{8}",  # ABCD
+    r"NACC\d{6}(?!\d)",
+    r"(?<![A-Za-z0-9])CC\d{6}(?!\d)",  # Cam-CAN
+    r"(?<!\d)\d{7}(?=_2\d{4}_\d+_\d+(?!\d))",  # UK Biobank: PERSON_FIELD_INSTANCE_ARRAY
+    r"HC[AD]\d{7}(?!\d)",  # HCP, ageing and development: HCA6002236_V1_MR
+    r"(?<![A-Za-z0-9])\d{6}(?=(?:_V\d)?(?:_MR|_3T|/T1w/|/MNINonLinear/|/unprocessed/))",  # HCP, young adults
+    r"(?<![A-Za-z0-9])BraTS(?:\d{4}_\d{5}|\d\d_[A-Za-z0-9]+_[A-Za-z0-9]+|-[A-Za-z]+-\d{5})")]
+BIDS_NAME = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
+
+# The words of a path that say when and how a head was scanned, not whose it is
+VISIT = (r"ses(?:sion)?[-_ ]?[a-z0-9]+|(?:month|week|day)[-_ ]?\d{1,3}"
+         r"|(?:visit|year|wave|time-?point|time|tp|scan|run|exam|repeat|follow-?up|fu|mr|v|y|w)[-_ ]?\d{1,2}"
+         r"|m\d{1,3}|t0|anat[-_]\d|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d"
+         r"|baseline|bl|base|screening|initial|follow-?up|fu|pre|post|test|retest|mr")
+T1_NAMES = r"t1|t1w|t1n|unit1|mp-?rage|mpr|spgr|fspgr"
+OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri"
+               r"|asl|cbf|swi|mra|tof|angio|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer"
+               r"|scout")
+# Groups that number their people each on its own, and in which nobody is twice
+SITE = r"(?:site|cent(?:er|re)|hospital)[-_ ]?[a-z0-9]+|controls?|healthy|hc|patients?|cases?"
+# Groups too, but people may move from one to the next: an equal name in two of them may be one person, or two
+STAGE = (r"(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci"
+         r"|ad|cn|nc|nl|smc|ftd|(?:very)?mild|moderate|(?:non)?-?demented|converted|dementia")
+WORD = re.compile(rf"(?<![a-z0-9])(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|(?P<site>{SITE})|(?P<stage>{STAGE}))"
+                  r"(?![a-z0-9])|(?P<name>[^\W_]+)", re.IGNORECASE)
+MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
+MIN_GROUP = 5  # people in a folder of unknown meaning; one with fewer may be a person's, with as many visits
+
+
+@dataclasses.dataclass(frozen=True)
+class PathWords:
+    """The words of a path, but for visits, contrasts, and what stands in all paths."""
+
+    sites: tuple  # those of `SITE`
+    above: tuple  # before `name`
+    outermost: str  # the first that is no site or stage: `name`, or a folder around it that may be a person's
+    name: str  # what probably is the person: the first word with a digit, else the first word
+    below: tuple  # after `name`
+
+
+def people_of(paths, pattern=None):
+    """Tells whose head each file is.
+
+    The names of well-known studies count wherever they stand. What is left of any other path, without visits
+    and contrasts, must name the person in one way only.
+
+    Args:
+        paths: texts, below the folder of the study, without .nii and the like.
+        pattern: a regular expression whose one group is the person (--person-pattern), in place of all rules.
+
+    Returns:
+        A list of texts; None where `pattern` finds nothing.
+
+    Raises:
+        UserError: if there is more than one reading, with the readings; or if `pattern` cannot be used.
+    """
+    if pattern is not None:
+        matches = [_person_regex(pattern).search(path) for path in paths]
+        return [match[1] if match else None for match in matches]
+    people = [next((match[0] for regex in STUDY_NAMES if (match := regex.search(path))), None)
+              for path in paths]
+    others = [index for index, person in enumerate(people) if person is None]
+    for index, person in zip(others, _understand([paths[index] for index in others])):
+        people[index] = person
+    return people
+
+
+def _person_regex(pattern):
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}); "
+                        "give one like 'patient_([0-9]+)'.") from error
+    if regex.groups != 1:
+        raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the person "
+                        "alone, like 'patient_([0-9]+)'.")
+    return regex
+
+
+def _understand(paths):
+    """The person of each path, a list of texts; `UserError` if another reading gives other people."""
+    rows = _read_words(paths)
+    if None in rows:
+        raise _refusal([["all"] * len(paths), paths])
+    with_sites = all(row.sites for row in rows)
+    people = ["/".join([*(row.sites if with_sites else ()), row.name]) for row in rows]
+    readings = [
+        people,
+        # Equal names in several folders are several people.
+        ["/".join([*row.above, row.name]) for row in rows],
+        # What follows the name belongs to it.
+        ["/".join([person, *row.below]) for person, row in zip(people, rows)],
+        # P01a and P01b, or P001V1 and P001V2, are two visits.
+        [re.sub(r"(?i)(?<=\d)[a-z]$|(?<=\d\d)[a-z]+\d{0,2}$", "", person) for person in people],
+        _shared_numbers(people, rows),
+    ]
+    if any(not _same(people, reading) for reading in readings) or _has_small_groups(people, rows):
+        readings.append([row.outermost for row in rows])
+    sessions = collections.Counter(person for person in people if not BIDS_NAME.search(person))
+    if max(sessions.values(), default=0) > MAX_SESSIONS:
+        readings.append(paths)
+    if any(not _same(people, reading) for reading in readings):
+        raise _refusal(readings)
+    return people
+
+
+def _read_words(paths):
+    """The `PathWords` of each path; None of a path that has no word left."""
+    spellings, found = {}, []
+    for path in paths:
+        bids = BIDS_NAME.search(path)
+        matches = WORD.finditer(path, 0, bids.start() if bids else len(path))
+        words = [(match.lastgroup, match[0]) for match in matches if match.lastgroup]
+        words += [("bids", bids[0])] if bids else []
+        # P01 and p01 are one word, and each counts once.
+        words = [(kind, spellings.setdefault(text.casefold(), text)) for kind, text in words]
+        found.append(list(dict.fromkeys(words)))
+    common = set(found[0]).intersection(*found) if found else set()
+    if any(common.issuperset(words) for words in found):
+        common = set()  # of one person alone all words are in all paths
+    return [_path_words([word for word in words if word not in common]) for words in found]
+
+
+def _path_words(words):
+    """The `PathWords` of [(kind, text)]."""
+    names = [text for kind, text in words if kind in ("name", "bids")]
+    if not names:
+        return None
+    has_bids = words[-1][0] == "bids"
+    name = names[-1] if has_bids else next((text for text in names if re.search(r"\d", text)), names[0])
+    texts = [text for _, text in words]
+    start = texts.index(name)
+    return PathWords(tuple(text for kind, text in words if kind == "site"), tuple(texts[:start]),
+                     name if has_bids else names[0], name, tuple(texts[start + 1:]))
+
+
+def _shared_numbers(people, rows):
+    """A reading in which a longer number that several people share, such as 0413, is the person."""
+    owners = collections.defaultdict(set)
+    for row, person in zip(rows, people):
+        for word in row.below:
+            owners[word].add(person)
+    shared = {word for word, names in owners.items() if len(names) > 1 and len(re.findall(r"\d", word)) >= 3}
+    return [next((word for word in row.below if word in shared), person) for row, person in zip(rows, people)]
+
+
+def _has_small_groups(people, rows):
+    """Whether a folder (or word) of unknown meaning stands around so few people that it may itself be a
+    person."""
+    members = collections.defaultdict(set)
+    for row, person in zip(rows, people):
+        if row.outermost != row.name:
+            members[row.outermost].add(person)
+    return any(len(names) < MIN_GROUP for names in members.values())
+
+
+def _same(reading, other):
+    """Whether two readings, lists of people, make the same files one person."""
+    return len(set(reading)) == len(set(other)) == len(set(zip(reading, other)))
+
+
+def _refusal(readings):
+    """The `UserError` that shows different readings, each a list of the people of all files."""
+    different = []
+    for reading in readings:
+        if not any(_same(reading, other) for other in different):
+            different.append(reading)
+    return UserError(
+        f"It cannot be told whose heads these {len(readings[0])} sessions are: "
+        f"{', or '.join(map(_summary, different))}? Give --person-pattern, a regular expression for the "
+        "paths whose one group is the person, such as '([^/]+)/[^/]*$' for the folder that each file is in.")
+
+
+def _summary(people):
+    """A reading in words: "4 people with 3 sessions each (such as 000)"."""
+    sessions = collections.Counter(people)
+    fewest, most = min(sessions.values()), max(sessions.values())
+    number = f"{fewest} to {most}" if fewest < most else str(most)
+    return (f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'} with {number} "
+            f"session{'s' if most > 1 else ''} each (such as {people[0]})")

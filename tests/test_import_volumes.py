@@ -1,0 +1,413 @@
+"""From a study's files to the PNG folders: which files, whose heads, and the split by person."""
+
+import csv
+import itertools
+import os
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+from PIL import Image
+import pytest
+
+import dataset
+from support import import_volumes, volumes, whose_head
+from support.cli import UserError
+from tests.conftest import check_refused, script_environment
+from tests.test_volumes import expected_slices, head, save_nifti
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def convert(source, out, option="--from-nifti"):
+    """Runs the command; returns the rows of cases.csv."""
+    dataset.main([option, str(source), "--output-dir", str(out)])
+    with open(out / "cases.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def save_oasis1(discs, session, volume, suffix="t88_masked_gfc"):
+    """Writes an Analyze pair as the release has it: x from right to left, and a fourth axis of length 1."""
+    folder = discs / "disc1" / session / "PROCESSED" / "MPRAGE" / "T88_111"
+    folder.mkdir(parents=True, exist_ok=True)
+    image = nibabel.AnalyzeImage(volume[::-1, :, :, np.newaxis], None)
+    image.header.set_zooms((1, 1, 1, 1))
+    nibabel.save(image, folder / f"{session}_mpr_n4_anon_111_{suffix}.img")
+    return folder
+
+
+def test_oasis1_pairs_become_the_expected_pixels(tmp_path, capsys):
+    discs, out = tmp_path / "discs", tmp_path / "out"
+    sources = {f"OAS1_{number:04d}_MR1": head(number) for number in range(1, 7)}
+    sources["OAS1_0003_MR2"] = head(9)
+    for session, volume in sources.items():
+        save_oasis1(discs, session, volume)
+    save_oasis1(discs, "OAS1_0001_MR1", head(20), "t88_gfc")  # with the skull: the masked one comes first
+    (discs / "disc1" / "OAS1_0099_MR1" / "PROCESSED" / "MPRAGE" / "T88_111").mkdir(parents=True)
+    next(save_oasis1(discs, "OAS1_0098_MR1", head()).glob("*.img")).write_bytes(b"short")
+    rows = convert(discs, out, "--from-oasis1")
+    said = capsys.readouterr().out
+    assert said.startswith("Found 8 sessions of 7 people (OAS1_0001, OAS1_0002, OAS1_0003, ...).\n")
+    assert "Converted 7 sessions" in said and "skipped 2" in said
+    assert "OAS1_0099_MR1: no *_t88_masked_gfc.hdr" in said and "OAS1_0098_MR1" in said
+    splits = dataset.load_splits(out)
+    for row in rows:
+        split = splits[row["split"]]
+        session = row["source"].split("/")[-1].split("_mpr")[0]
+        assert row["person"] == session[:-4]
+        images = split.images[split.cases == int(row["case"])]
+        np.testing.assert_array_equal(images, expected_slices(sources[session]))
+    assert len({row["split"] for row in rows if row["person"] == "OAS1_0003"}) == 1
+    folders = {f"keras_png_slices_{name}" for name in volumes.SPLITS}
+    assert {path.name for path in out.iterdir()} == {"cases.csv", *folders}
+    assert {path.name for path in tmp_path.iterdir()} == {"discs", "out"}
+
+
+def test_nifti_of_any_orientation_gives_the_same_pixels(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, axes in enumerate(("RAS", "LPS", "PIR", "LAS")):
+        save_nifti(tmp_path / "in" / f"sub-{number}_T1w.nii{'.gz' * (number % 2)}", head(), axes)
+    convert(tmp_path / "in", tmp_path / "out")
+    for split in dataset.load_splits(tmp_path / "out").values():
+        for case in np.unique(split.cases):
+            np.testing.assert_array_equal(split.images[split.cases == case], expected_slices(head()))
+
+
+def make_bids(folder):
+    """Four people with a T1w volume each, one of them twice, among what else such a folder holds."""
+    t1w = [f"sub-0{number}/anat/sub-0{number}_T1w.nii.gz" for number in range(1, 5)]
+    t1w.append("sub-01/ses-2/sub-01_ses-2_T1w.nii")
+    other = {"sub-01/anat/sub-01_T2w.nii.gz": "is T2w by its name",
+             "sub-02/anat/sub-02_FLAIR.nii": "is FLAIR by its name",
+             "sub-03/anat/sub-03_angles.nii": "is not named T1",
+             "sub-03/func/sub-03_task.nii": "is not named T1",
+             "sub-01/anat/sub-01_desc-brain_mask.nii.gz": "is a mask or a segmentation",
+             "sub-02/anat/sub-02_dseg.nii.gz": "is a mask or a segmentation",
+             "sub-02/aparc+aseg.nii": "is a mask or a segmentation",
+             "derivatives/sub-01_space-MNI_T1w.nii.gz": "lies in a derivatives folder",
+             "derivatives/tool/sub-02_T1w.nii.gz": "lies in a derivatives folder"}
+    for name in (*t1w, *other):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_nifti(folder / name, head())
+    return t1w, other
+
+
+def test_of_a_bids_folder_the_t1w_volumes_are_taken_and_the_rest_is_listed(tmp_path, capsys):
+    folder = tmp_path / "bids"
+    t1w, other = make_bids(folder)
+    sessions, left_out = import_volumes.find_nifti(folder)
+    assert sorted(sessions) == sorted((name[:6], folder / name) for name in t1w)
+    reasons = dict(line.split(": ", 1) for line in left_out)
+    assert reasons.keys() == {str(folder / name) for name in other}
+    assert all(other[name] in reasons[str(folder / name)] for name in other)
+    convert(folder, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert all(f"Skipped {line}" in said for line in left_out)
+    assert "Converted 5 sessions" in said and "skipped 9." in said
+
+
+def test_a_pattern_takes_the_place_of_the_rules(tmp_path, capsys):
+    make_bids(tmp_path)
+    sessions, reasons = import_volumes.find_nifti(tmp_path, "derivatives/**/*.nii.gz")
+    assert [(person, path.name) for person, path in sessions] == [
+        ("sub-01", "sub-01_space-MNI_T1w.nii.gz"), ("sub-02", "sub-02_T1w.nii.gz")]
+    assert len(reasons) == 12 and all(line.endswith("does not match --pattern") for line in reasons)
+    command = ["--from-nifti", str(tmp_path), "--output-dir", "out", "--pattern", "*_PDw.nii"]
+    check_refused(dataset.main, command, "holds no .nii, .nii.gz, .hdr or .mgz files that can", capsys)
+
+
+def test_without_t1w_names_all_but_masks_are_taken(tmp_path):
+    heads = {"IXI002.nii": "IXI002", "OAS1_0001_MR1.nii": "OAS1_0001", "OAS1_0001_MR2.nii.gz": "OAS1_0001"}
+    touch(tmp_path, *heads, "IXI002_MASK.nii", "labels.nii.gz")
+    sessions, reasons = import_volumes.find_nifti(tmp_path)
+    assert sessions == [(person, tmp_path / name) for name, person in heads.items()]
+    assert reasons == [f"{tmp_path / name}: is a mask or a segmentation by its name"
+                       for name in ("IXI002_MASK.nii", "labels.nii.gz")]
+
+
+def test_what_is_left_out_is_listed_even_if_too_little_is_left(tmp_path, capsys):
+    for number, volume in enumerate((head(1), head(2), head(3) // 70)):
+        save_nifti(tmp_path / f"person{number}.nii", volume)
+    with pytest.raises(SystemExit):
+        convert(tmp_path, tmp_path / "out")
+    said = capsys.readouterr()
+    assert "Only 2 people have usable volumes" in said.err
+    assert f"Skipped {tmp_path / 'person2.nii'}: holds labels" in said.out
+
+
+def split_by_person(folder, rows, seed=0):
+    """Splits sessions whose one slice is black but for the number of the session."""
+    folder.mkdir(exist_ok=True)
+    for index in range(len(rows)):
+        np.save(folder / f"{index}.npy", np.full((1, 8, 8), index, np.uint8))
+    return import_volumes._split_by_person(folder, rows, seed)
+
+
+def test_the_split_is_by_person_seeded_and_85_10_5(tmp_path):
+    people = [f"OAS1_{number:04d}" for number in range(40)]
+    rows = [(person, f"{person}_MR{session}") for person in people for session in (1, 2)]
+    counts = [split_by_person(tmp_path / name, rows, seed) for name, seed in zip("abc", (0, 0, 1))]
+    assert counts[0] == {"train": (68, 34), "validate": (8, 4), "test": (4, 2)}
+    tables = [(tmp_path / name / "cases.csv").read_text() for name in "abc"]
+    assert tables[0] == tables[1] != tables[2]
+    table = list(csv.DictReader(tables[0].splitlines()))
+    assert len({(row["person"], row["split"]) for row in table}) == 40
+    assert [int(row["case"]) for row in table] == list(range(1, 81))
+    assert [row["split"] for row in table] == 68 * ["train"] + 8 * ["validate"] + 4 * ["test"]
+    for row in table:
+        with Image.open(volumes.slice_file(tmp_path / "a", row["split"], int(row["case"]), 0)) as image:
+            assert (row["person"], row["source"]) == rows[image.getpixel((0, 0))]
+    assert not list((tmp_path / "a").glob("*.npy"))
+
+
+@pytest.mark.parametrize("number, held_out", ((3, 1), (7, 1), (8, 2), (29, 2)))
+def test_validation_and_test_have_two_people_where_there_are_eight(tmp_path, number, held_out):
+    counts = split_by_person(tmp_path, [(str(index), "") for index in range(number)])
+    assert counts["test"][1] == held_out and counts["validate"][1] == max(held_out, round(number / 10))
+    assert sum(people for _, people in counts.values()) == number
+
+
+def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    def refused(expected, *arguments):
+        check_refused(dataset.main, arguments, expected, capsys)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    from_in, from_oasis1, to_out = ("--from-nifti", "in"), ("--from-oasis1", "in"), ("--output-dir", "out")
+    refused("nowhere is not a folder", "--from-nifti", "nowhere", *to_out)
+    refused("--output-dir is missing", *from_in)
+    refused("in holds no .nii", *from_in, *to_out)
+    refused("in holds no PROCESSED", *from_oasis1, *to_out)
+    save_nifti(tmp_path / "in" / "a.nii", head())
+    refused("in exists already", *from_in, "--output-dir", "in")
+    refused("Only 1 people have usable volumes", *from_in, *to_out)
+    refused("--pattern is for the files of --from-nifti", *from_oasis1, *to_out, "--pattern", "*")
+    refused("--person-pattern is for", *from_oasis1, *to_out, "--person-pattern", "(.)")
+    refused("--pattern '' cannot be used", *from_in, *to_out, "--pattern", "")
+    refused("--pattern '/*' cannot be used", *from_in, *to_out, "--pattern", "/*")
+    refused("is no regular expression", *from_in, *to_out, "--person-pattern", "patient_(")
+    refused("has 0 groups", *from_in, *to_out, "--person-pattern", "patient_.")
+    refused("has 2 groups", *from_in, *to_out, "--person-pattern", "(p)(a)")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+# Whose head it is -------------------------------------------------------------------------------------------
+
+
+def find_people(folder, **options):
+    """What `find_nifti` finds in a folder, as {path: person}."""
+    sessions, _ = import_volumes.find_nifti(folder, **options)
+    return {path.relative_to(folder).as_posix(): person for person, path in sessions}
+
+
+def paths(template, **names):
+    """All paths of a template, {path: its `who`}."""
+    rows = [dict(zip(names, values)) for values in itertools.product(*names.values())]
+    return {template.format(**row): str(row["who"]) for row in rows}
+
+
+ADNI = "ADNI_{who}_MR_MPR__GradWarp__B1_Correction__N3__Scaled_Br_{v}_S13893_I{v}7.nii"
+VISITS = "ses1 ses-M12 screening T0 followup fu2 year1 wave2 scan1 timepoint-3 2012-05-02".split()
+ONE_TO_FOUR, NUMBERS, PATIENTS = range(1, 5), ("000", "001", "002"), ("P01", "P02", "P03")
+UNDERSTOOD = {
+    "visits above": paths("{v}/{who}/T1.nii.gz", v=("baseline", "month06", "month12"), who=NUMBERS),
+    "visits below": paths("{who}/{v}/T1.nii.gz", v=("bl", "m12", "m120"), who=PATIENTS),
+    "visits above files": paths("{v}/{who}_T1.nii.gz", v=("V1", "V2"), who=NUMBERS),
+    "flat files": paths("{who}_V{v}_T1.nii", v=(1, 2), who=("P000", "P001", "P002")),
+    "visits of many kinds": paths("{who}_{v}_T1.nii", v=VISITS, who=("S001", "S002", "S003")),
+    "classes above": {f"{c}/P{n}/T1.nii": f"P{n}" for c, n in (("AD", 1), ("AD", 2), ("CN", 3), ("MCI", 4))},
+    "sites with equal numbers": {f"site{c}/{n}/T1.nii": f"site{c}/{n}" for c in "12" for n in NUMBERS},
+    "groups with equal numbers": {f"{c}_{n}.nii": f"{c}/{n}" for c in ("control", "case") for n in NUMBERS},
+    "UK Biobank": paths("{who}_20252_{v}_0.nii.gz", v=(2, 3), who=(1000012, 1000013, 1000014)),
+    "UK Biobank, folders": paths("{who}_20252_{v}_0/T1/T1.nii.gz", v=(2, 3), who=(1000012, 1000013)),
+    "BIDS": paths("{who}/ses-{v}/anat/{who}_ses-{v}_T1w.nii", v=(1, 2), who=("sub-01", "sub-A2")),
+    "OASIS-1 and 2": {"OAS1_0001_MR1/RAW/mpr-1.nii": "OAS1_0001", "OAS2_0002_MR2_mpr.nii": "OAS2_0002"},
+    "OASIS-3 and 4": paths("{who}_MR_d0{v}/anat2/sub-{who}_T1w.nii", v=(1, 7), who=("OAS30001", "OAS42001")),
+    "ADNI": paths(ADNI, v=(2006, 2007), who=("002_S_0413", "130_S_2373")),
+    "ADNI, progressed": paths("{v}/{who}/MP-RAGE/2006-05-02/I1.nii", v=("MCI", "AD"), who=("003_S_1059",)),
+    "AIBL and PPMI": paths("MPRAGE/201{v}-01-02_10_11_12.0/I{v}/{who}_MR_MPRAGE_br_raw_S{v}_I{v}.nii",
+                           v=(1, 2), who=("AIBL_18", "PPMI_3001")),
+    "HCP": paths("{who}{v}/T1w/T1w_acpc_dc_restore.nii.gz", v=("", "_V2_MR"), who=(100206, 100307)),
+    "HCP, ageing": paths("{who}_V{v}_MR/unprocessed/T1w.nii", v=(1, 2), who=("HCA6002236", "HCD0001305")),
+    "ABCD": paths("sub-{who}/ses-{v}/anat/T1w.nii", v=("baselineYear1Arm1", "2YearFollowUpYArm1"),
+                  who=("NDARINV003RTV85", "NDARINV00CY2MDM")),
+    "NACC": paths("{who}_{v}/mri{v}.nii", v=(100, 200), who=("NACC000034", "NACC000067")),
+    "Cam-CAN": {"sub-CC110033/anat/sub-CC110033_T1w.nii": "CC110033", "CC110037_T1w.nii": "CC110037"},
+    "IXI": {"IXI002-Guys-0828-T1.nii.gz": "IXI002", "IXI012-HH-1211-T1.nii.gz": "IXI012"},
+    "ABIDE": {f"{site}_{n}/anat.nii": str(n) for site, low in (("Yale", 50551), ("Caltech", 51456))
+              for n in range(low, low + 5)},
+    "CoRR": paths("{who}/session_{v}/anat_1/anat.nii.gz", v=(1, 2), who=("0025427", "0025428", "0025429")),
+    "AOMIC": paths("ds002785/{who}/anat/{who}_T1w.nii", who=("sub-0001", "sub-0002")),
+    "FreeSurfer": paths("{who}/mri/T1.mgz", who=("bert", "ernie", "anna")),
+    "BraTS": paths("{who}-00{v}-t1n.nii.gz", v=(0, 1), who=("BraTS-GLI-00000", "BraTS-GLI-00002")),
+    "unique names": {"healthy/p1.nii": "p1", "patients/p2.nii": "p2", "p3.nii": "p3"},
+    "in upper and lower case": {"V1/p01.nii": "p01", "V2/P01.nii": "p01", "V2/P02.nii": "P02"},
+}
+REFUSED = {  # the paths, and some of the readings
+    "unknown visits above": (
+        paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), "4 people with 3 sessions each (such as 1)",
+        "12 people with 1 session each (such as A/1)", "3 people with 4 sessions each (such as A)"),
+    "sites of unknown names": (
+        paths("{v}/{who}/T1.nii", v=("NYU", "Yale"), who=NUMBERS), "3 people", "6 people", "2 people"),
+    "unknown visits below": (paths("{who}/{v}/T1.nii", v="AB", who=PATIENTS), "3 people with 2", "6 people"),
+    "letters behind the number": (paths("{who}{v}.nii", v="ab", who=PATIENTS), "6 people", "3 people"),
+    "visits without a space": (paths("{who}V{v}.nii", v=(1, 2), who=PATIENTS), "6 people", "3 people"),
+    "words behind the number": (paths("{who}_{v}.nii", v=("old", "new"), who=PATIENTS), "3 people", "6"),
+    "equal names in classes": (paths("{v}/{who}.nii", v=("AD", "MCI"), who=PATIENTS), "3 people", "6 people"),
+    "several BIDS sets": (paths("{v}/sub-{who}_T1w.nii", v=("ds1", "ds2"), who=NUMBERS), "3 people", "6"),
+    "image numbers": ({f"{n}/I{10 * n + v}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "4 people", "8"),
+    "image numbers first": (
+        {f"{40 + 10 * n + v}_s{n + 233}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "8 people", "4 people"),
+    "initials": (
+        {f"{who}/{ord(who[0]) * 100 + v}.nii" for who in ("JD", "MK") for v in (1, 2)}, "4 people", "2"),
+    "nothing but visits": (paths("scan{who}.nii", who=ONE_TO_FOUR), "1 person with 4", "4 people with 1"),
+    "too many visits": (paths("{v}/scan{who}.nii", v=("NYU", "UM"), who=range(20)), "2 people", "40 people"),
+    "some at sites": (("site_A/P1.nii", "site_A/P2.nii", "P1.nii"), "2 people with 1 to 2", "3 people"),
+}
+
+
+@pytest.mark.parametrize("layout", UNDERSTOOD)
+def test_the_person_is_told_by_the_path(tmp_path, layout):
+    touch(tmp_path, *UNDERSTOOD[layout])
+    assert find_people(tmp_path) == UNDERSTOOD[layout]
+
+
+@pytest.mark.parametrize("layout", REFUSED)
+def test_where_it_cannot_be_told_the_readings_are_shown(tmp_path, capsys, layout):
+    files, *readings = REFUSED[layout]
+    touch(tmp_path / "in", *files)
+    command = ["--from-nifti", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out")]
+    for expected in (f"whose heads these {len(files)} sessions are", "--person-pattern", *readings):
+        check_refused(dataset.main, command, expected, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("who", "visit", "group"))))
+def test_no_layout_parts_a_person(order):
+    """By brute force: people, visits and groups at all places of a path. It is refused, or all are whole."""
+    visits, groups, num_understood = ("V1", "month06", "A", "I7"), ("AD", "site1", "Yale", "ds2"), 0
+    counts = 1, 2, 3
+    for first, second, num_visits, num_groups, shift in itertools.product("/_", "/_", counts, counts, (0, 1)):
+        truth = {}
+        for person, visit in itertools.product(range(9), range(num_visits)):
+            words = {"who": f"P{person:02}", "visit": visits[(visit + shift * person) % 4],
+                     "group": groups[person % num_groups]}
+            a, b, c = (words[word] for word in order)
+            truth[f"{a}{first}{b}{second}{c}"] = person
+        try:
+            found = whose_head.people_of(list(truth))
+        except UserError:
+            continue
+        num_understood += 1
+        assert len(set(found)) == len(set(zip(truth.values(), found))) == 9, list(truth)
+    assert num_understood > 5
+
+
+def test_no_person_with_several_visits_is_in_two_splits(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for person, visit in itertools.product(range(4), range(3)):
+        save_nifti(tmp_path / "in" / ADNI.format(who=f"00{person}_S_0413", v=2006 + visit), head(person))
+    rows = convert(tmp_path / "in", tmp_path / "out")
+    assert len(rows) == 12 and len({(row["person"], row["split"]) for row in rows}) == 4
+    assert all(row["person"] in row["source"] for row in rows)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert all(line in lines for line in (["train", "6", "2"], ["validate", "3", "1"], ["test", "3", "1"]))
+
+
+def test_other_contrasts_are_left_out_by_name_whatever_the_case(tmp_path):
+    t1 = ("BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii.gz", "BraTS-GLI-00000-000-t1n.nii.gz",
+          "IXI002-Guys-0828-T1.nii.gz", "sub-01/anat/sub-01_t1w.nii", "sub-02/anat/sub-02_T1W.NII.GZ",
+          "PD_017_T1.nii", "100307/T1w/T1w_acpc_dc_restore.nii.gz")
+    other = {"BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1ce.nii.gz": "t1ce",
+             "BraTS19_CBICA_AAB_1_flair.nii.gz": "flair",
+             "BraTS19_CBICA_AAB_1_t2.nii.gz": "t2", "BraTS-GLI-00000-000-t2f.nii.gz": "t2f",
+             "BraTS-GLI-00000-000-t1c.nii.gz": "t1c", "IXI002-Guys-0828-T2.nii.gz": "T2",
+             "IXI002-Guys-0828-PD.nii.gz": "PD", "IXI002-Guys-0828-MRA.nii": "MRA", "bold/run1.nii": "bold",
+             "sub-01/dwi/sub-01_DWI.nii": "DWI", "sub-01/func/sub-01_task-rest_bold.nii": "bold",
+             "100307/T1w/T2w_acpc_dc_restore.nii.gz": "T2w", "sub-03_T1w_reg_T2starw.nii": "T2starw",
+             "sub-03_inv-1_MP2RAGE.nii": "inv-1"}
+    touch(tmp_path, *t1, *other, "sub-01/anat/sub-01_ce-gadolinium_T1w.nii", "BraTS19_CBICA_SEG.nii.gz")
+    sessions, reasons = import_volumes.find_nifti(tmp_path)
+    assert {path for _, path in sessions} == {tmp_path / name for name in t1}
+    expected = {f"{tmp_path / name}: is {word} by its name, not T1" for name, word in other.items()}
+    assert expected < set(reasons)
+    assert len(reasons) == len(other) + 2 and "contrast agent" in " ".join(reasons)
+
+
+def test_the_person_by_a_pattern(tmp_path):
+    touch(tmp_path, "visit1/patient_7.nii", "visit2/patient_7.nii", "visit2/patient_12.nii", "phantom.nii")
+    assert find_people(tmp_path, person_pattern="patient_([0-9]+)") == {
+        "visit1/patient_7.nii": "7", "visit2/patient_7.nii": "7", "visit2/patient_12.nii": "12"}
+    assert import_volumes.find_nifti(tmp_path, None, "patient_([0-9]+)")[1] == [
+        f"{tmp_path / 'phantom.nii'}: has no person that --person-pattern finds"]
+
+
+# Odd files --------------------------------------------------------------------------------------------------
+
+
+def test_links_are_followed_once_and_hidden_files_passed_over(tmp_path):
+    data = tmp_path / "data"
+    touch(tmp_path / "elsewhere", "b/T1.nii", "._b/T1.nii")
+    touch(data, "a/T1.NII.GZ", "a/._T1.nii", ".cache/T1.nii", "c/T1.hdr", "c/T1.img", "d/T1.mgz", "d/note")
+    (data / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (data / "a" / "loop").symlink_to(data)
+    expected = {"a/T1.NII.GZ": "a", "b/T1.nii": "b", "c/T1.hdr": "c", "d/T1.mgz": "d"}
+    assert find_people(data) == find_people(data, pattern="*/T1.*") == expected
+    assert not import_volumes.find_nifti(data)[1]
+
+
+def test_a_pipe_is_not_waited_for_and_a_broken_link_is_told(tmp_path):
+    for name in ("T1.nii", "IM_0001", "series.dcm"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "P02_T1.nii").symlink_to("not fetched")
+    sessions, reasons = import_volumes.find_nifti(tmp_path)
+    assert sessions == [("P02", tmp_path / "P02_T1.nii")]  # reading it says what is wrong
+    assert reasons == [f"{tmp_path / 'T1.nii'}: is a pipe or a device, not a file"]
+    with pytest.raises(volumes.VolumeError, match="cannot be read .*No such file"):
+        volumes.read_slices(tmp_path / "P02_T1.nii")
+
+
+def test_a_folder_of_dicom_names_dcm2niix(tmp_path):
+    touch(tmp_path, "README", "series1/IM_0001", "series2/1.dcm")
+    for name in ("series1/IM_0001", "series2/1.dcm"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM")
+    assert import_volumes.find_nifti(tmp_path)[1] == [
+        f"{tmp_path / name}: holds DICOM files; convert them to NIfTI with dcm2niix"
+        for name in ("series1", "series2")]
+
+
+PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("locale", ({}, PLAIN_C), ids=("UTF-8", "C"))
+def test_names_in_cases_csv_are_whole_whatever_the_locale(tmp_path, locale):
+    program = ("import os, sys, pathlib\nfrom tests.test_import_volumes import split_by_person\n"
+               r"names = [os.fsdecode(name) for name in (b'Jos\xc3\xa9', b'odd\xff', b'plain')]" "\n"
+               "split_by_person(pathlib.Path(sys.argv[1]), [(name, pathlib.Path(name)) for name in names])")
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    subprocess.run(command, check=True, env=script_environment(**locale))
+    with open(tmp_path / "cases.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for column in ("person", "source"):
+        assert {row[column] for row in rows} == {"Jos\u00e9", r"odd\xff", "plain"}
+
+
+def test_sampled_heads_are_converted_as_they_are(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    heads = np.random.default_rng(0).integers(0, 256, (4, 8, 16, 16), np.uint8)
+    for number, slices in enumerate(heads):
+        slices = slices[:, :8, :8] if number == 3 else slices
+        volumes.write_nifti(slices, tmp_path / "in" / f"head_{number:03d}.nii.gz", volumes.SliceGeometry())
+    rows = convert(tmp_path / "in", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "head_003.nii.gz: has slices of 8x8 pixels, the first one 16x16" in said
+    assert f"Note: {tmp_path / 'in' / 'head_000.nii.gz'}: a head that predict.py wrote" in said
+    for row, position in itertools.product(rows, range(8)):
+        file = volumes.slice_file(tmp_path / "out", row["split"], int(row["case"]), position)
+        with Image.open(file) as image:
+            np.testing.assert_array_equal(image, heads[int(row["person"]), position])
