@@ -303,7 +303,9 @@ def predict_people(arguments, run, vqvae, prior):
                                                          persons=persons))
         shown, head_positions, geometry = fill_gaps(heads[:arguments.heads], prior.slice_positions,
                                                     run.geometry)
-        write_nifti_heads(new, shown, head_positions, geometry)
+        volumes.write_nifti_heads(shown, head_positions, run.geometry, new)
+        if len(shown):
+            figures.head_figure(shown[:PICTURED_HEADS], head_positions, geometry, new / "head.png")
         if arguments.evaluate:
             judged = judge_heads(new, heads[:num_judged], vqvae, prior, splits, coded, bits)
         report.write_report(
@@ -404,7 +406,7 @@ def persons_of_heads(arguments, run, prior):
 
 
 def fill_gaps(heads, slice_positions, geometry):
-    """Heads, uint8 (N, S, H, W), with black slices where training people have gaps, for a volume has none.
+    """Heads, uint8 (N, S, H, W), with black slices where training people have gaps, as their volumes have.
 
     Returns:
         (uint8 (N, S', H, W); their S' positions; their `volumes.SliceGeometry`).
@@ -417,14 +419,6 @@ def fill_gaps(heads, slice_positions, geometry):
         print(f"Note: the training people have no slices {missing}: these are black in the heads.")
     return filled, positions, dataclasses.replace(geometry, spacing=geometry.spacing * positions.step,
                                                   lowest=geometry.lowest + geometry.spacing * positions[0])
-
-
-def write_nifti_heads(folder, heads, positions, geometry):
-    """Writes heads, uint8 (N, S, H, W), as NIfTI volumes, and head.png of the first few."""
-    for number, head in enumerate(heads):
-        volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz", geometry)
-    if len(heads):
-        figures.head_figure(heads[:PICTURED_HEADS], positions, geometry, folder / "head.png")
 
 
 def facts_of_page(arguments, run):

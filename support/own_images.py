@@ -85,7 +85,7 @@ def _read_volume(path, run, slice_positions):
     """
     try:
         images, notes = volumes.read_slices(path, run.geometry)
-    except ValueError as error:
+    except volumes.VolumeError as error:
         raise UserError(f"{path} cannot be used as a volume: it {error}.") from error
     if run.config["data"]["front"] is None:
         notes = [*notes, "which side is the front in the run's own slices is unknown: they may lie otherwise"]

@@ -159,7 +159,7 @@ def test_a_later_call_replaces_what_the_earlier_wrote_and_nothing_else(in_traine
 
 
 @pytest.mark.parametrize("stop", (KeyboardInterrupt, OSError(28, "No space left on device")))
-@pytest.mark.parametrize("where", ("write_nifti_heads", "write_json"))
+@pytest.mark.parametrize("where", ("fill_gaps", "write_json"))
 def test_what_stops_in_the_middle_leaves_old_results(in_trained, quick, tmp_path, monkeypatch, stop, where):
     def fail(*_):
         raise stop
