@@ -308,6 +308,7 @@ def predict_people(arguments, run, vqvae, prior):
             figures.head_figure(shown[:PICTURED_HEADS], head_positions, geometry, new / "head.png")
         if arguments.evaluate:
             judged = judge_heads(new, heads[:num_judged], vqvae, prior, splits, coded, bits)
+            judged |= {"seed": arguments.seed, "temperature": arguments.temperature}
         report.write_report(
             new / "report.html", **facts_of_page(arguments, run), **tested, margin=vqvae.margin,
             colours=figures.code_colours(vqvae.quantizer.embeddings), samples=samples,
@@ -321,7 +322,7 @@ def predict_people(arguments, run, vqvae, prior):
     if measured:
         print_test_results(measured, splits["test"])
     if judged:
-        keep_evaluation(run, arguments, judged)
+        keep_evaluation(run.results_path("evaluation.json"), judged)
         judge.print_heads(judged)
     print(f"Done. Open {folder / 'report.html'}")
 
@@ -430,11 +431,10 @@ def facts_of_page(arguments, run):
                       "seed": arguments.seed, "commit of training": run.config.get("git_commit")}}
 
 
-def keep_evaluation(run, arguments, judged):
+def keep_evaluation(path, judged):
     """Writes evaluation.json, which --write-dataset reads and no later call replaces unless it judges too."""
-    path = run.results_path("evaluation.json")
     try:
-        write_json(path, {"seed": arguments.seed, "temperature": arguments.temperature, "heads": judged})
+        write_json(path, {"heads": judged})
     except OSError as error:  # another's run, which we may only read; all results are written already
         print(f"Note: {path} cannot be written ({error.strerror}), so --write-dataset will not know of it.")
 

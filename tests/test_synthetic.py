@@ -63,7 +63,7 @@ def test_what_was_judged_of_the_prior_is_copied(tmp_path):
     for text in ("{", "[]", '{"seed": 0}', '{"heads": {"copy_test": 1}}'):
         path.write_text(text)
         assert synthetic.describe(run, POSITIONS, 3, 0, 1.0, None)["prior"] is None
-    judged = {"seed": 5, "temperature": 0.9, "heads": {"num_heads": 64, "copy_test": 1.3}}
+    judged = {"heads": {"num_heads": 64, "copy_test": 1.3, "seed": 5}}
     path.write_text(json.dumps(judged))
     description = synthetic.describe(run, POSITIONS, 3, 0, 1.0, None)
     assert description["prior"] == judged and "judged 64 heads of this run" in description["prior_says"]
