@@ -62,8 +62,9 @@ def quick(models, monkeypatch):
 # The test people
 
 
-def test_predict_writes_pictures_and_the_metrics_that_training_wrote(copied):
-    predict.main(["--run-dir", str(copied), "--num-samples", "3", "--heads", "3"])
+def test_predict_writes_pictures_and_the_metrics_that_training_wrote(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    predict.main(["--run-dir", ".", "--num-samples", "3", "--heads", "3"])
     folder = copied / "predictions"
     names = {path.name for path in folder.iterdir()}
     pairs = sorted(name for name in names if name.startswith("original_vs_reconstructed_case_"))
