@@ -141,9 +141,9 @@ def main(argv=None):
         vqvae, prior = load_models(run)
         if arguments.images:
             predict_images(arguments, run, vqvae, prior)
-        elif arguments.codes:
+        elif arguments.codes is not None:
             decode_codes(arguments, run, vqvae)
-        elif arguments.write_dataset:
+        elif arguments.write_dataset is not None:
             write_dataset(arguments, run, vqvae, prior)
         else:
             predict_people(arguments, run, vqvae, prior)
