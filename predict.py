@@ -434,6 +434,7 @@ def facts_of_page(arguments, run):
 def keep_evaluation(path, judged):
     """Writes evaluation.json, which --write-dataset reads and no later call replaces unless it judges too."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"heads": judged})
     except OSError as error:  # another's run, which we may only read; all results are written already
         print(f"Note: {path} cannot be written ({error.strerror}), so --write-dataset will not know of it.")
