@@ -237,6 +237,7 @@ def _read_cached(paths, size, reference, name, front, cache_dir):
     digest = hashlib.sha256(json.dumps([str(paths[0].parent.resolve()), size, front, listing]).encode()).hexdigest()
     file = Path(cache_dir) / f"slices-{digest[:32]}.npy"
     if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as unfinished:
             images = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(paths), *_turned_shape(size, front)))
             _read(paths, size, reference, name, front, images)

@@ -1,8 +1,8 @@
 """Trains the VQ-VAE on brain slices, then the PixelCNN prior on its codes.
 
-    python train.py                                     # OASIS if it is found, else the demo cohort in five minutes
-    python train.py --data-dir DIR --run-dir runs/oasis
-    python train.py --run-dir runs/oasis --resume       # goes on after the last finished epoch; or begins; or is done
+    python train.py                                 # OASIS if it is found, else the demo cohort, in five
+    minutes python train.py --data-dir DIR --run-dir runs/oasis python train.py --run-dir runs/oasis --resume
+    # goes on after the last finished epoch; or begins; or is done
 
 All results lie in the run folder; README.md says what each file is.
 """
@@ -23,18 +23,20 @@ import tensorflow as tf
 
 import dataset
 import modules
-from support import (callbacks, cli, devices, figures, judge, metrics, optimizers, orientation, people, runs, sampler,
-                     synthetic, template, volumes)
+from support import cli, devices, figures, judge, metrics, orientation, people, runs, sampler, stages
 from support.cli import UserError
 from support.devices import print_on_chief
-from support.files import write_json
+from support.files import UNFINISHED, write_json
 from support.images import empty_margin, in_chunks, to_uint8, to_unit
 from support.runs import Run
+from support.synthetic import is_synthetic
+from support.template import DEMO_IMAGE_SIZE, is_simulated, make_demo_cohort
+from support.volumes import FRAME_MM, NUM_POSITIONS, SliceGeometry
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All settings of a training, saved in config.json. Most have an option; the others are changed here."""
+    """All settings of a training, kept in config.json. Most have an option; the others are changed here."""
 
     # data
     limit: int | None = None  # use the first N people of each split only
@@ -53,7 +55,7 @@ class Settings:
     prior_batch_size: int = 8
     prior_learning_rate: float = 3e-3
     prior_dropout: float = 0.1  # it costs 6 % of the time, and the few epochs of the demo do without
-    calibration_heads: int = 64  # sampled in each round, or as many as there are training people, if these are fewer
+    calibration_heads: int = 64  # sampled in each round; no more than there are training people
     calibration_rounds: int = 2
     # both
     rising_steps: int = 100  # over which the learning rate rises to its peak
@@ -67,100 +69,105 @@ DEMO = Settings(num_embeddings=128, epochs=4, prior_epochs=3, prior_dropout=0.0,
 def parse_arguments(argv):
     """The command line; settings without an option are None."""
     parser = cli.script_parser(__doc__)
-    add, integer, number = parser.add_argument, cli.number(int, 1), cli.number(float, 1e-9)
+    add, positive, default = parser.add_argument, cli.number(int, 1), Settings()
     add("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
-    add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may be larger "
-        "than memory, and the next start takes a moment")
-    add("--run-dir", metavar="DIR", help="folder for all results (default: runs/DATE-TIME)")
-    add("--epochs", type=integer, metavar="N",
-        help=f"epochs of the VQ-VAE (default: {Settings.epochs}; demo cohort: {DEMO.epochs})")
-    add("--prior-epochs", type=integer, metavar="N",
-        help=f"epochs of the PixelCNN (default: {Settings.prior_epochs}; demo cohort: {DEMO.prior_epochs})")
-    add("--batch-size", type=integer, metavar="B",
-        help=f"images per step of the VQ-VAE (default: {Settings.batch_size})")
-    add("--learning-rate", type=number, metavar="R",
-        help=f"peak learning rate of the VQ-VAE (default: {Settings.learning_rate})")
+    add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may "
+        "be larger than memory, and the next start takes a moment")
+    add("--run-dir", type=cli.utf8_path, metavar="DIR", help="for all results (default: runs/DATE-TIME)")
+    add("--epochs", type=positive, metavar="N",
+        help=f"of the VQ-VAE (default: {default.epochs}; demo cohort: {DEMO.epochs})")
+    add("--prior-epochs", type=positive, metavar="N",
+        help=f"of the PixelCNN (default: {default.prior_epochs}; demo cohort: {DEMO.prior_epochs})")
+    add("--batch-size", type=positive, metavar="B",
+        help=f"images per step of the VQ-VAE (default: {default.batch_size})")
+    add("--learning-rate", type=cli.number(float, 1e-9), metavar="R",
+        help=f"of the VQ-VAE, at its peak (default: {default.learning_rate})")
     add("--num-embeddings", type=cli.number(int, 2), metavar="K",
-        help=f"codes in the codebook (default: {Settings.num_embeddings}; demo cohort: {DEMO.num_embeddings})")
-    add("--embedding-dim", type=integer, metavar="D", help=f"length of a code's vector (default: {Settings.embedding_dim})")
+        help=f"codes in the codebook (default: {default.num_embeddings}; demo cohort: {DEMO.num_embeddings})")
+    add("--embedding-dim", type=positive, metavar="D",
+        help=f"length of a code's vector (default: {default.embedding_dim})")
     add("--downsample", type=int, choices=(4, 8),
-        help=f"side of an image over side of its grid of codes (default: {Settings.downsample})")
-    add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help=f"of every draw (default: {Settings.seed})")
-    add("--limit", type=integer, metavar="N", help="use the first N people of each split only (default: all)")
+        help=f"side of an image over side of its grid of codes (default: {default.downsample})")
+    add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help="of every draw (default: 0)")
+    add("--limit", type=positive, metavar="N", help="use the first N people of each split (default: all)")
     add("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
         help="where the front of the head lies in the pictures (default: measured)")
-    add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM", help="between neighbouring slices (default: measured)")
+    add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM",
+        help="between neighbouring slices (default: measured)")
     add("--mixed-precision", action="store_true", default=None,
         help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
-    add("--resume", action="store_true", help="go on with the run in --run-dir, by its own settings; begin it if there is none")
+    add("--resume", action="store_true",
+        help="go on with the run in --run-dir, by its own settings; begin it if there is none")
     arguments = parser.parse_args(argv)
     if arguments.resume and not arguments.run_dir:
         raise UserError("--resume needs --run-dir: the folder of the run to go on with.")
     return arguments
 
 
-# The run and its data -----------------------------------------------------------------------------------------
+# The run and its data
+# -----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def open_run(arguments):
     """Settles the run's folder, settings and data, and takes the folder for this training.
 
-    On several machines the chief does so alone; the others get its config, and read the same data from their own disks.
+    On several machines the chief does so; the others get its config, and read the same data from their own
+    disks.
 
     Yields:
         (a `Run`, dict of `dataset.Split`).
-
-    Raises:
-        UserError: if the folder holds anything else than the run to resume, or the data are unusable.
     """
     with contextlib.ExitStack() as stack:
         with devices.fail_together():
             if devices.is_chief():
                 folder = stack.enter_context(runs.take_folder(arguments.run_dir))
-                run, splits = resumed_run(folder, arguments) if is_begun(folder, arguments) else new_run(folder, arguments)
+                has_run = is_begun(folder, arguments.resume)
+                run, splits = resumed_run(folder, arguments) if has_run else new_run(folder, arguments)
         folder, config = devices.on_chief(lambda: (str(run.folder), run.config))
         with devices.fail_together():
             if not devices.is_chief():
-                run = Run(Path(folder), config)
+                run = Run(folder, config)
                 devices.check_precision(run.settings["mixed_precision"])
                 arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # this machine's own
                 splits = matching_splits(run, arguments)
         yield run, splits
 
 
-def is_begun(folder, arguments):
-    """Whether there is a run to resume; UserError if the folder holds anything else, or --resume is missing."""
-    if arguments.resume and (folder / "config.json").exists():
+def is_begun(folder, resume):
+    """Whether there is a run to resume; UserError if the folder holds anything else."""
+    if resume and (folder / "config.json").exists():
         return True
-    if any(path.name != ".config.json" and not path.name.endswith(".unfinished") for path in folder.iterdir()):
-        raise UserError(f"{folder} holds no run, but other files; give another --run-dir." if arguments.resume else
-                        f"{folder} is not empty; give another --run-dir, or --resume to go on with the run in it.")
+    if any(path.name != ".config.json" and not path.name.endswith(UNFINISHED) for path in folder.iterdir()):
+        raise UserError(f"{folder} holds no run, but other files; give another --run-dir." if resume else
+                        f"{folder} is not empty; give another --run-dir, or --resume to go on with its run.")
     return False
 
 
-def options_of(arguments):
+def stated_settings(arguments):
     """The settings that the command line states, a dict."""
-    names = {field.name for field in dataclasses.fields(Settings)}
+    names = vars(Settings())
     return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
 
 
 def new_run(folder, arguments):
     """Begins a `Run` in an empty folder; returns it and its data."""
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
-    settings = dataclasses.replace(DEMO if is_demo else Settings(), **options_of(arguments))
+    settings = dataclasses.replace(DEMO if is_demo else Settings(), **stated_settings(arguments))
     devices.check_precision(settings.mixed_precision)
     front, geometry = find_geometry(data_dir, is_demo, settings)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
     train = splits["train"]
     devices.global_batch(settings.batch_size, len(train.images))
     vqvae, pixelcnn = model_arguments(train, settings)
-    config = {"settings": dataclasses.asdict(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
+    config = {"settings": vars(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
               "vqvae": modules.VQVAE(**vqvae).settings, "pixelcnn": modules.PixelCNN(**pixelcnn).settings,
-              "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": template.is_simulated(data_dir),
-                       "is_synthetic": synthetic.is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
-                       "front": front, "geometry": dataclasses.asdict(geometry),
+              "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo,
+                       "is_simulated": is_simulated(data_dir),
+                       "is_synthetic": is_synthetic(data_dir),
+                       "fingerprints": dataset.fingerprints(splits),
+                       "front": front, "geometry": vars(geometry),
                        "images": {name: len(split.images) for name, split in splits.items()},
                        "people": {name: split.num_people for name, split in splits.items()}},
               "build": runs.build_info(), "git_commit": runs.git_commit()}
@@ -168,198 +175,95 @@ def new_run(folder, arguments):
 
 
 def find_geometry(data_dir, is_demo, settings):
-    """(front or None, `volumes.SliceGeometry`), measured unless stated; prints the result."""
+    """(front or None, `SliceGeometry`), measured unless stated; prints the result."""
     front = settings.orientation.removeprefix("front-") if settings.orientation else None
     if is_demo and not front and not settings.slice_spacing:
-        return "up", volumes.SliceGeometry(pixel_size=volumes.FRAME_MM / template.DEMO_IMAGE_SIZE)  # as it was simulated
+        pixel_size = FRAME_MM / DEMO_IMAGE_SIZE
+        return "up", SliceGeometry(pixel_size)  # as it was simulated
     front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
     print(line, flush=True)
     return front, geometry
 
 
 def model_arguments(train, settings):
-    """The arguments of `modules.VQVAE` and of `modules.PixelCNN` that follow from the training split and the settings."""
+    """The arguments of `modules.VQVAE` and of `modules.PixelCNN` by the training split and the settings."""
     size = train.images.shape[1]
     # The border that is black in all training images gets no codes; a quarter of the side must remain.
     margin = min(empty_margin(train.images, size // 8), 3 * size // 8)
-    vqvae = {"image_size": size, "num_embeddings": settings.num_embeddings, "embedding_dim": settings.embedding_dim,
-             "downsample": settings.downsample, "margin": margin, "seed": settings.seed,
+    vqvae = {"image_size": size, "margin": margin, "seed": settings.seed, "downsample": settings.downsample,
+             "num_embeddings": settings.num_embeddings, "embedding_dim": settings.embedding_dim,
              "data_variance": max(dataset.pixel_statistics(train.images)[1], 1e-6)}
     pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
-                "dropout": settings.prior_dropout, "num_positions": volumes.NUM_POSITIONS,
+                "dropout": settings.prior_dropout, "num_positions": NUM_POSITIONS,
                 "slice_positions": np.unique(train.positions).tolist()}
     return vqvae, pixelcnn
 
 
 def resumed_run(folder, arguments):
-    """A `Run` that goes on, and its data; UserError if the command line contradicts it, or its data are others now."""
+    """A `Run` that goes on, and its data; UserError if the command line contradicts it."""
     run = Run.load(folder)
-    for name, value in options_of(arguments).items():
+    for name, value in stated_settings(arguments).items():
         if value != run.settings.get(name):
-            raise UserError(f"--{name.replace('_', '-')} {value} differs from {run.settings.get(name)}, with which {folder} "
-                            "began; resume without it or start a new run.")
-    names = {field.name for field in dataclasses.fields(Settings)}
-    if names != run.settings.keys() or run.config.get("condition_dropout") != dataset.CONDITION_DROPOUT:
-        raise UserError(f"{folder} began with other settings than this version of train.py has; check out commit "
-                        f"{run.config.get('git_commit')} or start a new run.")
+            raise UserError(f"--{name.replace('_', '-')} {value} differs from {run.settings.get(name)}, with "
+                            f"which {folder} began; resume without it or start a new run.")
+    if (run.settings.keys() != vars(Settings()).keys()
+            or run.config.get("condition_dropout") != dataset.CONDITION_DROPOUT):
+        raise UserError(f"{folder} began with other settings than this version of train.py has; check out "
+                        f"commit {run.config.get('git_commit')} or start a new run.")
     devices.check_precision(run.settings["mixed_precision"])
     return run, matching_splits(run, arguments)
 
 
 def matching_splits(run, arguments):
-    """The splits that a run began with; UserError if they are others."""
+    """The splits that a run began with; UserError if they are others now."""
     data = run.config["data"]
     folder = arguments.data_dir or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
-        folder = template.make_demo_cohort()  # another machine than the one that began
-    splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir, front=data["front"])
+        folder = make_demo_cohort()  # another machine than the one that began
+    limit = run.settings["limit"]
+    splits = dataset.load_splits(folder, limit=limit, cache_dir=arguments.cache_dir, front=data["front"])
     if dataset.fingerprints(splits) != data["fingerprints"]:
-        raise UserError(f"The data in {folder} are not those that {run.folder} began with; resume with the same data or "
-                        "start a new run.")
+        raise UserError(f"The data in {folder} are not those that {run.folder} began with; resume with the "
+                        "same data or start a new run.")
     return splits
 
 
 def say_what_begins(run, splits, device):
-    """Prints where the run lies, and on what, and what will not be possible with its data."""
+    """Prints where the run lies, on what it runs, and what will not be possible with its data."""
     counts = ", ".join(f"{split.num_people} {name}" for name, split in splits.items())
-    print(f"Run folder {run.folder}; {counts} people in {run.config['data']['folder']}; on {device}.", flush=True)
-    if run.notice and not run.config["data"]["is_demo"]:  # of the demo cohort all was said when it was found
+    data = run.config["data"]
+    print(f"Run folder {run.folder}; {counts} people in {data['folder']}; on {device}.", flush=True)
+    if run.notice and not data["is_demo"]:  # of the demo cohort all was said when it was found
         print(run.notice)
     for name in ("validate", "test"):
         dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
     positions = run.config["pixelcnn"]["slice_positions"]
     few = [name for name, split in splits.items() if len(split.head_indices(positions)) < 2]
     if few:
-        print(f"Note: predict.py --evaluate will not be possible: it needs two people with all slices in each split, and "
-              f"there are fewer in {', '.join(few)}.")
+        print("Note: predict.py --evaluate will not be possible: it needs two people with all slices in each "
+              f"split, and there are fewer in {', '.join(few)}.")
 
 
-# The stages ---------------------------------------------------------------------------------------------------
+# The stages
+# ---------------------------------------------------------------------------------------------------
 
 
-class Stage:
-    """What both stages do: build a model, train it epoch by epoch, and return that of the best epoch.
-
-    A subclass says with what: `make_model`, `batches`, `validation_batches`, and the attributes here.
-
-    Attributes:
-        title: printed at the start.
-        name: "vqvae" or "pixelcnn", of the files.
-        monitor, better: the log that tells the best epoch; `max` or `min`, which values of it are better.
-        line: what is printed of an epoch's logs.
-        advice: what to do if the loss diverges.
-    """
-
-    def __init__(self, run, splits, epochs, batch_size, learning_rate):
-        self.run, self.splits, self.epochs, self.learning_rate = run, splits, epochs, learning_rate
-        self.settings = Settings(**run.settings)
-        self.batch_size = devices.global_batch(batch_size, len(splits["train"].images))
-        self.steps_per_epoch = len(splits["train"].images) // self.batch_size
-
-    def train(self):
-        """Runs the epochs that are missing; returns the model of the best epoch on validation people."""
-        print_on_chief(f"{self.title}, {self.epochs} epochs.")
-        keras.utils.set_random_seed(self.run.seed)  # again, for this stage may have been resumed
-        first_epoch = devices.on_chief(self.run.finished_epochs, self.name)
-        if first_epoch < self.epochs:
-            self.fit(self.resume(first_epoch) if first_epoch else self.begin(), first_epoch)
-        return self.load_best()
-
-    def build(self):
-        """The model with its optimiser, before any training."""
-        model = self.make_model()
-        model.compile(new_optimizer(self.settings, self.learning_rate, self.steps_before(self.epochs)),
-                      steps_per_execution=devices.steps_per_execution(self.steps_per_epoch))
-        return model
-
-    def begin(self):
-        """The model before its first epoch."""
-        with devices.new_scope():
-            return self.build()
-
-    def fit(self, model, first_epoch):
-        """Runs Keras' fit, with histories, logs and checkpoints."""
-        model.fit(self.batches(model, first_epoch), validation_data=self.validation_batches(model), steps_per_epoch=self.steps_per_epoch,
-                  epochs=self.epochs, initial_epoch=first_epoch, shuffle=False, verbose=0, callbacks=self.callbacks(first_epoch))
-
-    def callbacks(self, first_epoch):
-        """The callbacks of `fit`, in this order: what is measured goes into the logs, then the logs are written, then the model.
-
-        So a saved epoch always has its row in the history.
-        """
-        run, name = self.run, self.name
-        seeds = callbacks.EpochSeeds(run.seed)
-        line = self.line if devices.is_chief() else None
-        lines = callbacks.EpochLines(self.epochs, self.steps_per_epoch, line, run.model_path(name), self.advice)
-        if not devices.is_chief():
-            return [seeds, lines, callbacks.SaveWithChief()]
-        history = run.trim_history(name, first_epoch)
-        best = self.better((float(row[self.monitor]) for row in history), default=None)
-        return [seeds, *self.measurements(), lines,
-                keras.callbacks.CSVLogger(run.history_path(name), append=bool(history)),
-                keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
-                callbacks.Checkpoints(run, name, self.monitor, self.better, best)]
-
-    def measurements(self):
-        """Callbacks that add to the logs."""
-        return []
-
-    def resume(self, first_epoch):
-        """Builds the model, then loads weights and optimiser state from the backup.
-
-        Not the saved model itself: Keras saves how it was compiled, which may not suit other devices than it began on.
-        """
-        with devices.new_scope():
-            model = self.build()
-            model.optimizer.build(model.trainable_variables)
-        self.load_on_chief(model, self.run.backup_path(self.name), "remove it to begin this stage again")
-        model.optimizer.iterations.assign(self.steps_before(first_epoch))
-        return model
-
-    def steps_before(self, epoch):
-        """How many steps the optimiser has made before an epoch, counted in steps of the batches that are used now."""
-        return epoch * self.steps_per_epoch
-
-    def load_best(self):
-        """The model of the best epoch, without optimiser."""
-        model = self.make_model()
-        self.load_on_chief(model, self.run.model_path(self.name), "put back the file, or start a new run")
-        return model
-
-    def load_on_chief(self, model, path, advice):
-        """Loads a file that the chief alone has; the other machines get copies of all variables."""
-        with devices.fail_together():
-            try:
-                if devices.is_chief():
-                    modules.load_weights(model, path)
-            except ValueError as error:
-                raise UserError(f"{error}; {advice}.") from error
-        optimizer = getattr(model, "optimizer", None)
-        devices.broadcast_variables(model.variables + (optimizer.variables if optimizer else []))
-
-
-def new_optimizer(settings, peak, total_steps):
-    """`optimizers.Muon` whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
-    rising = min(settings.rising_steps, total_steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        peak / settings.rising_steps, max(total_steps - rising, 1), alpha=0.02, warmup_target=peak, warmup_steps=rising)
-    return optimizers.Muon(schedule, beta_2=0.99, global_clipnorm=1.0)
-
-
-class VQVAEStage(Stage):
+class VQVAEStage(stages.Stage):
     """Stage 1: images -> codes -> images."""
 
     title, name = "Stage 1 of 2: VQ-VAE", "vqvae"
     monitor, better = "val_ssim", max
-    line = "SSIM {val_ssim:.3f} on validation people, error {reconstruction_loss:.3f}, {val_codes_used} codes used"
+    line = ("SSIM {val_ssim:.3f} on validation people, error {reconstruction_loss:.3f}, "
+            "{val_codes_used} codes used")
     advice = "start again with a lower --learning-rate"
 
     def __init__(self, run, splits):
         settings = Settings(**run.settings)
-        super().__init__(run, splits, settings.epochs, settings.batch_size, settings.learning_rate)
+        super().__init__(run, splits, settings, settings.epochs, settings.batch_size, settings.learning_rate)
 
     def make_model(self):
-        return modules.VQVAE(**self.run.config["vqvae"], dtype=devices.precision(self.settings.mixed_precision))
+        precision = devices.precision(self.settings.mixed_precision)
+        return modules.VQVAE(**self.run.config["vqvae"], dtype=precision)
 
     def begin(self):
         """A VQ-VAE whose codebook has started."""
@@ -389,7 +293,7 @@ class VQVAEStage(Stage):
 
 
 def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
-    """Trains a VQ-VAE as a plain autoencoder for a few steps, then starts its codebook at k-means centres of real vectors.
+    """Trains a VQ-VAE as a plain autoencoder for a few steps, then starts its codebook at k-means centres.
 
     A random codebook lets most codes die unused; one fitted to vectors that already mean something does not.
 
@@ -397,10 +301,7 @@ def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
         vqvae: a compiled `modules.VQVAE`.
         batches: iterable of (images, positions).
         autoencoder_steps: optimiser steps without quantisation, one batch each.
-        fit_batches: batches for k-means; more, if the codebook needs more vectors.
-
-    Raises:
-        UserError: if the warm-up diverged.
+        fit_batches: batches of vectors for k-means; more, if the codebook needs more vectors.
     """
     batches, quantizer = iter(batches), vqvae.quantizer
     vqvae.optimizer.build(vqvae.trainable_variables)
@@ -415,16 +316,14 @@ def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
     if not np.isfinite(vectors).all():
         raise UserError("Training vqvae diverged at its start: the encoder's outputs are not numbers. "
                         "Start again with a lower --learning-rate.")
-    kmeans = MiniBatchKMeans(quantizer.num_embeddings, batch_size=4096, max_iter=20, n_init=1, random_state=quantizer.seed)
+    kmeans = MiniBatchKMeans(quantizer.num_embeddings, batch_size=4096, max_iter=20, n_init=1,
+                             random_state=quantizer.seed)
     counts = np.bincount(kmeans.fit_predict(vectors), minlength=quantizer.num_embeddings)
     quantizer.start(kmeans.cluster_centers_, counts)
 
 
 class Reconstructions(keras.callbacks.Callback):
-    """After each epoch of stage 1: SSIM and code use into the logs, a frame of the GIF, pictures for TensorBoard.
-
-    Goes before all callbacks that write logs.
-    """
+    """After each epoch of stage 1: SSIM and code use, a frame of the GIF, pictures for TensorBoard."""
 
     def __init__(self, run, splits):
         super().__init__()
@@ -440,7 +339,7 @@ class Reconstructions(keras.callbacks.Callback):
             self._draw_frame("before the first epoch", 0)
 
     def on_epoch_end(self, epoch, logs):
-        """Adds to the logs: val_ssim, val_perplexity, val_codes_used, and test_ssim, which chooses nothing."""
+        """Adds to the logs val_ssim, val_perplexity, val_codes_used; and test_ssim, which chooses nothing."""
         logs["val_ssim"], codes, _ = self._reconstruct(self.validation)
         use = metrics.code_metrics(codes, self.model.quantizer.num_embeddings)
         logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
@@ -457,30 +356,33 @@ class Reconstructions(keras.callbacks.Callback):
     def _draw_frame(self, when, number):
         """Draws the examples and their reconstructions; returns the picture, uint8 (height, width)."""
         ssim, _, reconstructions = self._reconstruct(self.examples)
-        frame = figures.progress_frame(self.examples, reconstructions, self.model.margin, f"{when}: SSIM {ssim:.3f}")
+        title = f"{when}: SSIM {ssim:.3f}"
+        frame = figures.progress_frame(self.examples, reconstructions, self.model.margin, title)
         Image.fromarray(frame).save(self.frames_dir / f"{number:04d}.png")
         return frame
 
     def _reconstruct(self, images):
         """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
-        codes = in_chunks(lambda chunk: self.model.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images)
+        encode = self.model.encode_to_codes
+        codes = in_chunks(lambda chunk: encode(dataset.normalise(chunk)[..., tf.newaxis]), images)
         decoded = in_chunks(self.model.decode_codes, codes)
         pairs = zip(images / 255, to_unit(decoded))
         return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, to_uint8(decoded[..., 0])
 
 
-class PixelCNNStage(Stage):
+class PixelCNNStage(stages.Stage):
     """Stage 2: the prior over the codes of stage 1."""
 
     title, name = "Stage 2 of 2: PixelCNN prior", "pixelcnn"
     monitor, better = "val_bits_per_code", min
-    line = ("{val_bits_per_code:.3f} bits per code in a head, {val_bits_per_code_alone:.3f} in a slice alone, "
-            "on validation people")
+    line = ("{val_bits_per_code:.3f} bits per code in a head, {val_bits_per_code_alone:.3f} in a slice "
+            "alone, on validation people")
     advice = "start again with another --seed, or a lower prior_learning_rate in train.py"
 
     def __init__(self, run, splits, vqvae):
         settings = Settings(**run.settings)
-        super().__init__(run, splits, settings.prior_epochs, settings.prior_batch_size, settings.prior_learning_rate)
+        super().__init__(run, splits, settings, settings.prior_epochs, settings.prior_batch_size,
+                         settings.prior_learning_rate)
         self.vqvae = vqvae
 
     def make_model(self):
@@ -501,15 +403,16 @@ class PixelCNNStage(Stage):
         try:
             modules.check_match(self.vqvae, modules.load_model(path, compile=False))
         except ValueError as error:
-            raise UserError(f"{path} does not go with {self.run.model_path('vqvae')} ({error}); remove it to begin this "
-                            "stage again.") from error
+            vqvae = self.run.model_path("vqvae")
+            raise UserError(f"{path} does not go with {vqvae} ({error}); remove it to begin this stage "
+                            "again.") from error
 
     def batches(self, prior, first_epoch):
         train = self.splits["train"]
         # Few people: mirrored heads are as good as new ones, where it is known which way left and right lie.
         versions = [train, train.mirrored()] if self.run.config["data"]["front"] else [train]
-        return dataset.code_batches(dataset.encode_split(self.vqvae, prior, *versions), self.batch_size, self.run.seed,
-                                    first_epoch)
+        coded = dataset.encode_split(self.vqvae, prior, *versions)
+        return dataset.code_batches(coded, self.batch_size, self.run.seed, first_epoch)
 
     def validation_batches(self, prior):
         return dataset.code_batches(dataset.encode_split(self.vqvae, prior, self.splits["validate"]), 32)
@@ -518,8 +421,8 @@ class PixelCNNStage(Stage):
 def start_embeddings(prior, codebook, seed):
     """Starts the codes' input and output weights from a codebook, (K, D), so that similar codes begin alike.
 
-    All are random projections of the standardised codebook: what is learned of one code holds for its neighbours in
-    the codebook from the first step on.
+    All are random projections of the standardised codebook: what is learned of one code holds for its
+    neighbours in the codebook from the first step on.
     """
     rng = np.random.default_rng(seed)
     codebook = np.asarray(codebook)
@@ -529,21 +432,24 @@ def start_embeddings(prior, codebook, seed):
         projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, prior.num_filters))
         embedding.embeddings.assign(np.pad(projected, [[0, embedding.input_dim - len(codebook)], [0, 0]]))
     kernel = prior.logits.layers[-1].kernel
-    kernel.assign(rng.normal(0, 1 / (length * kernel.shape[0]) ** 0.5, (kernel.shape[0], length)) @ codebook.T)
+    size = kernel.shape[0], length
+    kernel.assign(rng.normal(0, 1 / (size[0] * length) ** 0.5, size) @ codebook.T)
 
 
-# After the stages ---------------------------------------------------------------------------------------------
+# After the stages
+# ---------------------------------------------------------------------------------------------
 
 
 def calibrate_prior(run, vqvae, prior, num_people):
     """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`.
 
-    The first round's heads get persons without correction; those of each further round are corrected by the rounds
-    before: their persons lie further out, where the outcome is no longer in proportion. All rounds are taken together.
+    The first round's heads get persons without correction; those of each further round are corrected by the
+    rounds before: their persons lie further out, where the outcome is no longer in proportion. All rounds are
+    taken together.
     """
     count, rounds = min(run.settings["calibration_heads"], num_people), run.settings["calibration_rounds"]
     conditions, outcomes = [], []
-    prior.person_shift.assign(tf.zeros_like(prior.person_shift))  # of a run that was stopped after it was calibrated
+    prior.person_shift.assign(tf.zeros_like(prior.person_shift))  # of a run stopped after this
     prior.person_scale.assign(tf.ones_like(prior.person_scale))
     for number in range(1, rounds + 1):
         print(f"Calibrating by {count} sampled heads, round {number} of {rounds} ...", flush=True)
@@ -559,23 +465,25 @@ def calibrate_prior(run, vqvae, prior, num_people):
 
 
 def fit_ventricles(run, prior, train, margin):
-    """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles; see `people`.
+    """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles.
 
-    Needs three people. The size is the `dark_fraction` of `judge.tissue_statistics`, the mean over a head. No network gets it.
+    Needs three people. The size is the mean over a head of `judge.tissue_statistics`' `dark_fraction`. No
+    network gets it.
     """
     cases, head_numbers = np.unique(train.cases, return_inverse=True)
     if len(cases) < 3:
         return
     dark = judge.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
-    weights, offset = people.fit_measure(prior.encode_people(dataset.head_pictures(train, margin)[0]), sizes)
+    persons = prior.encode_people(dataset.head_pictures(train, margin)[0])
+    weights, offset = people.fit_measure(persons, sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
     write_json(run.folder / "ventricles.json",
                {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
 
 
 def measure_test_people(run, vqvae, prior, splits):
-    """Draws figures/, prints the main results and writes metrics.json, the last file: a run that has it is finished."""
+    """Draws figures/, prints the main results, writes metrics.json last: a run that has it is finished."""
     print("Measuring on the test people ...", flush=True)
     test = splits["test"]
     coded = dataset.encode_split(vqvae, prior, test)
@@ -594,35 +502,40 @@ def draw_figures(run, vqvae, prior, splits, codes):
     test, history = splits["test"], run.read_history("vqvae")
     figures.plot_losses(history, folder / "losses.png")
     figures.plot_ssim(history, folder / "ssim.png")
-    entropy = metrics.code_metrics(dataset.encode(vqvae, splits["validate"]), prior.num_embeddings)["code_entropy"]
-    figures.plot_prior(run.read_history("pixelcnn"), entropy, folder / "prior.png")
+    use = metrics.code_metrics(dataset.encode(vqvae, splits["validate"]), prior.num_embeddings)
+    figures.plot_prior(run.read_history("pixelcnn"), use["code_entropy"], folder / "prior.png")
     examples = test.examples(4)
     originals, reconstructions = test.images[examples] / 255, to_unit(vqvae.decode_codes(codes[examples]))
-    captions = [f"slice {position}, SSIM {metrics.ssim(original, reconstruction):.3f}"
-                for position, original, reconstruction in zip(test.positions[examples], originals, reconstructions)]
-    figures.reconstruction_grid(originals, reconstructions, codes[examples], captions,
-                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin, folder / "reconstructions.png")
+    captions = [f"slice {position}, SSIM {metrics.ssim(*pair):.3f}"
+                for position, *pair in zip(test.positions[examples], originals, reconstructions)]
+    colours = figures.code_colours(vqvae.quantizer.embeddings)
+    figures.reconstruction_grid(originals, reconstructions, codes[examples], captions, colours, vqvae.margin,
+                                folder / "reconstructions.png")
 
 
 def print_results(measured, baselines, test, vqvae):
     """Prints the main results in words, beside two baselines that need no model."""
-    mean, blur = baselines["mean_image"], baselines["blurred_original"]
-    brain = "ssim_foreground"
-    print(f"""Results on {len(test.images)} images of {test.num_people} test people; in brackets: the mean training image, \
-the original blurred.
-  structural similarity (SSIM)  {measured['ssim']:.3f}    ({mean['ssim']:.3f}, {blur['ssim']:.3f})
-  SSIM inside the brain         {measured[brain]:.3f}    ({mean[brain]:.3f}, {blur[brain]:.3f})
-  peak signal-to-noise ratio    {measured['psnr']:.1f} dB  ({mean['psnr']:.1f}, {blur['psnr']:.1f})
-  size                          {measured['bytes_per_image']:.0f} bytes per image, of {vqvae.image_size ** 2:,} pixels
-  code length                   {measured['bits_per_code']:.2f} bits per code within a head, \
-{measured['bits_per_code_alone']:.2f} of a slice alone""", flush=True)
+    rows = [(f"{label:30}{measured[key]:{form}}{unit}",
+             ", ".join(f"{baselines[name][key]:{form}}" for name in ("mean_image", "blurred_original")))
+            for label, key, form, unit in (("structural similarity (SSIM)", "ssim", ".3f", "   "),
+                                           ("SSIM inside the brain", "ssim_foreground", ".3f", "   "),
+                                           ("peak signal-to-noise ratio", "psnr", ".1f", " dB"))]
+    print(f"Results on {len(test.images)} images of {test.num_people} test people; in brackets: the mean "
+          "training image, the original blurred.")
+    for figure, beside in rows:
+        print(f"  {figure}  ({beside})")
+    print(f"  size                          {measured['bytes_per_image']:.0f} bytes per image, of "
+          f"{vqvae.image_size ** 2:,} pixels")
+    print(f"  code length                   {measured['bits_per_code']:.2f} bits per code within a head, "
+          f"{measured['bits_per_code_alone']:.2f} of a slice alone", flush=True)
 
 
-# The command --------------------------------------------------------------------------------------------------
+# The command
+# --------------------------------------------------------------------------------------------------
 
 
 def run_stages(run, splits):
-    """Trains both networks; then the chief calibrates the prior, measures on the test people and draws the figures."""
+    """Trains both networks; then calibrates the prior, measures on the test people and draws the figures."""
     run.frames_dir.mkdir(parents=True, exist_ok=True)
     vqvae = VQVAEStage(run, splits).train()
     prior = PixelCNNStage(run, splits, vqvae).train()
@@ -643,9 +556,9 @@ def main(argv=None):
     """Runs both stages and measures the result on the test people."""
     arguments = parse_arguments(argv)
     device = devices.prepare()
-    goes_on = f"python train.py --run-dir {arguments.run_dir or 'RUN'} --resume goes on"
-    with devices.explain_failures(f"give a smaller --batch-size; finished epochs are saved, {goes_on}",
-                                  f"finished epochs are saved, {goes_on}"):
+    run_dir = arguments.run_dir or "RUN"
+    resume = f"finished epochs are saved; python train.py --run-dir {run_dir} --resume goes on"
+    with devices.explain_failures(f"give a smaller --batch-size; {resume}", resume):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
         devices.try_xla()
         if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
@@ -654,8 +567,8 @@ def main(argv=None):
         with open_run(arguments) as (run, splits):
             if devices.is_chief():
                 say_what_begins(run, splits, device)
-            with cli.message_on_signals(f"Stopped. All finished epochs are saved; python train.py --run-dir {run.folder} "
-                                        "--resume goes on."):
+            with cli.message_on_signals("Stopped. All finished epochs are saved; python train.py --run-dir "
+                                        f"{run.folder} --resume goes on."):
                 run_stages(run, splits)
     print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import dataset
 from support import cli, files, runs, volumes
-from support.people import CodedSplit
+from dataset import CodedSplit
 from support.runs import Run
 import train
 

@@ -14,7 +14,7 @@ import threading
 import traceback
 
 MAX_SEED = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141  # the last two as shells have them, of Ctrl-C and SIGPIPE
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141  # the last two as shells have them
 DEBUG = "BRAIN_VQVAE_DEBUG"  # the environment variable that adds the traceback to every error
 # What asks a program to end: kill, a closed terminal, a queue that takes the machine back
 STOP_SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
@@ -34,7 +34,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def script_parser(doc, description=None):
-    """The parser of a script by its docstring: the first line (unless `description` is given) and the examples."""
+    """The parser of a script by its docstring: the first line, or `description`, and the examples."""
     lines = doc.split("\n")
     examples = "\n".join(line for line in lines[1:] if line.startswith("    "))
     return ArgumentParser(description=description or lines[0], epilog=f"examples:\n{examples}",
@@ -58,11 +58,21 @@ def number(kind, minimum, maximum=float("inf")):
     return parse
 
 
-def exit_on_user_error(main):
-    """Wraps a script's main function: an error that the user can mend becomes one line on stderr and exit status 2.
+def utf8_path(text):
+    """An argparse type: the name of a folder into which TensorFlow writes, which takes UTF-8 only."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"the name {text} is not UTF-8 under this locale, as TensorFlow "
+                                         "needs it; choose another, or set LC_ALL=C.UTF-8") from None
+    return text
 
-    Such are a `UserError`, and what fails in the file system. A signal becomes one line and 130; a reader of stdout
-    that is gone (`| head -1`) 141. Every other error is a bug and keeps its traceback.
+
+def exit_on_user_error(main):
+    """Wraps a script's main function: an error that the user can mend becomes one line and exit status 2.
+
+    Such are a `UserError`, and what fails in the file system. A signal becomes one line and 130; a reader of
+    stdout that is gone (`| head -1`) 141. Every other error is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -112,15 +122,16 @@ def file_error(error):
         return getattr(error, "filename", None), os.strerror(int(match[1]))
     if isinstance(error, OSError):
         return error.filename, error.strerror or text
-    # TensorFlow's RESOURCE_EXHAUSTED means a full disk, a quota, too many open files, or memory: its text says which.
+    # TensorFlow's RESOURCE_EXHAUSTED means a full disk, a quota, too many open files, or memory: its text
+    # says which.
     path, _, reason = text.partition("\n")[0].rpartition("; ")
     return (path, reason) if type(error).__module__.startswith("tensorflow") and reason in REASONS else None
 
 
 def can_print():
-    """Whether stdout takes what was printed; if not, /dev/null takes all from now on: Python's last words would be a traceback."""
+    """Whether stdout takes a line; if not, /dev/null takes all from now on, Python's last words too."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
         return True
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -133,7 +144,7 @@ def _interrupt(*_):
 
 @contextlib.contextmanager
 def signal_handler(handler, *numbers):
-    """Handles some signals by `handler` inside it. In a thread Python allows no handlers: there nothing changes."""
+    """Handles some signals by `handler` inside it; in a thread, where Python allows none, nothing changes."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, handler) for number in numbers}

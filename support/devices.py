@@ -1,10 +1,8 @@
 """What depends on the machine: one GPU, several, several machines, and the precision of their arithmetic.
 
-The rest of the code is written as for one device. This is a file of its own because the networks and the commands both need
-it, and because it overrides private methods of Keras, as optimizers.py does: both have to be checked with each new version.
-
-References:
-    TensorFlow: Distributed training. https://www.tensorflow.org/guide/distributed_training
+The rest of the code is written as for one device. It overrides private methods of Keras, as optimizers.py
+does: check both with each new version. See TensorFlow's guide,
+https://www.tensorflow.org/guide/distributed_training
 """
 
 import contextlib
@@ -14,38 +12,38 @@ import os
 from pathlib import Path
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import keras
 from keras import layers
 import numpy as np
 import tensorflow as tf
 
-from support.cli import file_error, signal_handler, STOP_SIGNALS, UserError
+from support.cli import file_error, signal_handler, UserError
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"
 CUDA_COMMAND = 'pip install "tensorflow[and-cuda]>=2.21,<2.22"'
-START_TIMEOUT = 600  # seconds to wait for the other machines of a cluster
+START_TIMEOUT, JOIN_TIMEOUT = 600, 120  # seconds in which the other machines must answer, and then join
 STEPS_AT_ONCE = 16  # at most, on a GPU: no callback can run between them
 SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
 
 
-# What is there ------------------------------------------------------------------------------------------------
+# What is there
+# ------------------------------------------------------------------------------------------------
 
 
 def prepare(exact=False):
-    """Sets up TensorFlow for this machine. Call it before anything else touches a device.
+    """Sets up TensorFlow for this machine, before anything else touches a device.
 
     Args:
         exact: turn TensorFloat-32 off, which on recent GPUs rounds the inputs of convolutions to 10 bits.
 
     Returns:
         What it computes on, in words: "CPU", "GPU", "2 GPUs", "GPU of each of 2 machines", ...
-
-    Raises:
-        UserError: if TF_CONFIG describes no cluster.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -62,7 +60,7 @@ def prepare(exact=False):
 
 
 def try_xla():
-    """Compiles a trifle: XLA ends the process at a flag that it does not know, and shall do so at the start, not after hours."""
+    """Compiles a trifle: XLA ends the process at a flag that it does not know: now, and not after hours."""
     if os.environ.get("XLA_FLAGS") or os.environ.get("TF_XLA_FLAGS"):
         tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
 
@@ -80,8 +78,8 @@ def full_float32():
 
 def _is_gpu_idle():
     """Whether there is an NVIDIA driver whose GPUs were not hidden on purpose."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not is_hidden and bool(shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists())
 
 
 def kind():
@@ -95,26 +93,22 @@ def precision(mixed):
 
 
 def check_precision(mixed):
-    """Says what mixed precision is worth on this machine, if a run asks for it.
-
-    Raises:
-        UserError: if a GPU cannot compute in bfloat16.
-    """
+    """Says what mixed precision is worth here, if a run asks for it; UserError if a GPU has no bfloat16."""
     if not mixed:
         return
     for gpu in tf.config.list_physical_devices("GPU"):
         details = tf.config.experimental.get_device_details(gpu)
         capability = details.get("compute_capability", (0, 0))
         if capability < (8, 0):
-            raise UserError(f"--mixed-precision needs GPUs of compute capability 8.0 or more, for bfloat16, but "
-                            f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}; leave it out.")
+            raise UserError("--mixed-precision needs GPUs of compute capability 8.0 or more (bfloat16), but "
+                            f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}.")
     if kind() == "CPU":
         print("Note: on most CPUs --mixed-precision is slower, not faster.", flush=True)
 
 
 @contextlib.contextmanager
 def layers_of(policy):
-    """Gives the layers made inside it a dtype policy: a saved model is loaded in the precision that it was trained in."""
+    """Gives the layers made inside it a dtype policy: a model is loaded in the precision of its training."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -124,12 +118,12 @@ def layers_of(policy):
 
 
 def samples_at_once(bytes_each):
-    """How many samples to draw side by side: a GPU has room for more, and waits less for each; 1 GB of noise at most."""
+    """How many samples to draw side by side: a GPU waits less for each of many; 1 GB of noise at most."""
     return max(1, min(SAMPLES_AT_ONCE[kind()], 2 ** 30 // bytes_each))
 
 
 def steps_per_execution(steps_per_epoch):
-    """How many steps run without Python in between: the largest divisor of `steps_per_epoch` up to 16, so that an epoch ends exactly.
+    """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly.
 
     On a GPU small steps wait for Python more than they compute; on a CPU, and among several devices, it is 1.
     """
@@ -138,16 +132,13 @@ def steps_per_execution(steps_per_epoch):
     return max(steps for steps in range(1, STEPS_AT_ONCE + 1) if steps_per_epoch % steps == 0)
 
 
-# Several devices ----------------------------------------------------------------------------------------------
+# Several devices
+# ----------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def cluster():
-    """The resolver of the cluster that TF_CONFIG describes; None without one, or if it has one machine only.
-
-    Raises:
-        UserError: if TF_CONFIG cannot be understood.
-    """
+    """The resolver of the cluster that TF_CONFIG describes; None without one, or if it has one machine."""
     if not os.environ.get("TF_CONFIG"):
         return None
     try:
@@ -165,7 +156,7 @@ def _machines():
 
 @functools.cache
 def strategy():
-    """How the work is shared: all machines of the cluster, all GPUs of this one, or (with one or none) not at all.
+    """How the work is shared: all machines of the cluster, or all GPUs of this one, or not at all.
 
     In a cluster it has to be made before any other TensorFlow operation.
     """
@@ -178,23 +169,22 @@ def strategy():
 def new_scope():
     """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start.
 
-    TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one, would
-    else differ from an uninterrupted one in the last bits (4e-9 in the prior's embeddings). With the names Keras'
-    global seed and dtype policy go back to their defaults, which nothing here relies on.
+    TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one,
+    would else differ from an uninterrupted one in the last bits (4e-9 in the prior's embeddings). With the
+    names Keras' global seed and dtype policy go back to their defaults, which nothing here relies on.
     """
     keras.utils.clear_session(free_memory=False)
     return strategy().scope()
 
 
 def global_batch(batch_size, num_images):
-    """The batch size of all devices together: rounded up to a multiple of their number, at most the number of images.
+    """The batch size of all devices together: a multiple of their number, at most the number of images.
 
-    Raises:
-        UserError: if there are fewer images than devices.
+    UserError if there are fewer images than devices.
     """
     replicas = strategy().num_replicas_in_sync
     if num_images < replicas:
-        raise UserError(f"{num_images} training images cannot be shared out among {replicas} devices; use fewer of them.")
+        raise UserError(f"{num_images} training images cannot be shared among {replicas} devices; use fewer.")
     return min(-(-batch_size // replicas), num_images // replicas) * replicas
 
 
@@ -208,25 +198,27 @@ def replica():
 
 
 def fill_if_empty(batch):
-    """A replica's part of a batch, or one item of zeros where it got none: oneDNN's convolutions refuse empty batches."""
+    """A replica's part of a batch, or an item of zeros where it got none: oneDNN refuses empty batches."""
     if _single_replica():
         return batch
     missing = tf.maximum(1 - tf.shape(batch)[0], 0)
-    return tf.concat([batch, tf.zeros(tf.concat([[missing], tf.shape(batch)[1:]], axis=0), batch.dtype)], axis=0)
+    zeros = tf.zeros(tf.concat([[missing], tf.shape(batch)[1:]], axis=0), batch.dtype)
+    return tf.concat([batch, zeros], axis=0)
 
 
 def sum_over_replicas(values):
-    """The sum of a tensor, or of each of a list, over the replicas of a `tf.distribute` strategy; without one, itself."""
+    """The sum of a tensor, or of each of a list, over the replicas of a strategy; without one, itself."""
     if _single_replica():
         return values
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-# Several machines ---------------------------------------------------------------------------------------------
+# Several machines
+# ---------------------------------------------------------------------------------------------
 
 
 def is_chief():
-    """Whether this process writes the run folder: the chief, else worker 0, of a cluster; any process without one."""
+    """Whether this process writes the run folder: the chief, else worker 0, of a cluster; or without one."""
     resolver = cluster()
     if resolver is None or resolver.task_type == "chief":
         return True
@@ -240,7 +232,7 @@ def print_on_chief(text):
 
 
 def on_chief(function, *arguments):
-    """Calls a function on the chief alone. Every machine gets what it returns, which JSON can write; if it fails, all stop."""
+    """Calls a function on the chief; all machines get what it returns (JSON's types), or stop if it fails."""
     with fail_together():
         result = function(*arguments) if is_chief() else None
     return json.loads(_broadcast_text(json.dumps(result))) if cluster() else result
@@ -248,11 +240,7 @@ def on_chief(function, *arguments):
 
 @contextlib.contextmanager
 def fail_together():
-    """A barrier: if one machine of a cluster fails in this block, all stop. Every machine must run the block.
-
-    Raises:
-        UserError: on the others.
-    """
+    """A barrier: if one machine fails in this block, all stop. Every machine must run the block."""
     try:
         yield
     except Exception:
@@ -264,11 +252,7 @@ def fail_together():
 
 
 def broadcast(array):
-    """The chief's numbers on every machine of a cluster; without one, what was given.
-
-    Args:
-        array: NumPy array, or number; of one shape on all machines. Integers are exact below 2^53.
-    """
+    """The chief's numbers on every machine: an array of one shape on all. Integers are exact below 2^53."""
     if cluster() is None:
         return array
     array = np.asarray(array)
@@ -281,9 +265,9 @@ def broadcast_variables(variables):
         values = [np.asarray(variable) for variable in variables]
         # All at once: each exchange costs a round over the network.
         flat = broadcast(np.concatenate([value.astype(np.float64).ravel() for value in values]))
-        parts = np.split(flat, np.cumsum([value.size for value in values])[:-1])
-        for variable, value, part in zip(variables, values, parts):
-            variable.assign(part.reshape(value.shape).astype(value.dtype))
+        for variable, value in zip(variables, values):
+            variable.assign(flat[:value.size].reshape(value.shape).astype(value.dtype))
+            flat = flat[value.size:]
 
 
 def _broadcast_text(text):
@@ -295,12 +279,13 @@ def _broadcast_text(text):
 
 @functools.cache
 def _over_machines(of_chief):
-    """A function that adds float64 (N,) over all replicas; or, of the chief alone, gives the chief's to all."""
+    """A function that adds float64 (N,) over all replicas; or gives the chief's to all."""
 
     def one(values):
         # Replica 0 belongs to the chief. (tf.identity: all_reduce needs a tensor with a device.)
-        of_one = tf.where(tf.equal(replica(), 0), values, tf.zeros_like(values)) if of_chief else tf.identity(values)
-        return sum_over_replicas(of_one)
+        if of_chief:
+            return sum_over_replicas(tf.where(tf.equal(replica(), 0), values, tf.zeros_like(values)))
+        return sum_over_replicas(tf.identity(values))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
     def add(values):
@@ -312,20 +297,48 @@ def _over_machines(of_chief):
 def _join_cluster():
     """The strategy of all machines of the cluster, once they are there."""
     resolver, addresses = cluster(), ", ".join(_machines())
-    print(f"Waiting for the machines of TF_CONFIG: {addresses} ...", flush=True)
-    message = (f"train.py: not all machines of TF_CONFIG ({addresses}) have joined within {START_TIMEOUT} seconds; is it "
-               f"train.py that listens there? {NO_CLUSTER}.")
-    command = [sys.executable, "-S", "-c", WATCHDOG, str(START_TIMEOUT), message]
+    message = (f"train.py: not all machines of TF_CONFIG ({addresses}) have joined within {JOIN_TIMEOUT} "
+               f"seconds; is it train.py that listens there? {NO_CLUSTER}.")
+    command = [sys.executable, "-S", "-c", WATCHDOG, str(JOIN_TIMEOUT), message]
     try:
-        # TensorFlow waits without end, and holds Python's lock: no handler of ours could run, so another process watches.
-        with (signal_handler(signal.SIG_DFL, signal.SIGINT, *STOP_SIGNALS),
-              subprocess.Popen(command, stdin=subprocess.PIPE)):
+        address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
+        others = [other for other in _machines() if other != address]
+        _wait_for_machines(others, int(address.rpartition(":")[2]))
+        # TensorFlow waits without end, catches SIGTERM and holds Python's lock: so another process watches.
+        with signal_handler(signal.SIG_DFL, signal.SIGINT), subprocess.Popen(command, stdin=subprocess.PIPE):
             return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    except (ValueError, TypeError, LookupError, tf.errors.OpError) as error:
-        raise UserError(f"The cluster of TF_CONFIG cannot be joined ({_first_line(error)}); {NO_CLUSTER}.") from error
+    except (ValueError, TypeError, LookupError, OSError, tf.errors.OpError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = _first_line(error)
+        raise UserError(f"The cluster of TF_CONFIG cannot be joined ({reason}); {NO_CLUSTER}.") from error
 
 
-# Ends its parent with a sentence, unless its standard input closes before: then the parent went on, or is gone.
+def _wait_for_machines(addresses, port):
+    """Waits until the other machines, "host:port" each, accept connections, as this one does at its port."""
+    print(f"Waiting for the other machines of TF_CONFIG: {', '.join(addresses)} ...", flush=True)
+    deadline, ipv6 = time.monotonic() + START_TIMEOUT, socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    with socket.create_server(("", port), family=family, dualstack_ipv6=ipv6):
+        while addresses := [address for address in addresses if not _accepts_connections(address)]:
+            if time.monotonic() > deadline:
+                silent = ", ".join(addresses)
+                raise UserError(f"No answer within {START_TIMEOUT} seconds from {silent}, which TF_CONFIG "
+                                f"names; {NO_CLUSTER}.")
+            time.sleep(0.5)
+
+
+def _accepts_connections(address):
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+# Ends its parent with a sentence, unless its standard input closes before: then the parent went on, or is
+# gone.
 WATCHDOG = """import os, select, signal, sys
 parent = os.getppid()
 if not select.select([0], [], [], float(sys.argv[1]))[0] and os.getppid() == parent:
@@ -334,19 +347,18 @@ if not select.select([0], [], [], float(sys.argv[1]))[0] and os.getppid() == par
 """
 
 
-# Errors -------------------------------------------------------------------------------------------------------
+# Errors
+# -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def explain_failures(memory_advice, resume=""):
-    """Says in one sentence that memory ran out, a file failed, or another machine is gone; other errors stay what they are.
+    """Says in one sentence that memory ran out, a file failed, or another machine is gone, and what to do.
 
-    Args:
-        memory_advice: what to do about the memory.
-        resume: how a training goes on.
+    Other errors stay what they are. `resume` is how a training goes on.
     """
-    lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
-            tf.errors.InternalError)
+    lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError, tf.errors.InternalError)
     try:
         yield
     except Exception as error:
@@ -356,7 +368,7 @@ def explain_failures(memory_advice, resume=""):
         if reason is None and isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
             raise UserError(f"Out of memory ({_first_line(error)}); {memory_advice}.") from error
         if isinstance(error, lost) and resume and cluster():
-            raise UserError(f"Another machine of the cluster does not answer ({_first_line(error)}); {resume}.") from error
+            raise UserError(f"Another machine does not answer ({_first_line(error)}); {resume}.") from error
         raise
 
 
@@ -364,7 +376,8 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-# What Keras lacks ---------------------------------------------------------------------------------------------
+# What Keras lacks
+# ---------------------------------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -381,11 +394,11 @@ class Dropout(layers.Dropout):
 
 
 class KerasFit:
-    """`trackers`, and workarounds for bugs of `fit` in Keras 3.15 (hence its pin). Goes before `keras.Model` in the bases.
+    """`trackers`, and workarounds for bugs of `fit` in Keras 3.15 (hence its pin). Precedes `keras.Model`.
 
-    Keras builds a model on a first batch that it averages over the replicas, which fails if their parts differ in size;
-    and it averages the logs of several machines over an axis that scalars do not have. It also builds the optimiser
-    inside the first step, which is then traced twice: here it is built before.
+    Keras builds a model on a first batch that it averages over the replicas, which fails if their parts
+    differ in size; and it averages the logs of several machines over an axis that scalars do not have. It
+    also builds the optimiser inside the first step, which is then traced twice: here it is built before.
     """
 
     @property
@@ -409,7 +422,9 @@ class KerasFit:
         run = tf.function(lambda data: share.run(step, args=(data,)), reduce_retracing=True)
 
         def one_step(iterator):
-            # The logs of a step are one replica's; those of an epoch come from the metrics, which are synchronised.
-            return {name: share.experimental_local_results(value)[0] for name, value in run(next(iterator)).items()}
+            # The logs of a step are one replica's; those of an epoch come from the metrics, which are
+            # synchronised.
+            logs = run(next(iterator))
+            return {name: share.experimental_local_results(value)[0] for name, value in logs.items()}
 
         return one_step

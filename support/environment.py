@@ -1,7 +1,7 @@
-"""What has to be set before TensorFlow, Keras and matplotlib are imported. Only scripts, tests and benchmarks import this.
+"""What has to be set before TensorFlow, Keras and matplotlib are imported.
 
-A script whose first import this is computes the same whatever other software has set. A notebook that imports `modules` keeps
-its own environment.
+A script whose first import this is computes the same whatever other software has set. A notebook that imports
+`modules` keeps its own environment.
 """
 
 import importlib
@@ -18,7 +18,7 @@ IMPORT_CHATTER = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could
 
 
 def open_closed_streams():
-    """Opens stdin, stdout and stderr on /dev/null where they are closed (`2>&-`): else the next file opened gets their number."""
+    """Opens stdin, stdout, stderr on /dev/null where they are closed: else a file gets the number."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -36,6 +36,7 @@ def set_variables():
         del os.environ[name]
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["KERAS_HOME"] = os.devnull  # no keras.json there: float32 and channels_last, Keras' defaults
+    os.environ["MPLBACKEND"] = "Agg"  # no display needed; Keras imports pyplot
 
 
 def import_tensorflow():

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there. Only what a list of ours names is ever replaced or removed."""
+"""Files and folders that are whole or not there. Only what a list of ours names is replaced or removed."""
 
 import contextlib
 import ctypes
@@ -11,10 +11,12 @@ from pathlib import Path
 import shutil
 import sys
 import tempfile
+import time
 
 from support.cli import can_print, file_error, UserError
 
 WRITTEN = "files.json"  # in a folder of results: the names of what we wrote there
+SETTLED = 10  # seconds after which a hidden folder that nobody locks is a killed process'
 UNFINISHED = ".unfinished"  # how the names of hidden folders end in which something is being written
 
 
@@ -22,7 +24,8 @@ def lock(folder):
     """Locks a folder until its descriptor is closed or the process ends; leaves no file, unlike filelock.
 
     Returns:
-        (descriptor, True if it is locked now, False if another process has it, None if this file system has no locks).
+        (descriptor, True if it is locked now, False if another process has it, None if this file system has
+        no locks).
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -36,14 +39,14 @@ def lock(folder):
 
 @contextlib.contextmanager
 def unfinished(target):
-    """Yields a free path in a hidden folder beside `target`, on its file system; what is left there at the end is removed.
+    """Yields a free path in a hidden folder beside `target`; what is left there at the end is removed.
 
-    Hidden folders of killed processes (nobody locks them) are removed first. An error of writing names `target`.
+    Hidden folders of killed processes (nobody locks them) are removed first. An error of writing names
+    `target`.
     """
     target = Path(target).absolute()
     hidden = descriptor = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name[:40]}-"  # cut: a name may be 255 bytes long at most
         _sweep(target.parent, prefix)
         hidden = Path(tempfile.mkdtemp(UNFINISHED, prefix, target.parent))
@@ -53,8 +56,9 @@ def unfinished(target):
         path, reason = file_error(error) or (None, None)
         if reason is None or path is None and not can_print():
             raise
-        is_hidden = path is None or hidden is not None and Path(os.fsdecode(path)).is_relative_to(hidden)
-        raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(target) if is_hidden else path) from error
+        is_hidden = path is None or hidden is None or Path(os.fsdecode(path)).is_relative_to(hidden)
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(number, reason, str(target) if is_hidden else path) from error
     finally:
         if hidden:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -67,7 +71,8 @@ def _sweep(folder, prefix):
     for leftover in folder.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):
         with contextlib.suppress(OSError):
             descriptor, is_locked = lock(leftover)
-            if is_locked:
+            # Another process may be about to lock what it has just made.
+            if is_locked and time.time() - leftover.stat().st_mtime > SETTLED:
                 shutil.rmtree(leftover, ignore_errors=True)
             os.close(descriptor)
 
@@ -98,6 +103,7 @@ def whole_folder(folder, option):
         UserError: if it exists.
     """
     _refuse_existing(folder, option)
+    Path(folder).absolute().parent.mkdir(parents=True, exist_ok=True)
     with unfinished(folder) as new:
         new.mkdir()
         yield new
@@ -125,6 +131,7 @@ def results_folder(folder, option):
     """
     target = Path(folder).resolve()
     _foreign_files(target, folder, option)  # refused before the work begins
+    target.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(target) as new:
         new.mkdir()
         yield new
@@ -132,7 +139,7 @@ def results_folder(folder, option):
         write_json(new / WRITTEN, names)
         for path in _foreign_files(target, folder, option):
             if path.name in names:
-                raise UserError(f"{path} is not a file of ours, and would be replaced; move it or give another {option}.")
+                raise UserError(f"{path} is not ours, but would be replaced; give another {option}.")
             if path.is_dir() and not path.is_symlink():
                 shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
             else:
@@ -148,14 +155,16 @@ def _foreign_files(target, folder, option):
     if not os.path.lexists(target):
         return []
     if not target.is_dir() or os.path.ismount(target):  # a mount point cannot be exchanged
-        raise UserError(f"{folder} is {'a mount point' if target.is_dir() else 'no folder'}; give another {option}.")
+        kind = "a mount point" if target.is_dir() else "no folder"
+        raise UserError(f"{folder} is {kind}; give another {option}.")
     entries = list(target.iterdir())
     if not entries:
         return []
     try:
         ours = {WRITTEN, *json.loads((target / WRITTEN).read_text())}
     except (FileNotFoundError, ValueError, TypeError):
-        raise UserError(f"{folder} holds files, but no {WRITTEN} that says which of them are ours; give another {option}.") from None
+        raise UserError(f"{folder} holds files, but no {WRITTEN} that says which are ours; give another "
+                        f"{option}.") from None
     return [path for path in entries if path.name not in ours]
 
 

@@ -14,7 +14,7 @@ from support.cli import UserError
 from support.files import whole_folder
 from support.template import share_of_people
 from support.volumes import is_dicom, read_slices, slice_file, SPLITS, VOLUME_ENDINGS, VolumeError
-from support.whose_head import OTHER_NAMES, people_of, T1_NAMES
+from support.whose_head import ENDING, OTHER_NAMES, people_of, T1_NAMES
 
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
 
@@ -85,7 +85,7 @@ def find_nifti(folder, pattern=None, person_pattern=None):
             reasons.append(f"{folder / path}: {reason}")
         else:
             heads.append(path)
-    people = people_of([path.with_name(_stem(path)).as_posix() for path in heads], person_pattern)
+    people = people_of([path.as_posix() for path in heads], person_pattern)
     sessions = [(person, folder / path) for person, path in zip(people, heads)]
     reasons += [f"{path}: has no person that --person-pattern finds" for name, path in sessions if not name]
     return [session for session in sessions if session[0]], reasons
@@ -117,7 +117,7 @@ def _glob(folder, pattern):
 
 def _stem(path):
     """A volume's name without .nii and the like."""
-    return re.sub(r"\.(nii|nii\.gz|mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
+    return ENDING.sub("", path.name)
 
 
 def _contrast(name):

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from support.images import brain_box, FOREGROUND, spread
 
-# The figures, in the order of the table, and what each is. A name and a suffix of the columns make the key of a
-# number; its 95 % interval has the same key and _interval.
+# The figures, in the order of the table, and what each is. A name and a suffix of the columns make the key of
+# a number; its 95 % interval has the same key and _interval.
 ROWS = {
-    "told_apart_slices": "AUC of networks that tell sampled slices from people's: 0.5 cannot be told, 1 always",
+    "told_apart_slices": "AUC of networks that tell sampled slices from people's: 0.5 is guessing, 1 always",
     "told_apart_heads": "the same of networks that see slices together, by the mean over each head",
     "correlation_1_apart": "correlation of neighbouring slices",
     "correlation_4_apart": "correlation of slices 4 apart",
@@ -29,27 +29,22 @@ ROWS = {
     "dark_ks": "Kolmogorov-Smirnov distance of the dark share from that of training people",
     "symmetry": "correlation of the brain with its mirror image",
     "copy_test": "C_T: well below 0 for heads that are nearer to training people than new people are",
-    "nearest_over_second": "distance of the nearest training person over that of the second nearest: 0 for a copy",
+    "nearest_over_second": "distance of the nearest training person over that of the second: 0 for a copy",
     "copies": "heads for which the figure above is below its limit",
     "membership": "AUC of the code length that tells training people from new ones: 0.5 if it cannot",
 }
 COLUMNS = {
-    "": "sampled heads",
-    "_reconstructed": "training people, reconstructed",
+    "": "sampled heads", "_reconstructed": "training people, reconstructed",
     "_test": "test people, reconstructed",  # and validation people, in nearest_over_second
     "_floor": "chance",  # people in place of sampled heads
 }
 BESIDE = {  # in the last column, with these words
-    "_fake_noise": "noise",  # this and the next two: fakes that the judges have to find
-    "_fake_mean_person": "the mean person",
+    "_fake_noise": "noise", "_fake_mean_person": "the mean person",  # fakes that the judges have to find
     "_fake_mixed_people": "slices of different people",
     "_originals": "training people, originals",  # what the decoder's blur alone changes
-    "_test_floor": "chance for test people",
-    "_limit": "limit of nearest_over_second",
-    "_planted": "planted of each kind",
-    "_found_mirrored": "found mirrored",
-    "_found_shifted": "found shifted",
-    "_found_brightened": "found brightened",
+    "_test_floor": "chance for test people", "_limit": "limit of nearest_over_second",
+    "_planted": "planted of each kind", "_found_mirrored": "found mirrored",
+    "_found_shifted": "found shifted", "_found_brightened": "found brightened",
 }
 
 NUM_HEADS = 64  # sampled heads that are judged, or as many as there are training people, if these are fewer
@@ -150,26 +145,23 @@ def judge_logits(real, fake, groups, seeds, channels):
     return [np.stack(group) for group in zip(*by_seed)]
 
 
-def wins(real, fake):
-    """How often a fake has the larger logit: (seeds, N, S) and (seeds, M, S) -> float64 (seeds, N, M).
-
-    It is the share of pairs of slices; a tie is half a win. Its mean over N and M is the AUC, exactly.
-    """
-    signs = (np.sign(b[np.newaxis, ..., np.newaxis] - a[:, np.newaxis, np.newaxis])
-             for a, b in zip(real, fake))
-    return (np.stack([sign.mean(axis=(2, 3), dtype=np.float64) for sign in signs]) + 1) / 2
-
-
 def told_apart(name, real, fake):
-    """The AUC of logits (see `wins`): its median over seeds, the interval of its mean over draws of heads."""
-    by_pair = wins(real, fake)
-    mean = by_pair.mean(axis=0)
+    """The AUC of logits of real heads (seeds, N, S) and of fakes (seeds, M, S), a dict with its interval.
+
+    It is the median over seeds; the interval is that of the mean over seeds, over draws of heads.
+    """
+    # The share of pairs of slices in which the fake has the larger logit, or half of ties: the AUC, exactly.
+    by_pair = []
+    for of_real, of_fake in zip(real, fake):
+        signs = np.sign(of_fake[np.newaxis, ..., np.newaxis] - of_real[:, np.newaxis, np.newaxis])
+        by_pair.append((signs.mean(axis=(2, 3), dtype=np.float64) + 1) / 2)  # (N, M)
+    mean = np.mean(by_pair, axis=0)
 
     def auc(rows, columns, axis=-1):
         return mean[rows[..., :, np.newaxis], columns[..., np.newaxis, :]].mean(axis=(-2, -1))
 
-    measured = with_interval(name, auc, np.arange(mean.shape[0]), np.arange(mean.shape[1]), limits=(0, 1))
-    return measured | {name: float(np.median(by_pair.mean(axis=(1, 2))))}
+    measured = with_interval(name, auc, *map(np.arange, mean.shape), limits=(0, 1))
+    return measured | {name: float(np.median(np.mean(by_pair, axis=(1, 2))))}
 
 
 def mix_people(arrays, axes=1, seed=0):
@@ -197,13 +189,13 @@ def told_apart_heads(sampled, reconstructed, noise):
     box = brain_box(reconstructed["train"])
     train, validate, test = (reconstructed[name][box] for name in ("train", "validate", "test"))
 
-    def parted(heads):
+    def hold_out_a_quarter(heads):
         quarter = max(1, len(heads) // 4)
         return heads[box][quarter:], heads[box][:quarter]
 
     mean = np.uint8(train.mean(axis=0, keepdims=True).round())
-    fakes = {"": parted(sampled), "_fake_noise": parted(noise), "_fake_mean_person": (mean, mean),
-             "_fake_mixed_people": (mix_people(train), mix_people(test))}
+    fakes = {"": hold_out_a_quarter(sampled), "_fake_noise": hold_out_a_quarter(noise),
+             "_fake_mean_person": (mean, mean), "_fake_mixed_people": (mix_people(train), mix_people(test))}
     measured = {}
     for name, channels in JUDGES.items():
         channels = tuple(channel for channel in channels if channel < train.shape[1])
@@ -284,27 +276,22 @@ def head_statistics(heads):
     return {name: np.array([row[name].mean() for row in rows]) for name in rows[0]}
 
 
-def ks_floor(name, count, reference):
-    """The mean Kolmogorov-Smirnov distance of `count` people drawn from (N,) to all, and where 95 % lie."""
-    rng = np.random.default_rng(0)
-    distances = [stats.ks_2samp(rng.choice(reference, count), reference, method="asymp").statistic
-                 for _ in range(FLOOR_DRAWS)]
-    interval = np.percentile(distances, (2.5, 97.5)).tolist()
-    return {name: float(np.mean(distances)), f"{name}_interval": interval}
-
-
 def compare_dark(dark):
-    """How the dark share differs between heads, beside training people; `dark` is float (N,) by suffix."""
+    """How heads differ in their dark share, beside training people; `dark` is float (N,) by suffix."""
     def sd_ratio(values, reference, axis=-1):
         sd, reference_sd = (np.std(group, ddof=1, axis=axis) for group in (values, reference))
         return sd / np.maximum(reference_sd, np.finfo(float).eps)
 
-    measured, reference = {}, dark["_reconstructed"]
+    measured, people = {}, dark["_reconstructed"]
     for suffix in ("", "_test"):
-        measured |= with_interval(f"dark_sd_ratio{suffix}", sd_ratio, dark[suffix], reference)
+        name, values, rng = f"dark_ks{suffix}", dark[suffix], np.random.default_rng(0)
+        measured |= with_interval(f"dark_sd_ratio{suffix}", sd_ratio, values, people, limits=(0, np.inf))
         # No interval: a bootstrap of a largest distance is biased; the floor says what chance alone gives.
-        measured[f"dark_ks{suffix}"] = float(stats.ks_2samp(dark[suffix], reference).statistic)
-        measured |= ks_floor(f"dark_ks{suffix}_floor", len(dark[suffix]), reference)
+        measured[name] = float(stats.ks_2samp(values, people).statistic)
+        floor = [stats.ks_2samp(rng.choice(people, len(values)), people, method="asymp").statistic
+                 for _ in range(FLOOR_DRAWS)]
+        measured |= {f"{name}_floor": float(np.mean(floor)),
+                     f"{name}_floor_interval": np.percentile(floor, (2.5, 97.5)).tolist()}
     return measured
 
 
@@ -315,10 +302,10 @@ def evaluate_anatomy(groups, mixed_people):
         for suffix, heads in {**groups, "_fake_mixed_people": mixed_people}.items():
             if apart < heads.shape[1]:
                 correlations = np.array([slice_correlation(head, apart) for head in heads])
-                measured |= with_interval(name + suffix, np.mean, correlations)
+                measured |= with_interval(name + suffix, np.mean, correlations, limits=(-1, 1))
     statistics = {suffix: head_statistics(heads) for suffix, heads in groups.items()}
     for suffix, values in statistics.items():
-        measured |= with_interval(f"symmetry{suffix}", np.mean, values["symmetry"])
+        measured |= with_interval(f"symmetry{suffix}", np.mean, values["symmetry"], limits=(-1, 1))
     return measured | compare_dark({suffix: values["dark_fraction"] for suffix, values in statistics.items()})
 
 
@@ -374,13 +361,6 @@ def find_nearest(heads, train_features):
             "over_second": first / np.maximum(second, np.finfo(float).eps)}
 
 
-def plant_copies(train):
-    """Copies of up to five training heads, as a sampler might make them: a dict of uint8 (5, S, H, W)."""
-    heads = train[spread(len(train), PLANTED)]
-    return {"mirrored": heads[..., ::-1], "shifted": np.roll(heads, 1, axis=-1),
-            "brightened": np.uint8((heads * 1.05).round().clip(0, 255))}
-
-
 def evaluate_copies(sampled, reconstructed):
     """The figures on copies, and the details, of `evaluate_heads`."""
     train = reconstructed["train"]
@@ -392,11 +372,14 @@ def evaluate_copies(sampled, reconstructed):
     limit = COPY_MARGIN * new_people.min()
     measured = {**with_interval("copy_test", copy_score, nearest["distances"], test["distances"]),
                 **with_interval("copy_test_floor", copy_score, validate["distances"], test["distances"]),
-                **with_interval("nearest_over_second", np.median, over_second),
-                **with_interval("nearest_over_second_test", np.median, new_people),
+                **with_interval("nearest_over_second", np.median, over_second, limits=(0, 1)),
+                **with_interval("nearest_over_second_test", np.median, new_people, limits=(0, 1)),
                 "copies": int((over_second < limit).sum()), "copies_limit": float(limit)}
-    for kind, heads in plant_copies(train).items():
-        measured["copies_planted"] = len(heads)
+    originals = train[spread(len(train), PLANTED)]
+    planted = {"mirrored": originals[..., ::-1], "shifted": np.roll(originals, 1, axis=-1),
+               "brightened": np.uint8((originals * 1.05).round().clip(0, 255))}
+    measured["copies_planted"] = len(originals)
+    for kind, heads in planted.items():
         measured[f"copies_found_{kind}"] = int((find_nearest(heads, features)["over_second"] < limit).sum())
     return measured, nearest
 

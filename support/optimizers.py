@@ -8,59 +8,62 @@ from support.devices import PACKAGE, sum_over_replicas
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Adam(keras.optimizers.Adam):
-    """Adam that clips the norm of the whole batch's gradient, as one device would; Keras' own clips each replica's part.
+    """Adam that clips the norm of the whole batch's gradient; Keras' own clips each replica's part.
 
-    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean. Keras adds up
-    what is returned here.
+    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean.
+    Keras adds up what is returned here.
     """
 
     def _clip_gradients(self, grads):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        mean = [grad / replicas for grad in sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])]
-        return [grad / replicas for grad in super()._clip_gradients(mean)]
+        grads = sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])
+        return [grad / replicas for grad in super()._clip_gradients([grad / replicas for grad in grads])]
 
     def update_step(self, gradient, variable, learning_rate):
         """Keras' update in one operation: its own dozen for each variable cost a sixth of a small step."""
         index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, variable.dtype)
-        first, second = (slots[index].value for slots in (self._momentums, self._velocities))
-        powers = [tf.pow(tf.cast(beta, variable.dtype), step) for beta in (self.beta_1, self.beta_2)]
+        first, second = (slots[index].value.handle for slots in (self._momentums, self._velocities))
+        power1, power2 = (tf.pow(tf.cast(beta, variable.dtype), step) for beta in (self.beta_1, self.beta_2))
         tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle, m=first.handle, v=second.handle, beta1_power=powers[0], beta2_power=powers[1],
-            lr=tf.cast(learning_rate, variable.dtype), beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, grad=gradient)
+            var=variable.handle, m=first, v=second, beta1_power=power1, beta2_power=power2, beta1=self.beta_1,
+            beta2=self.beta_2, epsilon=self.epsilon, lr=tf.cast(learning_rate, variable.dtype), grad=gradient)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Muon(Adam):
     """Muon for the kernels of dense layers and convolutions, Adam for the rest.
 
-    Muon moves a kernel along its orthogonalised momentum: equally far in all directions, even in those of little gradient
-    (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The step is as long as Adam's usually is (Liu et al. 2025,
-    https://arxiv.org/abs/2502.16982), so one learning rate serves both. Embeddings and logits stay with Adam, as there.
+    Muon moves a kernel along its orthogonalised momentum: equally far in all directions, even in those of
+    little gradient (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The step is as long as
+    Adam's usually is (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so one learning rate serves both.
+    Embeddings and logits stay with Adam, as there. (Keras' own Muon takes kernels of two axes alone: none of
+    a convolution.)
 
     Args:
+        learning_rate: of both.
         momentum: of Muon.
         newton_schulz_steps: iterations of the orthogonalisation.
     """
 
     def __init__(self, learning_rate=0.001, momentum=0.95, newton_schulz_steps=5, **kwargs):
         super().__init__(learning_rate, **kwargs)
-        self.momentum, self.newton_schulz_steps = momentum, newton_schulz_steps
+        self.momentum = momentum
+        self.newton_schulz_steps = newton_schulz_steps
 
     def get_config(self):
-        return {**super().get_config(), "momentum": self.momentum, "newton_schulz_steps": self.newton_schulz_steps}
+        settings = {"momentum": self.momentum, "newton_schulz_steps": self.newton_schulz_steps}
+        return {**super().get_config(), **settings}
 
     def _is_kernel(self, variable):
         path = self._trainable_variables[self._get_variable_index(variable)].path
         return len(variable.shape) in (2, 4) and "embedding" not in path and "logits" not in path
 
     def _distributed_tf_update_step(self, distribution, grads_and_vars, learning_rate):
-        # Kernels of one shape together: many small products one by one would cost more than the step itself is worth.
+        # Kernels of one shape together: many small products one by one would cost more than they gain.
         groups, others = {}, []
         for gradient, variable in grads_and_vars:
-            if self._is_kernel(variable):
-                groups.setdefault(tuple(variable.shape), []).append((gradient, variable))
-            else:
-                others.append((gradient, variable))
+            group = groups.setdefault(tuple(variable.shape), []) if self._is_kernel(variable) else others
+            group.append((gradient, variable))
         super()._distributed_tf_update_step(distribution, others, learning_rate)
         for group in groups.values():
             gradients, variables = zip(*group)
@@ -69,20 +72,20 @@ class Muon(Adam):
                                          args=(gradients, variables, momenta, learning_rate))
 
     def _update_kernels(self, _, gradients, variables, momenta, learning_rate):
-        shape = variables[0].shape
         gradients = tf.stack(gradients)
         averages = self.momentum * tf.stack(momenta) + gradients
         for momentum, average in zip(momenta, tf.unstack(averages)):
             momentum.assign(average)
         ahead = gradients + self.momentum * averages
-        directions = orthogonalise(tf.reshape(ahead, (len(variables), -1, shape[-1])), self.newton_schulz_steps)
+        matrices = tf.reshape(ahead, (len(variables), -1, ahead.shape[-1]))
+        directions = orthogonalise(matrices, self.newton_schulz_steps)
         length = tf.cast(learning_rate, ahead.dtype) * 0.2 * max(directions.shape[1:]) ** 0.5
-        for variable, direction in zip(variables, tf.unstack(tf.reshape(length * directions, (len(variables), *shape)))):
-            variable.assign_sub(direction)
+        for variable, step in zip(variables, tf.unstack(tf.reshape(length * directions, ahead.shape))):
+            variable.assign_sub(step)
 
 
 def orthogonalise(matrices, iterations):
-    """Matrices (N, rows, columns) with the singular vectors of those given, and singular values of about 1."""
+    """Matrices (N, rows, columns) with the singular vectors of those given, and singular values near 1."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else tf.linalg.matrix_transpose(matrices)
     x /= tf.norm(x, axis=(1, 2), keepdims=True) + 1e-7

@@ -22,22 +22,13 @@ MIN_CORRELATION, MIN_MARGIN = 0.55, 0.12
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """How slices fit the template.
+    """How slices fit the template."""
 
-    Attributes:
-        front: the side of the picture on which the front of the head lies, one of `FRONTS`; None if the match
-            is poor.
-        spacing: of neighbouring slices, in the data's mm.
-        lowest: height of slice 0 above the anterior commissure, in the data's mm.
-        correlation: of the best fit, the mean over slices; 0 where no fit was possible.
-        margin: by how much the best fit of any other side is worse.
-    """
-
-    front: str | None
-    spacing: float
-    lowest: float
-    correlation: float
-    margin: float
+    front: str | None  # the side of the picture on which the front lies; None if the match is poor
+    spacing: float  # of neighbouring slices, in the data's mm
+    lowest: float  # height of slice 0 above the anterior commissure, in the data's mm
+    correlation: float  # of the best fit, the mean over slices; 0 where no fit was possible
+    margin: float  # by how much the best fit of any other side is worse
 
 
 def turn(images, front):
@@ -53,21 +44,13 @@ def turn(images, front):
 
 
 def match_template(slices, positions):
-    """Finds the side of the front, the spacing and the lowest height at which slices fit the MNI152 template
-    best.
+    """The `Match` of mean slices (P, S, S), black 0, 256 mm wide, at positions (P,) with the MNI152 template.
 
     Slices and template are centred on what is bright. Then each slice is compared with each height of the
     template, for each side and some scales (the MNI's brain is larger than people's): by the correlation of
     intensities inside the template's brain, without its rim, whose darkness any round thing shares. The
     heights of all slices must lie on a line, height = lowest + spacing * position; the best line counts.
-
-    Args:
-        slices: (P, S, S), the mean over people at each position, 256 mm wide; 0 is black.
-        positions: (P,), the slice numbers.
-
-    Returns:
-        A `Match`. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2
-        mm.
+    The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm.
     """
     if len(slices) < MIN_POSITIONS or not np.ptp(slices):
         return Match(None, 0.0, 0.0, 0.0, 0.0)

@@ -1,7 +1,7 @@
-"""The space of persons.
+"""The space of persons. A person is a short vector that says what is the same throughout one head.
 
-A person is a short vector that says what is the same throughout one head. It is made of the whitened principal components
-of coarse pictures of heads. All functions here are pure: the numbers that describe the space live in `modules.PixelCNN`.
+It holds the whitened principal components of coarse pictures of heads. All functions here are pure: the
+numbers that describe the space live in `modules.PixelCNN`.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,10 @@ class PersonSpace(NamedTuple):
 
     Attributes:
         mean_picture: float (positions, 16, 16), the mean picture of the training heads.
-        components: float (positions, 16, 16, P), the principal components, each as long as people's standard deviation along it.
-        quantiles: float (101, P), of each number over the training people, scaled to a mean of 0 and a variance of 1.
+        components: float (positions, 16, 16, P), the principal components, each as long as people's standard
+            deviation along it.
+        quantiles: float (101, P), of each number over the training people, with a mean of 0 and a variance of
+            1.
     """
 
     mean_picture: np.ndarray
@@ -37,7 +39,8 @@ def fit(pictures, person_size):
     """Fits the space of persons to the training heads.
 
     Args:
-        pictures: float (people, positions, 16, 16), the coarse pictures of heads; NaN where a slice is missing.
+        pictures: float (people, positions, 16, 16), the coarse pictures of heads; NaN where a slice is
+            missing.
         person_size: P, the length of a person.
 
     Returns:
@@ -53,7 +56,7 @@ def fit(pictures, person_size):
     components = components.T.reshape(*mean.shape, person_size).astype(np.float32)
     mean = mean.astype(np.float32)
     quantiles = np.quantile(encode(pictures, mean, components), np.linspace(0, 1, NUM_QUANTILES), axis=0)
-    # `sample` draws evenly between neighbouring quantiles; mean and variance of that become 0 and 1, as people's are.
+    # `sample` draws evenly between neighbouring quantiles: mean and variance of that become 0 and 1.
     lower, upper = quantiles[:-1], quantiles[1:]
     center = (lower + upper).mean(axis=0) / 2
     spread = np.sqrt((lower ** 2 + lower * upper + upper ** 2).mean(axis=0) / 3 - center ** 2)
@@ -61,10 +64,9 @@ def fit(pictures, person_size):
 
 
 def encode(pictures, mean_picture, components):
-    """The persons of heads, float32 (N, P), from their pictures (see `fit`).
+    """The persons of heads, float32 (N, P), from their pictures (see `fit`), each number rounded to 8 bits.
 
-    Each number is rounded to one of 256, so that it can be stored in 8 bits. A head with more than half of its slices
-    missing gets zeros, the average person.
+    A head with more than half of its slices missing gets zeros, the average person.
     """
     flat = components.reshape(-1, components.shape[-1])
     deviations = np.nan_to_num(pictures - mean_picture).reshape(len(pictures), -1)
@@ -77,28 +79,44 @@ def encode(pictures, mean_picture, components):
     return (np.round(persons / PERSON_STEP).clip(-limit, limit - 1) * PERSON_STEP).astype(np.float32)
 
 
-def sample(quantiles, uniform):
-    """New persons, float32 (N, P), by the inverse distribution function of each number.
+def pictures_around(positions, person, mean_picture, components):
+    """Pictures of the slices below, at and above positions (B,), for persons (B, P): float32 (B, 6, 16, 16).
 
-    The numbers are drawn independently, so that no training person is reproduced.
-
-    Args:
-        quantiles: float32 tensor (101, P), see `PersonSpace`.
-        uniform: float32 tensor (N, P) in [0, 1).
+    Three are people's mean, three the person's difference from it, in units of people's standard deviation.
     """
-    place = tf.transpose(uniform) * (NUM_QUANTILES - 1)
-    lower = tf.minimum(tf.cast(place, tf.int32), NUM_QUANTILES - 2)
+    near = tf.clip_by_value(positions[:, tf.newaxis] + [-1, 0, 1], 0, mean_picture.shape[0] - 1)
+    mean, components = (tf.cast(picture, tf.float32) for picture in (mean_picture, components))
+    unit = tf.math.rsqrt(tf.reduce_mean(tf.reduce_sum(components ** 2, axis=-1)) + 1e-12)
+    difference = unit * tf.einsum("bdhwp,bp->bdhw", tf.gather(components, near), person)
+    return tf.concat([tf.gather(mean, near), difference], axis=1)
+
+
+def picture_to_grid(grid_size):
+    """The matrix, float32 (grid_size, 16), that resamples an axis of a picture to the grid, linearly."""
+    # Not `tf.image.resize`: XLA, which compiles the sampler, does not support all of it.
+    pixels, signals = np.arange(PICTURE_SIDE), np.eye(PICTURE_SIDE)
+    coordinates = (np.arange(grid_size) + 0.5) * PICTURE_SIDE / grid_size - 0.5
+    return np.stack([np.interp(coordinates, pixels, signal) for signal in signals], axis=1).astype(np.float32)
+
+
+def sample(quantiles, uniform):
+    """New persons, float32 (N, P), by quantiles (101, P), from uniform numbers (N, P) in [0, 1).
+
+    The numbers are independent, so that no training person is reproduced.
+    """
+    index = tf.transpose(uniform) * (NUM_QUANTILES - 1)
+    lower = tf.minimum(tf.cast(index, tf.int32), NUM_QUANTILES - 2)
     table = tf.transpose(quantiles)
     low, high = (tf.gather(table, lower + step, batch_dims=1) for step in (0, 1))
-    return tf.transpose(low + (high - low) * (place - tf.cast(lower, tf.float32)))
+    return tf.transpose(low + (high - low) * (index - tf.cast(lower, tf.float32)))
 
 
 def calibrate(conditions, outcomes):
     """Fits the correction ``shift + scale * person`` that lets sampled heads differ as much as people do.
 
-    Sampled heads follow their person too weakly: the slices below weigh more, and errors pile up from slice to slice. Each
-    number of the outcome is taken as ``offset + slope * condition + noise`` (least squares). The shift undoes the offset,
-    the scale brings the variance of the outcome back to 1, that of people.
+    Sampled heads follow their person too weakly: the slices below weigh more, and errors pile up from slice
+    to slice. Each number of the outcome is taken as ``offset + slope * condition + noise`` (least squares).
+    The shift undoes the offset, the scale brings the variance of the outcome back to 1, that of people.
 
     Args:
         conditions: float (N, P), the persons on which N sampled heads were conditioned.
@@ -108,9 +126,10 @@ def calibrate(conditions, outcomes):
         (shift, scale), float64 (P,) each.
     """
     conditions, outcomes = np.float64(conditions), np.float64(outcomes)
-    condition_deviations, outcome_deviations = conditions - conditions.mean(axis=0), outcomes - outcomes.mean(axis=0)
-    slope = (((condition_deviations * outcome_deviations).sum(axis=0) + PSEUDO_HEADS)
-             / ((condition_deviations ** 2).sum(axis=0) + PSEUDO_HEADS))
+    condition_deviations = conditions - conditions.mean(axis=0)
+    outcome_deviations = outcomes - outcomes.mean(axis=0)
+    slope = (condition_deviations * outcome_deviations).sum(axis=0) + PSEUDO_HEADS
+    slope = slope / ((condition_deviations ** 2).sum(axis=0) + PSEUDO_HEADS)
     offset = (outcomes - slope * conditions).sum(axis=0) / (len(conditions) + PSEUDO_HEADS)
     noise = (outcome_deviations - slope * condition_deviations).var(axis=0)
     slope = np.maximum(slope, 1 / MAX_SCALE)
@@ -119,35 +138,17 @@ def calibrate(conditions, outcomes):
 
 
 def fit_measure(persons, values):
-    """Fits a measure of heads to their persons: ``values = offset + persons @ weights``, by ridge regression.
-
-    Args:
-        persons: float (N, P).
-        values: float (N,).
-
-    Returns:
-        (weights, float (P,); offset, a float).
-    """
+    """Fits ``values = offset + persons @ weights`` to persons (N, P) by ridge: (weights (P,), offset)."""
     ridge = RidgeCV(alphas=np.geomspace(0.1, 1000, 9)).fit(persons, values)
     return ridge.coef_, float(ridge.intercept_)
 
 
 def value_at(quantiles, share):
-    """The value that a share of people, in [0, 1], lies below; `quantiles` are people's, ascending and evenly spaced."""
+    """The value that a share of people, in [0, 1], lies below; `quantiles` are theirs, evenly spaced."""
     return np.interp(share, np.linspace(0, 1, len(quantiles)), quantiles)
 
 
 def steer(persons, weights, offset, target):
-    """Moves persons, float (N, P), the shortest way to where the measure of `fit_measure` is `target`, a number or float (N,)."""
+    """Shifts persons (N, P) along `weights` until ``offset + persons @ weights`` is `target`, one or (N,)."""
     missing = target - offset - persons @ weights
     return persons + np.outer(missing, weights) / (weights @ weights)
-
-
-def picture_to_grid(grid_size):
-    """The matrix, float32 (grid_size, 16), that resamples one axis of a picture to the grid of codes, linearly.
-
-    Not `tf.image.resize`: XLA, which compiles the sampler, does not support all of it.
-    """
-    places = (np.arange(grid_size) + 0.5) * PICTURE_SIDE / grid_size - 0.5
-    unit_signals = np.eye(PICTURE_SIDE)
-    return np.stack([np.interp(places, np.arange(PICTURE_SIDE), signal) for signal in unit_signals], axis=1).astype(np.float32)

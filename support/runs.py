@@ -24,7 +24,7 @@ from support.volumes import SliceGeometry
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
 ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "assets" / "pretrained"
-SHIPPED_WEIGHTS = Path("runs/shipped-weights")  # where results of PRETRAINED go, outside of this repository's files
+SHIPPED_WEIGHTS = Path("runs/shipped-weights")  # where results of PRETRAINED go
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
 PACKAGES = "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
 REQUIRED = {"settings": ("limit", "seed"), "vqvae": (), "pixelcnn": (),
@@ -36,8 +36,8 @@ class Run:
 
     Args:
         folder: its path.
-        config: the dict in config.json: `settings` (see `train.Settings`), the arguments of both models (`vqvae`,
-            `pixelcnn`), `data`, `build` and `git_commit`.
+        config: the dict in config.json: `settings` (see `train.Settings`), the arguments of both models
+            (`vqvae`, `pixelcnn`), `data`, `build` and `git_commit`.
     """
 
     def __init__(self, folder, config):
@@ -55,15 +55,16 @@ class Run:
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise UserError(f"{folder} holds no run (no config.json); train one with train.py --run-dir {folder}.")
+            raise UserError(f"{folder} holds no run (no config.json); train.py trains one.")
         try:
             config = json.loads(path.read_text())
-            missing = [f"{part} {key}" for part, keys in REQUIRED.items() for key in keys if key not in config[part]]
+            missing = [f"{part} {key}" for part, keys in REQUIRED.items() for key in keys
+                       if key not in config[part]]
             _ = missing or SliceGeometry(**config["data"]["geometry"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged, or of another version ({error!r}); start a new run.") from error
+            raise UserError(f"{path} is damaged or of another version ({error!r}); start anew.") from error
         if missing:
-            raise UserError(f"{path} is damaged, or of another version (no {missing[0]}); start a new run.")
+            raise UserError(f"{path} is damaged or of another version (no {missing[0]}); start anew.")
         return cls(Path(folder), config)
 
     @staticmethod
@@ -97,7 +98,7 @@ class Run:
         return synthetic.notice(self.is_simulated, self.is_synthetic)
 
     def results_path(self, name):
-        """Where results lie if no place is named: in the run's folder, but not among the files of this repository."""
+        """Where results lie if no place is named: in the run's folder, but not among our own files."""
         return (SHIPPED_WEIGHTS if self.folder.resolve() == PRETRAINED else self.folder) / name
 
     def model_path(self, name):
@@ -113,20 +114,17 @@ class Run:
         return self.folder / f"{name}_history.csv"
 
     def read_ventricles(self):
-        """How the size of ventricles follows from a person: `weights`, `offset`, `quantiles`; see `train.fit_ventricles`.
-
-        Raises:
-            UserError: if the run has no such file, or its size of ventricles does not follow from persons.
-        """
+        """The dict that `train.fit_ventricles` writes; UserError if it is not there or cannot be used."""
         path = self.folder / "ventricles.json"
         try:
             ventricles = json.loads(path.read_text())
             weights = np.array(ventricles["weights"], float)
             if not weights.any() or not np.isfinite([ventricles["offset"], *ventricles["quantiles"]]).all():
-                raise UserError(f"In {self.folder} the size of ventricles does not follow from persons; leave out --ventricles.")
+                raise UserError(f"In {self.folder} the size of ventricles does not follow from persons: "
+                                "leave out --ventricles.")
         except FileNotFoundError as error:
-            raise UserError(f"{path} is missing, and --ventricles needs it: train.py --run-dir {self.folder} --resume writes "
-                            "it at the end, for three people or more.") from error
+            raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its end, for "
+                            "three people or more.") from error
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -138,11 +136,7 @@ class Run:
         shutil.rmtree(self.folder / "backup", ignore_errors=True)
 
     def finished_epochs(self, name):
-        """How many epochs the weights in a model's backup have had; 0 without a backup.
-
-        Raises:
-            UserError: if the file does not say.
-        """
+        """How many epochs the weights in a backup have had; 0 without one; UserError if it is damaged."""
         path = self.backup_path(name)
         if not path.exists():
             return 0
@@ -150,14 +144,15 @@ class Run:
             with zipfile.ZipFile(path) as archive:
                 return int(json.loads(archive.read(EPOCHS_FILE)))
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise UserError(f"{path} cannot be loaded ({error}); remove it to begin this stage again.") from error
+            reason = f"{path} cannot be loaded ({error})"
+            raise UserError(f"{reason}; remove it to begin the stage again.") from None
 
     def read_history(self, name):
         """A model's history as an array with a field per column."""
         return np.atleast_1d(np.genfromtxt(self.history_path(name), delimiter=",", names=True))
 
     def trim_history(self, name, epochs):
-        """Cuts a history back to its first `epochs` rows, which it returns; an epoch that was not saved is run again."""
+        """Cuts a history to its first `epochs` rows, which it returns: unsaved epochs are run again."""
         path = self.history_path(name)
         if not path.exists():
             return []
@@ -196,9 +191,9 @@ def take_folder(folder):
     descriptor, is_locked = lock(folder)
     try:
         if is_locked is False:
-            raise UserError(f"Another training is at work in {folder}; wait for its end or give another --run-dir.")
+            raise UserError(f"Another training is at work in {folder}; wait, or give another --run-dir.")
         if is_locked is None:
-            print(f"Note: the file system of {folder} has no locks, so a second training there would not be noticed.")
+            print(f"Note: the file system of {folder} has no locks: do not start a second training there.")
         yield folder
     finally:
         os.close(descriptor)
@@ -232,7 +227,7 @@ def read_model_file(path, load):
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # Keras reads weights by seeking, where Python (from 3.13 on) checks no sum
+            damaged = archive.testzip()  # Keras seeks in the file, where Python (from 3.13 on) checks no sum
         if damaged:
             raise ValueError(f"{damaged} in it is damaged")
         return load()
@@ -243,10 +238,16 @@ def read_model_file(path, load):
         raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
 
 
+def load_weights(model, path):
+    """Loads a .keras file's weights, and its optimiser's if it is compiled; ValueError if it cannot."""
+    read_model_file(path, lambda: model.load_weights(path))
+
+
 def newest():
     """The newest run in runs/ that has both models, a finished one if there is any; or None."""
     folders = [folder for folder in Path("runs").glob("*") if Run.has_models(folder)]
-    return max(folders, key=lambda folder: (Run.is_finished(folder), (folder / "config.json").stat().st_mtime), default=None)
+    ages = {folder: (Run.is_finished(folder), (folder / "config.json").stat().st_mtime) for folder in folders}
+    return max(folders, key=ages.get, default=None)
 
 
 def build_info():
@@ -259,16 +260,18 @@ def build_info():
 
 
 def git_commit():
-    """The commit of this repository that is checked out, with "-dirty" if files differ from it; None outside of git."""
+    """The commit of this repository that is checked out, "-dirty" if files differ; None outside of git."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments):
         command = ["git", "-C", str(ROOT), "-c", "safe.directory=*", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
             return None  # unpacked inside another repository
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        is_dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if is_dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -164,12 +164,7 @@ def _voxels(to_voxels, points):
 
 
 def simulate_person(template, rng, image_size):
-    """Draws one virtual person, the same in 128 and in 256 pixels but for the noise.
-
-    Args:
-        template: as `_load_template` gives it for pixels of 256 / image_size mm.
-        rng: a NumPy Generator, the person's only source of chance.
-        image_size: 128 or 256 pixels.
+    """Draws one virtual person from `_load_template`, the same in 128 and in 256 pixels but for the noise.
 
     Returns:
         uint8 (32, image_size, image_size): axial slices 1.4 mm apart, upwards from 8 mm below the anterior

@@ -290,8 +290,7 @@ def _slice_heights(areas, geometry):
 
 
 def write_nifti_heads(heads, positions, geometry, folder):
-    """Writes heads as head_000.nii.gz and so on, each slice at its height; missing positions in between are
-    black.
+    """Writes heads as head_000.nii.gz and so on, each slice at its height, black where a position is missing.
 
     Args:
         heads: uint8 (N, S, H, W), front up, the lowest slice first.

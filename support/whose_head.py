@@ -22,6 +22,7 @@ STUDY_NAMES = [re.compile(pattern) for pattern in (
     r"HC[AD]\d{7}(?!\d)",  # HCP, ageing and development: HCA6002236_V1_MR
     r"(?<![A-Za-z0-9])\d{6}(?=(?:_V\d)?(?:_MR|_3T|/T1w/|/MNINonLinear/|/unprocessed/))",  # HCP, young adults
     r"(?<![A-Za-z0-9])BraTS(?:\d{4}_\d{5}|\d\d_[A-Za-z0-9]+_[A-Za-z0-9]+|-[A-Za-z]+-\d{5})")]
+ENDING = re.compile(r"\.(nii|nii\.gz|mgz|hdr|img)$", re.IGNORECASE)
 BIDS_NAME = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
 # The words of a path that say when and how a head was scanned, not whose it is
@@ -62,7 +63,7 @@ def people_of(paths, pattern=None):
     and contrasts, must name the person in one way only.
 
     Args:
-        paths: texts, below the folder of the study, without .nii and the like.
+        paths: texts, below the folder of the study.
         pattern: a regular expression whose one group is the person (--person-pattern), in place of all rules.
 
     Returns:
@@ -77,7 +78,7 @@ def people_of(paths, pattern=None):
     people = [next((match[0] for regex in STUDY_NAMES if (match := regex.search(path))), None)
               for path in paths]
     others = [index for index, person in enumerate(people) if person is None]
-    for index, person in zip(others, _understand([paths[index] for index in others])):
+    for index, person in zip(others, _understand([ENDING.sub("", paths[index]) for index in others])):
         people[index] = person
     return people
 
@@ -109,7 +110,7 @@ def _understand(paths):
         ["/".join([person, *row.below]) for person, row in zip(people, rows)],
         # P01a and P01b, or P001V1 and P001V2, are two visits.
         [re.sub(r"(?i)(?<=\d)[a-z]$|(?<=\d\d)[a-z]+\d{0,2}$", "", person) for person in people],
-        _shared_numbers(people, rows),
+        _shared_words(people, rows),
     ]
     if any(not _same(people, reading) for reading in readings) or _has_small_groups(people, rows):
         readings.append([row.outermost for row in rows])
@@ -151,13 +152,16 @@ def _path_words(words):
                      name if has_bids else names[0], name, tuple(texts[start + 1:]))
 
 
-def _shared_numbers(people, rows):
-    """A reading in which a longer number that several people share, such as 0413, is the person."""
+def _shared_words(people, rows):
+    """A reading in which a word that follows several names is the person: P01 of I123_P01 and I124_P01."""
     owners = collections.defaultdict(set)
     for row, person in zip(rows, people):
         for word in row.below:
             owners[word].add(person)
-    shared = {word for word, names in owners.items() if len(names) > 1 and len(re.findall(r"\d", word)) >= 3}
+    # Neither a group, nor the number of a series, nor a place where many were
+    shared = {word for word, names in owners.items()
+              if len(names) > 1 and (len(names) < MIN_GROUP or re.search(r"\d", word))
+              and WORD.fullmatch(word).lastgroup == "name" and not re.fullmatch(r"\d{1,2}", word)}
     return [next((word for word in row.below if word in shared), person) for row, person in zip(rows, people)]
 
 

@@ -70,10 +70,10 @@ def new_run(folder, data_dir, *options, **prior):
         **prior: arguments of `modules.PixelCNN`.
     """
     arguments = train.parse_arguments(["--data-dir", str(data_dir), "--run-dir", str(folder), *TINY, *options])
-    settings = {key: value for key, value in vars(arguments).items() if key in train.DEFAULTS and value is not None}
-    run, _ = train.new_run(Path(folder), arguments, settings)
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    run, _ = train.new_run(folder, arguments)
     run.config["vqvae"].update(SMALL_VQVAE)
     run.config["pixelcnn"].update({**SMALL_PRIOR, **prior})
-    run.folder.mkdir(parents=True)
-    write_json(run.folder / "config.json", run.config)
-    return run.folder
+    write_json(folder / "config.json", run.config)
+    return folder

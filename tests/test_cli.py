@@ -1,5 +1,6 @@
 """What other software leaves behind, and what every script prints and refuses."""
 
+import errno
 import io
 import json
 import os
@@ -9,11 +10,12 @@ import sys
 import threading
 
 import pytest
+import tensorflow as tf
 
 import dataset
 import predict
 from support import cli
-from tests.conftest import check_refused, ROOT
+from tests.conftest import check_refused, ROOT, script_environment
 import train
 
 # As in a container that runs as a user who has no entry in /etc/passwd.
@@ -24,27 +26,41 @@ def getpwuid(uid):
 pwd.getpwuid = getpwuid
 """
 SETTINGS = OF_NOBODY + """
+import support.environment
 import json, sys
 import train
 import keras, matplotlib
 print(json.dumps([keras.config.backend(), keras.config.floatx(), keras.config.image_data_format(), keras.config.epsilon(),
-                  keras.config.max_epochs(), matplotlib.get_backend(), matplotlib.rcParams["lines.linewidth"]]))
+                  keras.config.max_epochs(), matplotlib.rcParams["lines.linewidth"]]))
 """
 
 
-def test_settings_of_other_software_change_nothing(tmp_path):
+def run_python(code, *arguments, cwd=None, **variables):
+    """Runs code in a Python of its own."""
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, env=script_environment(**variables),
+                          capture_output=True, text=True)
+
+
+def test_settings_of_other_software_change_nothing(tmp_path, monkeypatch):
     settings = {"backend": "torch", "floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.1}
     (tmp_path / "keras.json").write_text(json.dumps(settings))
     (tmp_path / "matplotlibrc").write_text("backend: nonsense\nlines.linewidth: 9\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "torch", "KERAS_HOME": str(tmp_path),
-                   "KERAS_MAX_EPOCHS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     for name in ("HOME", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
-        environment.pop(name, None)
-    done = subprocess.run([sys.executable, "-c", SETTINGS], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        monkeypatch.delenv(name, raising=False)
+    done = run_python(SETTINGS, cwd=tmp_path, KERAS_BACKEND="torch", KERAS_HOME=str(tmp_path), KERAS_MAX_EPOCHS="1",
+                      MPLBACKEND="module://matplotlib_inline.backend_inline")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ["tensorflow", "float32", "channels_last", 1e-7, None, "Agg", 1.5]
+    assert json.loads(done.stdout) == ["tensorflow", "float32", "channels_last", 1e-7, None, 1.5]
     assert "Traceback" not in done.stderr and "absl::InitializeLog" not in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"keras.json", "matplotlibrc"}  # nor a folder named ~
+
+
+def test_importing_the_networks_changes_nothing_of_a_notebook(tmp_path):
+    code = "import os; before = dict(os.environ); import modules, dataset, predict, train; import sys\n" \
+           "from matplotlib import rcParams; changed = {n for n in {*before, *os.environ} if before.get(n) != os.environ.get(n)}\n" \
+           "print(sorted(n for n in changed if n.startswith(('KERAS', 'MPL', 'XLA'))), before.get('MPLBACKEND'))"
+    done = run_python(code, MPLBACKEND="svg", KERAS_HOME=str(tmp_path), KERAS_BACKEND="tensorflow")
+    assert done.stdout.strip() == "[] svg", done.stderr
 
 
 def test_what_tensorflow_says_when_it_crashes_is_printed(tmp_path):
@@ -52,10 +68,28 @@ def test_what_tensorflow_says_when_it_crashes_is_printed(tmp_path):
         'import os\nos.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\\n'
         'I0000 port.cc:153] oneDNN custom operations are on. You may see\\n'
         'F0000 cpu_feature_guard.cc:35] This machine has no AVX.\\n")\nos.abort()\n')
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = subprocess.run([sys.executable, "-c", "import support.cli"], env=environment, capture_output=True, text=True)
+    done = run_python("import support.environment", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert done.returncode == -signal.SIGABRT
     assert done.stderr == "F0000 cpu_feature_guard.cc:35] This machine has no AVX.\n"
+
+
+def test_a_script_runs_with_all_streams_closed(cohort, tmp_path):
+    command = f"{sys.executable} {ROOT}/dataset.py --data-dir {cohort} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=script_environment()).returncode == 0
+    assert (tmp_path / "runs" / "contact_sheet.png").exists()
+
+
+PRINTS = "import support.environment\nfrom support import cli\n@cli.exit_on_user_error\ndef main():\n" \
+         "    for _ in range(100_000):\n        print('a line', flush=True)\nmain()"
+
+
+@pytest.mark.parametrize("target, status, message", (
+    ("| head -1 > /dev/null", cli.EXIT_PIPE, ""), ("> /dev/full", 2, "the output cannot be written (No space left on device)")))
+def test_a_reader_that_is_gone_and_a_full_log_are_no_traceback(tmp_path, target, status, message):
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -c \"$CODE\" {target}; exit ${{PIPESTATUS[0]}}"], text=True,
+                          env=script_environment(CODE=PRINTS), capture_output=True)
+    assert done.returncode == status
+    assert message in done.stderr and len(done.stderr.splitlines()) == bool(message)
 
 
 def test_names_that_are_no_text_are_printed(monkeypatch):
@@ -77,67 +111,100 @@ def test_names_that_are_no_text_are_printed(monkeypatch):
         assert rb"Sch\xe4del_\udcff.nii" in stream.buffer.getvalue()
 
 
-def test_ctrl_c_sigterm_and_a_closed_terminal_end_with_a_line(capsys):
+def end_of(function, capsys):
+    """The exit status of a command that runs a function, and what it said on stderr."""
+    with pytest.raises(SystemExit) as stop:
+        cli.exit_on_user_error(function)()
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_signals_end_a_command_with_a_line(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A shell that starts the tests in the background has SIGINT ignored, and nohup SIGHUP.
-        with (cli.signal_handler(signal.default_int_handler, signal.SIGINT), cli.signal_handler(signal.SIG_DFL, signal.SIGHUP),
-              pytest.raises(SystemExit) as stop, cli.exit_on_signals("All is saved.")):
+
+    def wait(number):
+        with cli.message_on_signals("All is saved."):
             signal.raise_signal(number)
-        assert stop.value.code == 130
-        assert capsys.readouterr().err == "All is saved.\n"
+
+    for number in (signal.SIGINT, *cli.STOP_SIGNALS):
+        # A shell that starts the tests in the background has SIGINT ignored, and nohup SIGHUP.
+        with (cli.signal_handler(signal.default_int_handler, signal.SIGINT),
+              cli.signal_handler(signal.SIG_DFL, signal.SIGHUP)):
+            assert end_of(lambda number=number: wait(number), capsys) == (130, "All is saved.\n")
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_what_nohup_started_goes_on_when_the_terminal_closes():
-    with cli.signal_handler(signal.SIG_IGN, signal.SIGHUP), cli.exit_on_signals("All is saved."):
-        signal.raise_signal(signal.SIGHUP)
+    with cli.signal_handler(signal.SIG_IGN, signal.SIGHUP):
+        cli.exit_on_user_error(wait)(signal.SIGHUP)  # what nohup started goes on
 
 
 def test_a_thread_runs_without_signal_handlers():
     handlers = []
-
-    def run():
-        with cli.exit_on_signals("All is saved."):
-            handlers.append(signal.getsignal(signal.SIGTERM))
-
-    thread = threading.Thread(target=run)
+    main = cli.exit_on_user_error(lambda: handlers.append(signal.getsignal(signal.SIGTERM)))
+    thread = threading.Thread(target=main)
     thread.start()
     thread.join()
     assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 
-def test_a_contact_sheet_that_cannot_be_written_is_one_sentence(cohort, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").write_text("not a folder")
-    check_refused(dataset.main, ["--data-dir", str(cohort)], "runs cannot be written", capsys)
+@pytest.mark.parametrize("error, expected", (
+    (OSError(errno.ENOSPC, "No space left on device", "a/b.png"), ("a/b.png", "No space left on device")),
+    (tf.errors.ResourceExhaustedError(None, None, "a/events; Disk quota exceeded\n more"), ("a/events", "Disk quota exceeded")),
+    (tf.errors.UnknownError(None, None, "a; Input/output error"), ("a", "Input/output error")),
+    (RuntimeError("Can't decrement id ref count (file write failed: errno = 28, error message = '...')"),
+     (None, "No space left on device")),
+    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), None),
+    (tf.errors.InvalidArgumentError(None, None, "a; b"), None), (ValueError("a; Input/output error"), None),
+    (AttributeError("None"), None)))
+def test_what_fails_in_the_file_system_is_told_from_all_else(error, expected, capsys):
+    assert cli.file_error(error) == expected
+
+    def fail():
+        raise error
+
+    if expected:
+        path, reason = expected
+        assert end_of(fail, capsys)[1].endswith(f": {f'{path}: ' if path else ''}{reason}.\n")
+    else:  # a bug keeps its traceback
+        with pytest.raises(type(error)):
+            cli.exit_on_user_error(fail)()
+
+
+HDF5 = """
+import resource, sys
+import support.environment
+import h5py
+from support import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+@cli.exit_on_user_error
+def main():
+    with h5py.File(sys.argv[1], "w") as file:
+        file["data"] = range(100_000)
+main()
+"""
+
+
+def test_hdf5_says_why_it_cannot_write(tmp_path):
+    done = run_python(HDF5, str(tmp_path / "a.h5"))
+    assert done.returncode == 2 and done.stderr.strip().endswith("File too large.") and "Traceback" not in done.stderr
+
+
+def test_a_traceback_is_to_be_had(monkeypatch, capsys):
+    def fail():
+        raise cli.UserError("No.") from ZeroDivisionError("the cause")
+
+    assert "Traceback" not in end_of(fail, capsys)[1]
+    monkeypatch.setenv(cli.DEBUG, "1")
+    said = end_of(fail, capsys)[1]
+    assert "the cause" in said and "Traceback" in said and said.endswith(": No.\n")
 
 
 def test_tensorflow_is_given_no_folder_whose_name_is_no_text(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"run_\xff")
-    check_refused(train.main, ["--run-dir", name], "--run-dir: the name run_\\udcff is not valid UTF-8", capsys)
-    check_refused(predict.main, ["--export", name], "--export: the name run_\\udcff is not valid UTF-8", capsys)
+    check_refused(train.main, ["--run-dir", name], "--run-dir: the name run_\\udcff is not UTF-8", capsys)
+    check_refused(predict.main, ["--export", name], "--export: the name run_\\udcff is not UTF-8", capsys)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_whole_or_not_there_and_any_failure_is_one_sentence(tmp_path):
-    before = os.umask(0o022)
-    try:
-        with cli.whole_folder(tmp_path / "new" / "set", "give another") as unfinished:
-            (unfinished / "a.txt").write_text("a")
-            assert not (tmp_path / "new" / "set").exists()
-    finally:
-        os.umask(before)
-    assert (tmp_path / "new" / "set").stat().st_mode & 0o777 == 0o755  # for everyone to read
-    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["set", "a.txt"]
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for folder, reason in ((tmp_path / "link", "exists already"), ("/proc/set", r"/proc/set cannot be written"),
-                           (tmp_path / ("x" * 300), "cannot be written")):
-        with pytest.raises(cli.UserError, match=reason), cli.whole_folder(folder, "give another"):
-            raise AssertionError("nothing may be begun")
-    with pytest.raises(cli.UserError, match="full cannot be written .*No space"), cli.whole_folder(tmp_path / "full", "") as unfinished:
-        raise OSError(28, "No space left on device", str(unfinished / "x.png"))
-    with pytest.raises(OSError, match="mine"), cli.whole_folder(tmp_path / "other", ""):
-        raise FileNotFoundError(2, "No such file", "mine.png")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new"]
+def test_a_contact_sheet_that_cannot_be_written_is_one_sentence(cohort, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("not a folder")
+    check_refused(dataset.main, ["--data-dir", str(cohort)], "runs", capsys)

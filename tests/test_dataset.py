@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 import dataset
+from dataset import CodedSplit
 from support import cli, volumes
 from support.images import empty_margin, to_uint8
-from support.people import CodedSplit
 from tests.small import small_prior, small_vqvae
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 import signal
 import socket
@@ -17,9 +16,9 @@ import tensorflow as tf
 
 from benchmarks.tiny import write_cohort
 import dataset
+from dataset import CodedSplit
 import modules
-from support import callbacks, cli, devices, optimizers
-from support.people import CodedSplit
+from support import cli, devices, optimizers, stages
 from support.runs import Run
 from tests.conftest import check_refused, ROOT, script_environment
 from tests.small import new_run, small_vqvae
@@ -163,7 +162,7 @@ def test_three_devices_train_as_one_with_the_same_batches():
 
 def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path, monkeypatch):
     folder = new_run(tmp_path / "run", write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=5))
-    resume, run, save = ["--run-dir", str(folder), "--resume"], Run.load(folder), callbacks.Checkpoints.on_epoch_end
+    resume, run, save = ["--run-dir", str(folder), "--resume"], Run.load(folder), stages.Checkpoints.on_epoch_end
     for strategy, stage in ((three_devices(), "vqvae"), (tf.distribute.get_strategy(), "pixelcnn")):
 
         def save_and_stop(self, epoch, logs, stage=stage):
@@ -173,12 +172,12 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
             patch.setattr(devices, "strategy", lambda strategy=strategy: strategy)
-            patch.setattr(callbacks.Checkpoints, "on_epoch_end", save_and_stop)
+            patch.setattr(stages.Checkpoints, "on_epoch_end", save_and_stop)
             train.main(resume)
         assert run.finished_epochs(stage) == 1
     monkeypatch.setattr(devices, "strategy", three_devices)
     train.main(resume)
-    assert json.loads(run.metrics_path.read_text())["num_images"] == 10
+    assert json.loads((run.folder / "metrics.json").read_text())["num_images"] == 10
     for name in ("vqvae", "pixelcnn"):
         assert run.read_history(name)["epoch"].tolist() == [0, 1]
 
@@ -270,40 +269,60 @@ def test_a_cluster_that_cannot_be_understood_is_one_sentence(fresh_cluster, monk
     check_refused(train.main, [], "TF_CONFIG describes no cluster", capsys)
 
 
-@pytest.fixture
-def absent_machine(fresh_cluster, monkeypatch):
-    """The address of another machine of TF_CONFIG, which is not there."""
+JOINS = """
+import support.environment
+from support import cli, devices
+devices.START_TIMEOUT = devices.JOIN_TIMEOUT = {timeout}
+cli.exit_on_user_error(devices.strategy)()
+"""
+
+
+def test_a_machine_that_is_not_there_ends_the_wait_with_a_sentence(tmp_path):
     workers = free_addresses(2)
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}}))
-    return workers[1]
+    (printed,), (status,) = ends_of([start_machine(0, workers, tmp_path, "-c", JOINS.format(timeout=0))], timeout=200)
+    assert status == 2 and f"No answer within 0 seconds from {workers[1]}, which" in printed and "unset TF_CONFIG" in printed
 
 
-def test_a_cluster_left_over_from_another_job_is_one_sentence(absent_machine, monkeypatch):
-    monkeypatch.setattr(devices, "START_TIMEOUT", 0)
-    with pytest.raises(cli.UserError, match=f"No answer within 0 seconds from {absent_machine}.* unset TF_CONFIG"):
-        devices.strategy.__wrapped__()  # which is cached
+def test_a_machine_that_answers_but_does_not_join_ends_the_wait_with_a_sentence(tmp_path):
+    workers = free_addresses(2)
+    with socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))):
+        process = start_machine(0, workers, tmp_path, "-c", JOINS.format(timeout=3))
+        (printed,), (status,) = ends_of([process], timeout=200)
+    assert status == -signal.SIGKILL
+    said = printed.strip().splitlines()[-1]
+    assert workers[1] in said and "have joined within 3 seconds" in said and "unset TF_CONFIG" in said
 
 
-def test_a_port_in_use_is_one_sentence(absent_machine):
-    own_address = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"][0]
-    with socket.create_server(("127.0.0.1", int(own_address.split(":")[1]))):
-        with pytest.raises(cli.UserError, match="cannot be joined .*in use.* unset TF_CONFIG"):
-            devices.strategy.__wrapped__()
+def test_a_port_in_use_is_one_sentence(tmp_path):
+    workers = free_addresses(2)
+    with socket.create_server(("127.0.0.1", int(workers[0].split(":")[1]))):
+        process = start_machine(0, workers, tmp_path, "-c", JOINS.format(timeout=100))
+        (printed,), (status,) = ends_of([process], timeout=200)
+    assert status == 2 and "cannot be joined" in printed and "in use" in printed and "Traceback" not in printed
 
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
-def test_a_wait_for_machines_can_be_stopped(absent_machine, monkeypatch, capsys, number):
-    monkeypatch.setattr(devices.time, "sleep", lambda _: signal.raise_signal(number))
+def test_a_wait_for_machines_can_be_stopped(tmp_path, number):
     # A shell that starts the tests in the background has SIGINT ignored.
-    with cli.signal_handler(signal.default_int_handler, signal.SIGINT), pytest.raises(SystemExit) as stop:
-        devices.strategy.__wrapped__()
-    assert stop.value.code == cli.EXIT_INTERRUPTED
-    assert capsys.readouterr().err == "Stopped.\n"
+    with cli.signal_handler(signal.default_int_handler, signal.SIGINT):
+        process = start_machine(0, free_addresses(2), tmp_path, "-c", JOINS.format(timeout=100))
+    assert "Waiting for the other machines" in process.stdout.readline()
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("Stopped.\n", None) and process.returncode == cli.EXIT_INTERRUPTED
 
 
-def test_a_machine_that_accepts_but_does_not_join_ends_the_wait(tmp_path):
-    workers = free_addresses(2)
-    script = "from support import devices; devices.START_TIMEOUT = 1; devices.strategy()"
-    with socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))):
-        printed, statuses = ends_of([start_machine(0, workers, tmp_path, "-c", script)], timeout=200)
-    assert statuses == [1] and "Timeout (0:00:01)!" in printed[0]
+@pytest.mark.parametrize("error, expected", (
+    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), "Out of memory .OOM when.*smaller batch"),
+    (MemoryError(), "Out of memory .MemoryError"),
+    (tf.errors.ResourceExhaustedError(None, None, "run/events; Disk quota exceeded"), "^run/events: Disk quota exceeded; go on"),
+    (OSError(28, "No space left on device", "run/a"), "^run/a: No space left on device; go on")))
+def test_failures_are_told_apart(error, expected):
+    with pytest.raises(cli.UserError, match=expected), devices.explain_failures("a smaller batch", "go on"):
+        raise error
+
+
+def test_unknown_flags_of_xla_end_the_process_at_the_start(tmp_path):
+    code = "import support.environment\nfrom support import devices\ndevices.try_xla()\nprint('on')"
+    for flags, goes_on in (("--xla_no_such_flag=1", False), ("--xla_cpu_enable_fast_math=false", True)):
+        done = subprocess.run([sys.executable, "-c", code], env=script_environment(XLA_FLAGS=flags), text=True, capture_output=True)
+        assert (done.stdout == "on\n") == goes_on and ("xla_no_such_flag" in done.stderr) != goes_on

@@ -261,8 +261,9 @@ REFUSED = {  # the paths, and some of the readings
     "equal names in classes": (paths("{v}/{who}.nii", v=("AD", "MCI"), who=PATIENTS), "3 people", "6 people"),
     "several BIDS sets": (paths("{v}/sub-{who}_T1w.nii", v=("ds1", "ds2"), who=NUMBERS), "3 people", "6"),
     "image numbers": ({f"{n}/I{10 * n + v}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "4 people", "8"),
-    "image numbers first": (
-        {f"{40 + 10 * n + v}_s{n + 233}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "8 people", "4 people"),
+    "image numbers first": ({f"I{10 * n + v}_P{n}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "8 people"),
+    "image numbers before names": (
+        {f"I{ord(who[0]) + v}/{who}.nii" for v in (1, 200) for who in ("anna", "bob")}, "4 people", "2"),
     "initials": (
         {f"{who}/{ord(who[0]) * 100 + v}.nii" for who in ("JD", "MK") for v in (1, 2)}, "4 people", "2"),
     "nothing but visits": (paths("scan{who}.nii", who=ONE_TO_FOUR), "1 person with 4", "4 people with 1"),
@@ -343,7 +344,7 @@ def test_the_person_by_a_pattern(tmp_path):
     touch(tmp_path, "visit1/patient_7.nii", "visit2/patient_7.nii", "visit2/patient_12.nii", "phantom.nii")
     assert find_people(tmp_path, person_pattern="patient_([0-9]+)") == {
         "visit1/patient_7.nii": "7", "visit2/patient_7.nii": "7", "visit2/patient_12.nii": "12"}
-    assert import_volumes.find_nifti(tmp_path, None, "patient_([0-9]+)")[1] == [
+    assert import_volumes.find_nifti(tmp_path, None, r"patient_([0-9]+)\.nii$")[1] == [
         f"{tmp_path / 'phantom.nii'}: has no person that --person-pattern finds"]
 
 

@@ -1,6 +1,10 @@
 """The networks: quantiser, encoder and decoder, VQ-VAE, PixelCNN as a network, and their files."""
 
+import functools
 import hashlib
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -9,6 +13,7 @@ import tensorflow as tf
 
 import modules
 from support import optimizers, sampler
+from tests.conftest import ROOT
 from tests.small import random_conditions, random_vectors, small_prior, small_vqvae
 
 
@@ -22,6 +27,16 @@ def make_quantizer(num_embeddings=6, embedding_dim=3, **kwargs):
     quantizer.build((None, embedding_dim))
     quantizer.embeddings.assign(np.random.default_rng(0).normal(size=(num_embeddings, embedding_dim)))
     return quantizer
+
+
+def random_images(count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 64, 64, 1)).astype(np.float32)
+
+
+def random_codes(count):
+    """Codes of `small_prior`, and positions."""
+    codes = np.random.default_rng(0).integers(0, 11, (count, 6, 6), np.int32)
+    return codes, np.arange(count, dtype=np.int32) % 4
 
 
 # Vector quantiser
@@ -38,7 +53,8 @@ def test_codes_are_the_nearest_rows():
     share = np.bincount(expected.ravel(), minlength=6) / expected.size
     share = share[share > 0]
     assert float(result["perplexity"]) == pytest.approx(np.prod(share ** -share), rel=1e-5)
-    assert float(result["loss"]) == pytest.approx(0.25 * np.mean((vectors - codebook[expected]) ** 2), rel=1e-5)
+    loss = 0.25 * np.mean((vectors - codebook[expected]) ** 2)
+    assert float(result["loss"]) == pytest.approx(loss, rel=1e-5)
 
 
 def test_gradient_passes_straight_through_and_commits():
@@ -53,7 +69,8 @@ def test_gradient_passes_straight_through_and_commits():
         tape.watch(vectors)
         result = quantizer(vectors)
     nearest = quantizer.embeddings.numpy()[result["codes"]]
-    np.testing.assert_allclose(tape.gradient(result["loss"], vectors), 0.25 * 2 * (vectors - nearest) / 21, rtol=1e-4, atol=1e-6)
+    expected = 0.25 * 2 * (vectors - nearest) / 21
+    np.testing.assert_allclose(tape.gradient(result["loss"], vectors), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_codebook_follows_its_vectors_as_a_moving_average():
@@ -85,7 +102,8 @@ def test_dead_codes_restart_at_vectors_of_the_batch():
         dead = counts < 0.5 * counts.mean()
         assert dead[[2, 4]].all() and not dead.all()
         np.testing.assert_allclose(quantizer.counts, np.where(dead, counts.mean(), counts), rtol=1e-6)
-        np.testing.assert_allclose(quantizer.sums, quantizer.embeddings * quantizer.counts[:, np.newaxis], rtol=1e-5)
+        sums = quantizer.embeddings * quantizer.counts[:, np.newaxis]
+        np.testing.assert_allclose(quantizer.sums, sums, rtol=1e-5)
         restarted = quantizer.embeddings.numpy()[dead]
         distances = np.abs(vectors - restarted[:, np.newaxis]).max(axis=-1)
         assert (distances.min(axis=1) < 1e-6).all(), "a restarted code is no vector of the batch"
@@ -111,11 +129,13 @@ def test_a_new_codebook_is_uniform_and_its_averages_agree_with_it():
     quantizer.build((None, 10))
     codebook = quantizer.embeddings.numpy()
     assert np.abs(codebook).max() <= 1 / 200
-    np.testing.assert_allclose([codebook.min(), codebook.mean(), codebook.max()], [-1 / 200, 0, 1 / 200], atol=2e-4)
+    spread = [codebook.min(), codebook.mean(), codebook.max()]
+    np.testing.assert_allclose(spread, [-1 / 200, 0, 1 / 200], atol=2e-4)
     np.testing.assert_array_equal(quantizer.counts, np.ones(200))
     np.testing.assert_array_equal(quantizer.sums, codebook)
     assert not quantizer.trainable_variables
-    settings = {"num_embeddings": 7, "embedding_dim": 5, "commitment_cost": 0.5, "decay": 0.8, "restart_below": 0.1, "seed": 3}
+    settings = {"num_embeddings": 7, "embedding_dim": 5, "commitment_cost": 0.5, "decay": 0.8,
+                "restart_below": 0.1, "seed": 3}
     kept = modules.VectorQuantizer.from_config(modules.VectorQuantizer(**settings).get_config()).get_config()
     assert {key: kept[key] for key in settings} == settings
 
@@ -149,7 +169,7 @@ def test_quantizer_refuses_what_does_not_fit_and_takes_an_empty_batch():
 @pytest.mark.parametrize("margin", (0, 8, 16, 24))
 def test_encoder_and_decoder_mirror_each_other(downsample, margin):
     shape = {"image_size": 64, "embedding_dim": 4, "downsample": downsample, "margin": margin, "width": 8}
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
+    images = random_images(2)
     vectors = modules.build_encoder(**shape)(images)
     assert vectors.shape == (2, 64 // downsample, 64 // downsample, 4)
     decoded = modules.build_decoder(**shape)(vectors).numpy()
@@ -174,7 +194,7 @@ def test_impossible_shapes_are_refused():
 
 def test_vqvae_is_encoder_quantizer_decoder():
     vqvae = small_vqvae(margin=8)
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
+    images = random_images(2)
     codes = vqvae.encode_to_codes(images)
     assert codes.shape == (2, 8, 8) and codes.dtype == tf.int32
     np.testing.assert_allclose(vqvae.decode_codes(codes), vqvae(images), atol=1e-5)
@@ -185,7 +205,7 @@ def test_vqvae_is_encoder_quantizer_decoder():
 def test_losses_are_error_over_variance_and_black_is_black_enough():
     vqvae = small_vqvae(data_variance=0.5)
     vqvae.compile()
-    images = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64, 1)).astype(np.float32)
+    images = random_images(3)
     images[:, :32] = -1
     vqvae.quantizer.embeddings.assign(random_vectors((16, 4)))
     for weight in vqvae.decoder.trainable_variables:
@@ -199,30 +219,55 @@ def test_losses_are_error_over_variance_and_black_is_black_enough():
     assert losses["loss"] == pytest.approx(losses["reconstruction_loss"] + losses["vq_loss"], rel=1e-5)
 
 
-def test_codebook_stays_float32_under_mixed_precision():
-    vqvae, prior = small_vqvae(dtype="mixed_bfloat16"), small_prior(dtype="mixed_bfloat16")
-    images = np.zeros((1, 64, 64, 1), np.float32)
-    assert vqvae.encode(images).dtype == tf.bfloat16
-    result = vqvae.quantizer(vqvae.encode(images))
-    assert {weight.dtype for weight in vqvae.quantizer.weights if "seed" not in weight.path} == {"float32"}
-    assert result["quantized"].dtype == result["loss"].dtype == vqvae(images).dtype == tf.float32
-    inputs = {"codes": np.zeros((1, 6, 6), np.int32), "positions": np.zeros(1, np.int32)}
-    assert prior(inputs).dtype == tf.float32
+def twins(make):
+    """The same model in float32 and in mixed precision."""
+    models = make(), make(dtype="mixed_bfloat16")
+    models[1].set_weights(models[0].get_weights())
+    return models
 
 
-def test_mixed_precision_gives_nearly_the_same_losses():
-    images = np.random.default_rng(0).uniform(-1, 1, (4, 64, 64, 1)).astype(np.float32)
-    codes, positions = np.random.default_rng(0).integers(0, 11, (4, 6, 6), np.int32), np.arange(4, dtype=np.int32)
-    vqvae, prior = small_vqvae(), small_prior()
-    mixed_vqvae, mixed_prior = small_vqvae(dtype="mixed_bfloat16"), small_prior(dtype="mixed_bfloat16")
-    for model, mixed in ((vqvae, mixed_vqvae), (prior, mixed_prior)):
-        mixed.set_weights(model.get_weights())
+def test_mixed_precision_is_for_training_and_its_codebook_stays_float32():
+    vqvae, mixed_vqvae = twins(small_vqvae)
+    prior, mixed_prior = twins(functools.partial(small_prior, dropout=0.0))
+    images, (codes, positions) = random_images(4), random_codes(4)
+    vectors = mixed_vqvae.encode(images)
+    assert vectors.dtype == tf.bfloat16
+    assert {weight.dtype for weight in mixed_vqvae.quantizer.weights} == {"float32"}
+    assert mixed_vqvae.quantizer(vectors)["quantized"].dtype == mixed_vqvae(images).dtype == tf.float32
     losses = []
     for model in (vqvae, mixed_vqvae):
         model.compile()
-        losses.append([float(loss) for name, loss in sorted(model.test_step((images, positions)).items()) if name != "perplexity"])
+        logs = model.test_step((images, positions))
+        losses.append([float(logs[name]) for name in ("loss", "reconstruction_loss", "vq_loss")])
     np.testing.assert_allclose(*losses, rtol=0.02)
-    np.testing.assert_allclose(mixed_prior.log_prob(codes, positions), prior.log_prob(codes, positions), rtol=0.02)
+    given = codes, positions
+    exact, rounded = (model.log_prob(*given, training=True).numpy() for model in (prior, mixed_prior))
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+    assert rounded.dtype == np.float32 and (rounded != exact).any()
+
+
+def test_codes_and_code_lengths_are_of_full_float32_whatever_the_model_trained_in(monkeypatch):
+    """Also where they are traced; but there the flag of TensorFloat-32 is that of the process."""
+    (vqvae, mixed_vqvae), (prior, mixed_prior) = twins(small_vqvae), twins(small_prior)
+    for model in (vqvae, mixed_vqvae):
+        model.quantizer.embeddings.assign(vqvae.encode(random_images(4))[:, 0, :4].numpy().reshape(16, 4))
+    enabled, flags = tf.config.experimental.tensor_float_32_execution_enabled, []
+
+    def spy(call):
+        return lambda *args, **kwargs: flags.append(enabled()) or call(*args, **kwargs)
+
+    for part in (modules.VectorQuantizer, modules.PixelCNN):
+        monkeypatch.setattr(part, "call", spy(part.call))
+    assert enabled()
+    images, (codes, positions) = random_images(16, seed=1), random_codes(4)
+    expected = vqvae.encode_to_codes(images)
+    np.testing.assert_array_equal(mixed_vqvae.encode_to_codes(images), expected)
+    np.testing.assert_array_equal(mixed_prior.log_prob(codes, positions), prior.log_prob(codes, positions))
+    assert flags == [False] * 4 and enabled()
+    rounded = mixed_vqvae.quantizer(mixed_vqvae.encode(images))["codes"]
+    assert (rounded.numpy() != expected.numpy()).any()  # what is avoided
+    np.testing.assert_array_equal(tf.function(mixed_vqvae.encode_to_codes)(images), expected)
+    assert enabled() and mixed_vqvae.encode(images).dtype == tf.bfloat16
 
 
 def test_start_puts_the_codebook_and_its_averages_at_the_centers():
@@ -238,7 +283,8 @@ def test_start_puts_the_codebook_and_its_averages_at_the_centers():
 
 def test_digest_is_that_of_the_codebook_alone():
     quantizer, twin = make_quantizer(), make_quantizer(seed=5)
-    assert quantizer.digest() == twin.digest() == hashlib.sha256(quantizer.embeddings.numpy().tobytes()).hexdigest()
+    expected = hashlib.sha256(quantizer.embeddings.numpy().tobytes()).hexdigest()
+    assert quantizer.digest() == twin.digest() == expected
     twin.embeddings.assign(np.nextafter(twin.embeddings, np.float32(9)))
     assert twin.digest() != quantizer.digest()
 
@@ -249,7 +295,8 @@ def test_digest_is_that_of_the_codebook_alone():
 def test_each_code_depends_on_all_codes_before_it_and_on_none_after():
     size = 9
     prior = small_prior(grid_size=size, num_layers=4)  # 4 layers: the fewest whose windows span 9 codes
-    forward = tf.function(lambda codes: prior({"codes": tf.reshape(codes, (1, size, size)), "positions": tf.constant([1])}))
+    inputs, position = functools.partial(tf.reshape, shape=(1, size, size)), tf.constant([1])
+    forward = tf.function(lambda codes: prior({"codes": inputs(codes), "positions": position}))
     codes = np.random.default_rng(0).integers(0, 11, size * size, np.int32)
     logits = forward(codes).numpy()
     for changed in range(size * size):
@@ -269,14 +316,14 @@ def test_prior_is_conditioned_on_the_slice_position():
 def test_every_code_depends_on_context_and_person():
     prior = small_prior()
     context, person = random_conditions(prior, 1)
-    changes = [(step, row, column) for step in range(len(prior.steps_below)) for row, column in np.ndindex(6, 6)]
+    changes = list(np.ndindex(len(prior.steps_below), 6, 6))
     count = len(changes) + 2  # the last item but one has another person, the last is the one to compare with
     context, person = np.repeat(context, count, axis=0), np.repeat(person, count, axis=0)
     for item, (step, row, column) in enumerate(changes):
         context[item, step, row, column] = (context[item, step, row, column] + 5) % 11
     person[-2, 0] += 1
-    logits = prior({"codes": np.zeros((count, 6, 6), np.int32), "positions": np.full(count, 2, np.int32), "context": context,
-                    "person": person}).numpy()
+    logits = prior({"codes": np.zeros((count, 6, 6), np.int32), "positions": np.full(count, 2, np.int32),
+                    "context": context, "person": person}).numpy()
     difference = np.abs(logits - logits[-1]).max(axis=-1)
     assert all(difference[item, row, column] > 0 for item, (_, row, column) in enumerate(changes))
     assert (difference[-2] > 0).all()
@@ -287,7 +334,8 @@ def test_context_reaches_six_codes_away_through_three_residual_blocks():
     context, person = random_conditions(prior, 1)
     other = context.copy()
     other[0, 0, 0, 0] = (other[0, 0, 0, 0] + 5) % 11
-    one, two = (prior.condition_features(tf.constant([2]), tf.constant(each), person)[1].numpy()[0] for each in (context, other))
+    one, two = (prior.condition_features(tf.constant([2]), tf.constant(given), person)[1].numpy()[0]
+                for given in (context, other))
     moved = (one != two).any(axis=-1)
     assert moved[:7, :7].mean() > 0.9 and moved[6, :7].any() and moved[:7, 6].any()
     assert not moved[7:].any() and not moved[:, 7:].any()
@@ -295,15 +343,15 @@ def test_context_reaches_six_codes_away_through_three_residual_blocks():
 
 def test_unknown_is_the_none_code_and_the_average_person():
     prior, positions = small_prior(), np.array([0, 3], np.int32)
-    codes = np.random.default_rng(0).integers(0, 11, (2, 6, 6), np.int32)
-    none, average = np.full((2, len(prior.steps_below), 6, 6), 11, np.int32), np.zeros((2, prior.person_size), np.float32)
+    codes, none = random_codes(2)[0], np.full((2, len(prior.steps_below), 6, 6), 11, np.int32)
+    unknown = prior.log_prob(codes, positions, none, np.zeros((2, prior.person_size), np.float32))
     np.testing.assert_array_equal(prior.no_context(2), none)
-    np.testing.assert_array_equal(prior.log_prob(codes, positions), prior.log_prob(codes, positions, none, average))
+    np.testing.assert_array_equal(prior.log_prob(codes, positions), unknown)
 
 
 def test_log_prob_is_the_sum_of_log_softmax():
     prior = small_prior()
-    codes, positions = np.random.default_rng(0).integers(0, 11, (3, 6, 6), np.int32), np.array([0, 1, 2], np.int32)
+    codes, positions = random_codes(3)
     logits = prior({"codes": codes, "positions": positions}).numpy().astype(float)
     log_softmax = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     expected = np.take_along_axis(log_softmax, codes[..., np.newaxis], axis=-1).sum(axis=(1, 2, 3))
@@ -318,17 +366,19 @@ def test_log_prob_is_the_sum_of_log_softmax():
     assert prior.distribution(codes, positions).batch_shape == (3, 6, 6)
 
 
-def test_training_counts_slices_with_and_without_context_apart():
+def test_training_logs_code_lengths_with_and_without_context_and_validation_those_of_slices_alone():
     prior = small_prior(dropout=0.0)
-    prior.compile(keras.optimizers.SGD(0.0))
-    codes, positions = np.random.default_rng(0).integers(0, 11, (3, 6, 6), np.int32), np.array([0, 1, 2], np.int32)
-    context, person = random_conditions(prior, 3)
+    prior.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    (codes, positions), (context, person) = random_codes(3), random_conditions(prior, 3)
     context[1] = 11
-    batch = {"codes": codes, "positions": positions, "context": context, "person": person}
-    bits = prior.train_step({name: tf.constant(value) for name, value in batch.items()})
-    expected = -prior.log_prob(codes, positions, context, person).numpy() / 36 / np.log(2)
-    assert float(bits["bits_per_code"]) == pytest.approx(expected[[0, 2]].mean(), rel=1e-4)
-    assert float(bits["bits_per_code_alone"]) == pytest.approx(expected[1], rel=1e-4)
+    batches = tf.data.Dataset.from_tensors(
+        {"codes": codes, "positions": positions, "context": context, "person": person})
+    logs = prior.fit(batches, validation_data=batches, shuffle=False, verbose=0).history
+    bits, alone = (-prior.log_prob(codes, positions, *given).numpy() / 36 / np.log(2)
+                   for given in ((context, person), ()))
+    expected = {"bits_per_code": bits[[0, 2]].mean(), "bits_per_code_no_context": bits[1],
+                "val_bits_per_code": bits.mean(), "val_bits_per_code_alone": alone.mean()}
+    assert {name: value for name, (value,) in logs.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_whole_distribution_sums_to_one():
@@ -336,8 +386,8 @@ def test_the_whole_distribution_sums_to_one():
     all_codes = np.array(list(np.ndindex(3, 3, 3, 3)), np.int32).reshape(-1, 2, 2)
     for conditions in ((None, None), random_conditions(prior, 1)):
         conditions = [None if value is None else np.repeat(value, 81, axis=0) for value in conditions]
-        total = np.exp(prior.log_prob(all_codes, np.zeros(81, np.int32), *conditions).numpy().astype(float)).sum()
-        assert total == pytest.approx(1, abs=1e-4)
+        log_prob = prior.log_prob(all_codes, np.zeros(81, np.int32), *conditions).numpy()
+        assert np.exp(log_prob.astype(float)).sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_one_person_alone_is_the_average_person():
@@ -351,8 +401,8 @@ def test_one_person_alone_is_the_average_person():
 
 
 def test_a_saved_model_is_the_same_model(tmp_path):
-    vqvae, prior = small_vqvae(margin=8, commitment_cost=0.5), small_prior(dropout=0.2, slice_positions=[0, 2])
-    for model in (vqvae, prior):
+    prior = small_prior(dropout=0.2, slice_positions=[0, 2])
+    for model in (small_vqvae(margin=8, commitment_cost=0.5), prior):
         model.save(tmp_path / "model.keras")
         loaded = modules.load_model(tmp_path / "model.keras")
         assert type(loaded) is type(model) and loaded.settings == model.settings
@@ -407,7 +457,8 @@ def test_weights_come_with_the_optimisers_state(tmp_path):
     saved.save(tmp_path / "model.keras")
     modules.load_weights(other, tmp_path / "model.keras")
     assert int(other.optimizer.iterations) == 1
-    for one, two in zip(saved.variables + saved.optimizer.variables, other.variables + other.optimizer.variables, strict=True):
+    variables = (model.variables + model.optimizer.variables for model in models)
+    for one, two in zip(*variables, strict=True):
         np.testing.assert_array_equal(one, two, err_msg=one.path)
     (tmp_path / "model.keras").write_bytes(b"")
     with pytest.raises(ValueError, match="model.keras cannot be loaded"):
@@ -421,3 +472,44 @@ def test_a_prior_goes_with_its_own_codebook_alone():
     vqvae.quantizer.embeddings.assign(vqvae.quantizer.embeddings + 0.001)
     with pytest.raises(ValueError, match="trained on the codes of another codebook"):
         modules.check_match(vqvae, prior)
+
+
+# The notebook that imports them
+
+NOTEBOOK = """
+import os
+import sys
+os.environ.update(MPLBACKEND="svg", KERAS_HOME=os.getcwd(), KERAS_BACKEND="tensorflow", KERAS_MINE="1")
+import matplotlib.pyplot
+import keras
+
+def refused():
+    try:
+        import modules
+    except ImportError as error:
+        print(error)
+
+backend, sys.modules["keras"] = keras.backend.backend, None  # as where keras.json names what is not there
+refused()
+sys.modules["keras"], keras.backend.backend = keras, lambda: "jax"
+refused()
+keras.backend.backend = backend
+keras.config.set_image_data_format("channels_first")
+refused()
+keras.config.set_image_data_format("channels_last")
+ours = {name for name in os.environ if name.startswith(("KERAS", "MPL"))}
+before = {name: os.environ[name] for name in ours}
+import modules
+assert {name: value for name, value in os.environ.items() if name.startswith(("KERAS", "MPL"))} == before
+assert matplotlib.get_backend() == "svg" and "support.environment" not in sys.modules
+"""
+
+
+def test_a_notebook_keeps_its_environment_and_another_keras_is_refused_in_one_sentence(tmp_path):
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    missing, backend, data_format = done.stdout.splitlines()
+    assert "set KERAS_BACKEND=tensorflow before" in missing
+    assert "not jax and channels_last; set both" in backend
+    assert "not tensorflow and channels_first; set both" in data_format

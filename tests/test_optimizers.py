@@ -16,11 +16,11 @@ def gradients_of(shapes, count, seed=0):
 
 def make_variables(shapes, names):
     rng = np.random.default_rng(1)
-    return [keras.Variable(rng.normal(size=shape).astype(np.float32), name=name) for shape, name in zip(shapes, names)]
+    return [keras.Variable(np.float32(rng.normal(size=size)), name=name) for size, name in zip(shapes, names)]
 
 
 def test_adam_is_that_of_2015_with_the_whole_gradients_norm_clipped():
-    """Kingma and Ba, algorithm 1, with epsilon beside the uncorrected root, as TensorFlow and Keras have it (end of section 2)."""
+    """Kingma and Ba, algorithm 1, with epsilon beside the uncorrected root as in Keras (end of section 2)."""
     shapes = (4, 3), (5,)
     variables = make_variables(shapes, ("kernel", "bias"))
     values, first, second = [v.numpy().astype(float) for v in variables], [0, 0], [0, 0]
@@ -66,7 +66,8 @@ def test_muon_moves_kernels_along_their_orthogonalised_momentum_and_the_rest_as_
             momenta[index] = 0.9 * momenta[index] + gradients[index]
             ahead = (gradients[index] + 0.9 * momenta[index]).reshape(-1, shapes[index][-1])
             direction = optimizers.orthogonalise(tf.constant(ahead[np.newaxis], tf.float32), 5)[0].numpy()
-            values[index] = values[index] - 0.01 * 0.2 * np.sqrt(max(ahead.shape)) * direction.reshape(shapes[index])
+            length = 0.01 * 0.2 * np.sqrt(max(ahead.shape))
+            values[index] = values[index] - length * direction.reshape(shapes[index])
             np.testing.assert_allclose(variables[index], values[index], atol=1e-5)
     for variable, twin in zip(variables[3:], twins[3:]):
         np.testing.assert_array_equal(variable, twin)
@@ -75,4 +76,5 @@ def test_muon_moves_kernels_along_their_orthogonalised_momentum_and_the_rest_as_
 @pytest.mark.parametrize("optimizer", (optimizers.Adam, optimizers.Muon))
 def test_optimisers_are_saved_by_their_settings(optimizer):
     config = optimizer(0.5, beta_2=0.9, global_clipnorm=2.0).get_config()
-    assert keras.optimizers.deserialize(keras.optimizers.serialize(optimizer.from_config(config))).get_config() == config
+    saved = keras.optimizers.serialize(optimizer.from_config(config))
+    assert keras.optimizers.deserialize(saved).get_config() == config

@@ -5,16 +5,16 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-import dataset
 from support import people
 
 
 @pytest.fixture
 def cohort_pictures():
-    """Pictures of 60 heads of 4 slices, (60, 4, 16, 16), which 4 hidden numbers explain, far from normally distributed."""
+    """Pictures of 60 heads of 4 slices, (60, 4, 16, 16), which 4 hidden numbers explain, not normal."""
     rng = np.random.default_rng(0)
     hidden = rng.uniform(-1, 1, (60, 4)) ** 3
-    return np.einsum("np,pdhw->ndhw", hidden * [9, 6, 3, 1], rng.normal(size=(4, 4, 16, 16))) + rng.normal(size=(4, 16, 16))
+    parts = np.einsum("np,pdhw->ndhw", hidden * [9, 6, 3, 1], rng.normal(size=(4, 4, 16, 16)))
+    return parts + rng.normal(size=(4, 16, 16))
 
 
 def test_persons_are_whitened_and_explain_the_pictures(cohort_pictures):
@@ -65,7 +65,7 @@ def test_numbers_beyond_the_number_of_people_are_0(cohort_pictures):
 
 def test_calibrated_heads_differ_as_much_as_people_do():
     rng, count = np.random.default_rng(0), 3000
-    slope, offset, noise = np.array([0.9, 0.7, 0.8, 0.6]), np.array([0.4, -0.3, 0.0, 0.2]), np.array([0.3, 0.6, 0.1, 0.5])
+    slope, offset, noise = np.array([[0.9, 0.7, 0.8, 0.6], [0.4, -0.3, 0.0, 0.2], [0.3, 0.6, 0.1, 0.5]])
 
     def outcome(conditions):
         return offset + slope * conditions + noise * rng.normal(size=conditions.shape)
@@ -81,7 +81,8 @@ def test_calibrated_heads_differ_as_much_as_people_do():
 
 def test_a_calibration_goes_no_further_than_training_went():
     conditions = np.random.default_rng(0).normal(size=(3000, 4))
-    shift, scale = people.calibrate(conditions, 10 + np.random.default_rng(1).normal(size=(3000, 4)))  # of an untrained prior
+    untrained = 10 + np.random.default_rng(1).normal(size=(3000, 4))
+    shift, scale = people.calibrate(conditions, untrained)
     assert (shift == -1).all() and (scale == 1).all()
     np.testing.assert_allclose(people.calibrate(conditions, 0.01 * conditions)[1], 2, rtol=1e-4)
     for few in (conditions[:1], np.zeros((3, 4))):  # one head alone, or people who do not differ
@@ -104,16 +105,12 @@ def test_a_measure_that_follows_from_persons_is_fitted_and_steered_the_shortest_
     np.testing.assert_allclose(offset + people.steer(persons, weights, offset, targets) @ weights, targets)
 
 
-def test_a_size_and_the_share_of_people_below_it_are_found_from_quantiles():
+def test_a_size_is_found_from_quantiles():
     values = np.random.default_rng(0).gamma(2, size=1001)
-    quantiles = np.quantile(values, np.linspace(0, 1, 101))
-    for share in (0, 0.1, 0.5, 0.99, 1):
-        value = people.value_at(quantiles, share)
-        assert value == pytest.approx(np.quantile(values, share))
-        assert people.share_below(quantiles, value) == pytest.approx(share)
-        assert people.share_below(quantiles, value) == pytest.approx((values < value).mean(), abs=2e-3)
+    shares = np.array([0, 0.1, 0.5, 0.99, 1])
+    found = people.value_at(np.quantile(values, np.linspace(0, 1, 101)), shares)
+    np.testing.assert_allclose(found, np.quantile(values, shares))
     assert people.value_at([0, 2, 6], 0.75) == 4  # linear between quantiles
-    np.testing.assert_array_equal(people.share_below([0, 2, 6], [-1, 3, 7]), [0, 0.625, 1])
 
 
 @pytest.mark.parametrize("grid_size", (5, 16, 40))
@@ -121,11 +118,3 @@ def test_pictures_are_resampled_linearly_over_the_same_extent(grid_size):
     signal = np.random.default_rng(0).normal(size=16)
     expected = np.interp((np.arange(grid_size) + 0.5) * 16 / grid_size - 0.5, np.arange(16), signal)
     np.testing.assert_allclose(people.picture_to_grid(grid_size) @ signal, expected, atol=1e-6)
-
-
-def test_a_coded_split_ends_in_a_slice_of_no_code():
-    codes = np.arange(2 * 3 * 4, dtype=np.int32).reshape(2, 3, 2, 2) % 7
-    coded = dataset.CodedSplit(codes, np.arange(3), np.zeros((3, 2), np.int32), np.zeros((2, 3, 5), np.float32), 7)
-    with_none = coded.codes_with_none()
-    np.testing.assert_array_equal(with_none[:, :3], codes)
-    assert with_none.shape == (2, 4, 2, 2) and (with_none[:, 3] == 7).all()

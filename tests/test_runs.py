@@ -2,40 +2,43 @@
 
 import json
 import os
+import subprocess
 import zipfile
 
+import keras
 import pytest
 import tensorflow as tf
 
-from support import cli, runs
+from support import cli, files, runs
 from support.runs import Run
 
 DATA = {"folder": "cohort", "is_demo": False, "fingerprints": {}, "front": "up", "geometry": {}}
-CONFIG = {"settings": {"limit": None, "seed": 7}, "constants": {}, "vqvae": {}, "pixelcnn": {}, "data": DATA}
+CONFIG = {"settings": {"limit": None, "seed": 7}, "vqvae": {}, "pixelcnn": {}, "data": DATA}
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run that has begun."""
-    run = Run(tmp_path / "run", CONFIG)
-    with run.training(resume=False):
-        pass
+    with runs.take_folder(tmp_path / "run") as folder:
+        run = runs.begin(folder, CONFIG)
+    run.frames_dir.mkdir(parents=True)
     return run
 
 
 def test_a_new_run_writes_its_config_and_loads_as_it_was(run):
     loaded = Run.load(run.folder)
-    assert loaded == run and loaded.seed == 7
-    assert {path.name for path in run.folder.iterdir()} == {"config.json", "backup"} and run.frames_dir.is_dir()
-    for path in (run.model_path("vqvae"), run.history_path("vqvae"), run.metrics_path):
-        assert path.parent == run.folder
+    assert loaded.config == run.config == CONFIG and loaded.folder == run.folder and loaded.seed == 7
+    assert {path.name for path in run.folder.iterdir()} == {"config.json", "backup"}
+    assert run.model_path("vqvae").parent == run.history_path("vqvae").parent == run.folder
     assert run.backup_path("vqvae").parent == run.folder / "backup"
+    assert run.results_path("a") == run.folder / "a"
+    assert Run(runs.PRETRAINED, CONFIG).results_path("a") == runs.SHIPPED_WEIGHTS / "a"
 
 
 @pytest.mark.parametrize("text, expected", (
     ('{"settings": {"ep', "config.json is damaged"), ("[]", "config.json is damaged"),
     (json.dumps({**CONFIG, "data": {}}), "of another version .no data folder"),
-    (json.dumps({key: CONFIG[key] for key in ("settings", "constants")}), "of another version .KeyError"),
+    (json.dumps({key: CONFIG[key] for key in ("settings", "vqvae")}), "of another version .KeyError"),
     (None, "holds no run .no config.json")))
 def test_what_is_no_config_is_one_sentence(tmp_path, text, expected):
     if text is not None:
@@ -45,27 +48,28 @@ def test_what_is_no_config_is_one_sentence(tmp_path, text, expected):
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_two_trainings_cannot_share_a_folder_and_a_finished_run_is_not_resumed(run):
-    with run.training(resume=True):
-        with pytest.raises(cli.UserError, match="Another training is at work in"), run.training(resume=True):
+def test_two_trainings_cannot_share_a_folder_and_one_that_came_to_nothing_leaves_none(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    with runs.take_folder(folder):
+        with pytest.raises(cli.UserError, match="Another training is at work in"), runs.take_folder(folder):
             pass
-    run.metrics_path.write_text("{}")
-    with pytest.raises(cli.UserError, match="is finished; there is nothing to resume"), run.training(resume=True):
-        pass
-    assert not run.frames_dir.exists()
+    assert not folder.exists()
+
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with runs.take_folder(folder):
+        (folder / "config.json").touch()
+    assert "has no locks" in capsys.readouterr().out and folder.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence():
-    with pytest.raises(cli.UserError, match="/proc/run cannot be written .*another --run-dir"):
-        with Run(runs.Path("/proc/run"), CONFIG).training(resume=False):
-            pass
-
-
-def test_a_disk_that_tensorflow_finds_full_is_one_and_its_memory_is_not(run):
-    with pytest.raises(cli.UserError, match="run cannot be written .*No space left on device.*--resume"), run.report_write_errors():
-        raise tf.errors.ResourceExhaustedError(None, None, "logs/1.tfevents; No space left on device")
-    with pytest.raises(tf.errors.ResourceExhaustedError), run.report_write_errors():
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+def test_two_starts_in_one_second_get_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs.time, "strftime", lambda _: "runs/20260102-030405")
+    with runs.take_folder(None) as first, runs.take_folder(None) as second, runs.take_folder(None) as third:
+        assert [folder.name for folder in (first, second, third)] == [
+            "20260102-030405", "20260102-030405-2", "20260102-030405-3"]
 
 
 def test_a_history_is_cut_back_to_the_epochs_that_were_saved(run):
@@ -85,24 +89,62 @@ def test_finished_epochs_stand_in_the_backup(run):
     assert run.finished_epochs("vqvae") == 3
     for spoil in (lambda path: zipfile.ZipFile(path, "w").close(), lambda path: path.write_bytes(b"PK")):
         spoil(run.backup_path("vqvae"))
-        with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*remove it to begin this stage again"):
+        with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*remove it to begin the stage again"):
             run.finished_epochs("vqvae")
 
 
-def test_the_newest_run_is_the_last_that_has_both_models(tmp_path, monkeypatch):
+def test_the_newest_run_is_a_finished_one_if_there_is_any(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert runs.newest() is None
-    for age, name in enumerate(("c", "a", "b", "unfinished")):
+    for age, (name, names) in enumerate({
+            "begun": ["config.json", "vqvae.keras"], "stopped": ["config.json", *runs.MODEL_FILES],
+            "old": ["config.json", *runs.MODEL_FILES, "metrics.json"],
+            "finished": ["config.json", *runs.MODEL_FILES, "metrics.json"],
+            "stopped later": ["config.json", *runs.MODEL_FILES]}.items()):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        for file in ("config.json", *runs.MODEL_FILES)[:2 if name == "unfinished" else 3]:
+        for file in names:
             (folder / file).touch()
         os.utime(folder / "config.json", (age, age))
-    assert runs.newest().name == "b"
-    assert not Run.has_models(tmp_path / "runs" / "unfinished")
+    assert runs.newest().name == "finished"
+    for name in ("finished", "old"):
+        (tmp_path / "runs" / name / "metrics.json").unlink()
+    assert runs.newest().name == "stopped later"
+
+
+@pytest.mark.parametrize("text, expected", (
+    (None, "ventricles.json is missing.*--resume"), ("{", "is damaged"), ('{"weights": [1], "offset": 0}', "is damaged"),
+    ('{"weights": [0, 0], "offset": 1, "quantiles": [1]}', "does not follow from persons")))
+def test_a_run_without_a_measure_of_ventricles_says_so(run, text, expected):
+    if text is not None:
+        (run.folder / "ventricles.json").write_text(text)
+    with pytest.raises(cli.UserError, match=expected):
+        run.read_ventricles()
+    ventricles = {"weights": [1, 0], "offset": 1.5, "quantiles": [1, 2]}
+    (run.folder / "ventricles.json").write_text(json.dumps(ventricles))
+    assert run.read_ventricles() == ventricles
 
 
 def test_a_run_says_on_what_machine_it_ran():
-    machine = runs.build_info()
-    assert machine["packages"]["tensorflow"] == tf.__version__ and machine["python"] and machine["processor"]
-    assert isinstance(machine["vector_instructions"], list)
+    build = runs.build_info()
+    assert build["packages"]["tensorflow"] == tf.__version__ and build["packages"]["keras"] == keras.__version__
+    assert build["python"] and build["processor"] and build["cores"] == len(os.sched_getaffinity(0))
+
+
+def test_the_commit_is_that_of_this_repository_alone(tmp_path, monkeypatch):
+    def git(*command):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a", *command], check=True)
+
+    git("init", "-q")
+    monkeypatch.setattr(runs, "ROOT", tmp_path / "inside")
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "a.py").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "outer")
+    assert runs.git_commit() is None  # unpacked inside another repository
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    commit = runs.git_commit()
+    assert len(commit) == 40
+    (tmp_path / "inside" / "a.py").write_text("2")
+    assert runs.git_commit() == f"{commit}-dirty"

@@ -1,6 +1,7 @@
 """Training: both stages, stopped and resumed, on a full disk, and what is refused."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+import zipfile
 
 import imageio.v3 as imageio
 import keras
@@ -19,7 +21,7 @@ import tensorflow as tf
 
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
 import modules
-from support import callbacks, optimizers, people, sampler
+from support import optimizers, people, runs, sampler, stages
 from support.runs import Run
 from tests.conftest import check_refused, ROOT, script_environment
 from tests.small import new_run, random_vectors, small_prior, small_vqvae
@@ -34,7 +36,7 @@ def test_training_leaves_a_whole_run_folder(trained):
         "config.json", "vqvae.keras", "pixelcnn.keras", "vqvae_history.csv", "pixelcnn_history.csv", "metrics.json",
         "ventricles.json", "figures", "progress.gif", "logs"}
     assert {path.name for path in (run / "figures").iterdir()} == {
-        "architecture.png", "losses.png", "ssim.png", "prior.png", "reconstructions.png"}
+        "losses.png", "ssim.png", "prior.png", "reconstructions.png"}
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["num_embeddings"] == 16 and config["settings"]["batch_size"] == 8
     assert config["data"]["people"] == {"train": 4, "validate": 2, "test": 2}
@@ -93,7 +95,7 @@ def test_training_lowers_the_loss_and_the_start_uses_the_codebook():
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
-    optimizer = train.new_optimizer(2.0, 1100)
+    optimizer = stages.new_optimizer(train.Settings(), 2.0, 1100)
     variable = keras.Variable(np.zeros(3))
     optimizer.build([variable])
     rates = []
@@ -128,7 +130,7 @@ def test_a_second_round_of_calibration_starts_from_what_the_first_corrected(monk
     monkeypatch.setattr(prior, "encode_people", lambda pictures: outcome(conditions[-1]))
     vqvae = types.SimpleNamespace(decode_codes=lambda codes: tf.zeros((len(codes), 32, 32, 1)), margin=0)
     prior.slice_positions = 0, 1
-    run = Run(None, {"settings": {"seed": 3, "calibration_heads": 64}})
+    run = Run("", {"settings": dataclasses.asdict(train.Settings(seed=3))})
     train.calibrate_prior(run, vqvae, prior, num_people=20)
 
     first, second = (sampler.sample_people(prior, 3, f"calibration {number}", tf.range(20)).numpy() for number in (1, 2))
@@ -180,14 +182,14 @@ def test_a_killed_and_a_stopped_run_resume_to_the_same_bits(trained, begun, tmp_
     process.kill()
     assert process.wait() == -signal.SIGKILL
 
-    save = callbacks.Checkpoints.on_epoch_end
+    save = stages.Checkpoints.on_epoch_end
     with monkeypatch.context() as patch:
         def save_and_stop(self, epoch, logs):
             save(self, epoch, logs)
             if self.backup_path.stem == "pixelcnn":
                 signal.raise_signal(signal.SIGTERM)
 
-        patch.setattr(callbacks.Checkpoints, "on_epoch_end", save_and_stop)
+        patch.setattr(stages.Checkpoints, "on_epoch_end", save_and_stop)
         with pytest.raises(SystemExit) as stop:
             train.main(resume)
     assert stop.value.code == 130
@@ -215,11 +217,12 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(trained, tmp_path):
                             cwd=tmp_path, env=script_environment(), text=True, capture_output=True)
     assert failed.returncode == 2
     said = failed.stderr.strip().splitlines()[-1]
-    assert f"{run} cannot be written (File too large)" in said and "--resume" in said
+    assert f"train.py: {run}" in said.replace("-c: ", "train.py: ") and "File too large; finished epochs are saved" in said
+    assert "--resume goes on" in said
     assert "Traceback" not in failed.stderr
     assert not list(run.rglob("*.keras"))
     config = json.loads((run / "config.json").read_text())
-    assert config["settings"]["epochs"] == 2 and config["constants"] == train.CONSTANTS
+    assert config["settings"]["epochs"] == 2 and config["settings"].keys() == vars(train.Settings()).keys()
     assert config["vqvae"]["width"] == 64 and config["pixelcnn"]["num_layers"] == 8  # those that no option sets
 
 
@@ -258,46 +261,87 @@ def test_any_other_tensorflow_error_stays_itself(begun, monkeypatch):
     (["--data-dir", "cohort", "--learning-rate", "nan"], "--learning-rate: expected a number"),
     (["--data-dir", "cohort", "--downsample", "5"], "--downsample"),
     (["--data-dir", "cohort", "--run-dir", "runs/tiny"], "runs/tiny is not empty"),
-    (["--data-dir", "cohort", "--run-dir", "/proc/run"], "/proc/run cannot be written"),
+    (["--data-dir", "cohort", "--run-dir", "/proc/run"], "/proc/run: No such file"),
     (["--data-dir", "runs"], "keras_png_slices_train is missing"),
-    (["--data-dir", "cohort", "--run-dir", "none", "--resume"], "none holds no run"),
+    (["--data-dir", "nowhere", "--run-dir", "none", "--resume"], "--data-dir names nowhere"),
+    (["--run-dir", "cohort", "--resume"], "cohort holds no run, but other files"),
     (["--resume"], "--resume needs --run-dir"),
-    (["--run-dir", "runs/tiny", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from the 16"),
-    (["--run-dir", "runs/tiny", "--resume", "--data-dir", "OTHER"], "are not those"),
-    (["--data-dir", "ODD"], "50x50 pixels"),
-    (["--run-dir", "runs/tiny", "--resume"], "runs/tiny is finished"),
+    (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16, with which"),
+    (["--run-dir", "BEGUN", "--resume", "--data-dir", "OTHER"], "are not those"),
 ])
 def test_bad_input_is_refused_and_nothing_is_written(trained, tmp_path, arguments, expected, monkeypatch, capsys):
     monkeypatch.chdir(trained)
-    for name, kind in (("OTHER", {"people": (2, 1, 1)}), ("ODD", {"size": 50})):
-        if name in arguments:
-            write_cohort(tmp_path / name, **kind)
-            arguments = [str(tmp_path / name) if argument == name else argument for argument in arguments]
+    if "BEGUN" in arguments:
+        (tmp_path / "BEGUN").mkdir()
+        shutil.copy("runs/tiny/config.json", tmp_path / "BEGUN")
+        write_cohort(tmp_path / "OTHER", people=(2, 1, 1))
+        arguments = [str(tmp_path / argument) if argument in ("BEGUN", "OTHER") else argument for argument in arguments]
     before = sorted(trained.rglob("*"))
     check_refused(train.main, arguments, expected, capsys)
     assert sorted(trained.rglob("*")) == before
 
 
-def test_the_rest_of_an_interrupted_start_is_no_obstacle(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
+def test_one_command_serves_the_first_start_a_restart_and_the_end(trained, tmp_path, capsys):
+    """As a queue needs it: --resume begins where nothing is, and ends at once where all is done."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".config.json").write_text('{"settings": {"ep')
-    check_refused(train.main, ["--run-dir", str(run), "--resume"], "holds no run", capsys)
-    check_refused(train.main, ["--data-dir", "nowhere", "--run-dir", str(run)], "--data-dir names nowhere", capsys)
+    (run / ".config.json").write_text('{"settings": {"ep')  # the rest of an interrupted start
+    arguments = train.parse_arguments(["--data-dir", str(trained / "cohort"), "--run-dir", str(run), *TINY, "--resume"])
+    with train.open_run(arguments) as (begun, _):
+        pass
+    with train.open_run(arguments) as (resumed, _):
+        assert resumed.config == begun.config
+    with train.open_run(arguments), pytest.raises(train.UserError, match="Another training is at work"):
+        with train.open_run(arguments):
+            pass
+    finished = trained / "runs" / "tiny"
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    train.main(["--run-dir", str(finished), "--resume"])
+    assert "tiny is finished; there is nothing to resume" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_run_of_other_constants_is_not_resumed(trained, tmp_path, capsys):
+@pytest.mark.parametrize("part, change", (("settings", {"new_setting": 3}), ("condition_dropout", {"person": 0.9})))
+def test_a_run_of_another_version_is_not_resumed(trained, tmp_path, capsys, part, change):
     config = json.loads((trained / "runs" / "tiny" / "config.json").read_text())
-    assert config["constants"] == train.CONSTANTS
-    (tmp_path / "config.json").write_text(json.dumps({**config, "constants": {**train.CONSTANTS, "prior_batch_size": 3}}))
-    check_refused(train.main, ["--run-dir", str(tmp_path), "--resume"], "began with prior_batch_size 3, but", capsys)
+    (tmp_path / "config.json").write_text(json.dumps({**config, part: {**config[part], **change}}))
+    check_refused(train.main, ["--run-dir", str(tmp_path), "--resume"], "began with other settings than this version", capsys)
 
 
-def test_a_prior_of_another_codebook_is_not_resumed(trained):
-    run, path = Run(trained / "runs" / "tiny", None), trained / "runs" / "tiny" / "pixelcnn.keras"
+@pytest.mark.parametrize("name", ("vqvae", "pixelcnn"))
+def test_a_finished_stage_needs_no_backup(trained, tmp_path, name):
+    """Its weights lie in the result; a damaged backup of it must not stop what follows."""
+    run = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "run"))
+    run.backup_path(name).parent.mkdir()
+    with zipfile.ZipFile(run.backup_path(name), "w") as archive:
+        archive.writestr(runs.EPOCHS_FILE, "2")
+        archive.writestr("model.weights.h5", "damaged")
+    splits = train.matching_splits(run, train.parse_arguments([]))
+    stage = (train.VQVAEStage(run, splits) if name == "vqvae" else
+             train.PixelCNNStage(run, splits, modules.load_model(run.model_path("vqvae"))))
+    stage.frames_dir = None
+    model = train.Stage.train(stage) if name == "pixelcnn" else train.Stage.load_best(stage)
+    for weight, saved in zip(model.weights, modules.load_model(run.model_path(name)).weights, strict=True):
+        np.testing.assert_array_equal(weight, saved)
+
+
+def test_few_people_are_told_before_training_what_will_not_be_possible(trained, capsys):
+    run = Run.load(trained / "runs" / "tiny")
+    splits = train.matching_splits(run, train.parse_arguments([]))
+    train.say_what_begins(run, splits, "CPU")
+    assert "--evaluate" not in capsys.readouterr().out
+    test = splits["test"]
+    train.say_what_begins(run, {**splits, "test": test.take(np.flatnonzero(test.cases == test.cases[0]))}, "CPU")
+    assert "predict.py --evaluate will not be possible" in capsys.readouterr().out
+
+
+def test_a_prior_of_another_codebook_is_not_resumed(trained, tmp_path):
+    run = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "run"))
+    run.backup_path("pixelcnn").parent.mkdir()
+    shutil.copy(run.model_path("pixelcnn"), run.backup_path("pixelcnn"))
     vqvae = modules.load_model(run.model_path("vqvae"))
-    train.check_codebook(path, vqvae, run)
+    stage = train.PixelCNNStage(run, train.matching_splits(run, train.parse_arguments([])), vqvae)
+    stage.check_codebook()
     vqvae.quantizer.embeddings.assign(vqvae.quantizer.embeddings + 0.001)
     with pytest.raises(train.UserError, match="pixelcnn.keras does not go with .*vqvae.keras .*another codebook.* remove it"):
-        train.check_codebook(path, vqvae, run)
+        stage.check_codebook()
