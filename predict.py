@@ -9,19 +9,19 @@
 """
 
 if __name__ == "__main__":
-    import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
+    import support.environment  # noqa: F401
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import datetime
 import itertools
 from pathlib import Path
-import re
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
-import tensorflow as tf
 
 import dataset
 import modules
@@ -31,7 +31,6 @@ from support import (
     figures,
     judge,
     metrics,
-    orientation,
     report,
     runs,
     sampler,
@@ -40,60 +39,78 @@ from support import (
     volumes,
 )
 from support.cli import UserError
-from support.files import write_json
-from support.images import fit_to_square, in_chunks, read_own_png, to_uint8, to_unit
+from support.files import results_folder, write_json
+from support.images import in_chunks, spread, to_uint8, to_unit
+from support.own_images import read_own_files, regular_positions
 from support.runs import Run
 
+NUM_EXAMPLES = 10  # test images that are written beside their reconstructions
 PICTURED_HEADS = 3  # in head.png and report.html
-RESULTS = ("original_vs_reconstructed_*.png", "sample_*_slice_*.png", "head_*.nii.gz", "report.html", "metrics.json",
-           "per_image.csv", *(f"{name}.png" for name in ("samples", "head", "reconstructions", "errors", "template", "distances",
-                                                         "tissue", "neighbours")))
 NOISE_HEADS = 32  # that the judges must find
 MEMBERS = 40  # training people, at most, whose code lengths are compared with the test people's
 
+# The commands, and which of them uses which option: the others refuse it, for they would ignore it.
+PEOPLE, IMAGES, CODES, DATASET = "the test people", "--images", "--codes", "--write-dataset"
+COMMANDS_OF_OPTIONS = {
+    "--data-dir": (PEOPLE,),
+    "--cache-dir": (PEOPLE,),
+    "--num-samples": (PEOPLE,),
+    "--slice": (PEOPLE,),
+    "--evaluate": (PEOPLE,),
+    "--export": (PEOPLE,),
+    "--heads": (PEOPLE, DATASET),
+    "--ventricles": (PEOPLE, DATASET),
+    "--temperature": (PEOPLE, DATASET),
+    "--seed": (PEOPLE, DATASET),
+    "--output-dir": (PEOPLE, IMAGES, CODES),
+}
+DEFAULTS = {"run_dir": None, "data_dir": None, "cache_dir": None, "images": None, "codes": None,
+            "write_dataset": None, "num_samples": 16, "slice": None, "heads": 1, "ventricles": None,
+            "temperature": 1.0, "seed": 0, "evaluate": False, "export": None, "output_dir": None}
+
 
 def parse_arguments(argv):
-    """The command line."""
+    """The command line; an option that the command would ignore is refused."""
     parser = cli.script_parser(__doc__)
-    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: the newest in runs/)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the PNG splits (default: the run's own, else as in train.py)")
-    own = parser.add_mutually_exclusive_group()
-    own.add_argument("--images", nargs="+", metavar="FILE", help="reconstruct these instead of the test split: grayscale PNGs of "
-                     "any size, or NIfTI volumes")
-    own.add_argument("--codes", metavar="FILE", help="decode the codes of a .npy file, as --images writes them, into images")
-    own.add_argument("--write-dataset", metavar="DIR", help="write --heads sampled heads, and nothing else, as PNG splits")
-    parser.add_argument("--num-examples", type=cli.number(int, 1), default=10, metavar="N",
-                        help="test images to show (default: 10)")
-    parser.add_argument("--num-samples", type=cli.number(int, 1), default=16, metavar="N",
-                        help="single slices to sample (default: 16)")
-    parser.add_argument("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
-                        "or all for one sample of each (default: --num-samples spread over all)")
-    parser.add_argument("--heads", type=cli.number(int, 0), default=1, metavar="N",
-                        help="whole heads to sample, 32 slices of one new person each (default: 1)")
-    parser.add_argument("--ventricles", type=quantile_argument, metavar="Q", help="size of the ventricles of the heads, from 0 to 1, "
-                        "as a quantile among training people: the dark share of the brain's inner half, mean over slices (default: any)")
-    parser.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="T",
-                        help="of sampling: 1 is the model, less is blander (default: 1)")
-    parser.add_argument("--seed", type=cli.number(int, 0, cli.MAX_SEED), default=0, metavar="S", help="of every draw (default: 0)")
-    parser.add_argument("--evaluate", action="store_true",
-                        help=f"also judge samples beside real people: a slice per test image, and up to {judge.NUM_HEADS} heads")
-    parser.add_argument("--with-neighbours", action="store_true", help="show each sample's nearest training slice in report.html")
-    parser.add_argument("--export", metavar="DIR",
-                        help="also write encoder, decoder and both samplers as TensorFlow SavedModels")
-    parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: RUN/predictions; "
-                        "with --images or --codes RUN/images)")
-    arguments = parser.parse_args(argv)
-    mode = next((f"--{name}".replace("_", "-") for name in ("images", "codes", "write_dataset")
-                 if getattr(arguments, name) is not None), None)
-    useless = ("output_dir", "num_samples", "num_examples") if mode == "--write-dataset" else ("ventricles",)
-    for name in ("data_dir", "slice", *useless, "evaluate", "with_neighbours", "export") if mode else ():
-        if getattr(arguments, name) is not parser.get_default(name):  # slice 0 equals False
-            raise UserError(f"--{name.replace('_', '-')} is of no use with {mode}; leave out the one or the other.")
-    if mode == "--write-dataset" and arguments.heads < len(volumes.SPLITS):
+    parser.argument_default = argparse.SUPPRESS  # an option that is given is told from one that is not
+    add, command = parser.add_argument, parser.add_mutually_exclusive_group()
+    add("--run-dir", metavar="DIR", help="folder of the run (default: the newest finished one in runs/)")
+    add("--data-dir", metavar="DIR", help="of the PNG splits (default: the run's own, else as in train.py)")
+    add("--cache-dir", metavar="DIR", help="folder to keep decoded slices in, for data larger than memory")
+    command.add_argument("--images", nargs="+", metavar="FILE", help="reconstruct these in place of the test "
+                         "split: grayscale PNGs of any size, or NIfTI volumes")
+    command.add_argument("--codes", metavar="FILE", help="decode the codes of a .npy file of --images")
+    command.add_argument("--write-dataset", metavar="DIR",
+                         help="write --heads sampled heads, and nothing else, as PNG splits")
+    add("--num-samples", type=cli.number(int, 1), metavar="N", help="single slices to sample (default: 16)")
+    add("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
+        "or all for one sample of each (default: --num-samples spread over all)")
+    add("--heads", type=cli.number(int, 0), metavar="N",
+        help="whole heads to sample, all slices of one new person each (default: 1)")
+    add("--ventricles", type=quantile_argument, metavar="Q", help="size of the heads' ventricles, from 0 to "
+        "1: a quantile, among training people, of the dark share of the brain's inner half (default: any)")
+    add("--temperature", type=cli.number(float, 0), metavar="T",
+        help="of sampling: 1 is the model, less is blander (default: 1)")
+    add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help="of every draw (default: 0)")
+    add("--evaluate", action="store_true", help=f"also judge {judge.NUM_HEADS} sampled heads beside people")
+    add("--export", metavar="DIR", help="also write the networks as TensorFlow SavedModels: see README")
+    add("--output-dir", metavar="DIR", help="for the results: new, or that of an earlier call, whose results "
+        "are replaced (default: RUN/predictions; with --images or --codes RUN/images)")
+    given = vars(parser.parse_args(argv))
+    options = {f"--{name.replace('_', '-')}" for name in given}  # as they are called on the command line
+    chosen = next((command for command in (IMAGES, CODES, DATASET) if command in options), PEOPLE)
+    for option, commands in COMMANDS_OF_OPTIONS.items():
+        if option in options and chosen not in commands:
+            raise UserError(f"{option} is of no use with {chosen}; leave out the one or the other.")
+    if chosen == DATASET and given.get("heads", 0) < len(volumes.SPLITS):
         raise UserError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
-    if arguments.evaluate and arguments.ventricles is not None:
+    if given.get("slice") == "all" and "num_samples" in given:
+        raise UserError("--num-samples is of no use with --slice all; leave out the one or the other.")
+    if "ventricles" in given and given.get("heads") == 0:
+        raise UserError("--ventricles is of no use with --heads 0; leave out the one or the other.")
+    if "ventricles" in given and "evaluate" in given:
         raise UserError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
-    return arguments
+    return argparse.Namespace(**{**DEFAULTS, **given})
 
 
 def quantile_argument(text):
@@ -114,26 +131,47 @@ def slice_argument(text):
     return position
 
 
-# The run and its data -------------------------------------------------------------------------------------------------
+@cli.exit_on_user_error
+def main(argv=None):
+    """Does what one of the four commands asks for."""
+    arguments = parse_arguments(argv)
+    devices.prepare(exact=True)
+    with devices.explain_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
+        run = find_run(arguments.run_dir)
+        vqvae, prior = load_models(run)
+        if arguments.images:
+            predict_images(arguments, run, vqvae, prior)
+        elif arguments.codes is not None:
+            decode_codes(arguments, run, vqvae)
+        elif arguments.write_dataset is not None:
+            write_dataset(arguments, run, vqvae, prior)
+        else:
+            predict_people(arguments, run, vqvae, prior)
 
 
 def find_run(run_dir):
-    """The `Run` in a folder, or the newest in runs/ that has both models, or the pretrained one.
+    """The `Run` in a folder; or without one the newest in runs/ that is finished, or the pretrained one.
 
     Raises:
         UserError: if there is none.
     """
     if run_dir is None:
         run_dir = runs.newest()
+        if run_dir is not None and not Run.is_finished(run_dir):
+            print(f"{run_dir} is not finished: go on with train.py --resume, or name it with --run-dir.")
+            run_dir = None
         if run_dir is None and Run.has_models(runs.PRETRAINED):
-            print("There is no trained run in runs/: using the pretrained weights, of simulated people.")
-            run_dir = runs.PRETRAINED
+            print("There is no finished run in runs/: using the pretrained weights, of simulated people.")
+            return Run.load(runs.PRETRAINED)
         if run_dir is None:
-            raise UserError("There is no trained run in runs/; run train.py first, or name one with --run-dir.")
+            raise UserError("There is no finished run in runs/; run train.py first, or give --run-dir.")
     if not Run.has_models(Path(run_dir)):
         raise UserError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
-                         "train one with train.py --run-dir.")
-    return Run.load(run_dir)
+                        "train one with train.py --run-dir.")
+    run = Run.load(run_dir)
+    if not Run.is_finished(run.folder) and run.folder.resolve() != runs.PRETRAINED.resolve():
+        print(f"Note: {run_dir} is not finished: these are its best weights so far, not calibrated.")
+    return run
 
 
 def load_models(run):
@@ -143,147 +181,192 @@ def load_models(run):
         UserError: if a file is damaged, or they do not belong together.
     """
     try:
-        vqvae, prior = (modules.load_model(run.model_path(name), compile=False) for name in ("vqvae", "pixelcnn"))
+        vqvae, prior = (modules.load_model(run.model_path(name), compile=False)
+                        for name in ("vqvae", "pixelcnn"))
     except ValueError as error:
         raise UserError(f"The run in {run.folder} cannot be loaded: {error}; train it again.") from error
     if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
-        raise UserError(f"In {run.folder}, vqvae.keras or pixelcnn.keras holds the other's model; train it again.")
+        raise UserError(f"In {run.folder} vqvae.keras or pixelcnn.keras holds the other's model; train anew.")
     expected = run.config["vqvae"]
     if expected != {name: vqvae.settings.get(name) for name in expected}:
-        raise UserError(f"{run.model_path('vqvae')} is not the model that config.json describes; put back the one or the other.")
+        raise UserError(f"{run.model_path('vqvae')} is not the model that config.json describes; "
+                        "put back the one or the other.")
     try:
         modules.check_match(vqvae, prior)
     except ValueError as error:
-        raise UserError(f"{run.model_path('pixelcnn')} does not go with vqvae.keras: {error}; put back the two that belong "
-                         "together.") from error
+        raise UserError(f"{run.model_path('pixelcnn')} does not go with vqvae.keras: {error}; "
+                        "put back the two that belong together.") from error
     return vqvae, prior
 
 
-def find_data(arguments, run):
-    """The folder of the splits: --data-dir, else the run's own, else as in train.py; None if its data are not here.
-
-    Raises:
-        UserError: if they are not here, but an option needs them.
-    """
-    own = run.config["data"]
-    if arguments.data_dir or not Path(own["folder"]).is_dir():
-        if own["is_demo"] and not arguments.data_dir:
+def find_folder_of_splits(arguments, run):
+    """--data-dir, else the folder of the run's own splits, else as in train.py; None if they are not here."""
+    trained_on = run.config["data"]
+    if not arguments.data_dir:
+        if Path(trained_on["folder"]).is_dir():
+            return Path(trained_on["folder"])
+        if trained_on["is_demo"]:
             return template.make_demo_cohort()
-        if folder := dataset.find_oasis(arguments.data_dir):
-            return folder
-        if arguments.evaluate or arguments.with_neighbours:
-            raise UserError(f"The data of {run.folder}, {own['folder']}, are not here; say with --data-dir where they are.")
-        return None
-    return Path(own["folder"])
+    return dataset.find_oasis(arguments.data_dir)
 
 
 def load_data(arguments, run, vqvae):
-    """The splits that are needed: test; for --with-neighbours train, for --evaluate all three; or None if there are no data.
-
-    Raises:
-        UserError: if they are unusable, do not fit the model, or are not those that the judgement needs.
-    """
-    data_dir = find_data(arguments, run)
-    says = (f"The data of {run.folder}, {run.config['data']['folder']}, are not here, so this run is not measured and nothing is "
-            "reconstructed; it samples only. With --data-dir it does both.")
-    if data_dir is None:
-        print(says)
+    """The splits that are needed: test; for --evaluate all three; None, and a line, if there are no data."""
+    folder, trained_on = find_folder_of_splits(arguments, run), run.config["data"]
+    missing = f"The data of {run.folder}, {trained_on['folder']}, are not here"
+    not_measured = (f"{missing}, so this run is not measured and nothing is reconstructed; it samples only. "
+                    "With --data-dir it does both.")
+    if folder is None:
+        if arguments.evaluate:
+            raise UserError(f"{missing}; say with --data-dir where they are.")
+        print(not_measured)
         return None
-    names = volumes.SPLITS if arguments.evaluate else ["train", "test"] if arguments.with_neighbours else ["test"]
-    splits = dataset.load_splits(data_dir, names, run.settings["limit"], front=run.config["data"]["front"])
+    names = volumes.SPLITS if arguments.evaluate else ["test"]
+    splits = dataset.load_splits(folder, names, run.settings["limit"], arguments.cache_dir,
+                                 trained_on["front"])
     height, width = splits["test"].images.shape[1:]
     if (height, width) != (vqvae.image_size, vqvae.image_size):
-        if not arguments.data_dir and not arguments.evaluate and not arguments.with_neighbours:
-            print(says)  # others were found in their place
+        if not arguments.data_dir and not arguments.evaluate:
+            print(not_measured)  # others were found in their place
             return None
-        raise UserError(f"The images in {data_dir} are {width}x{height} pixels but the run in {run.folder} was trained on "
-                         f"{vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to match.")
-    for name, split in splits.items() if arguments.evaluate else ():
-        if len(split.images) <= metrics.NUM_NEIGHBOURS:
-            raise UserError(f"--evaluate needs more than {metrics.NUM_NEIGHBOURS} images in each split, but {name} of {data_dir} "
-                             f"has {len(split.images)}.")
-        if not np.isin(split.positions, splits["train"].positions).all():
-            raise UserError(f"--evaluate needs the same slices in each split, but {name} of {data_dir} has some that train has not.")
-        if len(split.head_indices(np.unique(splits["train"].positions))) < 2:
-            raise UserError(f"--evaluate needs two people with all their slices in each split, but {name} of {data_dir} has not.")
-    check_people(splits, data_dir, run)
+        raise UserError(f"The images in {folder} are {width}x{height} pixels but the run in {run.folder} was "
+                        f"trained on {vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to "
+                        "match.")
+    if arguments.evaluate:
+        check_evaluable(splits, folder, run)
+    if dataset.fingerprints({"test": splits["test"]})["test"] != trained_on["fingerprints"]["test"]:
+        print(f"Note: the test people in {folder} are not those of {run.folder}.")
     return splits
 
 
-def check_people(splits, data_dir, run):
-    """Compares the data with those that the run began with: copies can only be recognised among its own training people.
-
-    Raises:
-        UserError: if the training people are needed, and are others.
-    """
-    expected, fingerprints = run.config["data"]["fingerprints"], dataset.fingerprints(splits)
-    if "train" in fingerprints and fingerprints["train"] != expected["train"]:
-        raise UserError(f"The training people in {data_dir} are not those that {run.folder} was trained on, so --evaluate and "
-                         "--with-neighbours would miss copies; give its own data as --data-dir.")
-    if fingerprints["test"] != expected["test"]:
-        print(f"Note: the test people in {data_dir} are not those of {run.folder}.")
-
-
-# Reconstructions ------------------------------------------------------------------------------------------------------
+def check_evaluable(splits, folder, run):
+    """Refuses splits that --evaluate cannot use: too few people, or others than the run's."""
+    positions = np.unique(splits["train"].positions)
+    for name, split in splits.items():
+        if not np.isin(split.positions, positions).all():
+            raise UserError(f"--evaluate needs the same slices in each split, but {name} of {folder} has "
+                            "some that train has not.")
+        if len(split.head_indices(positions)) < 2:
+            raise UserError("--evaluate needs two people with all their slices in each split, but "
+                            f"{name} of {folder} has not.")
+    fingerprint = dataset.fingerprints({"train": splits["train"]})["train"]
+    if fingerprint != run.config["data"]["fingerprints"]["train"]:
+        raise UserError(f"The training people in {folder} are not those that {run.folder} was trained on, so "
+                        "--evaluate would miss copies; give its own data as --data-dir.")
 
 
 def decode(vqvae, codes):
     """Codes int (N, g, g) -> images, float (N, H, W) in [0, 1]."""
-    return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(chunk)), codes, size=16)
-
-
-def decode_to_bytes(vqvae, codes):
-    """Codes int (N, g, g) -> uint8 (N, H, W): as floats, many images would not fit into memory."""
-    return in_chunks(lambda chunk: to_uint8(vqvae.decode_codes(chunk).numpy()[..., 0]), codes, size=16)
+    return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(np.int32(chunk))), codes, size=16)
 
 
 def decode_heads(vqvae, heads):
-    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W)."""
-    return np.stack([decode_to_bytes(vqvae, head) for head in heads])
+    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W): as floats, many would not fit into memory."""
+    def decode_chunk(chunk):
+        return to_uint8(vqvae.decode_codes(np.int32(chunk)).numpy()[..., 0])
+
+    decoded = np.zeros((*heads.shape[:2], vqvae.image_size, vqvae.image_size), np.uint8)
+    for index, head in enumerate(heads):
+        decoded[index] = in_chunks(decode_chunk, head, size=16)
+    return decoded
 
 
-def reconstruct(vqvae, images):
-    """uint8 (N, H, W) -> (codes, int32 (N, g, g); reconstructions, float (N, H, W) in [0, 1])."""
-    codes = in_chunks(lambda chunk: vqvae.encode_to_codes(dataset.normalise(chunk)[..., tf.newaxis]), images, size=16)
-    return codes, decode(vqvae, codes)
+def save_unit(image, path):
+    """Writes an image, float (H, W) in [0, 1], as PNG."""
+    Image.fromarray(to_uint8(image * 2 - 1)).save(path)
 
 
-def write_reconstructions(folder, split, vqvae, codes, details, count, seed):
-    """Writes pictures and a table of the reconstructions of a split.
+# The test people, samples and heads
 
-    One PNG per example, original beside reconstruction; reconstructions.png of four people at four positions; errors.png over
-    all images; per_image.csv.
 
-    Args:
-        folder: where to.
-        split: a `dataset.Split`.
-        vqvae: a `modules.VQVAE`.
-        codes: int (N, g, g), of the split.
-        details: of the split, from `metrics.evaluate`.
-        count: examples.
-        seed: of their draw.
+def predict_people(arguments, run, vqvae, prior):
+    """Reconstructs and measures the test people, samples slices and heads; judges and exports if asked to."""
+    positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
+    persons = persons_of_heads(arguments, run, prior)
+    folder = Path(arguments.output_dir or run.results_path("predictions"))
+    measured, tested, judged = {}, {}, {}
+    with new_results(folder, arguments.export) as (new, export):  # refuses before data are read
+        splits = load_data(arguments, run, vqvae)
+        if splits:
+            dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
+            print(f"Encoding {sum(len(split.images) for split in splits.values()):,} images ...", flush=True)
+            coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
+            measured, bits, tested = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"],
+                                                      arguments.seed)
+        print(f"Sampling {len(positions)} slices ...", flush=True)
+        samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
+        write_samples(new, samples, positions, vqvae.margin)
+        num_judged = min(judge.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
+        count = max(arguments.heads, num_judged)
+        print(f"Sampling whole heads: {count} ...", flush=True)
+        heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature,
+                                                         persons=persons))
+        shown, head_positions, geometry = fill_gaps(heads[:arguments.heads], prior.slice_positions,
+                                                    run.geometry)
+        volumes.write_nifti_heads(shown, head_positions, run.geometry, new)
+        if len(shown):
+            figures.head_figure(shown[:PICTURED_HEADS], head_positions, geometry, new / "head.png")
+        if arguments.evaluate:
+            judged = judge_heads(new, heads[:num_judged], vqvae, prior, splits, coded, bits)
+            judged |= {"seed": arguments.seed, "temperature": arguments.temperature}
+        report.write_report(
+            new / "report.html", **facts_of_page(arguments, run), **tested, margin=vqvae.margin,
+            colours=figures.code_colours(vqvae.quantizer.embeddings), samples=samples,
+            sample_positions=positions, heads=shown[:PICTURED_HEADS], head_positions=head_positions,
+            geometry=geometry, head_table=judge.head_table(judged) if judged else [])
+        if measured:
+            write_json(new / "metrics.json", {**measured, **({"heads": judged} if judged else {})})
+        if export:
+            print(f"Exporting encoder, decoder and both samplers to {arguments.export} ...", flush=True)
+            sampler.export(vqvae, prior, export)
+    if measured:
+        print_test_results(measured, splits["test"])
+    if judged:
+        keep_evaluation(run.results_path("evaluation.json"), judged)
+        judge.print_heads(judged)
+    print(f"Done. Open {folder / 'report.html'}")
+
+
+@contextlib.contextmanager
+def new_results(folder, export):
+    """Yields the hidden folders that become the results and --export (or None); see `results_folder`."""
+    first, second = Path(folder).resolve(), Path(export or "/").resolve()
+    if export and (first.is_relative_to(second) or second.is_relative_to(first)):
+        raise UserError(f"--export {export} and the results in {folder} need folders apart; give another.")
+    with (results_folder(folder, "--output-dir") as new,
+          results_folder(export, "--export") if export else contextlib.nullcontext() as new_export):
+        yield new, new_export
+
+
+def reconstruct_test(folder, vqvae, prior, test, coded, seed):
+    """Measures the test split and writes its pictures and per_image.csv.
 
     Returns:
-        The indices of the examples, int (count,).
+        (the dict of metrics.json; each image's bits per code in its head, float (N,); what the page shows).
     """
-    figures.plot_errors(details["per_image"]["ssim"], split.positions, details["error_map"], vqvae.margin, folder / "errors.png")
-    write_table(folder / "per_image.csv", split, details["per_image"])
-    indices = split.examples(4)
-    figures.reconstruction_grid(split.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
-                                example_captions(split, details, indices), figures.code_colours(vqvae.quantizer.embeddings),
+    print(f"Reconstructing {len(test.images):,} test images ...", flush=True)
+    codes = coded.codes[0]
+    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
+    ssim = details["per_image"]["ssim"]
+    figures.plot_errors(ssim, test.positions, details["error_map"], vqvae.margin, folder / "errors.png")
+    write_table(folder / "per_image.csv", test, details["per_image"])
+
+    def captions(indices):
+        return [f"case {test.cases[i]}, slice {test.positions[i]}\nSSIM {ssim[i]:.3f}" for i in indices]
+
+    shown = test.examples(4)
+    figures.reconstruction_grid(test.images[shown] / 255, decode(vqvae, codes[shown]), codes[shown],
+                                captions(shown), figures.code_colours(vqvae.quantizer.embeddings),
                                 vqvae.margin, folder / "reconstructions.png")
-    indices = np.sort(np.random.default_rng(seed).choice(len(split.images), min(count, len(split.images)), replace=False))
-    for index, reconstruction in zip(indices, decode(vqvae, codes[indices])):
-        pair = np.hstack([split.images[index], to_uint8(reconstruction * 2 - 1)])
-        name = f"case_{split.cases[index]:03d}_slice_{split.positions[index]}"
-        Image.fromarray(pair).save(folder / f"original_vs_reconstructed_{name}.png")
-    return indices
-
-
-def example_captions(split, details, indices):
-    """What stands below a reconstruction: person, slice and SSIM."""
-    return [f"case {split.cases[index]}, slice {split.positions[index]}\nSSIM {details['per_image']['ssim'][index]:.3f}"
-            for index in indices]
+    count = min(NUM_EXAMPLES, len(test.images))
+    drawn = np.sort(np.random.default_rng(seed).choice(len(test.images), count, replace=False))
+    examples = report.Examples(test.images[drawn] / 255, decode(vqvae, codes[drawn]), codes[drawn],
+                               metrics.bits_per_place(prior, coded, drawn), captions(drawn))
+    for i, reconstruction in zip(drawn, examples.reconstructions):
+        name = f"original_vs_reconstructed_case_{test.cases[i]:03d}_slice_{test.positions[i]}.png"
+        save_unit(np.hstack([test.images[i] / 255, reconstruction]), folder / name)
+    page = {"metrics": measured, "examples": examples, "codes": codes}
+    return measured, details["per_image"]["bits_per_code"], page
 
 
 def write_table(path, split, per_image):
@@ -291,364 +374,200 @@ def write_table(path, split, per_image):
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("case", "slice", *per_image))
-        for row in zip(split.cases, split.positions, *per_image.values()):
-            writer.writerow((*row[:2], *(f"{value:.6g}" for value in row[2:])))
-
-
-# Samples --------------------------------------------------------------------------------------------------------------
+        for case, position, *values in zip(split.cases, split.positions, *per_image.values()):
+            writer.writerow((case, position, *(f"{value:.6g}" for value in values)))
 
 
 def sample_positions(slice_, num_samples, slice_positions):
-    """The slice positions to sample: one for all, each once, or spread evenly.
-
-    Raises:
-        UserError: if training people have no such slice.
-    """
+    """The slice positions to sample, int (N,): one for all, each once, or spread evenly."""
     if slice_ == "all":
         return np.array(slice_positions)
-    if slice_ is None:
-        return np.array(slice_positions)[np.linspace(0, len(slice_positions) - 1, num_samples).round().astype(int)]
+    if slice_ is None:  # not `spread`: there may be more samples than positions
+        indices = np.linspace(0, len(slice_positions) - 1, num_samples).round().astype(int)
+        return np.array(slice_positions)[indices]
     if slice_ not in slice_positions:
-        raise UserError(f"--slice {slice_}: the training people have the slices {', '.join(map(str, slice_positions))} only.")
+        present = ", ".join(map(str, slice_positions))
+        raise UserError(f"--slice {slice_}: the training people have the slices {present} only.")
     return np.full(num_samples, slice_)
 
 
 def write_samples(folder, samples, positions, margin):
     """Writes samples.png and a PNG of each sample."""
     for number, (image, position) in enumerate(zip(samples, positions)):
-        Image.fromarray(to_uint8(image * 2 - 1)).save(folder / f"sample_{number:04d}_slice_{position}.png")
+        save_unit(image, folder / f"sample_{number:04d}_slice_{position}.png")
     figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
-def geometry_of_heads(geometry, slice_positions):
-    """The `volumes.SliceGeometry` of heads that have only some slice positions, in regular steps."""
-    step = int(np.median(np.diff(slice_positions))) if len(slice_positions) > 1 else 1
-    return dataclasses.replace(geometry, spacing=geometry.spacing * step, lowest=geometry.lowest + geometry.spacing * slice_positions[0])
+def persons_of_heads(arguments, run, prior):
+    """The persons, float (heads, P), that --ventricles asks for; None for new ones."""
+    if arguments.ventricles is None:
+        return None
+    return sampler.steered_people(prior, run.read_ventricles(), arguments.heads, arguments.seed,
+                                  arguments.ventricles)
 
 
-def write_heads(folder, heads, positions, geometry):
-    """Writes sampled heads, uint8 (N, S, H, W), of slice positions (S,), as NIfTI volumes, and head.png of the first few."""
-    for number, head in enumerate(heads):
-        volumes.write_nifti(head, folder / f"head_{number:03d}.nii.gz", geometry)
-    if len(heads):
-        figures.head_figure(heads[:PICTURED_HEADS], positions, geometry, folder / "head.png")
+def fill_gaps(heads, slice_positions, geometry):
+    """Heads, uint8 (N, S, H, W), with black slices where training people have gaps, as their volumes have.
+
+    Returns:
+        (uint8 (N, S', H, W); their S' positions; their `volumes.SliceGeometry`).
+    """
+    positions = regular_positions(slice_positions)
+    filled = np.zeros((len(heads), len(positions), *heads.shape[2:]), np.uint8)
+    filled[:, np.isin(positions, slice_positions)] = heads
+    if len(heads) and len(positions) > len(slice_positions):
+        missing = ", ".join(map(str, sorted(set(positions) - set(slice_positions))))
+        print(f"Note: the training people have no slices {missing}: these are black in the heads.")
+    return filled, positions, dataclasses.replace(geometry, spacing=geometry.spacing * positions.step,
+                                                  lowest=geometry.lowest + geometry.spacing * positions[0])
+
+
+def facts_of_page(arguments, run):
+    """What report.html says of the run. It is made to be shared: it names folders, but not where they lie."""
+    folder = Path(arguments.data_dir or run.config["data"]["folder"]).resolve()
+    name = run.folder.resolve().name
+    return {"title": f"VQ-VAE and PixelCNN: {name}", "notice": synthetic.notice_of(folder) or run.notice,
+            "facts": {"run": name, "data": folder.name, "date": datetime.date.today().isoformat(),
+                      "seed": arguments.seed, "commit of training": run.config.get("git_commit")}}
+
+
+def keep_evaluation(path, judged):
+    """Writes evaluation.json, which --write-dataset reads and no later call replaces unless it judges too."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"heads": judged})
+    except OSError as error:  # another's run, which we may only read; all results are written already
+        print(f"Note: {path} cannot be written ({error.strerror}), so --write-dataset will not know of it.")
+
+
+def print_test_results(measured, test):
+    """Prints the main results in words."""
+    sd = f" ± {measured['ssim_sd']:.3f}" if "ssim_sd" in measured else ""
+    print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, "
+          f"inside the brain {measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per "
+          f"code, {measured['bytes_per_image']:.0f} bytes per image.")
+
+
+def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits):
+    """The figures of sampled heads, uint8 (N, S, H, W), beside people; draws neighbours.png.
+
+    `test_bits`, float (N,), are the bits per code of each test image in its head.
+    """
+    print("Judging whole heads ...", flush=True)
+    image_indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
+    people_codes = {name: coded[name].codes[0][indices] for name, indices in image_indices.items()}
+    reconstructed = {name: decode_heads(vqvae, codes) for name, codes in people_codes.items()}
+    originals = splits["train"].images[image_indices["train"]]
+    noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3))
+    measured, details = judge.evaluate_heads(heads, reconstructed, originals, noise)
+    train_bits = metrics.code_lengths_of_heads(prior, coded["train"], image_indices["train"], MEMBERS)
+    cases = splits["train"].cases[image_indices["train"][:, 0]]
+    draw_neighbours(folder / "neighbours.png", heads, originals, cases, prior.slice_positions, details)
+    return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(train_bits.mean()),
+                       **judge.membership(train_bits, test_bits[image_indices["test"]].mean(axis=1))}
+
+
+def draw_neighbours(path, heads, originals, cases, positions, details):
+    """Draws four slices of the first sampled heads over those of the training heads nearest to them."""
+    columns = spread(len(positions), 4)
+    neighbours, captions = [], []
+    nearest = zip(details["nearest"], details["distances"], details["mirrored"])
+    for index, distance, is_mirrored in itertools.islice(nearest, PICTURED_HEADS):
+        head = originals[index][columns]
+        neighbours.append(head[..., ::-1] if is_mirrored else head)
+        captions += [f"case {cases[index]}, slice {positions[column]}\nhead's distance {distance:.1f}"
+                     for column in columns]
+    samples = np.concatenate(heads[:PICTURED_HEADS, columns])
+    figures.neighbour_grid(samples, np.concatenate(neighbours), captions, path)
+
+
+# Heads as a data set; own images and codes
 
 
 def write_dataset(arguments, run, vqvae, prior):
     """Does what --write-dataset asks for; head i is the one that --heads gives without it."""
-    folder, count, seed, temperature = arguments.write_dataset, arguments.heads, arguments.seed, arguments.temperature
-    persons = sampler.steered_people(run, prior, count, seed, arguments.ventricles)
-    batches = sampler.heads_in_batches(prior, count, seed, temperature, persons=persons)
-    heads = (decode_to_bytes(vqvae, head) for batch in batches for head in batch)
-    geometry = geometry_of_heads(run.geometry, prior.slice_positions)
-    description = synthetic.describe(run, geometry, count, seed, temperature, arguments.ventricles, prior.slice_positions)
+    folder, count = arguments.write_dataset, arguments.heads
+    batches = sampler.heads_in_batches(prior, count, arguments.seed, arguments.temperature,
+                                       persons=persons_of_heads(arguments, run, prior))
+    heads = (head for batch in batches for head in decode_heads(vqvae, batch))
+    description = synthetic.describe(run, prior.slice_positions, count, arguments.seed, arguments.temperature,
+                                     arguments.ventricles)
     with cli.message_on_signals(f"Stopped: {folder} was not written."):
-        synthetic.write_heads(folder, heads, description)
+        synthetic.write_png_heads(folder, heads, description)
     counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
-    print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
+    print(f"Done: {count} heads in {folder} ({counts}). {description['says']} "
+          f"{description['prior_says']}")
 
 
-# Judgement ------------------------------------------------------------------------------------------------------------
-
-
-def judge_all(folder, arguments, vqvae, prior, splits, coded, test_bits, heads):
-    """Measures samples and heads beside people, all as reconstructions, and draws the results.
-
-    Args:
-        folder: where distances.png, tissue.png and neighbours.png go.
-        arguments: the command line.
-        vqvae: a `modules.VQVAE`.
-        prior: a `modules.PixelCNN`.
-        splits: dict of all three `dataset.Split`.
-        coded: dict of their `dataset.CodedSplit`.
-        test_bits: float (N,), the bits per code of each test image in its head.
-        heads: uint8 (N, S, H, W), sampled.
-
-    Returns:
-        (metrics of single slices; metrics of heads).
-    """
-    reconstructed = {name: dataclasses.replace(split, images=decode_to_bytes(vqvae, coded[name].codes[0]))
-                     for name, split in splits.items()}
-    return judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded["train"], test_bits)
-
-
-def judge_heads(folder, heads, vqvae, prior, splits, reconstructed, coded_train, test_bits):
-    """Measures whole heads: see `judge.evaluate_heads` and `judge.membership`; draws the first few over the nearest people."""
-    print("Judging whole heads ...")
-    positions = prior.slice_positions
-    image_indices = {name: split.head_indices(positions) for name, split in splits.items()}
-    people_heads = {name: reconstructed[name].images[indices] for name, indices in image_indices.items()}
-    originals = splits["train"].images[image_indices["train"]]
-    noise_codes = judge.mix_people(coded_train.codes[0][image_indices["train"][:NOISE_HEADS]], axes=3)
-    measured, details = judge.evaluate_heads(heads, people_heads, originals, decode_heads(vqvae, noise_codes))
-    train_bits = metrics.code_lengths_of_heads(prior, coded_train, image_indices["train"], MEMBERS)
-    measured |= {"git_commit": runs.git_commit(), "bits_per_code_train": float(train_bits.mean()),
-                 **judge.membership(train_bits, test_bits[image_indices["test"]].mean(axis=1))}
-    draw_neighbours(folder, heads, splits["train"], originals, image_indices["train"], positions, details)
-    return measured
-
-
-def draw_neighbours(folder, heads, train, originals, image_indices, positions, details):
-    """Draws the first sampled heads over the training heads nearest to them."""
-    columns = np.unique(np.linspace(0, len(positions) - 1, 4).round().astype(int))
-    neighbours, captions = [], []
-    for index, distance, is_mirrored in zip(*(details[name][:PICTURED_HEADS] for name in ("nearest", "distances", "mirrored"))):
-        head = originals[index][columns]
-        neighbours.append(head[..., ::-1] if is_mirrored else head)
-        case = train.cases[image_indices[index, 0]]
-        captions += [f"case {case}, slice {positions[column]}\nhead's distance {distance:.1f}" for column in columns]
-    figures.neighbour_grid(np.concatenate(heads[:PICTURED_HEADS, columns]) / 255, np.concatenate(neighbours), captions,
-                           folder / "neighbours.png")
-
-
-# All together ---------------------------------------------------------------------------------------------------------
-
-
-def write_predictions(folder, arguments, run, vqvae, prior, splits, persons):
-    """Writes everything into the output folder, metrics.json last; returns the metrics, or None without data.
-
-    `persons`, float (heads, P), are those of the heads; None for new ones.
-    """
-    geometry = run.geometry
-    page = new_report(run, arguments, vqvae, geometry_of_heads(geometry, prior.slice_positions))
-    page.head_positions = list(prior.slice_positions)
-    measured = None
-    if splits:
-        names = splits if arguments.evaluate else ["test"]
-        print(f"Encoding {sum(len(splits[name].images) for name in names):,} images ...")
-        coded = {name: dataset.encode_split(vqvae, prior, splits[name]) for name in names}
-        measured, test_bits = measure(folder, arguments, run, vqvae, prior, splits["test"], coded["test"], geometry, page)
-    positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
-    print(f"Sampling {len(positions)} slices ...")
-    samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
-    write_samples(folder, samples, positions, vqvae.margin)
-    page.samples, page.sample_captions = samples, [f"slice {position}" for position in positions]
-    num_judged = min(judge.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
-    count = max(arguments.heads, num_judged)
-    if count:
-        print(f"Sampling whole heads: {count} ...")
-        heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons))
-        write_heads(folder, heads[:arguments.heads], prior.slice_positions, page.geometry)
-        page.heads = heads[:min(arguments.heads, PICTURED_HEADS)]
-    if arguments.evaluate:
-        of_heads = judge_all(folder, arguments, vqvae, prior, splits, coded, test_bits, heads[:num_judged])
-        page.head_table = judge.head_table(of_heads)
-    page.metrics = measured
-    report.write_report(folder / "report.html", page)
-    if measured and arguments.evaluate:
-        measured |= {"heads": of_heads}
-    if measured:
-        write_json(folder / "metrics.json", measured)
-    return measured
-
-
-def new_report(run, arguments, vqvae, geometry):
-    """An empty `report.Report` of a run."""
-    data_dir = arguments.data_dir or run.config["data"]["folder"]
-    facts = {"run": str(run.folder), "data": data_dir, "date": datetime.date.today().isoformat(), "seed": str(arguments.seed),
-             "commit of training": str(run.config["git_commit"])}
-    return report.Report(title=f"VQ-VAE and PixelCNN: {run.folder.name}", facts=facts, margin=vqvae.margin,
-                         notice=synthetic.notice_of(data_dir) or run.notice, geometry=geometry,
-                         colours=figures.code_colours(vqvae.quantizer.embeddings))
-
-
-def measure(folder, arguments, run, vqvae, prior, test, coded, geometry, page):
-    """Reconstructs and measures the test images; fills the report; returns the metrics, and the bits per code of each image."""
-    print(f"Reconstructing {len(test.images)} test images ...")
-    codes = coded.codes[0]
-    measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
-    indices = write_reconstructions(folder, test, vqvae, codes, details, arguments.num_examples, arguments.seed)[:10]
-    page.examples = report.Examples(test.images[indices] / 255, decode(vqvae, codes[indices]), codes[indices],
-                                    metrics.bits_per_place(prior, coded, indices), example_captions(test, details, indices))
-    page.all_codes = codes
-    return measured, details["per_image"]["bits_per_code"]
-
-
-# One's own images -----------------------------------------------------------------------------------------------------
-
-
-def read_images(files, run, size, slice_positions):
-    """Reads one's own images, brings them to the model's size and prints what was done to each file.
-
-    Args:
-        files: paths of PNGs, and of volumes (see `volumes.read_slices`), each of which gives its axial slices.
-        run: the `Run`: volumes are cut at the heights of its slices, and PNGs named like its data are turned like these.
-        size: side in pixels.
-        slice_positions: those of the model, which a sampled head has too.
-
-    Returns:
-        A list of (name, file, images uint8 (N, size, size), positions), a file each. The positions are a list of N; None in it
-        if a PNG's name, as `volumes.FILE_NAME`, does not tell it.
-
-    Raises:
-        UserError: if a file cannot be used.
-    """
-    contents, names = [], set()
-    for path in map(Path, files):
-        stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$|\.(mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
-        if not path.is_file():
-            raise UserError(f"{path} is not a file; give PNG images or NIfTI volumes.")
-        is_volume = path.name.lower().endswith(volumes.VOLUME_ENDINGS)
-        if is_volume:
-            try:
-                images, notes = volumes.read_slices(path, run.geometry)
-            except ValueError as error:
-                raise UserError(f"{path} cannot be used as a volume: it {error}.") from error
-            positions = list(slice_positions) if len(images) == len(slice_positions) else list(range(len(images)))
-            notes = [f"{len(images)} axial slices", *notes]
-        else:
-            image, notes = read_own_png(path)
-            match = volumes.FILE_NAME.fullmatch(path.name)
-            position = int(match[2]) if match and int(match[2]) < volumes.NUM_POSITIONS else None
-            images, positions = image[np.newaxis], [position]
-            if match and run.config["data"]["front"] not in (None, "up"):
-                images = orientation.turn(images, run.config["data"]["front"])
-                notes.append("turned front up, as the slices of the run's data")
-        candidates = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
-        name = next(name for name in candidates if names.isdisjoint({name, *image_titles(name, positions)}))
-        names |= {name, *image_titles(name, positions)}
-        images, changes = fit_to_square(images, size, is_volume)
-        print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
-        contents.append((name, str(path), images, positions))
-    return contents
-
-
-def image_titles(name, positions):
-    """The names, without ending, of what is written of each image of a file."""
-    return [name] if len(positions) == 1 else [f"{name}_slice_{position}" for position in positions]
-
-
-def bits_of_head(prior, coded):
-    """The bits of each slice of one head, float (N,): given those below, and an equal share of the person's."""
-    return (metrics.code_lengths(prior, coded) + metrics.person_bits_per_code(coded)) * coded.codes[0, 0].size
-
-
-def predict_images(folder, files, vqvae, prior):
-    """Writes the reconstructions of one's own images, as `read_images` gives them, with their codes and metrics.json.
-
-    Prints a table: the SSIM of each image and its bytes, coded by the prior; slices of a volume as those of one head.
-    """
-    rows, examples = [], []
-    print(f"{'image':32}{'SSIM':>8}{'bytes':>8}  slice position")
-    for name, path, images, positions in files:
-        codes, reconstructions = reconstruct(vqvae, images)
-        np.save(folder / f"{name}_codes.npy", codes if len(codes) > 1 else codes[0])
-        if len(images) == 1:
-            costs = [(float('nan'), positions[0])]
-        else:
-            head = dataset.Split.from_heads(images[np.newaxis], positions)
-            costs = zip(bits_of_head(prior, dataset.encode_split(vqvae, prior, head)), positions)
-        rows_of_file = zip(image_titles(name, positions), images, reconstructions, codes, positions, costs)
-        for title, image, reconstruction, grid, position, (bits, used_position) in rows_of_file:
-            ssim = metrics.ssim(image / 255, reconstruction)
-            for kind, picture in (("original", image), ("reconstruction", to_uint8(reconstruction * 2 - 1))):
-                Image.fromarray(picture).save(folder / f"{title}_{kind}.png")
-            rows.append({"image": title, "file": path, "ssim": ssim, "bytes": float(bits) / 8, "slice": used_position,
-                         "slice_known": position is not None})
-            examples.append((image / 255, reconstruction, grid, f"SSIM {ssim:.3f}"))
-            guess = "" if position is not None else " (unknown: that of the fewest bytes)"
-            print(f"{title:32}{ssim:8.3f}{bits / 8:8.0f}  {used_position}{guess}")
-    indices = np.unique(np.linspace(0, len(examples) - 1, 4).round().astype(int))
-    originals, reconstructions, codes, captions = zip(*(examples[index] for index in indices))
-    figures.reconstruction_grid(np.stack(originals), np.stack(reconstructions), np.stack(codes), captions,
-                                figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin, folder / "reconstructions.png")
-    write_json(folder / "metrics.json", {"images": rows})
-
-
-def read_codes(path, vqvae):
-    """Reads codes, int32 (N, g, g), from a .npy file that holds them, or those of one image, (g, g).
-
-    Raises:
-        UserError: if it holds anything else.
-    """
-    grid, count = vqvae.grid_size, vqvae.quantizer.num_embeddings
-    wanted = f"integers from 0 to {count - 1} of shape ({grid}, {grid}) or (N, {grid}, {grid})"
-    try:
-        codes = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false shape cannot fill the memory
-        shape, kind = codes.shape, codes.dtype
-    except Exception as error:  # a file from a stranger may fail in any way
-        raise UserError(f"{path} is not a .npy file of codes; give {wanted}.") from error
-    if shape[-2:] != (grid, grid) or len(shape) not in (2, 3) or not codes.size or kind.kind not in "iu":
-        raise UserError(f"{path} holds {kind} of shape {shape}; codes of this run are {wanted}.")
-    if codes.min() < 0 or codes.max() >= count:
-        raise UserError(f"{path} holds numbers from {codes.min()} to {codes.max()}; codes of this run are {wanted}.")
-    return np.asarray(codes, np.int32).reshape(-1, grid, grid)
-
-
-def write_decoded(folder, codes, stem, vqvae):
-    """Writes the images of codes, int32 (N, g, g), as STEM_NNNN.png."""
-    for first in range(0, len(codes), 32):
-        for number, image in enumerate(vqvae.decode_codes(codes[first:first + 32]).numpy()[..., 0], first):
-            Image.fromarray(to_uint8(image)).save(folder / f"{stem}_{number:04d}.png")
-
-
-def predict_own(arguments, run, vqvae, prior):
-    """Does what --images or --codes ask for; all input is read before anything is written."""
-    files = read_images(arguments.images, run, vqvae.image_size, prior.slice_positions) if arguments.images else None
-    codes = read_codes(arguments.codes, vqvae) if arguments.codes else None
-    if files:
-        dataset.warn_of_lost_border("given", np.concatenate([images for *_, images, _ in files]), vqvae.margin)
-    folder = Path(arguments.output_dir or run.results_folder("images"))
-    folder.mkdir(parents=True, exist_ok=True)
-    if files:
-        predict_images(folder, files, vqvae, prior)
-    else:
-        write_decoded(folder, codes, Path(arguments.codes).stem, vqvae)
+def predict_images(arguments, run, vqvae, prior):
+    """Writes the reconstructions of one's own images, their codes and metrics.json, and prints a table."""
+    files = read_own_files(arguments.images, run, vqvae.image_size, prior.slice_positions)
+    dataset.warn_of_lost_border("given", np.concatenate([file.images for file in files]), vqvae.margin)
+    folder = Path(arguments.output_dir or run.results_path("images"))
+    rows, shown = [], []
+    with results_folder(folder, "--output-dir") as new:
+        print(f"{'image':32}{'SSIM':>8}{'bytes':>8}  slice position")
+        for file in files:
+            codes, sizes = encode_own(vqvae, prior, file)
+            np.save(new / f"{file.name}_codes.npy", codes if len(codes) > 1 else codes[0])
+            for index, (title, image, reconstruction) in enumerate(zip(
+                    file.titles, file.images / 255, decode(vqvae, codes))):
+                ssim = metrics.ssim(image, reconstruction)
+                size, position = (sizes[index], file.positions[index]) if file.positions else (None, None)
+                save_unit(image, new / f"{title}_original.png")
+                save_unit(reconstruction, new / f"{title}_reconstruction.png")
+                rows.append({"image": title, "file": file.path, "ssim": ssim, "bytes": size,
+                             "slice": position})
+                shown.append((image, reconstruction, codes[index], f"SSIM {ssim:.3f}"))
+                texts = (f"{size:.0f}", position) if file.positions else ("-", "unknown")
+                print(f"{title:32}{ssim:8.3f}{texts[0]:>8}  {texts[1]}")
+        originals, reconstructions, codes, captions = zip(*(shown[index] for index in spread(len(shown), 4)))
+        figures.reconstruction_grid(np.stack(originals), np.stack(reconstructions), np.stack(codes), captions,
+                                    figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin,
+                                    new / "reconstructions.png")
+        write_json(new / "metrics.json", {"images": rows})
     print(f"Done: see {folder}.")
 
 
-@cli.exit_on_user_error
-def main(argv=None):
-    """Writes reconstructions, samples and metrics.json to the output folder."""
-    arguments = parse_arguments(argv)
-    devices.prepare(exact=True)
-    with devices.report_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
-        predict(arguments)
+def encode_own(vqvae, prior, file):
+    """The codes, int32 (N, g, g), of an `OwnFile`, and the bytes of each image, None if its position is.
+
+    Several images are one head's: each is given those below it, and has an equal share of the person's bytes.
+    """
+    head = dataset.Split.from_heads(file.images[np.newaxis], file.positions or np.arange(len(file.images)))
+    coded = dataset.encode_split(vqvae, prior, head)
+    codes = np.int32(coded.codes[0])
+    if not file.positions:
+        return codes, None
+    is_head = len(codes) > 1
+    bits = metrics.code_lengths(prior, coded, conditional=is_head)
+    return codes, ((bits + is_head * metrics.person_bits_per_code(coded)) * codes[0].size / 8).tolist()
 
 
-def predict(arguments):
-    """Loads the run and the data, and writes what the arguments ask for."""
-    run = find_run(arguments.run_dir)
-    vqvae, prior = load_models(run)
-    if arguments.images or arguments.codes:
-        predict_own(arguments, run, vqvae, prior)
-        return
-    if arguments.write_dataset is not None:
-        write_dataset(arguments, run, vqvae, prior)
-        return
-    splits = load_data(arguments, run, vqvae)
-    if splits:
-        dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
-    sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)  # refused before anything is written
-    persons = sampler.steered_people(run, prior, arguments.heads, arguments.seed, arguments.ventricles)
-    folder = Path(arguments.output_dir or run.results_folder("predictions"))
-    if folder.resolve() == run.folder.resolve():
-        raise UserError(f"--output-dir {folder} is the folder of the run; give another.")
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_results(folder)
-    measured = write_predictions(folder, arguments, run, vqvae, prior, splits, persons)
-    if arguments.export:
-        sampler.export(vqvae, prior, arguments.export)
-    if measured:
-        print_results(measured, splits["test"])
-    print(f"Done. Open {folder / 'report.html'}")
+def read_codes(path, vqvae):
+    """Reads codes, int32 (N, g, g), from a .npy file that holds them, or those of one image, (g, g)."""
+    grid, count = vqvae.grid_size, vqvae.quantizer.num_embeddings
+    wanted = f"integers from 0 to {count - 1} of shape ({grid}, {grid}) or (N, {grid}, {grid})"
+    try:
+        codes = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false shape fills no memory
+        shape, dtype = codes.shape, codes.dtype  # AttributeError: a .npz file
+    except (OSError, ValueError, EOFError, TypeError, OverflowError, AttributeError, BadZipFile) as error:
+        raise UserError(f"{path} is not a .npy file of codes; give {wanted}.") from error
+    if shape[-2:] != (grid, grid) or len(shape) not in (2, 3) or not codes.size or dtype.kind not in "iu":
+        raise UserError(f"{path} holds {dtype} of shape {shape}; codes of this run are {wanted}.")
+    if codes.min() < 0 or codes.max() >= count:
+        raise UserError(f"{path} holds numbers from {codes.min()} to {codes.max()}; codes here are {wanted}.")
+    return np.asarray(codes, np.int32).reshape(-1, grid, grid)
 
 
-def remove_results(folder):
-    """Removes what an earlier call wrote, so that all files of a folder are of one call."""
-    for pattern in RESULTS:
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def print_results(measured, test):
-    """Prints the main results in words."""
-    sd = f" ± {measured['ssim_sd']:.3f}" if "ssim_sd" in measured else ""
-    print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, inside the brain "
-          f"{measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per code, {measured['bytes_per_image']:.0f} bytes "
-          "per image.")
-    if "heads" in measured:
-        judge.print_heads(measured["heads"])
+def decode_codes(arguments, run, vqvae):
+    """Writes the images of the codes in a file as FILE_NNNN.png."""
+    codes = read_codes(arguments.codes, vqvae)
+    folder = Path(arguments.output_dir or run.results_path("images"))
+    with results_folder(folder, "--output-dir") as new:
+        for number, image in enumerate(decode_heads(vqvae, codes[np.newaxis])[0]):
+            Image.fromarray(image).save(new / f"{Path(arguments.codes).stem}_{number:04d}.png")
+    print(f"Done: see {folder}.")
 
 
 if __name__ == "__main__":

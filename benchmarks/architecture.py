@@ -1,10 +1,15 @@
-"""Draws assets/architecture.png, the schematic of both networks, read from a run's models."""
+"""Draws assets/architecture.png, the schematic of both networks, with what a run's models make of a slice.
+
+    python benchmarks/architecture.py [--run-dir RUN]
+
+The slice is one of the demo cohort, a simulated person's.
+"""
 
 from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
+import support.environment  # noqa: F401
 
 import itertools
 
@@ -13,18 +18,25 @@ from matplotlib import patches
 from matplotlib.figure import Figure
 import numpy as np
 
+import dataset
+import predict
+from support import cli, devices, template
 from support.figures import code_colours, DPI
+from support.files import whole_file
+from support.images import fit_to_square, spread, to_unit
 
+PICTURE = Path(__file__).parents[1] / "assets" / "architecture.png"
 VQVAE_Y = 42  # the height of the VQ-VAE's row in the schematic
+POSITION = 14  # of the slice that is drawn
 
 
 def outline(vqvae, prior):
-    """What the schematic of both networks says, read from the models.
+    """The words of the schematic, read from the models.
 
     Returns:
-        A dict of texts: `image`, `vectors`, `codebook`, `codes` and `logits`, the shapes of these; `encoder`, `decoder` and
-        `prior`, lists of the steps of these; `conditioning`, a list of (name, shape) of what the logits depend on. And
-        `colours`, those of the codes.
+        A dict of texts: `image`, `vectors`, `codebook`, `codes` and `logits`, the shapes of these; `encoder`,
+        `decoder` and `prior`, lists of the steps of these; `conditioning`, a list of (name, shape) of what
+        the logits depend on.
     """
     def shape(*sizes):
         return " x ".join(map(str, sizes))
@@ -42,7 +54,25 @@ def outline(vqvae, prior):
         "image": shape(size, size, 1), "vectors": shape(grid, grid, length), "codebook": shape(count, length),
         "codes": shape(grid, grid), "logits": shape(grid, grid, count),
         "encoder": _steps(vqvae.encoder), "decoder": _steps(vqvae.decoder), "prior": _prior_steps(prior),
-        "conditioning": conditioning, "colours": code_colours(vqvae.quantizer.embeddings)}
+        "conditioning": conditioning}
+
+
+def pictures_of_slice(vqvae):
+    """A slice of the demo cohort on its way through the VQ-VAE.
+
+    Returns:
+        A dict of pictures in [0, 1]: `image`, `decoded`, (H, W); `vectors`, their lengths, (g, g, 3) in gray;
+        `codes`, (g, g, 3), coloured as the codebook; `codebook`, (1, 16, 3), 16 of its colours.
+    """
+    test = dataset.load_splits(template.make_demo_cohort(), ["test"], limit=1)["test"]
+    image, _ = fit_to_square(test.images[test.positions == POSITION], vqvae.image_size)
+    vectors = np.asarray(vqvae.encoder(dataset.normalise(image)[..., np.newaxis]))[0]
+    codes = np.asarray(vqvae.encode_to_codes(dataset.normalise(image)[..., np.newaxis]))
+    colours = code_colours(vqvae.quantizer.embeddings)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return {"image": image[0] / 255, "vectors": np.repeat(length / length.max(), 3, axis=-1),
+            "codes": colours[codes[0]], "decoded": to_unit(vqvae.decode_codes(codes))[0],
+            "codebook": colours[spread(len(colours), 16)][np.newaxis]}
 
 
 def _prior_steps(prior):
@@ -75,15 +105,18 @@ def _steps(model):
 
 def _arrow(axes, start, end, label="", colour="0.3"):
     """Draws an arrow from point to point, its label above the middle."""
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
+    style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=style)
     axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 1.2, label, ha="center", fontsize=7.5)
 
 
 def _tensor(axes, left, name, shape, picture, **options):
     """Draws a picture in a frame, at the height of the VQ-VAE's row, its name and shape below."""
-    axes.imshow(picture, extent=(left, left + 9, VQVAE_Y - 4.5, VQVAE_Y + 4.5), interpolation="nearest", zorder=2, **options)
+    extent = left, left + 9, VQVAE_Y - 4.5, VQVAE_Y + 4.5
+    axes.imshow(picture, extent=extent, interpolation="nearest", zorder=2, **options)
     axes.add_patch(patches.Rectangle((left, VQVAE_Y - 4.5), 9, 9, fill=False, edgecolor="0.3", zorder=3))
-    axes.text(left + 4.5, VQVAE_Y - 5.3, f"{name}\n{shape}", ha="center", va="top", fontsize=7.5, linespacing=1.4)
+    axes.text(left + 4.5, VQVAE_Y - 5.3, f"{name}\n{shape}", ha="center", va="top", fontsize=7.5,
+              linespacing=1.4)
 
 
 def _box(axes, corners, title, steps, colour):
@@ -96,8 +129,8 @@ def _box(axes, corners, title, steps, colour):
 
 def _rounded(axes, left, bottom, width, height):
     """Draws a light box with round corners."""
-    axes.add_patch(patches.FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0.3", facecolor="0.95",
-                                          edgecolor="0.5"))
+    axes.add_patch(patches.FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0.3",
+                                          facecolor="0.95", edgecolor="0.5"))
 
 
 def _draw_prior(axes, texts):
@@ -112,49 +145,39 @@ def _draw_prior(axes, texts):
     _box(axes, [(38, 3), (38, 20), (62, 20), (62, 3)], "PixelCNN prior", texts["prior"], "#fbe3d4")
     _arrow(axes, (62, middle), (68, middle))
     _rounded(axes, 68.5, 8.8, 23, 5.4)
-    axes.text(80, middle, f"p(code | codes before, ...)\n{texts['logits']}", ha="center", va="center", fontsize=7.5,
-              linespacing=1.4)
+    axes.text(80, middle, f"p(code | codes before, ...)\n{texts['logits']}", ha="center", va="center",
+              fontsize=7.5, linespacing=1.4)
     axes.plot((80, 80, 57), (14.8, 25, 25), color="0.3", linewidth=1)
     _arrow(axes, (57, 25), (57, 31.5))
     axes.text(68.5, 26, "sample one code after another", ha="center", fontsize=7.5)
 
 
-def _draw_vqvae(axes, texts):
-    """Draws the upper row: the image, encoder, vectors, codes, decoder and the image again; the codebook above."""
+def _draw_vqvae(axes, texts, pictures):
+    """Draws the upper row: image, encoder, vectors, codes, decoder, what is decoded; the codebook above."""
     blue = "#dbe9f6"
-    rng = np.random.default_rng(0)
-    colours = texts["colours"]
-    cells = colours[rng.integers(0, len(colours), (8, 8))]
-    gray = np.repeat(cells.mean(axis=-1, keepdims=True), 3, axis=-1)
-    vectors = (gray + 0.15 * rng.normal(size=gray.shape)).clip(0, 1)
-    head = _schematic_head()
+    encoder, decoder = _merge_repeats(texts["encoder"]), _merge_repeats(texts["decoder"])
     low, high = VQVAE_Y - 8, VQVAE_Y + 8
-    _tensor(axes, 1, "image", texts["image"], head, cmap="gray", vmin=0, vmax=1)
-    _box(axes, [(13, low - 4), (13, high + 4), (32, high), (32, low)], "encoder", _merge_repeats(texts["encoder"]), blue)
-    _tensor(axes, 34.5, "vectors", texts["vectors"], vectors)
-    _tensor(axes, 52.5, "codes", texts["codes"], cells)
-    _box(axes, [(68, low), (68, high), (87, high + 4), (87, low - 4)], "decoder", _merge_repeats(texts["decoder"]), blue)
-    _tensor(axes, 90, "image", texts["image"], head, cmap="gray", vmin=0, vmax=1)
-    for start, end, label in ((10, 13, ""), (32, 34.5, ""), (43.5, 52.5, "nearest"), (61.5, 68, "look up"), (87, 90, "")):
+    _tensor(axes, 1, "image", texts["image"], pictures["image"], cmap="gray", vmin=0, vmax=1)
+    _box(axes, [(13, low - 4), (13, high + 4), (32, high), (32, low)], "encoder", encoder, blue)
+    _tensor(axes, 34.5, "vectors", texts["vectors"], pictures["vectors"])
+    _tensor(axes, 52.5, "codes", texts["codes"], pictures["codes"])
+    _box(axes, [(68, low), (68, high), (87, high + 4), (87, low - 4)], "decoder", decoder, blue)
+    _tensor(axes, 90, "image", texts["image"], pictures["decoded"], cmap="gray", vmin=0, vmax=1)
+    arrows = (10, 13, ""), (32, 34.5, ""), (43.5, 52.5, "nearest"), (61.5, 68, "look up"), (87, 90, "")
+    for start, end, label in arrows:
         _arrow(axes, (start, VQVAE_Y), (end, VQVAE_Y), label)
-    strip = colours[np.linspace(0, len(colours) - 1, 16).astype(int)][np.newaxis]
-    axes.imshow(strip, extent=(45, 67.7, 55, 57), aspect="auto", interpolation="nearest")
+    axes.imshow(pictures["codebook"], extent=(45, 67.7, 55, 57), aspect="auto", interpolation="nearest")
     axes.text(56.4, 58, f"codebook, {texts['codebook']}", ha="center", fontsize=7.5)
     for x in (48, 64.7):
         _arrow(axes, (x, 55), (x, VQVAE_Y + 3.4), colour="0.6")
 
 
-def plot_architecture(texts, path):
-    """Draws the schematic of both networks.
-
-    Args:
-        texts: the dict of `outline`.
-        path: PNG to write.
-    """
+def plot_architecture(texts, pictures, path):
+    """Draws the schematic, a PNG, of the dicts that `outline` and `pictures_of_slice` return."""
     figure = Figure(figsize=(8.3, 5.2))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
-    _draw_vqvae(axes, texts)
+    _draw_vqvae(axes, texts, pictures)
     _draw_prior(axes, texts)
     axes.set(xlim=(0, 100), ylim=(0, 62.65), aspect="equal")  # last, as imshow changes the limits
     figure.savefig(path, dpi=DPI)
@@ -166,10 +189,18 @@ def _merge_repeats(steps):
     return [step if times == 1 else f"{times} {step}s" for step, times in runs]
 
 
-def _schematic_head():
-    """A head as a schematic shows it: float (64, 64) in [0, 1]."""
-    y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    radius = np.hypot(x / 0.68, y / 0.86)
-    head = np.where(radius < 1, np.where(radius < 0.9, 0.75, 0.5), 0.0)
-    head[np.hypot((np.abs(x) - 0.14) / 0.08, (y + 0.05) / 0.3) < 1] = 0.15
-    return head
+@cli.exit_on_user_error
+def main():
+    """Draws the picture of the README."""
+    parser = cli.script_parser(__doc__)
+    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: as that of predict.py)")
+    arguments = parser.parse_args()
+    devices.prepare(exact=True)
+    vqvae, prior = predict.load_models(predict.find_run(arguments.run_dir))
+    with whole_file(PICTURE) as new:
+        plot_architecture(outline(vqvae, prior), pictures_of_slice(vqvae), new)
+    print(f"Drawn: {PICTURE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,18 +2,17 @@
 
     python benchmarks/ventricles.py [--run-dir RUN] [--heads 64] [--figure FILE]
 
-Heads are sampled as ``predict.py --heads N --ventricles Q`` samples them, but each is asked for another quantile Q, spread evenly
-from 0 to 1. Their ventricles are then measured as those of training people were (`train.fit_ventricles`). The figure shows three
-sizes with all else the same: noise, and the person's other numbers. It needs the run alone, no data. The last line is JSON.
+Heads are sampled as ``predict.py --heads N --ventricles Q`` samples them, but each is asked for another
+quantile Q, spread evenly from 0 to 1. Their ventricles are then measured as those of training people were
+(`train.fit_ventricles`). The figure shows three sizes with all else the same: noise, and the person's other
+numbers. It needs the run alone, no data. The last line is JSON.
 """
 
 from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
-
-import json
+import support.environment  # noqa: F401
 
 import numpy as np
 from scipy import stats
@@ -34,7 +33,7 @@ def share_below(quantiles, value):
 
 
 def head_comparison(heads, positions, labels, title, path, num_slices=4):
-    """Draws heads for comparison: a row per head, its label at the left, and in each column the same slice of all.
+    """Draws a row per head, its label at the left, and in each column the same slice of all.
 
     Args:
         heads: uint8 (N, S, H, W), axial slices from the lowest up.
@@ -60,22 +59,17 @@ def head_comparison(heads, positions, labels, title, path, num_slices=4):
     figure.savefig(path, dpi=figures.DPI)
 
 
-def sample(run, vqvae, prior, count, quantile):
-    """Heads asked for ventricles of a size, uint8 (count, S, H, W): those of ``predict.py --heads COUNT --ventricles QUANTILE``.
+def sample(vqvae, prior, measure, count, quantile):
+    """The heads, uint8 (count, S, H, W), of ``predict.py --heads COUNT --ventricles QUANTILE``.
 
-    Args:
-        run: a `Run`.
-        vqvae: its `modules.VQVAE`.
-        prior: its `modules.PixelCNN`.
-        count: how many.
-        quantile: from 0 to 1; one for all, or float (count,).
+    `measure` is the dict of ventricles.json, `quantile` one for all or float (count,).
     """
-    persons = sampler.steered_people(run, prior, count, SEED, quantile)
+    persons = sampler.steered_people(prior, measure, count, SEED, quantile)
     return predict.decode_heads(vqvae, sampler.sample_heads(prior, count, SEED, persons=persons))
 
 
 def sizes_of(heads):
-    """The size of the ventricles of heads, uint8 (N, S, H, W), as `train.fit_ventricles` measures it: float64 (N,)."""
+    """The size of the ventricles of heads, uint8 (N, S, H, W), as `train.fit_ventricles` has it: (N,)."""
     dark = judge.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"]
     return dark.reshape(heads.shape[:2]).mean(axis=1)
 
@@ -89,9 +83,9 @@ def compare(targets, sizes, quantiles):
         quantiles: float (Q,), of training people's sizes, evenly spaced.
 
     Returns:
-        A dict: `rank_correlation` (Spearman) and `slope` (least squares, size over target size), each with its interval (see
-        `judge.with_interval`); `quantile_error`, the mean absolute difference of both as quantiles of training people;
-        `groups`, the mean target size and the mean size of four groups of heads, from small to large.
+        A dict: `rank_correlation` (Spearman) and `slope` (least squares, size over target size), each with
+        its interval (see `judge.with_interval`); `quantile_error`, the mean absolute difference of both as
+        quantiles of training people; `groups`, the mean target size and size of four groups, ascending.
     """
     target_sizes, heads = people.value_at(quantiles, targets), np.arange(len(targets))
 
@@ -108,43 +102,48 @@ def compare(targets, sizes, quantiles):
             "quantile_error": float(np.abs(share_below(quantiles, sizes) - targets).mean()), "groups": groups}
 
 
-def print_measured(measured):
+def print_groups(measured):
     """Prints what `main` has measured: a row for each group of heads, then the summary."""
     for number, group in enumerate(measured["groups"]):
-        print("asked for quantiles {:.2f} to {:.2f}: mean size asked for {target_size:.3f}, shown {size:.3f}".format(
-            number / NUM_GROUPS, (number + 1) / NUM_GROUPS, **group))
-    print("{num_heads} heads: rank correlation of asked and shown {rank_correlation:.2f}, slope {slope:.2f}, mean error as a "
-          "quantile {quantile_error:.2f}".format(**measured), flush=True)
+        first, last = number / NUM_GROUPS, (number + 1) / NUM_GROUPS
+        print(f"asked for quantiles {first:.2f} to {last:.2f}: mean size "
+              f"asked for {group['target_size']:.3f}, shown {group['size']:.3f}")
+    print(f"{measured['num_heads']} heads: rank correlation of asked and shown "
+          f"{measured['rank_correlation']:.2f}, slope {measured['slope']:.2f}, mean error as a quantile "
+          f"{measured['quantile_error']:.2f}", flush=True)
 
 
-def draw(run, vqvae, prior, quantiles, path):
-    """Draws the same head asked for small, middling and large ventricles; see `compare` for `quantiles`."""
-    heads = np.concatenate([sample(run, vqvae, prior, 1, quantile) for quantile in QUANTILES])
-    shares = share_below(quantiles, sizes_of(heads))
+def draw(vqvae, prior, measure, path):
+    """Draws the same head asked for small, middling and large ventricles."""
+    heads = np.concatenate([sample(vqvae, prior, measure, 1, quantile) for quantile in QUANTILES])
+    shares = share_below(measure["quantiles"], sizes_of(heads))
     labels = [f"asked {quantile}: shown {share:.2f}" for quantile, share in zip(QUANTILES, shares)]
-    head_comparison(heads, prior.slice_positions, labels, "size of ventricles, as a quantile among training people", path)
+    title = "size of ventricles, as a quantile among training people"
+    head_comparison(heads, prior.slice_positions, labels, title, path)
 
 
 @cli.exit_on_user_error
 def main():
     """Prints the table, draws the figure if asked to, then prints JSON."""
     parser = common.argument_parser(__doc__)
-    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: the newest in runs/)")
-    parser.add_argument("--heads", type=cli.number(int, 10), default=64, metavar="N", help="to sample (default: 64)")
+    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: as that of predict.py)")
+    parser.add_argument("--heads", type=cli.number(int, 10), default=64, metavar="N",
+                        help="to sample (default: 64)")
     parser.add_argument("--figure", metavar="FILE", help="PNG to draw (default: none)")
     arguments = parser.parse_args()
     devices.prepare(exact=True)
     run = predict.find_run(arguments.run_dir)
     vqvae, prior = predict.load_models(run)
     targets = (np.arange(arguments.heads) + 0.5) / arguments.heads
-    heads = sample(run, vqvae, prior, arguments.heads, targets)
-    quantiles = json.loads(run.ventricles_path.read_text())["quantiles"]
-    measured = {"num_heads": len(heads), **compare(targets, sizes_of(heads), quantiles)}
-    print_measured(measured)
+    measure = run.read_ventricles()
+    heads = sample(vqvae, prior, measure, arguments.heads, targets)
+    measured = {"num_heads": len(heads), **compare(targets, sizes_of(heads), measure["quantiles"])}
+    print_groups(measured)
     if arguments.figure:
-        draw(run, vqvae, prior, quantiles, arguments.figure)
+        draw(vqvae, prior, measure, arguments.figure)
         print(f"Figure: {arguments.figure}")
-    common.finish("ventricles", arguments, {"settings": {"run_dir": str(run.folder), "seed": SEED}, **measured})
+    settings = {"run_dir": str(run.folder), "seed": SEED}
+    common.finish("ventricles", arguments, {"settings": settings, **measured})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.decomposition import PCA
 
-from support.images import brain_box, crop
+from support.images import brain_box, crop, spread
 
 matplotlib.rcdefaults()  # whatever a matplotlibrc says
 DPI = 120
@@ -20,13 +20,19 @@ MAX_CUT_SCALE = 2  # of the cuts through a head, beside its slices: few slices m
 
 
 def new_figure(height, rows=1, columns=1, width=WIDTH, **options):
-    """A figure of `width` x `height` inches, and its axes."""
+    """A figure of `width` x `height` inches, and its axes, by `options` of matplotlib's `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
+def _show(axes, image, **options):
+    """Draws an image, (H, W) in [0, 1] or uint8, in grays, without ticks."""
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1, **options)
+    axes.set(xticks=[], yticks=[])
+
+
 def plot_losses(history, path):
-    """Draws stage 1's total, reconstruction and VQ loss, training and validation, on a linear and a logarithmic axis.
+    """Draws stage 1's three losses, of training and validation, on a linear and a logarithmic axis.
 
     Args:
         history: dict of columns of vqvae_history.csv.
@@ -44,7 +50,8 @@ def plot_losses(history, path):
         _finish(axes, "epoch")
     panels[0].set(ylim=(0, None), title="linear axis")
     panels[1].set(title="logarithmic axis")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=DPI)
 
 
@@ -62,26 +69,25 @@ def plot_ssim(history, path):
 
 
 def plot_prior(history, code_entropy, path):
-    """Draws stage 2's code length with and without context, and the entropy of the codes, all in bits per code.
+    """Draws stage 2's code lengths and the entropy of the codes, all in bits per code.
 
-    The code length without context (and, on validation people, without person) tells whether single samples can be good.
+    Without the slices below, training and validation give different things: training hides them from a part
+    of the slices, most of which still know their person; validation people are also measured slice by slice,
+    without person. The latter tells whether single samples can be good.
 
     Args:
         history: dict of columns of pixelcnn_history.csv.
         code_entropy: what the prior has to beat.
         path: PNG to write.
     """
+    curves = {"bits_per_code": ("training, with dropout", "C0", "o-"),
+              "val_bits_per_code": ("validation, given slices below and person", "C0", "s--"),
+              "bits_per_code_no_context": ("training, slices below hidden, person mostly given", "C1", "o-"),
+              "val_bits_per_code_alone": ("validation, slice alone: neither of both given", "C2", "s--")}
     figure, axes = new_figure(4.5)
-    epochs = history["epoch"] + 1
-
-    def plot(name, label, colour):
-        axes.plot(epochs, history[name], "o-", color=colour, markersize=3, label=f"{label}: training (dropout)")
-        axes.plot(epochs, history[f"val_{name}"], "s--", color=colour, markersize=3, label=f"{label}: validation")
-
-    # In this order, the legend has a column for each of the two.
-    plot("bits_per_code_alone", "slice alone", "C1")
+    for name, (label, colour, line) in curves.items():
+        axes.plot(history["epoch"] + 1, history[name], line, color=colour, markersize=3, label=label)
     axes.axhline(code_entropy, color="0.5", linestyle=":", label="entropy of independent codes")
-    plot("bits_per_code", "given slices below and person", "C0")
     axes.set(ylabel="bits per code", title="PixelCNN prior")
     axes.set_ylim(bottom=0)
     _finish(axes, "epoch")
@@ -97,7 +103,7 @@ def _finish(axes, xlabel):
 
 
 def code_colours(codebook):
-    """A colour for each code, such that like codes look alike: the first three principal components of their vectors.
+    """A colour for each code, so that like codes look alike: three principal components of their vectors.
 
     Args:
         codebook: float (K, D).
@@ -111,7 +117,7 @@ def code_colours(codebook):
     return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 
-def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path, title=None):
+def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path):
     """Draws originals, reconstructions, their differences and their codes, a column per image.
 
     Args:
@@ -122,16 +128,15 @@ def reconstruction_grid(originals, reconstructions, codes, captions, colours, ma
         colours: (K, 3), see `code_colours`.
         margin: pixels that the model paints black on each side; they are left out, as they have no codes.
         path: PNG to write.
-        title: one line, or None.
     """
     count = len(originals)
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
-    height = 0.5 + 4 * (WIDTH - 0.8) / max(count, 4)
-    figure, axes = new_figure(height, 4, count, squeeze=False)
+    side = (WIDTH - 0.8) / max(count, 4)
+    figure, axes = new_figure(0.5 + 4 * side, 4, count, 0.8 + side * count, squeeze=False)
     for column in range(count):
         axes[0, column].set_title(captions[column], fontsize="small")
-        axes[0, column].imshow(originals[column], cmap="gray", vmin=0, vmax=1)
-        axes[1, column].imshow(reconstructions[column], cmap="gray", vmin=0, vmax=1)
+        _show(axes[0, column], originals[column])
+        _show(axes[1, column], reconstructions[column])
         difference = axes[2, column].imshow(reconstructions[column] - originals[column], cmap="RdBu_r",
                                             vmin=-MAX_DIFFERENCE, vmax=MAX_DIFFERENCE)
         axes[3, column].imshow(colours[codes[column]], interpolation="nearest")
@@ -140,13 +145,11 @@ def reconstruction_grid(originals, reconstructions, codes, captions, colours, ma
         axes[row, 0].set_ylabel(label, fontsize="small")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    if title:
-        figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=DPI)
 
 
 def plot_errors(ssims, positions, errors, margin, path):
-    """Draws where reconstructions of test images are wrong: SSIM over the slice position, and the mean error of each pixel.
+    """Draws where reconstructions are wrong: SSIM by slice position, and the mean error of each pixel.
 
     Args:
         ssims: float (N,).
@@ -156,10 +159,13 @@ def plot_errors(ssims, positions, errors, margin, path):
         path: PNG to write.
     """
     figure, (curve, picture) = new_figure(4, columns=2, width=9, width_ratios=(1.25, 1))
-    places, (worst, low, middle, high) = _quantiles(ssims, positions, (0, 0.1, 0.5, 0.9))
-    curve.fill_between(places, low, high, color="C0", alpha=0.25, linewidth=0, label="middle 80 % of the images")
-    curve.plot(places, middle, "o-", color="C0", markersize=3, label="median")
-    curve.plot(places, worst, "v", color="0.4", markersize=3, label="worst image")
+    present = np.unique(positions)
+    worst, low, middle, high = np.transpose([np.quantile(ssims[positions == position], (0, 0.1, 0.5, 0.9))
+                                             for position in present])
+    curve.fill_between(present, low, high, color="C0", alpha=0.25, linewidth=0,
+                       label="middle 80 % of the images")
+    curve.plot(present, middle, "o-", color="C0", markersize=3, label="median")
+    curve.plot(present, worst, "v", color="0.4", markersize=3, label="worst image")
     curve.set(ylabel="SSIM (7x7 window)", title=f"SSIM of {len(ssims)} test images")
     _finish(curve, "slice position, 0 the lowest")
     curve.legend(fontsize="small")
@@ -167,12 +173,6 @@ def plot_errors(ssims, positions, errors, margin, path):
     picture.set(xticks=[], yticks=[], title="mean absolute error of each pixel")
     figure.colorbar(error_map, ax=picture, label="intensity, 0 black to 1 white")
     figure.savefig(path, dpi=DPI)
-
-
-def _quantiles(values, positions, shares):
-    """The positions there are, int (P,), and the quantiles of the values at each, float (len(shares), P)."""
-    places = np.unique(positions)
-    return places, np.array([np.quantile(values[positions == place], shares) for place in places]).T
 
 
 def sample_grid(images, positions, margin, path):
@@ -186,14 +186,12 @@ def sample_grid(images, positions, margin, path):
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    side = WIDTH / 4
-    figure = Figure(figsize=(side * columns, side * rows))
-    axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02, hspace=0.02)
+    figure, axes = new_figure(rows * WIDTH / 4, rows, columns, columns * WIDTH / 4, squeeze=False)
+    figure.get_layout_engine().set(w_pad=0, h_pad=0, wspace=0.02, hspace=0.02)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, position in zip(axes.flat, crop(images, margin), positions):
-        axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+        _show(axis, image)
         axis.text(0.03, 0.97, position, color="white", fontsize="medium", va="top", transform=axis.transAxes)
     figure.savefig(path, dpi=DPI)
 
@@ -202,7 +200,7 @@ def neighbour_grid(samples, neighbours, captions, path):
     """Draws each sample over its nearest training image, four in a row.
 
     Args:
-        samples: (N, H, W) in [0, 1].
+        samples: uint8 (N, H, W).
         neighbours: uint8 (N, H, W).
         captions: N texts, written below.
         path: PNG to write.
@@ -212,20 +210,16 @@ def neighbour_grid(samples, neighbours, captions, path):
     side = (WIDTH - 0.3) / columns
     figure, axes = new_figure((2 * side + 0.4) * bands, 2 * bands, columns, squeeze=False)
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.set_frame_on(False)
+        axis.set(xticks=[], yticks=[], frame_on=False)
     for index, caption in enumerate(captions):
         band, column = divmod(index, columns)
-        axes[2 * band, column].imshow(samples[index], cmap="gray", vmin=0, vmax=1)
-        axes[2 * band + 1, column].imshow(neighbours[index], cmap="gray", vmin=0, vmax=255)
+        _show(axes[2 * band, column], samples[index])
+        _show(axes[2 * band + 1, column], neighbours[index])
         axes[2 * band + 1, column].set_xlabel(caption, fontsize="small")
     for band in range(bands):
         axes[2 * band, 0].set_ylabel("sample")
         axes[2 * band + 1, 0].set_ylabel("nearest training")
     figure.savefig(path, dpi=DPI)
-
-
-# The schematic --------------------------------------------------------------------------------------------------------
 
 
 def code_use_plot(codes, num_embeddings):
@@ -239,9 +233,6 @@ def code_use_plot(codes, num_embeddings):
     return figure
 
 
-# Whole heads ----------------------------------------------------------------------------------------------------------
-
-
 def head_cuts(head):
     """The two cuts through the middle of a head, across its slices, the highest slice on top.
 
@@ -249,15 +240,15 @@ def head_cuts(head):
         head: uint8 (S, H, W), axial slices from the lowest up.
 
     Returns:
-        (uint8 (S, W), along the middle row: the coronal cut, if front is up in the slices; uint8 (S, H), along the middle
-        column: then the sagittal cut, front on the left).
+        (uint8 (S, W), along the middle row: the coronal cut, if front is up in the slices;
+        uint8 (S, H), along the middle column: then the sagittal cut, front on the left).
     """
     return head[::-1, head.shape[1] // 2], head[::-1, :, head.shape[2] // 2]
 
 
 def cut_names(geometry):
-    """The names of both `head_cuts`: the anatomical ones only where a `volumes.SliceGeometry` says that the axes are known."""
-    return ("coronal cut", "sagittal cut") if geometry.axes_known else ("cut along the rows", "cut along the columns")
+    """The names of both `head_cuts`: anatomical only if a `volumes.SliceGeometry` knows the axes."""
+    return ("coronal cut", "sagittal cut") if geometry.axes_known else ("cut along rows", "cut along columns")
 
 
 def axes_caption(geometry):
@@ -267,13 +258,13 @@ def axes_caption(geometry):
     return "Which way is front was not told. Left and right are unknown."
 
 
-def inner_slices(count, num_slices):
-    """The indices of `num_slices` slices spread evenly over a head of `count`, without its ends; fewer if it has fewer."""
-    return np.unique(np.linspace(0, count - 1, num_slices + 2).round().astype(int)[1:-1])
+def inner_slices(count, wanted):
+    """Indices of up to `wanted` slices, spread evenly over a head of `count`, without its ends."""
+    return spread(count, wanted + 2)[1:-1] if count > 2 else np.arange(count)
 
 
 def head_figure(heads, positions, geometry, path, num_slices=5):
-    """Draws each head as a row: axial slices from low to high, and at their right both cuts, one over the other.
+    """Draws each head as a row: axial slices from low to high, at their right both cuts, one above the other.
 
     Args:
         heads: uint8 (N, S, H, W), axial slices from the lowest up.
@@ -285,7 +276,7 @@ def head_figure(heads, positions, geometry, path, num_slices=5):
     heads = heads[brain_box(heads, rim=2)]
     depth = heads.shape[1] * geometry.spacing
     indices = inner_slices(heads.shape[1], num_slices)
-    # All lengths are in mm of the axial slices. The cuts are drawn larger, so that two are nearly as high as a slice.
+    # Lengths are in mm of the axial slices. The cuts are drawn larger: two are nearly as high as a slice.
     height, width = (pixels * geometry.pixel_size for pixels in heads.shape[2:])
     gap, line = 5, 24
     scale = min(MAX_CUT_SCALE, (height - 3 * gap) / (2 * depth))
@@ -298,8 +289,7 @@ def head_figure(heads, positions, geometry, path, num_slices=5):
     axes.axis("off")
 
     def draw(picture, left, top, width, height):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bilinear",
-                    extent=(left, left + width, top + height, top))
+        _show(axes, picture, interpolation="bilinear", extent=(left, left + width, top + height, top))
 
     def write(text, middle, top):
         axes.text(middle, top, text, color="0.8", fontsize=10, ha="center", va="center")
@@ -314,17 +304,15 @@ def head_figure(heads, positions, geometry, path, num_slices=5):
         for cut, top in zip(head_cuts(head)[::-1], (first_top, first_top + scale * depth + gap)):
             cut_width = scale * cut.shape[1] * geometry.pixel_size
             draw(cut, cuts_middle - cut_width / 2, top, cut_width, scale * depth)
-    write("sagittal and coronal cut" if geometry.axes_known else "cuts along columns, rows", cuts_middle, line / 2)
+    title = "sagittal and coronal cut" if geometry.axes_known else "cuts along columns, rows"
+    write(title, cuts_middle, line / 2)
     write(axes_caption(geometry), size[0] / 2, size[1] - line / 2)
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal")  # last, as imshow changes the limits
     figure.savefig(path, dpi=166, facecolor="black")  # 1660 pixels wide: sharp at half of that
 
 
-# The progress GIF -----------------------------------------------------------------------------------------------------
-
-
 def progress_frame(originals, reconstructions, margin, title):
-    """Draws one frame of the progress GIF: originals, their reconstructions and what these miss, under a title.
+    """Draws a frame of the progress GIF: originals, their reconstructions and what these miss, under a title.
 
     Args:
         originals: uint8 (N, H, W).
@@ -333,15 +321,16 @@ def progress_frame(originals, reconstructions, margin, title):
         title: one line.
 
     Returns:
-        uint8, N pictures and a strip of 24 pixels wide, three pictures and 24 pixels high. Small pictures are enlarged by a
-        whole factor, to about 800 pixels for all N.
+        uint8, N pictures and a strip of 24 pixels wide, three pictures and 24 pixels high. Small pictures are
+        enlarged by a whole factor, to about 800 pixels for all N.
     """
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
-    errors = np.abs(reconstructions.astype(int) - originals)
-    rows = {"original": originals, "reconstruction": reconstructions, "error x 3": np.uint8((3 * errors).clip(0, 255))}
+    errors = np.uint8((3 * np.abs(reconstructions.astype(int) - originals)).clip(0, 255))
+    rows = {"original": originals, "reconstruction": reconstructions, "error x 3": errors}
     factor = max(1, round(800 / (len(originals) * originals.shape[-1])))
     pictures = [np.kron(np.hstack(images), np.ones((factor, factor), np.uint8)) for images in rows.values()]
-    bands = [np.hstack([np.rot90(_text_line(name, len(picture))), picture]) for name, picture in zip(rows, pictures)]
+    bands = [np.hstack([np.rot90(_text_line(name, len(picture))), picture])
+             for name, picture in zip(rows, pictures)]
     return np.vstack([_text_line(title, bands[0].shape[1]), *bands])
 
 
@@ -363,7 +352,8 @@ def write_gif(frame_paths, path, max_frames=10, levels=32):
     """
     indices = np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1
     step = 255 / (levels - 1)
-    frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[index]) / step) * step)) for index in indices]
+    frames = [imageio.imread(frame_paths[index]) for index in indices]
+    frames = [np.uint8(np.round(np.round(frame / step) * step)) for frame in frames]
     durations = [1200, *[600] * (len(frames) - 2), 3000]
     # Of a single frame, Pillow wants a single duration.
     imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)

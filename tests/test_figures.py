@@ -9,8 +9,15 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
+from benchmarks import architecture, ventricles
 from support import figures
 from support.volumes import SliceGeometry
+from tests.small import small_prior, small_vqvae
+
+
+def box_sizes(regions):
+    """The (height, width) of each labelled region."""
+    return [tuple(side.stop - side.start for side in box) for box in ndimage.find_objects(regions)]
 
 
 def test_progress_frame_shows_original_reconstruction_and_error_without_margin():
@@ -56,7 +63,7 @@ def test_samples_are_gray_unstretched_four_in_a_row_and_without_margin(tmp_path)
     picture = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB")).astype(int)
     assert np.ptp(picture, axis=-1).max() == 0
     regions, count = ndimage.label(np.abs(picture[..., 0] - 127.5) < 1)
-    boxes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in ndimage.find_objects(regions)]
+    boxes = box_sizes(regions)
     pictures = [box for box in boxes if min(box) > 100]  # the rest are bits of letters
     assert len(pictures) == 5
     assert all(abs(height - width) <= 1 and width > 200 for height, width in pictures)
@@ -65,11 +72,12 @@ def test_samples_are_gray_unstretched_four_in_a_row_and_without_margin(tmp_path)
 
 def test_like_codes_have_like_colours():
     rng = np.random.default_rng(0)
-    codebook = rng.normal(size=(30, 3)) * (3, 2, 1)  # three dimensions: their principal components lose nothing
+    codebook = rng.normal(size=(30, 3)) * (3, 2, 1)  # in three dimensions, principal components lose nothing
     colours = figures.code_colours(codebook)
     assert colours.shape == (30, 3) and 0 <= colours.min() <= colours.max() <= 1
     free = ((colours > 0) & (colours < 1)).all(axis=1)  # those that are not clipped
-    distances = [np.linalg.norm(points[free][:, None] - points[free], axis=-1) for points in (codebook, colours)]
+    distances = [np.linalg.norm(points[free][:, None] - points[free], axis=-1)
+                 for points in (codebook, colours)]
     ratio = distances[1][distances[0] > 0] / distances[0][distances[0] > 0]
     assert free.sum() > 20 and np.ptp(ratio) < 1e-9
     for few in (codebook[:2], codebook[:, :1]):
@@ -77,44 +85,57 @@ def test_like_codes_have_like_colours():
         assert colours.shape == (len(few), 3) and np.isfinite(colours).all()
 
 
-def test_reconstructions_show_the_signed_difference_inside_the_margin(tmp_path):
-    originals = np.full((4, 32, 32), 0.5)
-    reconstructions = np.full((4, 32, 32), 0.5)
-    reconstructions[:, 8:24, 8:24] = 0.75  # too bright by the end of the scale, inside; only there a margin of 8 leaves
-    codes = np.zeros((4, 4, 4), int)
-    figures.reconstruction_grid(originals, reconstructions, codes, "abcd", np.array([[0.0, 1.0, 0.0]]), 8, tmp_path / "grid.png")
-    picture = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
-    expected = {"original": (128, 128, 128), "reconstruction": (191, 191, 191),
-                "difference": np.round(255 * np.array(matplotlib.colormaps["RdBu_r"](1.0)[:3])), "codes": (0, 255, 0)}
+@pytest.mark.parametrize("count", (1, 4))
+def test_reconstructions_show_the_signed_difference_inside_the_margin(tmp_path, count):
+    originals = np.full((count, 32, 32), 0.5)
+    reconstructions = originals.copy()
+    reconstructions[:, 8:24, 8:24] = 0.75  # by the end of the scale; a margin of 8 leaves this part alone
+    codes = np.zeros((count, 4, 4), int)
+    green = np.array([[0.0, 1.0, 0.0]])
+    path = tmp_path / "grid.png"
+    figures.reconstruction_grid(originals, reconstructions, codes, "abcd"[:count], green, 8, path)
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    expected = {"original": (128, 128, 128), "reconstruction": (191, 191, 191), "codes": (0, 255, 0),
+                "difference": np.round(255 * np.array(matplotlib.colormaps["RdBu_r"](1.0)[:3]))}
+    lefts = {}
     for name, colour in expected.items():
         regions, _ = ndimage.label((np.abs(picture.astype(int) - colour) <= 2).all(axis=-1))
-        assert sum(min(rows.stop - rows.start, columns.stop - columns.start) > 150
-                   for rows, columns in ndimage.find_objects(regions)) == 4, name
+        boxes = [box for box in ndimage.find_objects(regions)
+                 if min(side.stop - side.start for side in box) > 120]
+        lefts[name] = [columns.start for _, columns in boxes]
+        assert len(boxes) == count, name
+    assert np.ptp(list(lefts.values()), axis=0).max() <= 25  # in one column; the scale stands beside one row
+    assert picture.shape[1] < 250 * count + 150  # no empty page around a single one
 
 
 @pytest.fixture
 def curves(monkeypatch):
     """What is plotted while a figure is drawn: label -> y."""
     plotted = {}
-    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *args, label, **kwargs: plotted.setdefault(label, np.ravel(y)))
+
+    def plot(axes, x, y, *args, label, **kwargs):
+        plotted[label] = np.ravel(y)
+
+    monkeypatch.setattr(Axes, "plot", plot)
     return plotted
 
 
-def test_prior_is_plotted_with_and_without_context(tmp_path, curves):
-    columns = "bits_per_code", "val_bits_per_code", "bits_per_code_alone", "val_bits_per_code_alone"
-    history = {"epoch": np.arange(3), **{name: np.arange(3) + 10 * index for index, name in enumerate(columns)}}
-    figures.plot_prior(history, 7.0, tmp_path / "prior.png")
-    plotted = {label: values[0] for label, values in curves.items()}
-    assert plotted == {"given slices below and person: training (dropout)": 0, "given slices below and person: validation": 10,
-                       "slice alone: training (dropout)": 20, "slice alone: validation": 30}
+def test_prior_is_plotted_under_what_each_curve_is(tmp_path, curves):
+    columns = "bits_per_code", "val_bits_per_code", "bits_per_code_no_context", "val_bits_per_code_alone"
+    history = {name: np.arange(3) + 10 * index for index, name in enumerate(columns)}
+    figures.plot_prior({"epoch": np.arange(3), **history}, 7.0, tmp_path / "prior.png")
+    assert {label: values[0] for label, values in curves.items()} == {
+        "training, with dropout": 0, "validation, given slices below and person": 10,
+        "training, slices below hidden, person mostly given": 20,
+        "validation, slice alone: neither of both given": 30}
 
 
 def test_losses_are_plotted_on_both_axes(tmp_path, monkeypatch):
     plotted = []
     monkeypatch.setattr(Axes, "plot", lambda self, x, y, *args, **kwargs: plotted.append((self, y[0])))
     names = "loss", "reconstruction_loss", "vq_loss", "val_loss", "val_reconstruction_loss", "val_vq_loss"
-    figures.plot_losses({"epoch": np.arange(2), **{name: np.arange(2) + index for index, name in enumerate(names)}},
-                        tmp_path / "losses.png")
+    history = {name: np.arange(2) + index for index, name in enumerate(names)}
+    figures.plot_losses({"epoch": np.arange(2), **history}, tmp_path / "losses.png")
     scales = {axes.get_yscale(): sorted(y for other, y in plotted if other is axes) for axes, _ in plotted}
     assert scales == {"linear": list(range(6)), "log": list(range(6))}
 
@@ -124,10 +145,10 @@ def test_figures_are_made_for_a_page_of_830_pixels(monkeypatch):
     widths = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: widths.append(self.get_figwidth() * dpi))
     images, positions = np.zeros((4, 8, 8)), np.arange(4)
-    tissue = dict.fromkeys(("brain_area", "dark_fraction", "symmetry"), np.zeros(4))
-    columns = "loss", "reconstruction_loss", "vq_loss", "bits_per_code", "bits_per_code_alone", "ssim"
+    columns = "loss", "reconstruction_loss", "vq_loss", "bits_per_code", "ssim"
     history = {name: np.ones(2) for column in columns for name in (column, f"val_{column}", f"test_{column}")}
-    history["epoch"] = np.arange(2)
+    names = "epoch", "bits_per_code_no_context", "val_bits_per_code_alone"
+    history |= {name: np.arange(2) for name in names}
     figures.plot_losses(history, None)
     figures.plot_ssim(history, None)
     figures.plot_prior(history, 7.0, None)
@@ -135,14 +156,12 @@ def test_figures_are_made_for_a_page_of_830_pixels(monkeypatch):
     figures.sample_grid(images, positions, 0, None)
     figures.neighbour_grid(images, np.uint8(images), "abcd", None)
     figures.plot_errors(np.ones(4), positions, images[0], 0, None)
-    figures.plot_distances(np.ones(4), np.zeros(4), None)
-    figures.plot_tissue(tissue, positions, tissue, positions, None)
-    figures.head_comparison(np.full((3, 8, 8, 8), 99, np.uint8), np.arange(8), "abc", "title", None)
-    assert len(widths) == 10 and all(830 <= width <= 1080 for width in widths)
+    ventricles.head_comparison(np.full((3, 8, 8, 8), 99, np.uint8), np.arange(8), "abc", "title", None)
+    assert len(widths) == 8 and all(830 <= width <= 1080 for width in widths)
 
 
 def draw_marked_head():
-    """Slices whose gray tells their number; left, front and right are marked by gray 30, 60 and 90; a frame of 3 pixels."""
+    """Slices whose gray tells their number, framed by 3 pixels; left, front, right have gray 30, 60, 90."""
     head = np.zeros((8, 40, 30), np.uint8)
     head[:, 3:-3, 3:-3] = np.arange(100, 180, 10)[:, np.newaxis, np.newaxis]
     head[:, 3:-3, 3], head[:, 3, 3:-3], head[:, 3:-3, -4] = 30, 60, 90
@@ -151,7 +170,6 @@ def draw_marked_head():
 
 def test_cuts_of_a_head_have_top_and_front_where_they_are_said_to_be():
     head = draw_marked_head()
-    np.testing.assert_array_equal(figures.crop_to_brain(head[np.newaxis])[0], head[:, 1:-1, 1:-1])  # two pixels are kept
     coronal, sagittal = figures.head_cuts(head)
     assert coronal.shape == (8, 30) and sagittal.shape == (8, 40)
     np.testing.assert_array_equal(coronal[:, 15], np.arange(170, 90, -10))  # the highest slice on top
@@ -166,10 +184,11 @@ def test_head_figure_keeps_proportions(tmp_path, pixel_size, spacing):
     head = np.zeros((8, 60, 60), np.uint8)
     rows, columns = int(40 / pixel_size), int(30 / pixel_size)
     head[:, 10:10 + rows, 15:15 + columns] = 200
-    figures.head_figure(np.stack([head, head]), range(len(head)), SliceGeometry(pixel_size, spacing), tmp_path / "head.png")
-    picture = np.asarray(Image.open(tmp_path / "head.png").convert("L")).astype(int)
-    regions, _ = ndimage.label(picture > 100)  # pixels are interpolated: an edge is where half of it is reached
-    boxes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in ndimage.find_objects(regions)]
+    path, geometry = tmp_path / "head.png", SliceGeometry(pixel_size, spacing)
+    figures.head_figure(np.stack([head, head]), range(len(head)), geometry, path)
+    picture = np.asarray(Image.open(path).convert("L")).astype(int)
+    regions, _ = ndimage.label(picture > 100)  # pixels are interpolated: an edge is where half is reached
+    boxes = box_sizes(regions)
     boxes = [box for box in boxes if min(box) > 60]  # the rest are bits of letters
     slices = [box for box in boxes if box[0] > box[1]]
     assert len(slices) == 2 * 5 and len(boxes) == 2 * 7
@@ -184,7 +203,8 @@ def test_head_figure_claims_front_only_where_it_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **kwargs: words.append(text))
     for axes_known in (True, False):
         words.clear()
-        figures.head_figure(draw_marked_head()[np.newaxis], range(32), SliceGeometry(axes_known=axes_known), tmp_path / "head.png")
+        geometry = SliceGeometry(axes_known=axes_known)
+        figures.head_figure(draw_marked_head()[np.newaxis], range(32), geometry, tmp_path / "head.png")
         page = " ".join(words)
         assert all((word in page) == axes_known for word in ("Front is up", "sagittal", "coronal"))
         assert ("columns, rows" in page and "Which way is front was not told" in page) == (not axes_known)
@@ -195,18 +215,30 @@ def test_compared_heads_are_rows_of_the_same_slices_unstretched_and_without_bord
     words = []
     monkeypatch.setattr(Axes, "set_title", lambda self, label, **kwargs: words.append(label))
     heads = np.zeros((3, 11, 60, 60), np.uint8)
-    heads[:, :, 8:52, 12:48] = 20 * np.arange(3).reshape(3, 1, 1, 1) + 8 * np.arange(11).reshape(11, 1, 1) + 60
-    figures.head_comparison(heads, range(20, 31), ("one", "two", "three"), "title", tmp_path / "heads.png")
+    grays = 20 * np.arange(3)[:, np.newaxis] + 8 * np.arange(11) + 60
+    heads[:, :, 8:52, 12:48] = grays[..., np.newaxis, np.newaxis]
+    ventricles.head_comparison(heads, range(20, 31), ("one", "two", "three"), "title", tmp_path / "heads.png")
     picture = np.asarray(Image.open(tmp_path / "heads.png").convert("RGB")).astype(int)
     assert np.ptp(picture, axis=-1).max() == 0
     boxes = {}
     for row, column in np.ndindex(3, 4):
         gray = heads[row, 2 * column + 2, 30, 30]  # of 11 slices, those with the numbers 2, 4, 6 and 8
         regions, _ = ndimage.label(np.abs(picture[..., 0] - int(gray)) <= 1)
-        largest = max(ndimage.find_objects(regions), key=lambda box: (box[0].stop - box[0].start) * (box[1].stop - box[1].start))
+        largest = ndimage.find_objects(regions)[np.bincount(regions.ravel())[1:].argmax()]
         boxes[row, column] = [side.start for side in largest]
         height, width = (side.stop - side.start for side in largest)
         assert width > 140 and height / width == pytest.approx(44 / 36, rel=0.02)
-    assert all(boxes[row, column][0] == boxes[row, 0][0] and boxes[row, column][1] == boxes[0, column][1] for row, column in boxes)
+    assert all(box == [boxes[row, 0][0], boxes[0, column][1]] for (row, column), box in boxes.items())
     assert boxes[0, 0] < boxes[1, 0] < boxes[2, 0] and boxes[0, 0][1] < boxes[0, 1][1] < boxes[0, 3][1]
     assert words == [f"slice {position}" for position in (22, 24, 26, 28)]
+
+
+def test_the_schematic_says_what_the_models_are():
+    prior = small_prior(grid_size=8, num_embeddings=16, person_size=5, steps_below=(1, 2))
+    texts = architecture.outline(small_vqvae(margin=8), prior)
+    assert texts["image"] == "64 x 64 x 1" and texts["codebook"] == "16 x 4" and texts["codes"] == "8 x 8"
+    assert texts["encoder"][0] == "less 8 black pixels" and texts["decoder"][-1] == "plus 8 black pixels"
+    assert texts["encoder"].count("residual block") == 1 and texts["decoder"].count("residual block") == 2
+    assert dict(texts["conditioning"]) == {
+        "codes above and to the left": "8 x 8", "codes of the slices below": "2 x 8 x 8", "person": "5",
+        "slice position": "1 of 4"}

@@ -8,17 +8,18 @@ import pytest
 
 from benchmarks.tiny import draw_head
 import dataset
-from support import cli, synthetic, template, volumes
+from support import cli, synthetic, template
 from support.runs import Run
 from tests.small import new_run
 
-FRAME = {"pixel_size": 4.0, "spacing": 2.5, "lowest": 0.0, "axes_known": True}
+GEOMETRY = {"pixel_size": 4.0, "spacing": 2.5, "lowest": 0.0, "axes_known": True}
 POSITIONS = [2, 5, 9]
 
 
 def make_run(folder, **data):
-    data = {"is_demo": False, "is_simulated": False, "front": "down", "geometry": FRAME, "fingerprints": {"train": "a"}, **data}
-    return Run(folder, {"data": data, "git_commit": "abc", "settings": {"limit": None}})
+    data = {"is_demo": False, "is_simulated": False, "front": "down", "geometry": GEOMETRY,
+            "fingerprints": {"train": "a"}, **data}
+    return Run(folder, {"data": data, "git_commit": "abc", "settings": {"limit": None, "seed": 0}})
 
 
 def draw_heads(count, positions=POSITIONS):
@@ -36,46 +37,54 @@ def test_what_has_to_be_said(is_simulated, is_synthetic, words, tmp_path):
 
 
 def test_heads_are_written_in_order_split_by_head_with_their_slice_positions(tmp_path):
-    heads, run = draw_heads(11), make_run(tmp_path)
-    synthetic.write_heads(tmp_path / "a" / "set", iter(heads), synthetic.describe(run, run.geometry, 11, 3, 0.5, 0.9, POSITIONS))
+    heads = draw_heads(11)
+    description = synthetic.describe(make_run(tmp_path), POSITIONS, 11, 3, 0.5, 0.9)
+    synthetic.write_png_heads(tmp_path / "a" / "set", iter(heads), description)
     splits = dataset.load_splits(tmp_path / "a" / "set")
     assert {name: split.num_people for name, split in splits.items()} == template.split_people(11)
     assert [np.unique(split.cases)[0] for split in splits.values()] == [1, 402, 441]
-    np.testing.assert_array_equal(np.concatenate([split.images for split in splits.values()]), heads.reshape(-1, 64, 64))
+    images = np.concatenate([split.images for split in splits.values()])
+    np.testing.assert_array_equal(images, heads.reshape(-1, 64, 64))
     assert all(set(split.positions) == set(POSITIONS) for split in splits.values())
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["set"]
-    description = json.loads((tmp_path / "a" / "set" / "dataset.json").read_text())
-    expected = {"kind": "synthetic", "git_commit": "abc", "seed": 3, "temperature": 0.5, "ventricles": 0.9, "front": "up",
-                "slice_positions": POSITIONS, "mm_per_pixel": 4.0, "mm_between_slices": 2.5, "heads": template.split_people(11)}
-    assert {key: description[key] for key in expected} == expected
-    assert description["trained_on"] == {"is_simulated": False, "is_synthetic": False, "front": "down", "fingerprints": {"train": "a"},
-                                          "limit": None}
-    assert description["prior"] is None and description["prior_says"].startswith("Not measured")
+    assert not (tmp_path / "a" / "set" / "SIMULATED.txt").exists()
+    written = json.loads((tmp_path / "a" / "set" / "dataset.json").read_text())
+    expected = {"kind": "synthetic", "git_commit": "abc", "seed": 3, "temperature": 0.5, "ventricles": 0.9,
+                "front": "up", "slice_positions": POSITIONS, "mm_per_pixel": 4.0, "mm_between_positions": 2.5,
+                "heads": template.split_people(11), "prior": None,
+                "trained_on": {"is_simulated": False, "front": "down", "fingerprints": {"train": "a"},
+                               "limit": None}}
+    assert {key: written[key] for key in expected} == expected
+    assert written["prior_says"].startswith("Not judged")
 
 
-def test_what_was_measured_of_the_prior_is_copied(tmp_path):
-    run = make_run(tmp_path)
-    path = tmp_path / "predictions" / "metrics.json"
-    path.parent.mkdir()
-    for text in ("{", "[]", '{"ssim": 0.9}', '{"heads": {"copy_test": 1}}'):
+def test_what_was_judged_of_the_prior_is_copied(tmp_path):
+    run, path = make_run(tmp_path), tmp_path / "evaluation.json"
+    for text in ("{", "[]", '{"seed": 0}', '{"heads": {"copy_test": 1}}'):
         path.write_text(text)
-        assert synthetic.measured_prior(run)[0] is None
-    heads = {"num_heads": 64, "copy_test": 1.3, "copy_test_interval": [-0.7, 3.4], "copy_test_says": "No copies.", "membership": 0.79,
-             "told_apart_slices": 0.81, "told_apart_heads": 0.94, "told_apart_heads_interval": [0.9, 1.0]}
-    path.write_text(json.dumps({"ssim": 0.9, "heads": {**heads, "dark_ks": 0.1}}))
-    measured, says = synthetic.measured_prior(run)
-    assert measured == heads and "on 64 heads of this run" in says and "not measured themselves" in says
+        assert synthetic.describe(run, POSITIONS, 3, 0, 1.0, None)["prior"] is None
+    judged = {"heads": {"num_heads": 64, "copy_test": 1.3, "seed": 5}}
+    path.write_text(json.dumps(judged))
+    description = synthetic.describe(run, POSITIONS, 3, 0, 1.0, None)
+    assert description["prior"] == judged and "judged 64 heads of this run" in description["prior_says"]
 
 
 def test_readers_call_synthetic_heads_what_they_are(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    description = synthetic.describe(make_run(tmp_path, is_simulated=True), volumes.SliceGeometry(), 3, 0, 1.0, None, list(range(8)))
-    synthetic.write_heads(tmp_path / "set", draw_heads(3, range(8)), description)
+    description = synthetic.describe(make_run(tmp_path, is_simulated=True), range(8), 3, 0, 1.0, None)
+    synthetic.write_png_heads(tmp_path / "set", draw_heads(3, range(8)), description)
     run = Run.load(new_run(tmp_path / "run", tmp_path / "set"))
     assert run.is_synthetic and run.is_simulated and run.notice == description["says"]
     dataset.main(["--data-dir", "set"])
     assert description["says"] in capsys.readouterr().out
     assert description["says"] in (tmp_path / "set" / "SYNTHETIC.txt").read_text()
+
+
+def test_data_sets_of_earlier_versions_are_recognised(tmp_path):
+    (tmp_path / "SYNTHETIC.txt").touch()
+    assert synthetic.notice_of(tmp_path) == synthetic.notice(False, True)
+    (tmp_path / "SIMULATED.txt").touch()
+    assert synthetic.notice_of(tmp_path) == synthetic.notice(True, True)
 
 
 @pytest.mark.parametrize("stop", (KeyboardInterrupt, OSError(28, "No space left on device")))
@@ -84,9 +93,9 @@ def test_what_stops_leaves_nothing(stop, tmp_path):
         yield from draw_heads(2)
         raise stop
 
-    description = synthetic.describe(make_run(tmp_path), volumes.SliceGeometry(), 3, 0, 1.0, None, POSITIONS)
-    with pytest.raises(KeyboardInterrupt if stop is KeyboardInterrupt else cli.UserError):
-        synthetic.write_heads(tmp_path / "set", stopping(), description)
+    description = synthetic.describe(make_run(tmp_path), POSITIONS, 3, 0, 1.0, None)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        synthetic.write_png_heads(tmp_path / "set", stopping(), description)
     assert not list(tmp_path.iterdir())
 
 
@@ -99,5 +108,6 @@ def test_what_lies_there_already_is_refused_before_a_head_is_sampled(tmp_path):
         yield
 
     with pytest.raises(cli.UserError, match="set exists already; give another --write-dataset"):
-        synthetic.write_heads(tmp_path / "set", never(), synthetic.describe(make_run(tmp_path), volumes.SliceGeometry(), 3, 0, 1.0, None, POSITIONS))
+        synthetic.write_png_heads(tmp_path / "set", never(),
+                                  synthetic.describe(make_run(tmp_path), POSITIONS, 3, 0, 1.0, None))
     assert [path.name for path in tmp_path.rglob("*")] == ["set", "mine.png"]
