@@ -221,8 +221,7 @@ UNDERSTOOD = {
     "flat files": paths("{who}_V{v}_T1.nii", v=(1, 2), who=("P000", "P001", "P002")),
     "visits of many kinds": paths("{who}_{v}_T1.nii", v=VISITS, who=("S001", "S002", "S003")),
     "classes above": {f"{c}/P{n}/T1.nii": f"P{n}" for c, n in (("AD", 1), ("AD", 2), ("CN", 3), ("MCI", 4))},
-    "sites with equal numbers": {f"site{c}/{n}/T1.nii": f"site{c}/{n}" for c in "12" for n in NUMBERS},
-    "groups with equal numbers": {f"{c}_{n}.nii": f"{c}/{n}" for c in ("control", "case") for n in NUMBERS},
+    "sites with their own numbers": {f"site{n // 3}/00{n}/T1.nii": f"00{n}" for n in range(6)},
     "UK Biobank": paths("{who}_20252_{v}_0.nii.gz", v=(2, 3), who=(1000012, 1000013, 1000014)),
     "UK Biobank, folders": paths("{who}_20252_{v}_0/T1/T1.nii.gz", v=(2, 3), who=(1000012, 1000013)),
     "BIDS": paths("{who}/ses-{v}/anat/{who}_ses-{v}_T1w.nii", v=(1, 2), who=("sub-01", "sub-A2")),
@@ -258,6 +257,10 @@ REFUSED = {  # the paths, and some of the readings
     "letters behind the number": (paths("{who}{v}.nii", v="ab", who=PATIENTS), "6 people", "3 people"),
     "visits without a space": (paths("{who}V{v}.nii", v=(1, 2), who=PATIENTS), "6 people", "3 people"),
     "words behind the number": (paths("{who}_{v}.nii", v=("old", "new"), who=PATIENTS), "3 people", "6"),
+    "sites with equal numbers": (
+        paths("site{v}/{who}/T1.nii", v="12", who=NUMBERS), "3 people with 2", "6 people with 1 session each"),
+    "groups with equal numbers": (
+        paths("{v}_{who}.nii", v=("control", "case"), who=NUMBERS), "3 people with 2", "6 people with 1"),
     "equal names in classes": (paths("{v}/{who}.nii", v=("AD", "MCI"), who=PATIENTS), "3 people", "6 people"),
     "several BIDS sets": (paths("{v}/sub-{who}_T1w.nii", v=("ds1", "ds2"), who=NUMBERS), "3 people", "6"),
     "image numbers": ({f"{n}/I{10 * n + v}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "4 people", "8"),
