@@ -124,7 +124,7 @@ def _open(path):
         if not header["qform_code"] and not header["sform_code"]:
             notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
     if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
-        raise VolumeError("has a singular affine, which cannot be; correct its sform or qform")
+        raise VolumeError("has a singular affine: correct its sform or qform, which say how voxels lie")
     with _reading():
         data = np.asarray(source.dataobj).reshape(shape[:3])
     header = header if isinstance(header, nibabel.Nifti1Header) else None
