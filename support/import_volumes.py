@@ -77,10 +77,9 @@ def find_nifti(folder, pattern=None, person_pattern=None):
         why_not = {path: None if path in matches else "does not match --pattern" for path in paths}
     else:
         why_not = {path: _why_no_head(path) for path in paths}
-        heads = [path for path in paths if why_not[path] is None]
-        others = [path for path in heads if not _is_t1(path)]
-        if len(others) < len(heads):
-            why_not.update(dict.fromkeys(others, "is not named T1, as others here are"))
+        others = [path for path in paths if not why_not[path] and not _contrast(path.name)]
+        if len(others) < list(why_not.values()).count(None):  # the rest is named T1
+            why_not |= dict.fromkeys(others, "is not named T1, as others here are")
     reasons += [f"{folder / path}: {reason}" for path, reason in why_not.items() if reason]
     heads = [path for path in paths if why_not[path] is None]
     sessions = []
@@ -108,17 +107,12 @@ def _list_volumes(folder):
     return paths, reasons
 
 
-def _contrast(name):
-    """The match of the last word of a name that tells the contrast, with a group 1 if that is T1; or None.
+def _contrast(*names):
+    """Of the first name that tells a contrast the last word that does: its match, with group 1 if that is T1.
 
-    Where there are several, the last counts: "PD_017_T1" is a patient of that name.
+    None if there is no such. The last counts because "PD_017_T1" is a patient of that name.
     """
-    return next(reversed(list(CONTRAST.finditer(name))), None)
-
-
-def _is_t1(path):
-    contrast = _contrast(ENDING.sub("", path.name))
-    return contrast is not None and contrast[1] is not None
+    return next((words[-1] for name in names if (words := list(CONTRAST.finditer(name)))), None)
 
 
 def _why_no_head(path):
@@ -130,8 +124,7 @@ def _why_no_head(path):
         return "is a mask or a segmentation by its name"
     if re.search(r"_ce-[a-z]", name, re.IGNORECASE):
         return "was taken with a contrast agent by its name"
-    # The file's own name comes before those of its folders.
-    contrast = next(filter(None, map(_contrast, (name, *reversed(path.parts[:-1])))), None)
+    contrast = _contrast(*reversed(path.parts))
     return None if contrast is None or contrast[1] else f"is {contrast[0]} by its name, not T1"
 
 
@@ -143,8 +136,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
     Args:
         sessions: list of (person, path), each of which becomes a case.
         reasons: a list of texts, to which is added why a session cannot be used.
-        output_dir: folder to make. Besides the splits it gets cases.csv: which case is which session of which
-            person.
+        output_dir: folder to make; cases.csv in it says which case is which session of which person.
         seed: of the split.
 
     Returns:

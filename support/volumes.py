@@ -22,8 +22,7 @@ MAX_LENGTH = 1000  # mm along an axis
 MIN_HEAD_AREA = 2000  # mm2 of head in each slice; a brain has three times as much
 MAX_TOP_AREA = 4000  # mm2 of head in the topmost plane; more of it, and the top is about 1 cm higher
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png", re.IGNORECASE)
-# Of what `read_slices` reads, or says how to convert
-VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")
+VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")  # read, or told how to convert
 UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # by NIfTI's code: name, and how many millimetres
 OUR_HEAD = "brain-vqvae head; "  # how the description of a volume begins that `write_nifti_heads` wrote
 
@@ -54,9 +53,6 @@ def is_dicom(path):
             with open(path, "rb") as file:
                 return file.read(132)[128:] == b"DICM"
     return False
-
-
-# Reading ----------------------------------------------------------------------------------------------------
 
 
 def read_slices(path, geometry=SliceGeometry()):
@@ -159,9 +155,12 @@ def _to_ras(image, notes):
         notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
         volume = np.where(finite, volume, min(0, volume[finite].min()))
     low, high = _levels(volume)
-    equal = _equal_neighbours(volume, low + 0.1 * (high - low))
-    if equal > 0.6 and (volume == np.round(volume)).all():
-        raise VolumeError(f"holds labels, not a picture ({equal:.0%} of neighbouring voxels are equal)")
+    equal = []  # the share of equal pairs of bright neighbours along each axis
+    for planes in (np.moveaxis(volume, axis, 0) for axis in range(3)):
+        bright = np.minimum(planes[1:], planes[:-1]) > low + 0.1 * (high - low)
+        equal.append((planes[1:] == planes[:-1])[bright].mean() if bright.any() else 1.0)
+    if min(equal) > 0.6 and (volume == np.round(volume)).all():
+        raise VolumeError(f"holds labels, not a picture ({min(equal):.0%} of neighbouring voxels are equal)")
     if not np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
         image = nibabel.Nifti1Image(volume, image.affine)
         resampled = resample_from_to(image, (shape, affine), order=1, cval=min(0, float(volume.min())))
@@ -178,23 +177,13 @@ def _levels(volume):
     return low, np.percentile(brighter, 99.5)
 
 
-def _equal_neighbours(volume, threshold):
-    """The share of equal pairs of neighbours above a threshold, along the axis where it is smallest."""
-    shares = []
-    for planes in (np.moveaxis(volume, axis, 0) for axis in range(3)):
-        equal = (planes[1:] == planes[:-1])[np.minimum(planes[1:], planes[:-1]) > threshold]
-        shares.append(equal.mean() if equal.size else 1.0)
-    return min(shares)
+def _head_region(volume, low, high):
+    """Finds the head in a volume (x, y, z): (bool (x, y, z), whether the noise is as bright as tissue).
 
-
-def head_region(volume, low, high):
-    """Finds the head in float32 (x, y, z): (bool (x, y, z), whether the noise is as bright as tissue).
-
-    It is the largest smooth region above the noise of the upper corners, where no head reaches, and above a
-    tenth of the range from `low` to `high` (Smith 2002, BET), with what surrounds it. Not brightness is
-    smoothed, but what counts, by the majority of 5 x 5 x 5 voxels: edges stay. Where noise is as bright as
-    tissue ("UNI" images of MP2RAGE), a voxel counts if its neighbours differ by less than half of what they
-    do in the corners.
+    It is the largest region above the noise of the upper corners, where no head reaches, and above a tenth
+    of the range from `low` to `high` (Smith 2002, BET), with what surrounds it. A voxel counts by the
+    majority of 5 x 5 x 5: edges stay. Where noise is as bright as tissue ("UNI" images of MP2RAGE), it counts
+    if its neighbours differ by less than half of what they do in the corners.
     """
     x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * length) for length in volume.shape)]
     corners = np.abs(x) + np.abs(y) + z > 2  # an ellipsoid that fills the volume reaches 1.73
@@ -226,7 +215,7 @@ def head_region(volume, low, high):
 def axial_slices(volume, geometry=SliceGeometry()):
     """Cuts float32 (x, y, z), 1 mm, RAS: (uint8 (32, 256, 256), front up, left on the left; notes)."""
     low, high = _levels(volume)
-    head, is_noise_bright = head_region(volume, low, high)
+    head, is_noise_bright = _head_region(volume, low, high)
     heights = _slice_heights(head.sum(axis=(0, 1)), geometry)
     head, slices = (array[:, ::-1, heights].transpose(2, 1, 0) for array in (head, volume))
     slices = np.round(((slices - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
@@ -257,14 +246,10 @@ def _slice_heights(areas, geometry):
     if heights[-1] >= len(areas):
         raise VolumeError(f"ends {heights[-1] - len(areas) + 1} mm too low for {NUM_POSITIONS} slices "
                           f"{geometry.spacing:.1f} mm apart")
-    num_small = (areas[heights] < MIN_HEAD_AREA).sum()
-    if num_small:
+    if num_small := (areas[heights] < MIN_HEAD_AREA).sum():
         raise VolumeError(f"shows less than {MIN_HEAD_AREA // 100} cm2 of head in {num_small} of "
                           f"{NUM_POSITIONS} slices")
     return heights
-
-
-# Writing ----------------------------------------------------------------------------------------------------
 
 
 def write_nifti_heads(heads, positions, geometry, folder):

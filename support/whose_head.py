@@ -87,8 +87,6 @@ def people_of(paths, pattern=None):
 def _understand(paths):
     """The person of each path, a list of texts; `UserError` if another reading gives other people."""
     rows = _read_words(paths)
-    if None in rows:
-        raise _refusal([["all"] * len(paths), paths])
     people = [row.name for row in rows]
     readings = [
         people,
@@ -101,8 +99,7 @@ def _understand(paths):
         _shared_words(rows),
     ]
     around = {(row.outermost, row.name) for row in rows if row.outermost != row.name}
-    has_small_group = min(Counter(word for word, _ in around).values(), default=MIN_GROUP) < MIN_GROUP
-    if has_small_group or any(not _same(people, reading) for reading in readings):
+    if min(Counter(word for word, _ in around).values(), default=MIN_GROUP) < MIN_GROUP:
         readings.append([row.outermost for row in rows])
     sessions = Counter(person for person in people if not BIDS_NAME.search(person))
     if max(sessions.values(), default=0) > MAX_SESSIONS:
@@ -113,7 +110,7 @@ def _understand(paths):
 
 
 def _read_words(paths):
-    """The `PathWords` of each path; None of a path that has no word left."""
+    """The `PathWords` of each path; `UserError` if one has no word left that may be a name."""
     spellings, found = {}, []
     for path in paths:
         bids = BIDS_NAME.search(path)
@@ -121,24 +118,22 @@ def _read_words(paths):
         words = [(match.lastgroup, match[0]) for match in matches if match.lastgroup]
         words += [("bids", bids[0])] if bids else []
         # P01 and p01 are one word, and each counts once.
-        words = [(kind, spellings.setdefault(text.casefold(), text)) for kind, text in words]
-        found.append(list(dict.fromkeys(words)))
+        found.append({spellings.setdefault(text.casefold(), text): kind for kind, text in words})
     common = set(found[0]).intersection(*found)
     if any(common.issuperset(words) for words in found):
         common = set()  # of one person alone all words are in all paths
-    return [_path_words([word for word in words if word not in common]) for words in found]
-
-
-def _path_words(words):
-    """The `PathWords` of [(kind, text)]."""
-    names = [text for kind, text in words if kind != "group"]
-    if not names:
-        return None
-    has_bids = words[-1][0] == "bids"
-    name = names[-1] if has_bids else next((text for text in names if re.search(r"\d", text)), names[0])
-    texts = [text for _, text in words]
-    start = texts.index(name)
-    return PathWords(name if has_bids else names[0], texts[:start], name, texts[start + 1:])
+    rows = []
+    for words in found:
+        texts = [text for text in words if text not in common]
+        names = [text for text in texts if words[text] != "group"]
+        if not names:
+            raise _refusal([["all"] * len(paths), paths])
+        if words[names[-1]] == "bids":
+            names = names[-1:]
+        name = next((text for text in names if re.search(r"\d", text)), names[0])
+        start = texts.index(name)
+        rows.append(PathWords(names[0], texts[:start], name, texts[start + 1:]))
+    return rows
 
 
 def _shared_words(rows):
