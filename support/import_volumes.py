@@ -57,12 +57,8 @@ def find_nifti(folder, pattern=None, person_pattern=None):
     """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder, as `find_oasis1`.
 
     Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
-    refuses those that are not named so); and, where some files are named T1, those that are not.
-
-    Args:
-        folder: where to look.
-        pattern: a glob relative to it, which decides in place of these rules.
-        person_pattern: see `people_of`.
+    refuses those that are not named so); and, where some files are named T1, those that are not. `pattern`, a
+    glob relative to the folder, decides in place of these rules. For `person_pattern` see `people_of`.
 
     Raises:
         UserError: if one of the patterns cannot be used, or it cannot be told whose the volumes are.
@@ -77,18 +73,14 @@ def find_nifti(folder, pattern=None, person_pattern=None):
         why_not = {path: None if path in matches else "does not match --pattern" for path in paths}
     else:
         why_not = {path: _why_no_head(path) for path in paths}
-        others = [path for path in paths if not why_not[path] and not _contrast(path.name)]
-        if len(others) < list(why_not.values()).count(None):  # the rest is named T1
-            why_not |= dict.fromkeys(others, "is not named T1, as others here are")
+        contrasts = {path: _contrast(path.name) for path in paths if not why_not[path]}
+        if any(contrasts.values()):  # they are all T1
+            why_not |= {path: "is not named T1, as others are" for path in contrasts if not contrasts[path]}
+    heads = [path for path in paths if not why_not[path]]
+    people = dict(zip(heads, people_of([path.as_posix() for path in heads], person_pattern)))
+    why_not |= {path: "has no person that --person-pattern finds" for path in heads if not people[path]}
     reasons += [f"{folder / path}: {reason}" for path, reason in why_not.items() if reason]
-    heads = [path for path in paths if why_not[path] is None]
-    sessions = []
-    for path, person in zip(heads, people_of([path.as_posix() for path in heads], person_pattern)):
-        if person:
-            sessions.append((person, folder / path))
-        else:
-            reasons.append(f"{folder / path}: has no person that --person-pattern finds")
-    return sessions, reasons
+    return [(person, folder / path) for path, person in people.items() if person], reasons
 
 
 def _list_volumes(folder):
@@ -108,10 +100,8 @@ def _list_volumes(folder):
 
 
 def _contrast(*names):
-    """Of the first name that tells a contrast the last word that does: its match, with group 1 if that is T1.
-
-    None if there is no such. The last counts because "PD_017_T1" is a patient of that name.
-    """
+    """Of the first name that tells a contrast the last word that does: its match, group 1 if T1; or None."""
+    # The last: "PD_017_T1" is a patient of that name.
     return next((words[-1] for name in names if (words := list(CONTRAST.finditer(name)))), None)
 
 
@@ -129,15 +119,13 @@ def _why_no_head(path):
 
 
 def convert_volumes(sessions, reasons, output_dir, seed=0):
-    """Prints how many volumes and people there are, then writes the PNG folders.
+    """Prints how many volumes and people there are, then writes PNG folders and cases.csv into a new folder.
 
-    Training, validation and test get 85, 10 and 5 % of the people, with all of their sessions.
+    Training, validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions.
 
     Args:
         sessions: list of (person, path), each of which becomes a case.
         reasons: a list of texts, to which is added why a session cannot be used.
-        output_dir: folder to make; cases.csv in it says which case is which session of which person.
-        seed: of the split.
 
     Returns:
         ({split: (number of sessions, of people)}, notes on the volumes, a list of texts).
@@ -174,10 +162,9 @@ def _split_by_person(folder, rows, seed):
         raise UserError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "
                         "If there are more, tell them apart with --person-pattern.")
     num_test, num_validate = share_of_people(len(people), 0.05), share_of_people(len(people), 0.10)
-    splits = num_test * ["test"] + num_validate * ["validate"]
-    splits += (len(people) - len(splits)) * ["train"]
+    splits = num_test * ["test"] + num_validate * ["validate"] + len(people) * ["train"]
     order = np.random.default_rng(seed).permutation(len(people))
-    split_of = {people[index]: name for index, name in zip(order, splits)}
+    split_of = {people[index]: name for index, name in zip(order, splits)}  # which ends with the people
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
     table = [("case", "split", "person", "source")]
@@ -192,5 +179,5 @@ def _split_by_person(folder, rows, seed):
         table.append((case, name, *texts))
     with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table)
-    num_sessions, num_people = Counter(split_of[person] for person, _ in rows), Counter(splits)
+    num_sessions, num_people = Counter(split_of[person] for person, _ in rows), Counter(split_of.values())
     return {name: (num_sessions[name], num_people[name]) for name in SPLITS}

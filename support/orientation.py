@@ -1,6 +1,6 @@
 """Which way PNG slices lie, and at which heights, which files do not say: measured against the MNI152."""
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -19,8 +19,7 @@ MAX_POSITIONS, MAX_PEOPLE = 12, 40  # compared: as many slices of the head, each
 MIN_CORRELATION, MIN_MARGIN = 0.55, 0.12
 
 
-@dataclasses.dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """How slices fit the template."""
 
     front: str | None  # the side of the picture on which the front lies; None if the match is poor
@@ -44,11 +43,11 @@ def turn(images, front):
 def match_template(slices, positions):
     """The `Match` of mean slices (P, S, S), black 0, 256 mm wide, at positions (P,) with the MNI152 template.
 
-    Slices and template are centred on what is bright. Then each slice is compared with each height of the
-    template, for each side and some scales (the MNI's brain is larger than people's): by the correlation of
-    intensities inside the template's brain, without its rim, whose darkness any round thing shares. The
-    heights of all slices must lie on a line, height = lowest + spacing * position; the best line counts.
-    The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm.
+    Slices and template are centred on what is bright. Each slice is compared with each height of the
+    template, for each side and some scales (the MNI's brain is larger than people's), by the correlation
+    inside the template's brain without its rim, whose darkness any round thing shares. The heights must lie
+    on a line, height = lowest + spacing * position; the best line counts. The spacing is uncertain by about
+    5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm.
     """
     if len(slices) < MIN_POSITIONS or not np.ptp(slices):
         return Match(None, 0.0, 0.0, 0.0, 0.0)
@@ -120,32 +119,28 @@ def _centred(images):
     bright = images > 0.1 * images.max()
     moved = np.zeros(images.shape, np.float32)
     for index in np.flatnonzero(bright.any(axis=(1, 2))):
-        middle = np.array(ndimage.center_of_mass(bright[index]))
-        ndimage.shift(images[index], (SIDE - 1) / 2 - middle, moved[index], order=1)
+        shift = (SIDE - 1) / 2 - np.array(ndimage.center_of_mass(bright[index]))
+        ndimage.shift(images[index], shift, moved[index], order=1)
     return moved
 
 
 def find_geometry(images, positions, front=None, spacing=None):
-    """Measures which way slices lie and where; what the user states overrules it.
+    """Measures which way slices lie and where, of images uint8 (N, S, S) as read, at slice numbers (N,).
 
-    Args:
-        images: uint8 (N, S, S), as read.
-        positions: (N,), the slice numbers.
-        front: one of `FRONTS`, if it is stated (--orientation).
-        spacing: in mm, if it is stated (--slice-spacing).
+    What the user states overrules it: `front`, one of `FRONTS`, and `spacing`, in mm.
 
     Returns:
-        (front, one of `FRONTS`, or None if unknown; the `SliceGeometry`; a line that tells the user).
+        (front, or None if unknown; the `SliceGeometry`; a line that tells the user).
     """
     numbers = np.unique(positions)
     members = [np.flatnonzero(positions == number) for number in numbers]
     means = [images[indices[spread(len(indices), MAX_PEOPLE)]].mean(axis=0) for indices in members]
     match = match_template(np.stack(means), numbers)
-    usual, side = SliceGeometry(), front or match.front
+    side = front or match.front
     is_measured = match.front is not None and match.front == side  # heights of another side mean nothing
-    geometry = SliceGeometry(
-        FRAME_MM / images.shape[1], spacing or (match.spacing if is_measured else usual.spacing),
-        match.lowest if is_measured else usual.lowest, axes_known=side is not None)
+    source = match if is_measured else SliceGeometry()
+    geometry = SliceGeometry(FRAME_MM / images.shape[1], spacing or source.spacing, source.lowest,
+                             axes_known=side is not None)
     fit = f"(correlation {match.correlation:.2f}"
     if side is None:
         stated = f"; {spacing:.1f} mm apart, as stated" if spacing else ""

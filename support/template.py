@@ -24,7 +24,7 @@ HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head c
 
 def make_demo_cohort():
     """Simulates the demo cohort, once, into the user's cache: its folder, laid out as the OASIS PNG set."""
-    counts = "-".join(str(DEMO_PEOPLE[name]) for name in SPLITS)
+    counts = "-".join(map(str, DEMO_PEOPLE.values()))
     folder = _find_cache() / f"brain-vqvae-demo-v{DEMO_VERSION}-{DEMO_IMAGE_SIZE}-{counts}"
     if not folder.is_dir():
         try:
@@ -42,10 +42,10 @@ def _find_cache():
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):  # RuntimeError: no HOME, and a user without an account
-        folder = tempfile.mkdtemp(prefix="brain-vqvae-")
+        folder = Path(tempfile.mkdtemp(prefix="brain-vqvae-"))
         print(f"Neither $XDG_CACHE_HOME nor ~/.cache can be written: the demo cohort goes into {folder}.",
               flush=True)
-        return Path(folder)
+        return folder
 
 
 def split_people(number):
@@ -77,16 +77,12 @@ def make_splits(folder, people):
 
 
 def write_cohort(folder, people, image_size):
-    """Simulates people from the MNI152 T1 template that nilearn ships, and writes the three PNG folders.
+    """Simulates `people`, numbers by split, and writes them into a new folder: 128 or 256 pixels of a side.
 
-    The template is the mean of 152 people (Fonov et al. 2009). A virtual person is that brain under a small
-    affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a
-    bias field and Rician noise. The case number is the seed: the same bytes, however many people there are.
-
-    Args:
-        folder: to make; whole afterwards, or not there. A `UserError` if it exists.
-        people: the number of people by split.
-        image_size: 128 or 256 pixels.
+    The template, which nilearn ships, is the mean of 152 people (MNI152, Fonov et al. 2009). A virtual person
+    is that brain under a small affine map, a smooth deformation of a few millimetres, narrower or wider
+    ventricles, its own contrast, a bias field and Rician noise. The case number is the seed: the same bytes,
+    however many people there are. A `UserError` if the folder exists.
     """
     def write_person(name, case):
         person = simulate_person(template, np.random.default_rng([DEMO_VERSION, case]), image_size)
@@ -125,11 +121,7 @@ def load_mni152():
 
 
 def cut_axial(volume, to_voxels, heights, side, pixel_size):
-    """Cuts what `load_mni152` gives at heights (N,), by linear interpolation; all lengths in its mm.
-
-    Returns:
-        float32 (N, side, side): front up, left on the left, the middle of the brain in the middle.
-    """
+    """Cuts a volume of `load_mni152` at heights (N,), in mm: float32 (N, side, side), front up, left left."""
     across = (np.arange(side) - (side - 1) / 2) * pixel_size
     # The middle of the brain lies 18 mm behind the commissure.
     grid = np.stack(np.meshgrid(heights, -across - 18, across, indexing="ij")[::-1])
@@ -144,8 +136,7 @@ def _voxels(to_voxels, points):
 def simulate_person(template, rng, image_size):
     """Draws one person, uint8 (32, image_size, image_size), the same in 128 and 256 pixels but for the noise.
 
-    The slices lie 1.4 mm apart, upwards from 8 mm below the anterior commissure, and are 256 mm wide; front
-    is up, the head's left on the left, the outside of the brain 0.
+    Slices lie 1.4 mm apart, from 8 mm below the anterior commissure on, front up, left left, 256 mm wide.
     """
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size
@@ -160,7 +151,6 @@ def simulate_person(template, rng, image_size):
     y -= 18  # the middle of the brain lies behind the anterior commissure
     near_ventricles = np.exp(-((x / 22) ** 2 + ((y + 12) / 45) ** 2 + ((z - 14) / 22) ** 2))
     x *= 1 - rng.uniform(-0.15, 0.5) * near_ventricles
-
     voxels = _voxels(to_voxels, np.stack([x, y, z]))
     signal = ndimage.map_coordinates(coefficients, voxels, order=3, prefilter=False).clip(0, 1.2)
     inside = ndimage.map_coordinates(brain, voxels, order=1)

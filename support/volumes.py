@@ -16,7 +16,6 @@ NUM_POSITIONS = 32  # axial slices per person
 SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 FRAME_MM = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
 COMMISSURE = 78  # mm from the top of an average head down to its anterior commissure
-SIDE = FRAME_MM  # pixels of 1 mm of the slices that are cut from volumes
 MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axis
 MAX_LENGTH = 1000  # mm along an axis
 MIN_HEAD_AREA = 2000  # mm2 of head in each slice; a brain has three times as much
@@ -62,15 +61,16 @@ def read_slices(path, geometry=SliceGeometry()):
     `geometry` into 32 slices of 256 x 256 pixels of 1 mm.
 
     Returns:
-        (uint8 (N, S, S), front up, the lowest first; what is to be said of the file, a list of texts).
-
-    Raises:
-        VolumeError: if the volume cannot be used.
+        (uint8 (N, S, S), front up, the lowest first; notes on the file, a list of texts). A `VolumeError` if
+        it cannot be used.
     """
     image, notes = _open(Path(path))
-    slices = _slices_of_ours(image)
-    if slices is not None:
-        return slices, ["a head that predict.py wrote, its slices taken as they are"]
+    width, height, count = image.shape
+    is_ours = image.header["descrip"].item().startswith(OUR_HEAD.encode())
+    if (is_ours and width == height and count <= NUM_POSITIONS and image.dataobj.dtype == np.uint8
+            and np.allclose(image.affine[:3, :3], np.diag(image.header.get_zooms()))):
+        slices = np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1]
+        return np.ascontiguousarray(slices), ["a head that predict.py wrote, its slices taken as they are"]
     slices, more_notes = axial_slices(_to_ras(image, notes), geometry)
     return slices, notes + more_notes
 
@@ -100,8 +100,9 @@ def _open(path):
         raise VolumeError("is gzipped, which its name does not say; rename it to .nii.gz")
     with _reading():
         source = nibabel.load(path)
-        header, shape, dtype = source.header, tuple(map(int, source.shape)), source.get_data_dtype()
-        affine, zooms = source.affine, header.get_zooms()[:3]
+        shape, dtype, affine = tuple(map(int, source.shape)), source.get_data_dtype(), source.affine
+        zooms = source.header.get_zooms()[:3]
+    header = source.header if isinstance(source.header, nibabel.Nifti1Header) else None
     size = " x ".join(map(str, shape))
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise VolumeError(f"has {len(shape)} dimensions ({size}), not 3; give one volume")
@@ -112,7 +113,7 @@ def _open(path):
     notes = []
     if not np.allclose(nibabel.affines.voxel_sizes(affine), zooms, rtol=0.01):
         notes.append("its affine and its pixdim differ: the voxels are taken as the affine says")
-    if isinstance(header, nibabel.Nifti1Header):
+    if header is not None:
         unit, millimetres = UNITS.get(int(header["xyzt_units"]) % 8, (None, 1))
         if unit:
             affine = np.diag([*[millimetres] * 3, 1]) @ affine
@@ -123,18 +124,7 @@ def _open(path):
         raise VolumeError("has a singular affine: correct its sform or qform, which say how voxels lie")
     with _reading():
         data = np.asarray(source.dataobj).reshape(shape[:3])
-    header = header if isinstance(header, nibabel.Nifti1Header) else None
     return nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine, header, dtype=data.dtype)), notes
-
-
-def _slices_of_ours(image):
-    """The slices, uint8 (N, S, S), of a volume that `write_nifti_heads` wrote; None of another."""
-    width, height, count = image.shape
-    is_ours = image.header["descrip"].item().startswith(OUR_HEAD.encode())
-    if (not is_ours or width != height or count > NUM_POSITIONS or image.dataobj.dtype != np.uint8
-            or not np.allclose(image.affine[:3, :3], np.diag(image.header.get_zooms()))):
-        return None
-    return np.ascontiguousarray(np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1])
 
 
 def _to_ras(image, notes):
@@ -148,12 +138,8 @@ def _to_ras(image, notes):
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
-        # Outside of the head they are background; what lies between two numbers of a row along x is inside.
-        within_rows = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
-        if 2 * finite.sum() <= within_rows.sum():
-            raise VolumeError("holds no picture (most of its voxels are not numbers)")
         notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
-        volume = np.where(finite, volume, min(0, volume[finite].min()))
+        volume = np.where(finite, volume, volume[finite].min(initial=0))
     low, high = _levels(volume)
     equal = []  # the share of equal pairs of bright neighbours along each axis
     for planes in (np.moveaxis(volume, axis, 0) for axis in range(3)):
@@ -202,14 +188,12 @@ def _head_region(volume, low, high):
     labels, count = ndimage.label(region)
     if not count:
         return region, is_noise_bright
-    boxes = ndimage.find_objects(labels)
-    x, y, z = boxes[np.bincount(labels.ravel())[1:].argmax()]
+    boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
+    starts, stops = boxes[np.bincount(labels.ravel())[1:].argmax()].T
+    highest_starts = *starts[:2], (starts[2] + stops[2]) / 2
     # The scalp may be a region of its own around the brain.
-    around = [number for number, box in enumerate(boxes, 1)
-              if box[0].start <= x.start and box[0].stop >= x.stop
-              and box[1].start <= y.start and box[1].stop >= y.stop
-              and box[2].start <= (z.start + z.stop) / 2 and box[2].stop >= z.stop]
-    return np.isin(labels, around), is_noise_bright
+    around = (boxes[..., 0] <= highest_starts).all(axis=1) & (boxes[..., 1] >= stops).all(axis=1)
+    return np.isin(labels, 1 + np.flatnonzero(around)), is_noise_bright
 
 
 def axial_slices(volume, geometry=SliceGeometry()):
@@ -225,11 +209,11 @@ def axial_slices(volume, geometry=SliceGeometry()):
         wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(region), iterations=2) for region in head]
         slices[~np.array(wider)] = 0
         notes.append("its noise is as bright as its head (as in MP2RAGE): set to black outside of the head")
-    starts = [max(0, length - SIDE) // 2 for length in slices.shape[1:]]
-    inside = slice(None), *(slice(start, start + SIDE) for start in starts)
+    starts = [max(0, length - FRAME_MM) // 2 for length in slices.shape[1:]]
+    inside = slice(None), *(slice(start, start + FRAME_MM) for start in starts)
     if head[inside].sum() < head.sum():
-        raise VolumeError(f"shows a head of more than {SIDE} mm across")
-    return pad_to_square(slices[inside], SIDE), notes
+        raise VolumeError(f"shows a head of more than {FRAME_MM} mm across")
+    return pad_to_square(slices[inside], FRAME_MM), notes
 
 
 def _slice_heights(areas, geometry):
@@ -255,14 +239,9 @@ def _slice_heights(areas, geometry):
 def write_nifti_heads(heads, positions, geometry, folder):
     """Writes heads as head_000.nii.gz and so on, each slice at its height, black where a position is missing.
 
-    The axes are called RAS, so that viewers show the head upright. NIfTI cannot leave left and right open:
-    the description says that they are unknown. The origin, `geometry.lowest` below slice 0, is a convention.
-
-    Args:
-        heads: uint8 (N, S, H, W), front up, the lowest slice first.
-        positions: S slice numbers, ascending, in any steps.
-        geometry: the `SliceGeometry` of the data set.
-        folder: a `Path`, which exists.
+    Heads are uint8 (N, S, H, W), front up; positions are S ascending slice numbers in any steps. The axes are
+    called RAS, so that viewers show the head upright. NIfTI cannot leave left and right open: the description
+    says that they are unknown. The origin, `geometry.lowest` below slice 0, is a convention.
     """
     import nibabel  # slow to import
 

@@ -3,9 +3,8 @@
 One person in two splits makes every result on held-out people wrong, so nothing is guessed here.
 """
 
-from collections import Counter
+from collections import Counter, namedtuple
 import re
-from typing import NamedTuple
 
 from support.cli import UserError
 
@@ -42,15 +41,10 @@ WORD = re.compile(rf"(?<![a-z0-9])(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|(?P<group>
                   r"|(?P<name>[^\W_]+)", re.IGNORECASE)
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
 MIN_GROUP = 5  # people in a folder of unknown meaning; one with fewer may be a person's, with as many visits
-
-
-class PathWords(NamedTuple):
-    """The words of a path, but for visits, contrasts, and what stands in all paths."""
-
-    outermost: str  # the first that is no group: `name`, or a folder around it that may be a person's
-    above: list  # before `name`
-    name: str  # what probably is the person: a BIDS name, else the first word with a digit, else the first
-    below: list  # after `name`
+# The words of a path but for visits, contrasts, and what stands in all paths. `name` probably is the person:
+# a BIDS name, else the first word with a digit, else the first. What stands `above` and `below` it are lists.
+# `outermost` is the first word that is no group: `name`, or a folder around it that may be a person's.
+PathWords = namedtuple("PathWords", "outermost above name below")
 
 
 def people_of(paths, pattern=None):
@@ -59,7 +53,7 @@ def people_of(paths, pattern=None):
 
     Args:
         paths: texts, below the folder of the study.
-        pattern: a regular expression whose one group is the person (--person-pattern), in place of all rules.
+        pattern: a regular expression whose one group is the person, in place of all rules.
 
     Returns:
         A list of texts; None where `pattern` finds nothing.
@@ -90,10 +84,8 @@ def _understand(paths):
     people = [row.name for row in rows]
     readings = [
         people,
-        # Equal names in several folders are several people.
-        ["/".join([*row.above, row.name]) for row in rows],
-        # What follows the name belongs to it.
-        ["/".join([row.name, *row.below]) for row in rows],
+        ["/".join([*row.above, row.name]) for row in rows],  # equal names in several folders: several people
+        ["/".join([row.name, *row.below]) for row in rows],  # what follows the name belongs to it
         # P01a and P01b, or P001V1 and P001V2, are two visits.
         [re.sub(r"(?i)(?<=\d)[a-z]$|(?<=\d\d)[a-z]+\d{0,2}$", "", person) for person in people],
         _shared_words(rows),
@@ -153,20 +145,17 @@ def _same(reading, other):
 
 def _refusal(readings):
     """The `UserError` that shows different readings, each a list of the people of all files."""
-    different = []
+    different, descriptions = [], []
     for reading in readings:
-        if not any(_same(reading, other) for other in different):
-            different.append(reading)
+        if any(_same(reading, other) for other in different):
+            continue
+        different.append(reading)
+        sessions = Counter(reading)
+        fewest, most = min(sessions.values()), max(sessions.values())
+        number = f"{fewest} to {most}" if fewest < most else str(most)
+        people = f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'}"
+        descriptions.append(f"{people} with {number} session{'s' * (most > 1)} each (such as {reading[0]})")
     return UserError(
-        f"It cannot be told whose heads these {len(readings[0])} sessions are: "
-        f"{', or '.join(map(_summary, different))}? Give --person-pattern, a regular expression for the "
-        "paths whose one group is the person, such as '([^/]+)/[^/]*$' for the folder that each file is in.")
-
-
-def _summary(people):
-    """A reading in words: "4 people with 3 sessions each (such as 000)"."""
-    sessions = Counter(people)
-    fewest, most = min(sessions.values()), max(sessions.values())
-    number = f"{fewest} to {most}" if fewest < most else str(most)
-    return (f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'} with {number} "
-            f"session{'s' if most > 1 else ''} each (such as {people[0]})")
+        f"It cannot be told whose heads these {len(readings[0])} sessions are: {', or '.join(descriptions)}? "
+        "Give --person-pattern, a regular expression for the paths whose one group is the person, such as "
+        "'([^/]+)/[^/]*$' for the folder that each file is in.")
