@@ -186,8 +186,8 @@ def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monke
     save_nifti(tmp_path / "in" / "a.nii", head())
     refused("in exists already", *from_in, "--output-dir", "in")
     refused("Only 1 people have usable volumes", *from_in, *to_out)
-    refused("--pattern is for the files of --from-nifti", *from_oasis1, *to_out, "--pattern", "*")
-    refused("--person-pattern is for", *from_oasis1, *to_out, "--person-pattern", "(.)")
+    refused("--pattern is of no use with --from-oasis1", *from_oasis1, *to_out, "--pattern", "*")
+    refused("--person-pattern is of no use", *from_oasis1, *to_out, "--person-pattern", "(.)")
     refused("--pattern '' cannot be used", *from_in, *to_out, "--pattern", "")
     refused("--pattern '/*' cannot be used", *from_in, *to_out, "--pattern", "/*")
     refused("is no regular expression", *from_in, *to_out, "--person-pattern", "patient_(")
@@ -286,8 +286,11 @@ def test_where_it_cannot_be_told_the_readings_are_shown(tmp_path, capsys, layout
     files, *readings = REFUSED[layout]
     touch(tmp_path / "in", *files)
     command = ["--from-nifti", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        dataset.main(command)
+    said = capsys.readouterr().err
     for expected in (f"whose heads these {len(files)} sessions are", "--person-pattern", *readings):
-        check_refused(dataset.main, command, expected, capsys)
+        assert expected in said
     assert not (tmp_path / "out").exists()
 
 
@@ -310,17 +313,6 @@ def test_no_layout_parts_a_person(order):
         num_understood += 1
         assert len(set(found)) == len(set(zip(truth.values(), found))) == 9, list(truth)
     assert num_understood > 5
-
-
-def test_no_person_with_several_visits_is_in_two_splits(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    for person, visit in itertools.product(range(4), range(3)):
-        save_nifti(tmp_path / "in" / ADNI.format(who=f"00{person}_S_0413", v=2006 + visit), head(person))
-    rows = convert(tmp_path / "in", tmp_path / "out")
-    assert len(rows) == 12 and len({(row["person"], row["split"]) for row in rows}) == 4
-    assert all(row["person"] in row["source"] for row in rows)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert all(line in lines for line in (["train", "6", "2"], ["validate", "3", "1"], ["test", "3", "1"]))
 
 
 def test_other_contrasts_are_left_out_by_name_whatever_the_case(tmp_path):
@@ -385,16 +377,15 @@ def test_a_folder_of_dicom_names_dcm2niix(tmp_path):
         for name in ("series1", "series2")]
 
 
-PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-
-@pytest.mark.parametrize("locale", ({}, PLAIN_C), ids=("UTF-8", "C"))
-def test_names_in_cases_csv_are_whole_whatever_the_locale(tmp_path, locale):
-    program = ("import os, sys, pathlib\nfrom tests.test_import_volumes import split_by_person\n"
-               r"names = [os.fsdecode(name) for name in (b'Jos\xc3\xa9', b'odd\xff', b'plain')]" "\n"
-               "split_by_person(pathlib.Path(sys.argv[1]), [(name, pathlib.Path(name)) for name in names])")
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    subprocess.run(command, check=True, env=script_environment(**locale))
+def test_names_in_cases_csv_are_whole_in_a_plain_locale(tmp_path):
+    names = [b"Jos\xc3\xa9", b"odd\xff", b"plain"]
+    for index in range(3):
+        np.save(tmp_path / f"{index}.npy", np.zeros((1, 8, 8), np.uint8))
+    program = ("import os, sys, pathlib; from support.import_volumes import _split_by_person\n"
+               f"rows = [(os.fsdecode(name), pathlib.Path(os.fsdecode(name))) for name in {names}]\n"
+               "_split_by_person(pathlib.Path(sys.argv[1]), rows, 0)")
+    plain_c = script_environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=plain_c)
     with open(tmp_path / "cases.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for column in ("person", "source"):
@@ -405,8 +396,9 @@ def test_sampled_heads_are_converted_as_they_are(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     heads = np.random.default_rng(0).integers(0, 256, (4, 8, 16, 16), np.uint8)
     for number, slices in enumerate(heads):
-        slices = slices[:, :8, :8] if number == 3 else slices
-        volumes.write_nifti(slices, tmp_path / "in" / f"head_{number:03d}.nii.gz", volumes.SliceGeometry())
+        slices = slices[np.newaxis, :, :8, :8] if number == 3 else slices[np.newaxis]
+        volumes.write_nifti_heads(slices, range(8), volumes.SliceGeometry(), tmp_path)
+        (tmp_path / "head_000.nii.gz").rename(tmp_path / "in" / f"head_{number:03d}.nii.gz")
     rows = convert(tmp_path / "in", tmp_path / "out")
     said = capsys.readouterr().out
     assert "head_003.nii.gz: has slices of 8x8 pixels, the first one 16x16" in said
