@@ -122,10 +122,9 @@ def test_a_pattern_takes_the_place_of_the_rules(tmp_path, capsys):
 
 
 def test_without_t1w_names_all_but_masks_are_taken(tmp_path):
-    heads = {"IXI002.nii": "IXI002", "OAS1_0001_MR1.nii": "OAS1_0001", "OAS1_0001_MR2.nii.gz": "OAS1_0001"}
-    touch(tmp_path, *heads, "IXI002_MASK.nii", "labels.nii.gz")
+    touch(tmp_path, "IXI002.nii", "OAS1_0001_MR1.nii", "IXI002_MASK.nii", "labels.nii.gz")
     sessions, reasons = import_volumes.find_nifti(tmp_path)
-    assert sessions == [(person, tmp_path / name) for name, person in heads.items()]
+    assert [person for person, _ in sessions] == ["IXI002", "OAS1_0001"]
     assert reasons == [f"{tmp_path / name}: is a mask or a segmentation by its name"
                        for name in ("IXI002_MASK.nii", "labels.nii.gz")]
 
@@ -205,10 +204,9 @@ def find_people(folder, **options):
     return {path.relative_to(folder).as_posix(): person for person, path in sessions}
 
 
-def paths(template, **names):
+def paths(template, v, who):
     """All paths of a template, {path: its `who`}."""
-    rows = [dict(zip(names, values)) for values in itertools.product(*names.values())]
-    return {template.format(**row): str(row["who"]) for row in rows}
+    return {template.format(v=visit, who=person): str(person) for visit in v for person in who}
 
 
 ADNI = "ADNI_{who}_MR_MPR__GradWarp__B1_Correction__N3__Scaled_Br_{v}_S13893_I{v}7.nii"
@@ -241,8 +239,8 @@ UNDERSTOOD = {
     "ABIDE": {f"{site}_{n}/anat.nii": str(n) for site, low in (("Yale", 50551), ("Caltech", 51456))
               for n in range(low, low + 5)},
     "CoRR": paths("{who}/session_{v}/anat_1/anat.nii.gz", v=(1, 2), who=("0025427", "0025428", "0025429")),
-    "AOMIC": paths("ds002785/{who}/anat/{who}_T1w.nii", who=("sub-0001", "sub-0002")),
-    "FreeSurfer": paths("{who}/mri/T1.mgz", who=("bert", "ernie", "anna")),
+    "AOMIC": paths("ds002785/{who}/anat/{who}_T1w.nii", v="1", who=("sub-0001", "sub-0002")),
+    "FreeSurfer": paths("{who}/mri/T1.mgz", v="1", who=("bert", "ernie", "anna")),
     "BraTS": paths("{who}-00{v}-t1n.nii.gz", v=(0, 1), who=("BraTS-GLI-00000", "BraTS-GLI-00002")),
     "unique names": {"healthy/p1.nii": "p1", "patients/p2.nii": "p2", "p3.nii": "p3"},
     "in upper and lower case": {"V1/p01.nii": "p01", "V2/P01.nii": "p01", "V2/P02.nii": "P02"},
@@ -258,7 +256,7 @@ REFUSED = {  # the paths, and some of the readings
     "visits without a space": (paths("{who}V{v}.nii", v=(1, 2), who=PATIENTS), "6 people", "3 people"),
     "words behind the number": (paths("{who}_{v}.nii", v=("old", "new"), who=PATIENTS), "3 people", "6"),
     "sites with equal numbers": (
-        paths("site{v}/{who}/T1.nii", v="12", who=NUMBERS), "3 people with 2", "6 people with 1 session each"),
+        paths("site{v}/{who}/T1.nii", v="12", who=NUMBERS), "3 people with 2", "6 people with 1 session"),
     "groups with equal numbers": (
         paths("{v}_{who}.nii", v=("control", "case"), who=NUMBERS), "3 people with 2", "6 people with 1"),
     "equal names in classes": (paths("{v}/{who}.nii", v=("AD", "MCI"), who=PATIENTS), "3 people", "6 people"),
@@ -269,7 +267,7 @@ REFUSED = {  # the paths, and some of the readings
         {f"I{ord(who[0]) + v}/{who}.nii" for v in (1, 200) for who in ("anna", "bob")}, "4 people", "2"),
     "initials": (
         {f"{who}/{ord(who[0]) * 100 + v}.nii" for who in ("JD", "MK") for v in (1, 2)}, "4 people", "2"),
-    "nothing but visits": (paths("scan{who}.nii", who=ONE_TO_FOUR), "1 person with 4", "4 people with 1"),
+    "nothing but visits": (paths("scan{who}.nii", "1", ONE_TO_FOUR), "1 person with 4", "4 people with 1"),
     "too many visits": (paths("{v}/scan{who}.nii", v=("NYU", "UM"), who=range(20)), "2 people", "40 people"),
     "some at sites": (("site_A/P1.nii", "site_A/P2.nii", "P1.nii"), "2 people with 1 to 2", "3 people"),
 }

@@ -73,10 +73,8 @@ def test_noise_is_that_of_a_mean_over_the_pixel():
 
 def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
     assert template.split_people(50) == template.DEMO_PEOPLE
-    assert template.split_people(200) == {"train": 160, "validate": 20, "test": 20}
-    assert template.split_people(8) == {"train": 4, "validate": 2, "test": 2}
-    assert template.split_people(3) == {"train": 1, "validate": 1, "test": 1}
-    assert template.split_people(27) == {"train": 21, "validate": 3, "test": 3}
+    for number, *counts in ((200, 160, 20, 20), (8, 4, 2, 2), (3, 1, 1, 1), (27, 21, 3, 3)):
+        assert list(template.split_people(number).values()) == counts
     for number in range(3, 400):
         people = template.split_people(number)
         assert sum(people.values()) == number and min(people.values()) >= (2 if number >= 8 else 1)
@@ -121,8 +119,8 @@ def test_of_two_processes_at_once_one_makes_the_cohort(tmp_path):
                "template.DEMO_PEOPLE = dict.fromkeys(template.SPLITS, 1)\n"
                "print(template.make_demo_cohort(), flush=True)")
     environment = script_environment(XDG_CACHE_HOME=str(tmp_path))
-    both = [subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
-            for _ in range(2)]
+    command = [sys.executable, "-c", program]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in "ab"]
     folders = {process.communicate()[0].strip() for process in both}
     assert [process.returncode for process in both] == [0, 0] and len(folders) == 1
     assert [str(path) for path in tmp_path.iterdir()] == list(folders)  # and nothing hidden
