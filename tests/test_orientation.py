@@ -80,6 +80,7 @@ def test_spacing_is_that_of_neighbouring_positions(people):
     every_second = orientation.match_template(people.mean(axis=0)[::2, ::-1, ::-1], np.arange(0, 32, 2))
     assert every_second.front == "down"  # of a mirrored brain, too
     assert every_second.spacing == pytest.approx(1.4, rel=0.07)
+    assert orientation.match_template(people.mean(axis=0)[:7], np.arange(7)).front is None  # too few
 
 
 @pytest.mark.parametrize("name", other_organs())
@@ -89,10 +90,6 @@ def test_nothing_is_claimed_of_what_is_no_brain(name):
     assert front is None
     assert geometry == SliceGeometry(pixel_size=2.0, axes_known=False)
     assert line.startswith("No match with the template") and "nothing is turned" in line
-
-
-def test_few_slices_are_not_matched(people):
-    assert orientation.match_template(people.mean(axis=0)[:7], np.arange(7)).front is None
 
 
 def test_the_frame_is_that_of_the_mean_over_people(people):
