@@ -1,7 +1,6 @@
-"""Which way a set of slices lies, and at which heights: measured against the MNI152 template, since PNG files
-do not say."""
+"""Which way PNG slices lie, and at which heights, which files do not say: measured against the MNI152."""
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -20,8 +19,7 @@ MAX_POSITIONS, MAX_PEOPLE = 12, 40  # compared: as many slices of the head, each
 MIN_CORRELATION, MIN_MARGIN = 0.55, 0.12
 
 
-@dataclasses.dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """How slices fit the template."""
 
     front: str | None  # the side of the picture on which the front lies; None if the match is poor
@@ -34,10 +32,9 @@ class Match:
 def turn(images, front):
     """Turns images (N, S, S), whose front lies on the side `front`, front up.
 
-    Left and right cannot be told from a picture: a brain is nearly its own mirror image. So the turn is that
-    of the usual cause, volumes in RAS order (x to the right, y to the front) written with y along the rows
-    (front down: the rows are reversed) or along the columns (front right: a quarter turn). There the head's
-    left comes to lie on the left.
+    Left and right cannot be told: a brain is nearly its own mirror image. So the turn is that of the usual
+    cause, volumes in RAS order (x to the right, y to the front) written with y along the rows (front down:
+    the rows are reversed) or the columns (front right: a quarter turn). There left comes to lie on the left.
     """
     return {"up": images, "down": images[:, ::-1],
             "left": np.rot90(images, -1, (1, 2)), "right": np.rot90(images, 1, (1, 2))}[front]
@@ -46,43 +43,40 @@ def turn(images, front):
 def match_template(slices, positions):
     """The `Match` of mean slices (P, S, S), black 0, 256 mm wide, at positions (P,) with the MNI152 template.
 
-    Slices and template are centred on what is bright. Then each slice is compared with each height of the
-    template, for each side and some scales (the MNI's brain is larger than people's): by the correlation of
-    intensities inside the template's brain, without its rim, whose darkness any round thing shares. The
-    heights of all slices must lie on a line, height = lowest + spacing * position; the best line counts.
-    The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm.
+    Slices and template are centred on what is bright. Each slice is compared with each height of the
+    template, for each side and some scales (the MNI's brain is larger than people's), by the correlation
+    inside the template's brain without its rim, whose darkness any round thing shares. The heights must lie
+    on a line, height = lowest + spacing * position; the best line counts. The spacing is uncertain by about
+    5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm.
     """
     if len(slices) < MIN_POSITIONS or not np.ptp(slices):
         return Match(None, 0.0, 0.0, 0.0, 0.0)
     chosen = spread(len(slices), MAX_POSITIONS)
-    small = np.asarray(slices, np.float32)[chosen]
-    small = _centred(resize_local_mean(small, (len(chosen), SIDE, SIDE)))
-    positions = np.asarray(positions)[chosen]
+    small = slices[chosen].astype(np.float32)
+    small, positions = _centred(resize_local_mean(small, (len(chosen), SIDE, SIDE))), positions[chosen]
     volume, to_voxels = load_mni152()
     template = ndimage.gaussian_filter(volume, 1.5), to_voxels
     # First every side, coarsely; then the best one, finely
-    fits = _fit([turn(small, front) for front in FRONTS], positions, template, height_step=2,
-                scales=np.arange(0.82, 1.13, 0.06), spacings=np.geomspace(0.5, 8, 56),
-                lowest=np.arange(-50, 71, 2))
+    turned = [turn(small, front) for front in FRONTS]
+    fits = _fit(turned, positions, template, np.arange(0.82, 1.13, 0.06), height_step=2,
+                spacings=np.geomspace(0.5, 8, 56), lowest=np.arange(-50, 71, 2))
     second, best = np.argsort([correlation for correlation, *_ in fits])[-2:]
-    margin = fits[best][0] - fits[second][0]
-    _, scale, spacing, lowest = fits[best]
+    coarse, scale, spacing, lowest = fits[best]
+    margin = coarse - fits[second][0]
     (correlation, scale, spacing, lowest), = _fit(
-        [turn(small, FRONTS[best])], positions, template, height_step=1,
-        scales=scale + 0.02 * np.arange(-2, 3), spacings=spacing * np.linspace(0.9, 1.1, 21),
-        lowest=lowest + np.linspace(-4, 4, 17))
-    is_good = correlation >= MIN_CORRELATION and margin >= MIN_MARGIN
-    return Match(FRONTS[best] if is_good else None, float(spacing * scale), float(lowest * scale),
-                 float(correlation), float(margin))
+        turned[best:best + 1], positions, template, scale + 0.02 * np.arange(-2, 3), height_step=1,
+        spacings=spacing * np.linspace(0.9, 1.1, 21), lowest=lowest + np.linspace(-4, 4, 17))
+    front = FRONTS[best] if correlation >= MIN_CORRELATION and margin >= MIN_MARGIN else None
+    return Match(front, *map(float, (spacing * scale, lowest * scale, correlation, margin)))
 
 
 def _fit(turned, positions, template, scales, height_step, spacings, lowest):
     """The best (correlation, scale, spacing, lowest), in the template's mm, of each (P, SIDE, SIDE) given."""
     heights = np.arange(-55, 86, height_step)
-    spacings, lowest = (values.ravel() for values in np.meshgrid(spacings, lowest))
-    lines = lowest[:, np.newaxis] + spacings[:, np.newaxis] * positions
+    spacings, lowest = (values.reshape(-1, 1) for values in np.meshgrid(spacings, lowest))
+    lines = lowest + spacings * positions
     possible = (lines[:, 0] >= heights[0]) & (lines[:, -1] <= heights[-1])
-    spacings, lowest, lines = spacings[possible], lowest[possible], lines[possible]
+    spacings, lowest, lines = spacings[possible, 0], lowest[possible, 0], lines[possible]
     # For each slice of each line, its index in a flat table of (P, len(heights))
     indices = np.round((lines - heights[0]) / height_step).astype(int)
     indices += np.arange(len(positions)) * len(heights)
@@ -125,42 +119,38 @@ def _centred(images):
     bright = images > 0.1 * images.max()
     moved = np.zeros(images.shape, np.float32)
     for index in np.flatnonzero(bright.any(axis=(1, 2))):
-        middle = np.array(ndimage.center_of_mass(bright[index]))
-        ndimage.shift(images[index], (SIDE - 1) / 2 - middle, moved[index], order=1)
+        shift = (SIDE - 1) / 2 - np.array(ndimage.center_of_mass(bright[index]))
+        ndimage.shift(images[index], shift, moved[index], order=1)
     return moved
 
 
 def find_geometry(images, positions, front=None, spacing=None):
-    """Measures which way slices lie and where; what the user states overrules it.
+    """Measures which way slices lie and where, of images uint8 (N, S, S) as read, at slice numbers (N,).
 
-    Args:
-        images: uint8 (N, S, S), as read.
-        positions: (N,), the slice numbers.
-        front: one of `FRONTS`, if it is stated (--orientation).
-        spacing: in mm, if it is stated (--slice-spacing).
+    What the user states overrules it: `front`, one of `FRONTS`, and `spacing`, in mm.
 
     Returns:
-        (front, one of `FRONTS`, or None if unknown; the `SliceGeometry`; a line that tells the user).
+        (front, or None if unknown; the `SliceGeometry`; a line that tells the user).
     """
     numbers = np.unique(positions)
-    of_number = [np.flatnonzero(positions == number) for number in numbers]
-    means = [images[members[spread(len(members), MAX_PEOPLE)]].mean(axis=0) for members in of_number]
+    members = [np.flatnonzero(positions == number) for number in numbers]
+    means = [images[indices[spread(len(indices), MAX_PEOPLE)]].mean(axis=0) for indices in members]
     match = match_template(np.stack(means), numbers)
-    usual = SliceGeometry()
     side = front or match.front
     is_measured = match.front is not None and match.front == side  # heights of another side mean nothing
-    geometry = SliceGeometry(
-        FRAME_MM / images.shape[1], spacing or (match.spacing if is_measured else usual.spacing),
-        match.lowest if is_measured else usual.lowest, axes_known=side is not None)
+    source = match if is_measured else SliceGeometry()
+    geometry = SliceGeometry(FRAME_MM / images.shape[1], spacing or source.spacing, source.lowest,
+                             axes_known=side is not None)
+    fit = f"(correlation {match.correlation:.2f}"
     if side is None:
+        stated = f"; {spacing:.1f} mm apart, as stated" if spacing else ""
         return side, geometry, (
-            f"No match with the template (correlation {match.correlation:.2f}, {match.margin:.2f} above that "
-            "of another side): nothing is turned, and nothing is said of the axes"
-            f"{f'; {spacing:.1f} mm apart, as stated' if spacing else ''}.")
-    origin = " as stated" if front else f" by the template (correlation {match.correlation:.2f})"
+            f"No match with the template {fit}, {match.margin:.2f} above that of another side): nothing is "
+            f"turned, and nothing is said of the axes{stated}.")
+    origin = "as stated" if front else f"by the template {fit})"
     if match.front not in (None, side):
-        origin += f", though the template fits front-{match.front} (correlation {match.correlation:.2f})"
+        origin += f", though the template fits front-{match.front} {fit})"
+    turned = "" if side == "up" else ": turned"
     distance = "as stated" if spacing else "by the template" if is_measured else "as is usual, not measured"
-    return side, geometry, (
-        f"Slices lie front-{side}{origin}{'' if side == 'up' else ': turned'}; {geometry.spacing:.1f} mm "
-        f"apart, {distance}. Which side is left cannot be told.")
+    return side, geometry, (f"Slices lie front-{side} {origin}{turned}; {geometry.spacing:.1f} mm apart, "
+                            f"{distance}. Which side is left cannot be told.")

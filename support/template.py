@@ -1,6 +1,6 @@
 """The MNI152 template, and the cohort that is simulated from it, as PNG folders that `dataset.py` reads."""
 
-import concurrent.futures
+from concurrent.futures import ThreadPoolExecutor
 import os
 from pathlib import Path
 import tempfile
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from support.cli import UserError
 from support.files import whole_folder
+from support.images import pad_to_square
 from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
 
 DEMO_VERSION = 2  # in the cache folder's name and each person's seed: raise it if the simulation changes
@@ -21,19 +22,13 @@ DEMO_IMAGE_SIZE = 128  # pixels
 HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head can reach
 
 
-def make_demo_cohort(cache_dir=None, people=None):
-    """Simulates the demo cohort, once, and returns its folder, laid out as the OASIS PNG set.
-
-    Args:
-        cache_dir: where to keep it; by default $XDG_CACHE_HOME, ~/.cache, or else a temporary folder.
-        people: the number of people by split; by default `DEMO_PEOPLE`.
-    """
-    people = people or DEMO_PEOPLE
-    counts = "-".join(str(people[name]) for name in SPLITS)
-    folder = Path(cache_dir or _find_cache()) / f"brain-vqvae-demo-v{DEMO_VERSION}-{DEMO_IMAGE_SIZE}-{counts}"
+def make_demo_cohort():
+    """Simulates the demo cohort, once, into the user's cache: its folder, laid out as the OASIS PNG set."""
+    counts = "-".join(map(str, DEMO_PEOPLE.values()))
+    folder = _find_cache() / f"brain-vqvae-demo-v{DEMO_VERSION}-{DEMO_IMAGE_SIZE}-{counts}"
     if not folder.is_dir():
         try:
-            write_cohort(folder, people, DEMO_IMAGE_SIZE)
+            write_cohort(folder, DEMO_PEOPLE, DEMO_IMAGE_SIZE)
         except (UserError, OSError):
             if not folder.is_dir():  # else another process finished first, with the same bytes
                 raise
@@ -47,7 +42,7 @@ def _find_cache():
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):  # RuntimeError: no HOME, and a user without an account
-        folder = tempfile.mkdtemp(prefix="brain-vqvae-")
+        folder = Path(tempfile.mkdtemp(prefix="brain-vqvae-"))
         print(f"Neither $XDG_CACHE_HOME nor ~/.cache can be written: the demo cohort goes into {folder}.",
               flush=True)
         return folder
@@ -69,24 +64,6 @@ def is_simulated(folder):
     return (Path(folder) / SIMULATED_NOTE).is_file()
 
 
-def write_cohort(folder, people, image_size):
-    """Simulates people from the MNI152 T1 template that nilearn ships, and writes the three PNG folders.
-
-    The template is the mean of 152 people (Fonov et al. 2009). A virtual person is that brain under a small
-    affine map, a smooth deformation of a few millimetres, narrower or wider ventricles, its own contrast, a
-    bias field and Rician noise. The case number is the seed: the same bytes, however many people there are.
-
-    Args:
-        folder: to make; whole afterwards, or not there. A `UserError` if it exists.
-        people: the number of people by split, numbered by `make_splits`.
-        image_size: 128 or 256 pixels.
-    """
-    with whole_folder(folder, "--output-dir") as unfinished:
-        cases = make_splits(unfinished, people)
-        (unfinished / SIMULATED_NOTE).write_text("Simulated by dataset.py: no evidence about patients.\n")
-        _write_people(unfinished, cases, image_size)
-
-
 def make_splits(folder, people):
     """Makes the three folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`.
 
@@ -99,30 +76,33 @@ def make_splits(folder, people):
     return [(name, first[name] + index) for name in SPLITS for index in range(people[name])]
 
 
-def _write_people(folder, cases, image_size):
-    template = _load_template(256 // image_size)
+def write_cohort(folder, people, image_size):
+    """Simulates `people`, numbers by split, and writes them into a new folder: 128 or 256 pixels of a side.
 
+    The template, which nilearn ships, is the mean of 152 people (MNI152, Fonov et al. 2009). A virtual person
+    is that brain under a small affine map, a smooth deformation of a few millimetres, narrower or wider
+    ventricles, its own contrast, a bias field and Rician noise. The case number is the seed: the same bytes,
+    however many people there are. A `UserError` if the folder exists.
+    """
     def write_person(name, case):
-        slices = simulate_person(template, np.random.default_rng([DEMO_VERSION, case]), image_size)
-        for position, image in enumerate(slices):
-            Image.fromarray(image).save(slice_file(folder, name, case, position))
+        person = simulate_person(template, np.random.default_rng([DEMO_VERSION, case]), image_size)
+        for position, image in enumerate(person):
+            Image.fromarray(image).save(slice_file(unfinished, name, case, position))
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        writing = [pool.submit(write_person, name, case) for name, case in cases]
-        try:
-            done = concurrent.futures.as_completed(writing)
-            for person in tqdm(done, "Simulating", len(writing), unit=" people", leave=False, disable=None):
-                person.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with whole_folder(folder, "--output-dir") as unfinished:
+        cases = make_splits(unfinished, people)
+        (unfinished / SIMULATED_NOTE).write_text("Simulated by dataset.py: no evidence about patients.\n")
+        template = _load_template(256 // image_size)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            writing = pool.map(write_person, *zip(*cases))  # if one fails, those that wait are cancelled
+            list(tqdm(writing, "Simulating", len(cases), unit=" people", leave=False, disable=None))
 
 
 def _load_template(pixel_size):
     """The template for `simulate_person`: spline coefficients, brain, float32 (x, y, z), and mm to voxels."""
     intensity, to_voxels = load_mni152()
     # An average of 152 people is blurred: unsharp masking brings the folds back to one person's contrast.
-    sharp = intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))
-    sharp = sharp.clip(0, 1.2)
+    sharp = (intensity + 1.2 * (intensity - ndimage.gaussian_filter(intensity, 1.5))).clip(0, 1.2)
     brain = ndimage.binary_opening(intensity > 0.05, iterations=2).astype(np.float32)
     if pixel_size == 2:
         for axis in (0, 1):
@@ -141,17 +121,7 @@ def load_mni152():
 
 
 def cut_axial(volume, to_voxels, heights, side, pixel_size):
-    """Cuts the template into axial slices, by linear interpolation.
-
-    Args:
-        volume, to_voxels: as `load_mni152` gives them.
-        heights: of the slices, in the template's mm.
-        side: pixels of a side.
-        pixel_size: in the template's mm.
-
-    Returns:
-        float32 (len(heights), side, side): front up, left on the left, the middle of the brain in the middle.
-    """
+    """Cuts a volume of `load_mni152` at heights (N,), in mm: float32 (N, side, side), front up, left left."""
     across = (np.arange(side) - (side - 1) / 2) * pixel_size
     # The middle of the brain lies 18 mm behind the commissure.
     grid = np.stack(np.meshgrid(heights, -across - 18, across, indexing="ij")[::-1])
@@ -164,11 +134,9 @@ def _voxels(to_voxels, points):
 
 
 def simulate_person(template, rng, image_size):
-    """Draws one virtual person from `_load_template`, the same in 128 and in 256 pixels but for the noise.
+    """Draws one person, uint8 (32, image_size, image_size), the same in 128 and 256 pixels but for the noise.
 
-    Returns:
-        uint8 (32, image_size, image_size): axial slices 1.4 mm apart, upwards from 8 mm below the anterior
-        commissure, 256 mm wide; front up, the head's left on the left, the outside of the brain 0.
+    Slices lie 1.4 mm apart, from 8 mm below the anterior commissure on, front up, left left, 256 mm wide.
     """
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size
@@ -183,28 +151,25 @@ def simulate_person(template, rng, image_size):
     y -= 18  # the middle of the brain lies behind the anterior commissure
     near_ventricles = np.exp(-((x / 22) ** 2 + ((y + 12) / 45) ** 2 + ((z - 14) / 22) ** 2))
     x *= 1 - rng.uniform(-0.15, 0.5) * near_ventricles
-
     voxels = _voxels(to_voxels, np.stack([x, y, z]))
     signal = ndimage.map_coordinates(coefficients, voxels, order=3, prefilter=False).clip(0, 1.2)
     inside = ndimage.map_coordinates(brain, voxels, order=1)
     if pixel_size == 1:
         inside = inside > 0.5
     signal = signal ** rng.uniform(1.2, 1.8) * np.exp(_smooth_field(rng, 40, 0.06, shape))
-    signal = signal * rng.uniform(0.85, 1.0)
+    signal *= rng.uniform(0.85, 1.0)
     noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *shape))  # a larger pixel has less
     magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: of a complex signal with Gaussian noise
     pixels = np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8)
-    top, left = (image_size - rows) // 2, (image_size - columns) // 2
-    return np.pad(pixels, ((0, 0), (top, top), (left, left)))
+    return pad_to_square(pixels, image_size)
 
 
 def _smooth_field(rng, spacing, amplitude, shape):
-    """A random field, float32 of `shape`: one value every `spacing` mm of the head, splined to the grid axis
-    by axis."""
+    """A random field, float32 of `shape`: one value every `spacing` mm of the head, splined to the grid."""
     lengths = NUM_POSITIONS, *HEAD
     coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
-    # The splines of 1 mm, averaged over each pixel
-    splines = [ndimage.zoom(np.eye(few), (length / few, 1), order=3, mode="nearest")
-               .reshape(many, -1, few).mean(axis=1)
-               for few, length, many in zip(coarse.shape, lengths, shape)]
+    splines = []
+    for few, length, many in zip(coarse.shape, lengths, shape):
+        of_1_mm = ndimage.zoom(np.eye(few), (length / few, 1), order=3, mode="nearest")
+        splines.append(of_1_mm.reshape(many, -1, few).mean(axis=1))
     return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)

@@ -9,21 +9,21 @@ import re
 import numpy as np
 from scipy import ndimage
 
+from support.images import pad_to_square
+
 SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
 SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 FRAME_MM = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
-LOWEST_SLICE = 86  # mm below the top of the head, where `SliceGeometry.lowest` has its default
-SIDE = FRAME_MM  # pixels of 1 mm of the slices that are cut from volumes
+COMMISSURE = 78  # mm from the top of an average head down to its anterior commissure
 MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axis
 MAX_LENGTH = 1000  # mm along an axis
 MIN_HEAD_AREA = 2000  # mm2 of head in each slice; a brain has three times as much
 MAX_TOP_AREA = 4000  # mm2 of head in the topmost plane; more of it, and the top is about 1 cm higher
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png", re.IGNORECASE)
-# Of what `read_slices` reads, or says how to convert
-VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")
+VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")  # read, or told how to convert
 UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # by NIfTI's code: name, and how many millimetres
-OUR_HEAD = "brain-vqvae head; "  # how the description of a volume begins that `write_nifti` wrote
+OUR_HEAD = "brain-vqvae head; "  # how the description of a volume begins that `write_nifti_heads` wrote
 
 
 class VolumeError(ValueError):
@@ -32,19 +32,12 @@ class VolumeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class SliceGeometry:
-    """Where the slices of a data set lie, in millimetres.
+    """Where the slices of a data set lie, in millimetres."""
 
-    Attributes:
-        pixel_size: of the slices' square pixels.
-        spacing: between neighbouring slices.
-        lowest: height of slice 0 above the anterior commissure; negative below it.
-        axes_known: whether front is known to be up, as measured or stated; else nothing is claimed of axes.
-    """
-
-    pixel_size: float = 1.0
-    spacing: float = SLICE_SPACING
-    lowest: float = -8.0
-    axes_known: bool = True
+    pixel_size: float = 1.0  # of the slices' square pixels
+    spacing: float = SLICE_SPACING  # between neighbouring slices
+    lowest: float = -8.0  # height of slice 0 above the anterior commissure; negative below it
+    axes_known: bool = True  # whether front is known to be up, as measured or stated; else nothing is claimed
 
 
 def slice_file(folder, split, case, position):
@@ -61,26 +54,23 @@ def is_dicom(path):
     return False
 
 
-# Reading ----------------------------------------------------------------------------------------------------
-
-
 def read_slices(path, geometry=SliceGeometry()):
     """Reads the axial slices of a head from a volume that nibabel reads.
 
-    A head that `write_nifti` wrote gives its slices as they are; of any other, `axial_slices` are cut at the
-    heights of `geometry`.
+    A head that `write_nifti_heads` wrote gives its slices as they are; any other is cut at the heights of
+    `geometry` into 32 slices of 256 x 256 pixels of 1 mm.
 
     Returns:
-        (uint8 (N, S, S), what is to be said of the file, a list of texts). N is 32 and S 256, unless it is
-        such a head.
-
-    Raises:
-        VolumeError: if the volume cannot be used.
+        (uint8 (N, S, S), front up, the lowest first; notes on the file, a list of texts). A `VolumeError` if
+        it cannot be used.
     """
     image, notes = _open(Path(path))
-    slices = _slices_of_ours(image)
-    if slices is not None:
-        return slices, ["a head that predict.py wrote, its slices taken as they are"]
+    width, height, count = image.shape
+    is_ours = image.header["descrip"].item().startswith(OUR_HEAD.encode())
+    if (is_ours and width == height and count <= NUM_POSITIONS and image.dataobj.dtype == np.uint8
+            and np.allclose(image.affine[:3, :3], np.diag(image.header.get_zooms()))):
+        slices = np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1]
+        return np.ascontiguousarray(slices), ["a head that predict.py wrote, its slices taken as they are"]
     slices, more_notes = axial_slices(_to_ras(image, notes), geometry)
     return slices, notes + more_notes
 
@@ -93,7 +83,7 @@ def _reading():
     try:
         yield  # to calls of nibabel alone: a bug of ours is no bad file
     except Exception as error:
-        raise VolumeError(f"cannot be read ({str(error).partition(chr(10))[0] or repr(error)})") from error
+        raise VolumeError(f"cannot be read ({(str(error) or repr(error)).splitlines()[0]})") from error
     finally:
         logger.disabled = was_disabled
 
@@ -104,28 +94,26 @@ def _open(path):
 
     if is_dicom(path):
         raise VolumeError("is DICOM; convert its series to NIfTI with dcm2niix")
-    with _reading():
-        with open(path, "rb") as file:
-            is_gzipped = file.read(2) == b"\x1f\x8b"
+    with _reading(), open(path, "rb") as file:
+        is_gzipped = file.read(2) == b"\x1f\x8b"
     if is_gzipped and path.suffix.lower() == ".nii":
         raise VolumeError("is gzipped, which its name does not say; rename it to .nii.gz")
     with _reading():
         source = nibabel.load(path)
-        header, shape, dtype = source.header, tuple(map(int, source.shape)), source.get_data_dtype()
-        affine, zooms = source.affine, header.get_zooms()[:3]
+        shape, dtype, affine = tuple(map(int, source.shape)), source.get_data_dtype(), source.affine
+        zooms = source.header.get_zooms()[:3]
+    header = source.header if isinstance(source.header, nibabel.Nifti1Header) else None
     size = " x ".join(map(str, shape))
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise VolumeError(f"has {len(shape)} dimensions ({size}), not 3; give one volume")
     if np.prod(shape, dtype=float) > MAX_VOXELS:
         raise VolumeError(f"has {size} voxels by its header, too many for a head; correct or resample it")
-    if dtype.names:
-        raise VolumeError("is in colour (RGB); give the gray volume that it was made from")
-    if dtype.kind == "c":
-        raise VolumeError("holds complex numbers; save their magnitude")
+    if dtype.names or dtype.kind == "c":
+        raise VolumeError("holds colours (RGB) or complex numbers; give a gray volume")
     notes = []
     if not np.allclose(nibabel.affines.voxel_sizes(affine), zooms, rtol=0.01):
         notes.append("its affine and its pixdim differ: the voxels are taken as the affine says")
-    if isinstance(header, nibabel.Nifti1Header):
+    if header is not None:
         unit, millimetres = UNITS.get(int(header["xyzt_units"]) % 8, (None, 1))
         if unit:
             affine = np.diag([*[millimetres] * 3, 1]) @ affine
@@ -133,22 +121,10 @@ def _open(path):
         if not header["qform_code"] and not header["sform_code"]:
             notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
     if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
-        raise VolumeError("has a singular affine: its header does not say how its voxels lie; correct its "
-                          "sform or qform")
+        raise VolumeError("has a singular affine: correct its sform or qform, which say how voxels lie")
     with _reading():
         data = np.asarray(source.dataobj).reshape(shape[:3])
-    header = header if isinstance(header, nibabel.Nifti1Header) else None
     return nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine, header, dtype=data.dtype)), notes
-
-
-def _slices_of_ours(image):
-    """The slices, uint8 (N, S, S), of a volume that `write_nifti` wrote; None of another."""
-    width, height, count = image.shape
-    if (not bytes(image.header["descrip"].item()).startswith(OUR_HEAD.encode()) or width != height
-            or count > NUM_POSITIONS or image.dataobj.dtype != np.uint8
-            or not np.allclose(image.affine[:3, :3], np.diag(image.header.get_zooms()))):
-        return None
-    return np.ascontiguousarray(np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1])
 
 
 def _to_ras(image, notes):
@@ -158,27 +134,23 @@ def _to_ras(image, notes):
 
     shape, affine = nibabel.spaces.vox2out_vox((image.shape, image.affine), (1, 1, 1))
     if max(shape) > MAX_LENGTH or np.prod(shape, dtype=float) > MAX_VOXELS:
-        size = " x ".join(f"{length:,}" for length in shape)
-        raise VolumeError(f"is {size} mm large by its header; correct its voxel sizes")
+        raise VolumeError(f"is {' x '.join(map(str, shape))} mm large by its header; correct its voxel sizes")
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
-        # Outside of the head they are background; what lies between two numbers of a row along x is inside.
-        within_rows = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
-        if 2 * finite.sum() <= within_rows.sum():
-            raise VolumeError("holds no picture (most of its voxels are not numbers)")
         notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
-        volume = np.where(finite, volume, min(0, volume[finite].min()))
-    if np.ptp(volume) == 0:
-        raise VolumeError("holds no picture (constant)")
+        volume = np.where(finite, volume, volume[finite].min(initial=0))
     low, high = _levels(volume)
-    equal = _equal_neighbours(volume, low + 0.1 * (high - low))
-    if equal > 0.6 and (volume == np.round(volume)).all():
-        raise VolumeError(f"holds labels, not a picture ({equal:.0%} of neighbouring voxels are equal)")
+    equal = []  # the share of equal pairs of bright neighbours along each axis
+    for planes in (np.moveaxis(volume, axis, 0) for axis in range(3)):
+        bright = np.minimum(planes[1:], planes[:-1]) > low + 0.1 * (high - low)
+        equal.append((planes[1:] == planes[:-1])[bright].mean() if bright.any() else 1.0)
+    if min(equal) > 0.6 and (volume == np.round(volume)).all():
+        raise VolumeError(f"holds labels, not a picture ({min(equal):.0%} of neighbouring voxels are equal)")
     if not np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
-        background = min(0, float(volume.min()))
-        source = nibabel.Nifti1Image(volume, image.affine)
-        volume = np.asarray(resample_from_to(source, (shape, affine), order=1, cval=background).dataobj)
+        image = nibabel.Nifti1Image(volume, image.affine)
+        resampled = resample_from_to(image, (shape, affine), order=1, cval=min(0, float(volume.min())))
+        volume = np.asarray(resampled.dataobj)
     return volume
 
 
@@ -191,24 +163,13 @@ def _levels(volume):
     return low, np.percentile(brighter, 99.5)
 
 
-def _equal_neighbours(volume, threshold):
-    """The share of equal pairs of neighbours above a threshold, along the axis where it is smallest."""
-    shares = []
-    for axis in range(3):
-        planes = np.moveaxis(volume, axis, 0)
-        pairs = (planes[1:] > threshold) & (planes[:-1] > threshold)
-        shares.append((planes[1:] == planes[:-1])[pairs].mean() if pairs.any() else 1.0)
-    return min(shares)
+def _head_region(volume, low, high):
+    """Finds the head in a volume (x, y, z): (bool (x, y, z), whether the noise is as bright as tissue).
 
-
-def head_region(volume, low, high):
-    """Finds the head in float32 (x, y, z): (bool (x, y, z), whether the noise is as bright as tissue).
-
-    It is the largest smooth region above the noise of the upper corners, where no head reaches, and above a
-    tenth of the range from `low` to `high` (Smith 2002, BET), with what surrounds it. Not brightness is
-    smoothed, but what counts, by the majority of 5 x 5 x 5 voxels: edges stay. Where noise is as bright as
-    tissue ("UNI" images of MP2RAGE), a voxel counts if its neighbours differ by less than half of what they
-    do in the corners.
+    It is the largest region above the noise of the upper corners, where no head reaches, and above a tenth
+    of the range from `low` to `high` (Smith 2002, BET), with what surrounds it. A voxel counts by the
+    majority of 5 x 5 x 5: edges stay. Where noise is as bright as tissue ("UNI" images of MP2RAGE), it counts
+    if its neighbours differ by less than half of what they do in the corners.
     """
     x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * length) for length in volume.shape)]
     corners = np.abs(x) + np.abs(y) + z > 2  # an ellipsoid that fills the volume reaches 1.73
@@ -217,52 +178,42 @@ def head_region(volume, low, high):
     level = np.median(air)
     noise = level + 1.5 * 1.4826 * np.median(np.abs(air - level))  # 1.5 standard deviations, but robust
     is_noise_bright = noise >= (low + high) / 2
-    if not is_noise_bright:
-        bright = volume > max(noise, low + 0.1 * (high - low))
-        region = ndimage.uniform_filter(bright.astype(np.float32), 5) > 0.5
-    else:
+    if is_noise_bright:
         differences = ndimage.uniform_filter(sum(
             np.abs(np.diff(volume, axis=axis, append=volume.take([-1], axis))) for axis in range(3)), 5)
         region = differences < 0.5 * np.median(differences[corners])
+    else:
+        bright = volume > max(noise, low + 0.1 * (high - low))
+        region = ndimage.uniform_filter(bright.astype(np.float32), 5) > 0.5
     labels, count = ndimage.label(region)
     if not count:
         return region, is_noise_bright
-    boxes = ndimage.find_objects(labels)
-    x, y, z = boxes[np.bincount(labels.ravel())[1:].argmax()]
+    boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
+    starts, stops = boxes[np.bincount(labels.ravel())[1:].argmax()].T
+    highest_starts = *starts[:2], (starts[2] + stops[2]) / 2
     # The scalp may be a region of its own around the brain.
-    around = [number for number, box in enumerate(boxes, 1)
-              if box[0].start <= x.start and box[0].stop >= x.stop
-              and box[1].start <= y.start and box[1].stop >= y.stop
-              and box[2].start <= (z.start + z.stop) / 2 and box[2].stop >= z.stop]
-    return np.isin(labels, around), is_noise_bright
+    around = (boxes[..., 0] <= highest_starts).all(axis=1) & (boxes[..., 1] >= stops).all(axis=1)
+    return np.isin(labels, 1 + np.flatnonzero(around)), is_noise_bright
 
 
 def axial_slices(volume, geometry=SliceGeometry()):
-    """Cuts float32 (x, y, z), 1 mm, RAS: (uint8 (32, 256, 256), front up, left on the left, padded; notes).
-
-    By default the slices are 1.4 mm apart and the lowest lies 86 mm below the top of the head (of the brain,
-    where that was cut out): in an average brain, from 8 mm below the anterior commissure upwards.
-    """
+    """Cuts float32 (x, y, z), 1 mm, RAS: (uint8 (32, 256, 256), front up, left on the left; notes)."""
     low, high = _levels(volume)
-    head, is_noise_bright = head_region(volume, low, high)
+    head, is_noise_bright = _head_region(volume, low, high)
     heights = _slice_heights(head.sum(axis=(0, 1)), geometry)
-    slices = ((volume[:, ::-1, heights] - low) / (high - low)).clip(0, 1)
-    slices = np.round(slices * 255).astype(np.uint8).transpose(2, 1, 0)
-    head = head[:, ::-1, heights].transpose(2, 1, 0)
+    head, slices = (array[:, ::-1, heights].transpose(2, 1, 0) for array in (head, volume))
+    slices = np.round(((slices - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
     notes = []
     if is_noise_bright:
         # 2 mm more, which smoothing took: a simulated head loses nothing, and 2 % of the noise stays.
         wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(region), iterations=2) for region in head]
         slices[~np.array(wider)] = 0
         notes.append("its noise is as bright as its head (as in MP2RAGE): set to black outside of the head")
-    for axis, name in ((1, "y"), (2, "x")):
-        start = max(0, slices.shape[axis] - SIDE) // 2
-        inside = range(start, min(start + SIDE, slices.shape[axis]))
-        if np.delete(head, inside, axis).any():
-            raise VolumeError(f"shows more than {SIDE} mm along {name}")
-        slices, head = slices.take(inside, axis), head.take(inside, axis)
-    widths = [((SIDE - length) // 2, (SIDE + 1 - length) // 2) for length in slices.shape[1:]]
-    return np.pad(slices, [(0, 0), *widths]), notes
+    starts = [max(0, length - FRAME_MM) // 2 for length in slices.shape[1:]]
+    inside = slice(None), *(slice(start, start + FRAME_MM) for start in starts)
+    if head[inside].sum() < head.sum():
+        raise VolumeError(f"shows a head of more than {FRAME_MM} mm across")
+    return pad_to_square(slices[inside], FRAME_MM), notes
 
 
 def _slice_heights(areas, geometry):
@@ -272,60 +223,42 @@ def _slice_heights(areas, geometry):
         raise VolumeError("shows no head (nothing stands out from its noise)")
     if areas[-1] > MAX_TOP_AREA:
         raise VolumeError("is cut off below the top of the head, from which heights are measured")
-    depth = LOWEST_SLICE + SliceGeometry().lowest - geometry.lowest
+    depth = COMMISSURE - geometry.lowest
     heights = np.round(top[-1] - depth + geometry.spacing * np.arange(NUM_POSITIONS)).astype(int)
     if heights[0] < 0:
         raise VolumeError(f"ends {-heights[0]} mm too high: {depth:.0f} mm below the head's top are needed")
     if heights[-1] >= len(areas):
         raise VolumeError(f"ends {heights[-1] - len(areas) + 1} mm too low for {NUM_POSITIONS} slices "
                           f"{geometry.spacing:.1f} mm apart")
-    num_small = (areas[heights] < MIN_HEAD_AREA).sum()
-    if num_small:
-        raise VolumeError(f"shows no head where the slices lie: less than {MIN_HEAD_AREA // 100} cm2 in "
-                          f"{num_small} of {NUM_POSITIONS}")
+    if num_small := (areas[heights] < MIN_HEAD_AREA).sum():
+        raise VolumeError(f"shows less than {MIN_HEAD_AREA // 100} cm2 of head in {num_small} of "
+                          f"{NUM_POSITIONS} slices")
     return heights
-
-
-# Writing ----------------------------------------------------------------------------------------------------
 
 
 def write_nifti_heads(heads, positions, geometry, folder):
     """Writes heads as head_000.nii.gz and so on, each slice at its height, black where a position is missing.
 
-    Args:
-        heads: uint8 (N, S, H, W), front up, the lowest slice first.
-        positions: S slice numbers, ascending, in any steps.
-        geometry: the `SliceGeometry` of the data set.
-        folder: a `Path`, which exists.
-    """
-    offsets = np.subtract(positions, positions[0])
-    step = max(1, np.gcd.reduce(offsets))
-    geometry = dataclasses.replace(geometry, spacing=geometry.spacing * float(step),
-                                   lowest=geometry.lowest + geometry.spacing * float(positions[0]))
-    whole = np.zeros((offsets[-1] // step + 1, *heads.shape[2:]), np.uint8)
-    for number, head in enumerate(heads):
-        whole[offsets // step] = head
-        write_nifti(whole, folder / f"head_{number:03d}.nii.gz", geometry)
-
-
-def write_nifti(slices, path, geometry):
-    """Writes slices, uint8 (N, H, W), front up, the lowest first, as a volume that `read_slices` gives back.
-
-    The axes are called RAS, so that viewers show the head upright. NIfTI cannot leave left and right open:
-    the description says that they are unknown. The origin, `geometry.lowest` below the first slice, is a
-    convention.
+    Heads are uint8 (N, S, H, W), front up; positions are S ascending slice numbers in any steps. The axes are
+    called RAS, so that viewers show the head upright. NIfTI cannot leave left and right open: the description
+    says that they are unknown. The origin, `geometry.lowest` below slice 0, is a convention.
     """
     import nibabel  # slow to import
 
-    volume = slices[:, ::-1].transpose(2, 1, 0)
-    affine = np.diag([geometry.pixel_size, geometry.pixel_size, geometry.spacing, 1])
-    affine[:2, 3] = -geometry.pixel_size * (np.array(volume.shape[:2]) - 1) / 2
-    affine[2, 3] = geometry.lowest
-    image = nibabel.Nifti1Image(volume, affine)
-    image.set_qform(affine, "aligned")
-    image.set_sform(affine, "aligned")
-    image.header.set_xyzt_units("mm")
+    offsets = np.subtract(positions, positions[0])
+    step = max(1, np.gcd.reduce(offsets))
+    height, width = heads.shape[2:]
+    affine = np.diag([geometry.pixel_size, geometry.pixel_size, geometry.spacing * step, 1])
+    affine[:2, 3] = -geometry.pixel_size * (np.array([width, height]) - 1) / 2
+    affine[2, 3] = geometry.lowest + geometry.spacing * positions[0]
     unknown = "left and right are" if geometry.axes_known else "all axes are"
-    image.header["descrip"] = f"{OUR_HEAD}its origin is a convention, {unknown} unknown"
-    image.header["intent_name"] = "L/R unknown"
-    nibabel.save(image, path)
+    for number, head in enumerate(heads):
+        volume = np.zeros((width, height, offsets[-1] // step + 1), np.uint8)
+        volume[..., offsets // step] = head[:, ::-1].transpose(2, 1, 0)
+        image = nibabel.Nifti1Image(volume, affine)
+        image.set_qform(affine, "aligned")
+        image.set_sform(affine, "aligned")
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = f"{OUR_HEAD}its origin is a convention, {unknown} unknown"
+        image.header["intent_name"] = "L/R unknown"
+        nibabel.save(image, folder / f"head_{number:03d}.nii.gz")

@@ -3,8 +3,7 @@
 One person in two splits makes every result on held-out people wrong, so nothing is guessed here.
 """
 
-import collections
-import dataclasses
+from collections import Counter, namedtuple
 import re
 
 from support.cli import UserError
@@ -34,37 +33,27 @@ T1_NAMES = r"t1|t1w|t1n|unit1|mp-?rage|mpr|spgr|fspgr"
 OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|dti|adc|bold|sbref|epi|fmri"
                r"|asl|cbf|swi|mra|tof|angio|pet|inv-?\d|phase(?:diff|\d)?|magnitude\d?|fieldmap|localizer"
                r"|scout")
-# Groups that number their people each on its own, and in which nobody is twice
-SITE = r"(?:site|cent(?:er|re)|hospital)[-_ ]?[a-z0-9]+|controls?|healthy|hc|patients?|cases?"
-# Groups too, but people may move from one to the next: an equal name in two of them may be one person, or two
-STAGE = (r"(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci"
+# Groups of people. An equal name in two of them may be two people, or one who moved (a travelling subject).
+GROUP = (r"(?:site|cent(?:er|re)|hospital)[-_ ]?[a-z0-9]+|controls?|healthy|hc|patients?|cases?"
+         r"|(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci"
          r"|ad|cn|nc|nl|smc|ftd|(?:very)?mild|moderate|(?:non)?-?demented|converted|dementia")
-WORD = re.compile(rf"(?<![a-z0-9])(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|(?P<site>{SITE})|(?P<stage>{STAGE}))"
-                  r"(?![a-z0-9])|(?P<name>[^\W_]+)", re.IGNORECASE)
+WORD = re.compile(rf"(?<![a-z0-9])(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|(?P<group>{GROUP}))(?![a-z0-9])"
+                  r"|(?P<name>[^\W_]+)", re.IGNORECASE)
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
 MIN_GROUP = 5  # people in a folder of unknown meaning; one with fewer may be a person's, with as many visits
-
-
-@dataclasses.dataclass(frozen=True)
-class PathWords:
-    """The words of a path, but for visits, contrasts, and what stands in all paths."""
-
-    sites: tuple  # those of `SITE`
-    above: tuple  # before `name`
-    outermost: str  # the first that is no site or stage: `name`, or a folder around it that may be a person's
-    name: str  # what probably is the person: the first word with a digit, else the first word
-    below: tuple  # after `name`
+# The words of a path but for visits, contrasts, and what stands in all paths. `name` probably is the person:
+# a BIDS name, else the first word with a digit, else the first. What stands `above` and `below` it are lists.
+# `outermost` is the first word that is no group: `name`, or a folder around it that may be a person's.
+PathWords = namedtuple("PathWords", "outermost above name below")
 
 
 def people_of(paths, pattern=None):
-    """Tells whose head each file is.
-
-    The names of well-known studies count wherever they stand. What is left of any other path, without visits
-    and contrasts, must name the person in one way only.
+    """Tells whose head each file is: by the names of well-known studies, wherever they stand, or else by what
+    is left of its path without visits and contrasts, if that names the person in one way only.
 
     Args:
         paths: texts, below the folder of the study.
-        pattern: a regular expression whose one group is the person (--person-pattern), in place of all rules.
+        pattern: a regular expression whose one group is the person, in place of all rules.
 
     Returns:
         A list of texts; None where `pattern` finds nothing.
@@ -73,48 +62,38 @@ def people_of(paths, pattern=None):
         UserError: if there is more than one reading, with the readings; or if `pattern` cannot be used.
     """
     if pattern is not None:
-        matches = [_person_regex(pattern).search(path) for path in paths]
-        return [match[1] if match else None for match in matches]
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}); "
+                            "give one like 'patient_([0-9]+)'.") from error
+        if regex.groups != 1:
+            raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the "
+                            "person alone, like 'patient_([0-9]+)'.")
+        return [match[1] if (match := regex.search(path)) else None for path in paths]
     people = [next((match[0] for regex in STUDY_NAMES if (match := regex.search(path))), None)
               for path in paths]
-    others = [index for index, person in enumerate(people) if person is None]
-    for index, person in zip(others, _understand([ENDING.sub("", paths[index]) for index in others])):
-        people[index] = person
-    return people
-
-
-def _person_regex(pattern):
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}); "
-                        "give one like 'patient_([0-9]+)'.") from error
-    if regex.groups != 1:
-        raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the person "
-                        "alone, like 'patient_([0-9]+)'.")
-    return regex
+    others = [ENDING.sub("", path) for path, person in zip(paths, people) if person is None]
+    understood = iter(_understand(others) if others else ())
+    return [person or next(understood) for person in people]
 
 
 def _understand(paths):
     """The person of each path, a list of texts; `UserError` if another reading gives other people."""
     rows = _read_words(paths)
-    if None in rows:
-        raise _refusal([["all"] * len(paths), paths])
-    with_sites = all(row.sites for row in rows)
-    people = ["/".join([*(row.sites if with_sites else ()), row.name]) for row in rows]
+    people = [row.name for row in rows]
     readings = [
         people,
-        # Equal names in several folders are several people.
-        ["/".join([*row.above, row.name]) for row in rows],
-        # What follows the name belongs to it.
-        ["/".join([person, *row.below]) for person, row in zip(people, rows)],
+        ["/".join([*row.above, row.name]) for row in rows],  # equal names in several folders: several people
+        ["/".join([row.name, *row.below]) for row in rows],  # what follows the name belongs to it
         # P01a and P01b, or P001V1 and P001V2, are two visits.
         [re.sub(r"(?i)(?<=\d)[a-z]$|(?<=\d\d)[a-z]+\d{0,2}$", "", person) for person in people],
-        _shared_words(people, rows),
+        _shared_words(rows),
     ]
-    if any(not _same(people, reading) for reading in readings) or _has_small_groups(people, rows):
+    around = {(row.outermost, row.name) for row in rows if row.outermost != row.name}
+    if min(Counter(word for word, _ in around).values(), default=MIN_GROUP) < MIN_GROUP:
         readings.append([row.outermost for row in rows])
-    sessions = collections.Counter(person for person in people if not BIDS_NAME.search(person))
+    sessions = Counter(person for person in people if not BIDS_NAME.search(person))
     if max(sessions.values(), default=0) > MAX_SESSIONS:
         readings.append(paths)
     if any(not _same(people, reading) for reading in readings):
@@ -123,7 +102,7 @@ def _understand(paths):
 
 
 def _read_words(paths):
-    """The `PathWords` of each path; None of a path that has no word left."""
+    """The `PathWords` of each path; `UserError` if one has no word left that may be a name."""
     spellings, found = {}, []
     for path in paths:
         bids = BIDS_NAME.search(path)
@@ -131,48 +110,32 @@ def _read_words(paths):
         words = [(match.lastgroup, match[0]) for match in matches if match.lastgroup]
         words += [("bids", bids[0])] if bids else []
         # P01 and p01 are one word, and each counts once.
-        words = [(kind, spellings.setdefault(text.casefold(), text)) for kind, text in words]
-        found.append(list(dict.fromkeys(words)))
-    common = set(found[0]).intersection(*found) if found else set()
+        found.append({spellings.setdefault(text.casefold(), text): kind for kind, text in words})
+    common = set(found[0]).intersection(*found)
     if any(common.issuperset(words) for words in found):
         common = set()  # of one person alone all words are in all paths
-    return [_path_words([word for word in words if word not in common]) for words in found]
+    rows = []
+    for words in found:
+        texts = [text for text in words if text not in common]
+        names = [text for text in texts if words[text] != "group"]
+        if not names:
+            raise _refusal([["all"] * len(paths), paths])
+        if words[names[-1]] == "bids":
+            names = names[-1:]
+        name = next((text for text in names if re.search(r"\d", text)), names[0])
+        start = texts.index(name)
+        rows.append(PathWords(names[0], texts[:start], name, texts[start + 1:]))
+    return rows
 
 
-def _path_words(words):
-    """The `PathWords` of [(kind, text)]."""
-    names = [text for kind, text in words if kind in ("name", "bids")]
-    if not names:
-        return None
-    has_bids = words[-1][0] == "bids"
-    name = names[-1] if has_bids else next((text for text in names if re.search(r"\d", text)), names[0])
-    texts = [text for _, text in words]
-    start = texts.index(name)
-    return PathWords(tuple(text for kind, text in words if kind == "site"), tuple(texts[:start]),
-                     name if has_bids else names[0], name, tuple(texts[start + 1:]))
-
-
-def _shared_words(people, rows):
+def _shared_words(rows):
     """A reading in which a word that follows several names is the person: P01 of I123_P01 and I124_P01."""
-    owners = collections.defaultdict(set)
-    for row, person in zip(rows, people):
-        for word in row.below:
-            owners[word].add(person)
+    num_owners = Counter(word for word, _ in {(word, row.name) for row in rows for word in row.below})
     # Neither a group, nor the number of a series, nor a place where many were
-    shared = {word for word, names in owners.items()
-              if len(names) > 1 and (len(names) < MIN_GROUP or re.search(r"\d", word))
+    shared = {word for word, count in num_owners.items()
+              if count > 1 and (count < MIN_GROUP or re.search(r"\d", word))
               and WORD.fullmatch(word).lastgroup == "name" and not re.fullmatch(r"\d{1,2}", word)}
-    return [next((word for word in row.below if word in shared), person) for row, person in zip(rows, people)]
-
-
-def _has_small_groups(people, rows):
-    """Whether a folder (or word) of unknown meaning stands around so few people that it may itself be a
-    person."""
-    members = collections.defaultdict(set)
-    for row, person in zip(rows, people):
-        if row.outermost != row.name:
-            members[row.outermost].add(person)
-    return any(len(names) < MIN_GROUP for names in members.values())
+    return [next((word for word in row.below if word in shared), row.name) for row in rows]
 
 
 def _same(reading, other):
@@ -182,20 +145,17 @@ def _same(reading, other):
 
 def _refusal(readings):
     """The `UserError` that shows different readings, each a list of the people of all files."""
-    different = []
+    different, descriptions = [], []
     for reading in readings:
-        if not any(_same(reading, other) for other in different):
-            different.append(reading)
+        if any(_same(reading, other) for other in different):
+            continue
+        different.append(reading)
+        sessions = Counter(reading)
+        fewest, most = min(sessions.values()), max(sessions.values())
+        number = f"{fewest} to {most}" if fewest < most else str(most)
+        people = f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'}"
+        descriptions.append(f"{people} with {number} session{'s' * (most > 1)} each (such as {reading[0]})")
     return UserError(
-        f"It cannot be told whose heads these {len(readings[0])} sessions are: "
-        f"{', or '.join(map(_summary, different))}? Give --person-pattern, a regular expression for the "
-        "paths whose one group is the person, such as '([^/]+)/[^/]*$' for the folder that each file is in.")
-
-
-def _summary(people):
-    """A reading in words: "4 people with 3 sessions each (such as 000)"."""
-    sessions = collections.Counter(people)
-    fewest, most = min(sessions.values()), max(sessions.values())
-    number = f"{fewest} to {most}" if fewest < most else str(most)
-    return (f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'} with {number} "
-            f"session{'s' if most > 1 else ''} each (such as {people[0]})")
+        f"It cannot be told whose heads these {len(readings[0])} sessions are: {', or '.join(descriptions)}? "
+        "Give --person-pattern, a regular expression for the paths whose one group is the person, such as "
+        "'([^/]+)/[^/]*$' for the folder that each file is in.")

@@ -1,7 +1,6 @@
 import functools
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -29,12 +28,11 @@ DEMO_PERSON = (
 
 
 def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypatch):
-    people = {"train": 1, "validate": 1, "test": 1}
-    folder = template.make_demo_cohort(tmp_path / "a", people)
-    again = template.make_demo_cohort(tmp_path / "b", people)
+    monkeypatch.setattr(template, "DEMO_PEOPLE", {"train": 1, "validate": 1, "test": 1})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = template.make_demo_cohort()
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
     assert len(files) == 96
-    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
     splits = dataset.load_splits(folder)
     images = splits["train"].images
     assert images.shape == (32, 128, 128)
@@ -47,12 +45,12 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     np.testing.assert_allclose(fields.ravel(), DEMO_PERSON, atol=0.06, err_msg="raise DEMO_VERSION")
     with monkeypatch.context() as patch:
         patch.setattr(template, "write_cohort", None)
-        assert template.make_demo_cohort(tmp_path / "a", people) == folder  # nothing is simulated again
+        assert template.make_demo_cohort() == folder  # nothing is simulated again
     # The two hemispheres mirror each other far better than the front mirrors the back.
     centre = images[16].astype(float)
     across, along = (np.corrcoef(centre.ravel(), np.flip(centre, axis).ravel())[0, 1] for axis in (1, 0))
     assert across > max(0.8, along)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [folder.name]  # nothing half-made is left
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing half-made is left
 
 
 def test_a_person_of_128_pixels_is_the_mean_of_the_one_of_256():
@@ -75,10 +73,8 @@ def test_noise_is_that_of_a_mean_over_the_pixel():
 
 def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
     assert template.split_people(50) == template.DEMO_PEOPLE
-    assert template.split_people(200) == {"train": 160, "validate": 20, "test": 20}
-    assert template.split_people(8) == {"train": 4, "validate": 2, "test": 2}
-    assert template.split_people(3) == {"train": 1, "validate": 1, "test": 1}
-    assert template.split_people(27) == {"train": 21, "validate": 3, "test": 3}
+    for number, *counts in ((200, 160, 20, 20), (8, 4, 2, 2), (3, 1, 1, 1), (27, 21, 3, 3)):
+        assert list(template.split_people(number).values()) == counts
     for number in range(3, 400):
         people = template.split_people(number)
         assert sum(people.values()) == number and min(people.values()) >= (2 if number >= 8 else 1)
@@ -99,50 +95,35 @@ def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, caps
         check_refused(dataset.main, arguments, expected, capsys)
 
 
-def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path, monkeypatch):
-    cases_written = []
-    monkeypatch.setattr(template, "_write_people", lambda folder, cases, size: cases_written.extend(cases))
-    template.write_cohort(tmp_path / "large", {"train": 500, "validate": 50, "test": 50}, 128)
-    assert len({case for _, case in cases_written}) == 600
-    first = {name: min(case for split, case in cases_written if split == name) for name in volumes.SPLITS}
+def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path):
+    cases = template.make_splits(tmp_path, {"train": 500, "validate": 50, "test": 50})
+    assert len({case for _, case in cases}) == 600
+    first = {name: min(case for split, case in cases if split == name) for name in volumes.SPLITS}
     assert first == {"train": 1, "validate": 501, "test": 551}
 
 
 def test_a_cohort_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def fail(folder, cases, image_size):
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(template, "_write_people", fail)
+    monkeypatch.setattr(template, "simulate_person", fail)
     with pytest.raises(OSError, match="No space left on device"):
         template.write_cohort(tmp_path / "cohort", template.DEMO_PEOPLE, 128)
     assert not list(tmp_path.iterdir())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="Not a directory"):
-        template.make_demo_cohort(tmp_path / "file" / "cache")
 
 
-def test_two_processes_at_once_and_the_leftover_of_a_killed_one(tmp_path):
-    program = ("import sys, time; from support import template\n"
-               "def write(folder, *_): (folder / 'slice').touch(), time.sleep(float(sys.argv[2]))\n"
-               "template._write_people = write\n"
-               "print(template.make_demo_cohort(sys.argv[1]), flush=True)")
-
-    def start(seconds):
-        command = [sys.executable, "-c", program, str(tmp_path), str(seconds)]
-        return subprocess.Popen(command, env=script_environment(), stdout=subprocess.PIPE, text=True)
-
-    killed = start(600)
-    while not list(tmp_path.glob(".*/*/slice")):
-        assert killed.poll() is None
-        time.sleep(0.05)
-    killed.kill()
-    killed.communicate()
-    assert len(list(tmp_path.iterdir())) == 1
-    both = [start(1), start(1)]
+def test_of_two_processes_at_once_one_makes_the_cohort(tmp_path):
+    program = ("import time; from support import template\n"
+               "template.simulate_person = lambda *_: time.sleep(1) or []\n"
+               "template._load_template = lambda _: None\n"
+               "template.DEMO_PEOPLE = dict.fromkeys(template.SPLITS, 1)\n"
+               "print(template.make_demo_cohort(), flush=True)")
+    environment = script_environment(XDG_CACHE_HOME=str(tmp_path))
+    command = [sys.executable, "-c", program]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in "ab"]
     folders = {process.communicate()[0].strip() for process in both}
     assert [process.returncode for process in both] == [0, 0] and len(folders) == 1
     assert [str(path) for path in tmp_path.iterdir()] == list(folders)  # and nothing hidden
-    assert (tmp_path / folders.pop() / "slice").exists()
 
 
 @pytest.mark.parametrize("home", ["no account", "no folder"])
@@ -154,7 +135,7 @@ def test_without_a_cache_the_demo_cohort_goes_into_a_folder_that_is_said(home, t
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(template.Path, "home", no_home if home == "no account" else lambda: tmp_path / "file")
     monkeypatch.setattr(template.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(template, "_write_people", lambda *_: None)
+    monkeypatch.setattr(template, "write_cohort", lambda folder, *_: folder.mkdir())
     folder = template.make_demo_cohort()
     assert folder.is_dir() and folder.parent.parent == tmp_path
     assert str(folder.parent) in capsys.readouterr().out
