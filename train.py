@@ -311,7 +311,6 @@ class Reconstructions(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Draws what the first epoch begins with."""
         if epoch == 0:
             self._draw_frame("before the first epoch", 0)
 

@@ -34,9 +34,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def script_parser(doc, description=None):
     """The parser of a script by its docstring: the first line, or `description`, and the examples."""
-    lines = doc.split("\n")
-    examples = "\n".join(line for line in lines[1:] if line.startswith("    "))
-    return ArgumentParser(description=description or lines[0], epilog=f"examples:\n{examples}",
+    first, *lines = doc.split("\n")
+    examples = "\n".join(["examples:", *(line for line in lines if line.startswith("    "))])
+    return ArgumentParser(description=description or first, epilog=examples,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

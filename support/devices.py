@@ -107,7 +107,7 @@ def samples_at_once(bytes_each):
 def steps_per_execution(steps_per_epoch):
     """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly.
 
-    Small steps on a GPU wait for Python more than they compute; on a CPU, and among several devices, it is 1.
+    Small steps on a GPU wait for Python more than they compute. On a CPU or many devices it is 1.
     """
     if kind() == "CPU" or strategy().num_replicas_in_sync > 1:
         return 1
@@ -339,7 +339,6 @@ class Dropout(layers.Dropout):
     """Dropout by a mask of its own on every replica; Keras' own draws the same one on all."""
 
     def call(self, inputs, training=False):
-        """Drops a share of the inputs and scales the rest."""
         if not training or not self.rate:
             return inputs
         seed = tf.cast(tf.math.floormod(self.seed_generator.next(), tf.int32.max - 1), tf.int32)

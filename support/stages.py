@@ -24,11 +24,9 @@ class Stage:
     A subclass says with what: `make_model`, `batches`, `validation_batches`, and the attributes here.
 
     Attributes:
-        title: printed at the start.
-        name: "vqvae" or "pixelcnn", of the files.
+        title, name: printed at the start; "vqvae" or "pixelcnn", of the files.
         monitor, better: the log that tells the best epoch; `max` or `min`, which values of it are better.
-        line: what is printed of an epoch's logs, for `str.format`.
-        advice: what to do if the loss diverges.
+        line, advice: an epoch's logs in words, for `str.format`; what to do if the loss diverges.
     """
 
     def __init__(self, run, splits, settings, epochs, batch_size, learning_rate):
@@ -109,8 +107,7 @@ class Stage:
                     load_weights(model, path)
             except ValueError as error:
                 raise UserError(f"{error}; {advice}.") from error
-        optimizer = getattr(model, "optimizer", None)
-        devices.broadcast_variables(model.variables + (optimizer.variables if optimizer else []))
+        devices.broadcast_variables(model.variables + (model.optimizer.variables if model.compiled else []))
 
 
 def new_optimizer(peak, rising_steps, total_steps):
@@ -122,17 +119,13 @@ def new_optimizer(peak, rising_steps, total_steps):
 
 
 class EpochSeeds(keras.callbacks.Callback):
-    """Makes every epoch's draws of dropout depend on (seed, epoch) alone, as the order of the data does.
-
-    Keras does not save the state of its seed generators: a resumed run would draw otherwise.
-    """
+    """Makes an epoch's draws of dropout depend on (seed, epoch) alone: Keras does not save their state."""
 
     def __init__(self, seed):
         super().__init__()
         self.seed = seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Sets the state of each seed generator."""
         states = (variable for variable in self.model.variables if "seed_generator_state" in variable.path)
         for index, state in enumerate(states):
             state.assign(np.random.default_rng([self.seed, epoch, index]).integers(0, 2 ** 31, state.shape))
@@ -150,7 +143,6 @@ class EpochLines(keras.callbacks.Callback):
         self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock and the bar."""
         self.epoch, self.start = epoch, time.perf_counter()
         self.bar = tqdm(desc=f"epoch {epoch + 1}/{self.epochs}", total=self.stage.steps_per_epoch,
                         unit=" steps", leave=False, disable=None if devices.is_chief() else True)
@@ -166,7 +158,6 @@ class EpochLines(keras.callbacks.Callback):
                             f"{MAX_LOSS:.0e}.{best} To do: {stage.advice}.")
 
     def on_epoch_end(self, epoch, logs):
-        """Stops the clock and prints the line."""
         self.bar.close()
         logs["seconds"] = time.perf_counter() - self.start
         self.seconds.append(logs["seconds"])
