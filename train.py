@@ -26,8 +26,7 @@ import dataset
 import modules
 from support import cli, devices, figures, judge, metrics, orientation, people, runs, sampler, stages
 from support.cli import UserError
-from support.devices import print_on_chief
-from support.files import UNFINISHED, write_json
+from support.files import UNFINISHED, whole_file, write_json
 from support.images import empty_margin, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 from support.synthetic import is_synthetic
@@ -450,13 +449,21 @@ def fit_ventricles(run, prior, train, margin):
                {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
 
 
-def measure_test_people(run, vqvae, prior, splits):
-    """Draws figures/, prints the main results, writes metrics.json last: a run that has it is finished."""
+def finish(run, vqvae, prior, splits):
+    """Calibrates the prior, saves both models without their optimisers, and measures on the test people.
+
+    metrics.json is written last: a run that has it is finished.
+    """
+    train, test = splits["train"], splits["test"]
+    calibrate_prior(run, vqvae, prior, train.num_people)
+    fit_ventricles(run, prior, train, vqvae.margin)
+    for name, model in (("vqvae", vqvae), ("pixelcnn", prior)):
+        with whole_file(run.model_path(name)) as new:
+            model.save(new)
     print("Measuring on the test people ...", flush=True)
-    test = splits["test"]
     coded = dataset.encode_split(vqvae, prior, test)
     measured, _ = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
-    baselines = metrics.baselines(splits["train"].images, test.images)
+    baselines = metrics.baselines(train.images, test.images)
     draw_figures(run, vqvae, prior, splits, coded.codes[0])
     write_json(run.folder / "metrics.json", measured)
     shutil.rmtree(run.folder / "backup", ignore_errors=True)
@@ -500,20 +507,11 @@ def print_results(measured, baselines, test, vqvae):
 # The command ----------------------------------------------------------------------------------------------
 
 def run_stages(run, splits):
-    """Trains both networks; then calibrates the prior, measures on the test people and draws the figures."""
+    """Trains both networks, then finishes the run."""
     run.frames_dir.mkdir(parents=True, exist_ok=True)
     vqvae = VQVAEStage(run, splits).train()
     prior = PixelCNNStage(run, splits, vqvae).train()
     devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one
-
-
-def finish(run, vqvae, prior, splits):
-    """Calibrates the prior, saves both models without their optimisers, and measures."""
-    calibrate_prior(run, vqvae, prior, splits["train"].num_people)
-    fit_ventricles(run, prior, splits["train"], vqvae.margin)
-    run.save("vqvae", vqvae)
-    run.save("pixelcnn", prior)
-    measure_test_people(run, vqvae, prior, splits)
 
 
 @cli.exit_on_user_error
@@ -527,7 +525,7 @@ def main(argv=None):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
         devices.try_xla()
         if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
-            print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
+            devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
             return
         with open_run(arguments) as (run, splits):
             if devices.is_chief():
@@ -535,7 +533,7 @@ def main(argv=None):
             with cli.message_on_signals("Stopped. All finished epochs are saved; python train.py --run-dir "
                                         f"{run.folder} --resume goes on."):
                 run_stages(run, splits)
-    print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
+    devices.print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 
 
 if __name__ == "__main__":

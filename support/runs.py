@@ -144,11 +144,6 @@ class Run:
         with whole_file(path) as new:
             new.write_bytes(b"".join(lines[:1 + epochs]))
 
-    def save(self, name, model):
-        """Saves a model as the run's result."""
-        with whole_file(self.model_path(name)) as new:
-            model.save(new)
-
 
 @contextlib.contextmanager
 def take_folder(folder):

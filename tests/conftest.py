@@ -8,6 +8,7 @@ import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matp
 
 import fcntl
 from pathlib import Path
+import resource
 
 import pytest
 import tensorflow as tf
@@ -45,6 +46,15 @@ def trained(tmp_path_factory):
             write_cohort(folder / "cohort")
             train.main(["--run-dir", str(new_run(folder / "runs" / "tiny", folder / "cohort")), "--resume"])
     return folder
+
+
+@pytest.fixture
+def small_files():
+    """Lets no file grow over 100 kB, which stands for a full disk: it fails at the same call."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def check_refused(main, arguments, expected, capsys):

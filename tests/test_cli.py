@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 
+import h5py
 import pytest
 import tensorflow as tf
 
-import dataset
 import predict
 from support import cli
 from tests.conftest import check_refused, ROOT, script_environment
@@ -25,12 +25,9 @@ def run_python(code, *arguments, cwd=None, **variables):
                           env=script_environment(**variables))
 
 
-# The first lines: as in a container that runs as a user who has no entry in /etc/passwd
+# The first line: as in a container that runs as a user who has no entry in /etc/passwd
 SETTINGS = """
-import pwd
-def getpwuid(uid):
-    raise KeyError(uid)
-pwd.getpwuid = getpwuid
+import pwd; pwd.getpwuid = {}.__getitem__
 import support.environment
 import json
 import train
@@ -187,23 +184,13 @@ def test_what_fails_in_the_file_system_is_told_from_all_else(error, path, reason
             cli.exit_on_user_error(fail)()
 
 
-HDF5 = """
-import resource, sys
-import h5py
-from support import cli
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-@cli.exit_on_user_error
-def main():
-    with h5py.File(sys.argv[1], "w") as file:
-        file["data"] = range(100_000)
-main()
-"""
+def test_hdf5_says_why_it_cannot_write(tmp_path, small_files, capsys):
+    def write():
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["data"] = range(100_000)
 
-
-def test_hdf5_says_why_it_cannot_write(tmp_path):
-    done = run_python(HDF5, str(tmp_path / "a.h5"))
-    assert done.returncode == 2 and done.stderr.strip().endswith("File too large.")
-    assert "Traceback" not in done.stderr
+    status, said = end_of(write, capsys)
+    assert status == 2 and said.endswith("File too large.\n") and "Traceback" not in said
 
 
 def test_a_traceback_is_to_be_had(monkeypatch, capsys):
@@ -222,9 +209,3 @@ def test_tensorflow_is_given_no_folder_whose_name_is_no_text(tmp_path, monkeypat
     for main, option in ((train.main, "--run-dir"), (predict.main, "--export")):
         check_refused(main, [option, name], f"{option}: the name run_\\udcff is not UTF-8", capsys)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_contact_sheet_that_cannot_be_written_is_one_sentence(cohort, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").write_text("not a folder")
-    check_refused(dataset.main, ["--data-dir", str(cohort)], "runs", capsys)
