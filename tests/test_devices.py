@@ -177,8 +177,8 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
             resumed = stage.resume(1)
             assert stage.batch_size == batch_size and np.asarray(resumed.optimizer.iterations) == steps
             assert resumed.distribute_strategy is after
-            for variable, twin in zip(model.variables + model.optimizer.variables[1:],
-                                      resumed.variables + resumed.optimizer.variables[1:], strict=True):
+            for variable, twin in zip(model.weights + model.optimizer.variables[1:],
+                                      resumed.weights + resumed.optimizer.variables[1:], strict=True):
                 np.testing.assert_array_equal(variable, twin, err_msg=variable.path)
 
 
