@@ -1,8 +1,8 @@
 """Trains the VQ-VAE on brain slices, then the PixelCNN prior on its codes.
 
-    python train.py                                 # OASIS if it is found, else the demo cohort, in five
-    minutes python train.py --data-dir DIR --run-dir runs/oasis python train.py --run-dir runs/oasis --resume
-    # goes on after the last finished epoch; or begins; or is done
+    python train.py                                  # OASIS if it is found, else the demo cohort (5 minutes)
+    python train.py --data-dir DIR --run-dir runs/oasis
+    python train.py --run-dir runs/oasis --resume    # goes on after the last finished epoch, or begins
 
 All results lie in the run folder; README.md says what each file is.
 """
@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
+import shutil
 
 import keras
 import numpy as np
@@ -25,8 +26,7 @@ import dataset
 import modules
 from support import cli, devices, figures, judge, metrics, orientation, people, runs, sampler, stages
 from support.cli import UserError
-from support.devices import print_on_chief
-from support.files import UNFINISHED, write_json
+from support.files import UNFINISHED, whole_file, write_json
 from support.images import empty_margin, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 from support.synthetic import is_synthetic
@@ -69,28 +69,25 @@ DEMO = Settings(num_embeddings=128, epochs=4, prior_epochs=3, prior_dropout=0.0,
 def parse_arguments(argv):
     """The command line; settings without an option are None."""
     parser = cli.script_parser(__doc__)
-    add, positive, default = parser.add_argument, cli.number(int, 1), Settings()
+    add, default, count = parser.add_argument, Settings(), {"type": cli.number(int, 1), "metavar": "N"}
     add("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may "
         "be larger than memory, and the next start takes a moment")
     add("--run-dir", type=cli.utf8_path, metavar="DIR", help="for all results (default: runs/DATE-TIME)")
-    add("--epochs", type=positive, metavar="N",
-        help=f"of the VQ-VAE (default: {default.epochs}; demo cohort: {DEMO.epochs})")
-    add("--prior-epochs", type=positive, metavar="N",
+    add("--epochs", **count, help=f"of the VQ-VAE (default: {default.epochs}; demo cohort: {DEMO.epochs})")
+    add("--prior-epochs", **count,
         help=f"of the PixelCNN (default: {default.prior_epochs}; demo cohort: {DEMO.prior_epochs})")
-    add("--batch-size", type=positive, metavar="B",
-        help=f"images per step of the VQ-VAE (default: {default.batch_size})")
+    add("--batch-size", **count, help=f"images per step of the VQ-VAE (default: {default.batch_size})")
     add("--learning-rate", type=cli.number(float, 1e-9), metavar="R",
         help=f"of the VQ-VAE, at its peak (default: {default.learning_rate})")
     add("--num-embeddings", type=cli.number(int, 2), metavar="K",
         help=f"codes in the codebook (default: {default.num_embeddings}; demo cohort: {DEMO.num_embeddings})")
-    add("--embedding-dim", type=positive, metavar="D",
-        help=f"length of a code's vector (default: {default.embedding_dim})")
+    add("--embedding-dim", **count, help=f"length of a code's vector (default: {default.embedding_dim})")
     add("--downsample", type=int, choices=(4, 8),
         help=f"side of an image over side of its grid of codes (default: {default.downsample})")
     add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help="of every draw (default: 0)")
-    add("--limit", type=positive, metavar="N", help="use the first N people of each split (default: all)")
+    add("--limit", **count, help="use the first N people of each split (default: all)")
     add("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
         help="where the front of the head lies in the pictures (default: measured)")
     add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM",
@@ -105,19 +102,14 @@ def parse_arguments(argv):
     return arguments
 
 
-# The run and its data
-# -----------------------------------------------------------------------------------------
-
+# The run and its data -------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
 def open_run(arguments):
-    """Settles the run's folder, settings and data, and takes the folder for this training.
+    """Takes the run's folder for this training and yields (`Run`, dict of `dataset.Split`).
 
-    On several machines the chief does so; the others get its config, and read the same data from their own
-    disks.
-
-    Yields:
-        (a `Run`, dict of `dataset.Split`).
+    On several machines the chief settles both; the others get its config, and read the same data from their
+    own disks.
     """
     with contextlib.ExitStack() as stack:
         with devices.fail_together():
@@ -129,7 +121,6 @@ def open_run(arguments):
         with devices.fail_together():
             if not devices.is_chief():
                 run = Run(folder, config)
-                devices.check_precision(run.settings["mixed_precision"])
                 arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # this machine's own
                 splits = matching_splits(run, arguments)
         yield run, splits
@@ -139,7 +130,7 @@ def is_begun(folder, resume):
     """Whether there is a run to resume; UserError if the folder holds anything else."""
     if resume and (folder / "config.json").exists():
         return True
-    if any(path.name != ".config.json" and not path.name.endswith(UNFINISHED) for path in folder.iterdir()):
+    if any(not path.name.endswith(UNFINISHED) for path in folder.iterdir()):
         raise UserError(f"{folder} holds no run, but other files; give another --run-dir." if resume else
                         f"{folder} is not empty; give another --run-dir, or --resume to go on with its run.")
     return False
@@ -158,28 +149,25 @@ def new_run(folder, arguments):
     devices.check_precision(settings.mixed_precision)
     front, geometry = find_geometry(data_dir, is_demo, settings)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
-    train = splits["train"]
-    devices.global_batch(settings.batch_size, len(train.images))
-    vqvae, pixelcnn = model_arguments(train, settings)
+    devices.global_batch(settings.batch_size, len(splits["train"].images))
+    vqvae, pixelcnn = model_arguments(splits["train"], settings)
+    data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
+            "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
+            "front": front, "geometry": vars(geometry),
+            "images": {name: len(split.images) for name, split in splits.items()},
+            "people": {name: split.num_people for name, split in splits.items()}}
     config = {"settings": vars(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
               "vqvae": modules.VQVAE(**vqvae).settings, "pixelcnn": modules.PixelCNN(**pixelcnn).settings,
-              "data": {"folder": str(data_dir.resolve()), "is_demo": is_demo,
-                       "is_simulated": is_simulated(data_dir),
-                       "is_synthetic": is_synthetic(data_dir),
-                       "fingerprints": dataset.fingerprints(splits),
-                       "front": front, "geometry": vars(geometry),
-                       "images": {name: len(split.images) for name, split in splits.items()},
-                       "people": {name: split.num_people for name, split in splits.items()}},
-              "build": runs.build_info(), "git_commit": runs.git_commit()}
-    return runs.begin(folder, config), splits
+              "data": data, "build": runs.build_info(), "git_commit": runs.git_commit()}
+    write_json(folder / "config.json", config)
+    return Run(folder, config), splits
 
 
 def find_geometry(data_dir, is_demo, settings):
     """(front or None, `SliceGeometry`), measured unless stated; prints the result."""
     front = settings.orientation.removeprefix("front-") if settings.orientation else None
     if is_demo and not front and not settings.slice_spacing:
-        pixel_size = FRAME_MM / DEMO_IMAGE_SIZE
-        return "up", SliceGeometry(pixel_size)  # as it was simulated
+        return "up", SliceGeometry(FRAME_MM / DEMO_IMAGE_SIZE)  # as it was simulated
     front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
     print(line, flush=True)
     return front, geometry
@@ -210,18 +198,18 @@ def resumed_run(folder, arguments):
             or run.config.get("condition_dropout") != dataset.CONDITION_DROPOUT):
         raise UserError(f"{folder} began with other settings than this version of train.py has; check out "
                         f"commit {run.config.get('git_commit')} or start a new run.")
-    devices.check_precision(run.settings["mixed_precision"])
     return run, matching_splits(run, arguments)
 
 
 def matching_splits(run, arguments):
-    """The splits that a run began with; UserError if they are others now."""
-    data = run.config["data"]
+    """The splits that a run began with; UserError if they are others now, or this machine cannot train it."""
+    data, settings = run.config["data"], run.settings
+    devices.check_precision(settings["mixed_precision"])
     folder = arguments.data_dir or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
         folder = make_demo_cohort()  # another machine than the one that began
-    limit = run.settings["limit"]
-    splits = dataset.load_splits(folder, limit=limit, cache_dir=arguments.cache_dir, front=data["front"])
+    splits = dataset.load_splits(folder, limit=settings["limit"], cache_dir=arguments.cache_dir,
+                                 front=data["front"])
     if dataset.fingerprints(splits) != data["fingerprints"]:
         raise UserError(f"The data in {folder} are not those that {run.folder} began with; resume with the "
                         "same data or start a new run.")
@@ -244,9 +232,7 @@ def say_what_begins(run, splits, device):
               f"split, and there are fewer in {', '.join(few)}.")
 
 
-# The stages
-# ---------------------------------------------------------------------------------------------------
-
+# The stages -----------------------------------------------------------------------------------------------
 
 class VQVAEStage(stages.Stage):
     """Stage 1: images -> codes -> images."""
@@ -262,8 +248,7 @@ class VQVAEStage(stages.Stage):
         super().__init__(run, splits, settings, settings.epochs, settings.batch_size, settings.learning_rate)
 
     def make_model(self):
-        precision = devices.precision(self.settings.mixed_precision)
-        return modules.VQVAE(**self.run.config["vqvae"], dtype=precision)
+        return modules.VQVAE(**self.run.config["vqvae"], dtype=self.precision)
 
     def begin(self):
         """A VQ-VAE whose codebook has started."""
@@ -286,22 +271,12 @@ class VQVAEStage(stages.Stage):
     def measurements(self):
         return [Reconstructions(self.run, self.splits)]
 
-    def load_best(self):
-        if devices.is_chief():
-            figures.write_gif(sorted(self.run.frames_dir.glob("*.png")), self.run.folder / "progress.gif")
-        return super().load_best()
-
 
 def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
     """Trains a VQ-VAE as a plain autoencoder for a few steps, then starts its codebook at k-means centres.
 
     A random codebook lets most codes die unused; one fitted to vectors that already mean something does not.
-
-    Args:
-        vqvae: a compiled `modules.VQVAE`.
-        batches: iterable of (images, positions).
-        autoencoder_steps: optimiser steps without quantisation, one batch each.
-        fit_batches: batches of vectors for k-means; more, if the codebook needs more vectors.
+    `fit_batches` give the vectors for k-means; more, if the codebook has more codes than they have vectors.
     """
     batches, quantizer = iter(batches), vqvae.quantizer
     vqvae.optimizer.build(vqvae.trainable_variables)
@@ -316,7 +291,7 @@ def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
     if not np.isfinite(vectors).all():
         raise UserError("Training vqvae diverged at its start: the encoder's outputs are not numbers. "
                         "Start again with a lower --learning-rate.")
-    kmeans = MiniBatchKMeans(quantizer.num_embeddings, batch_size=4096, max_iter=20, n_init=1,
+    kmeans = MiniBatchKMeans(quantizer.num_embeddings, max_iter=20, batch_size=4096, n_init=1,
                              random_state=quantizer.seed)
     counts = np.bincount(kmeans.fit_predict(vectors), minlength=quantizer.num_embeddings)
     quantizer.start(kmeans.cluster_centers_, counts)
@@ -335,7 +310,6 @@ class Reconstructions(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Draws what the first epoch begins with."""
         if epoch == 0:
             self._draw_frame("before the first epoch", 0)
 
@@ -388,8 +362,8 @@ class PixelCNNStage(stages.Stage):
 
     def make_model(self):
         quantizer = self.vqvae.quantizer
-        prior = modules.PixelCNN(**{**self.run.config["pixelcnn"], "codebook_digest": quantizer.digest()},
-                                 dtype=devices.precision(self.settings.mixed_precision))
+        arguments = {**self.run.config["pixelcnn"], "codebook_digest": quantizer.digest()}
+        prior = modules.PixelCNN(**arguments, dtype=self.precision)
         start_embeddings(prior, quantizer.embeddings, self.run.seed)
         prior.fit_people(dataset.head_pictures(self.splits["train"], self.vqvae.margin)[0])
         return prior
@@ -404,9 +378,7 @@ class PixelCNNStage(stages.Stage):
         try:
             modules.check_match(self.vqvae, modules.load_model(path, compile=False))
         except ValueError as error:
-            vqvae = self.run.model_path("vqvae")
-            raise UserError(f"{path} does not go with {vqvae} ({error}); remove it to begin this stage "
-                            "again.") from error
+            raise UserError(f"{path}: {error}; remove it to begin this stage again.") from error
 
     def batches(self, prior, first_epoch):
         train = self.splits["train"]
@@ -420,13 +392,11 @@ class PixelCNNStage(stages.Stage):
 
 
 def start_embeddings(prior, codebook, seed):
-    """Starts the codes' input and output weights from a codebook, (K, D), so that similar codes begin alike.
+    """Starts the codes' input and output weights as random projections of a codebook, (K, D), standardised.
 
-    All are random projections of the standardised codebook: what is learned of one code holds for its
-    neighbours in the codebook from the first step on.
+    So what is learned of one code holds for its neighbours in the codebook from the first step on.
     """
-    rng = np.random.default_rng(seed)
-    codebook = np.asarray(codebook)
+    rng, codebook = np.random.default_rng(seed), np.asarray(codebook)
     codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
     length = codebook.shape[1]
     for embedding in (prior.code_embedding, *prior.context_embeddings):
@@ -437,16 +407,13 @@ def start_embeddings(prior, codebook, seed):
     kernel.assign(rng.normal(0, 1 / (size[0] * length) ** 0.5, size) @ codebook.T)
 
 
-# After the stages
-# ---------------------------------------------------------------------------------------------
-
+# After the stages -----------------------------------------------------------------------------------------
 
 def calibrate_prior(run, vqvae, prior, num_people):
     """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`.
 
-    The first round's heads get persons without correction; those of each further round are corrected by the
-    rounds before: their persons lie further out, where the outcome is no longer in proportion. All rounds are
-    taken together.
+    Each round's persons are corrected by all rounds before: so they lie further out, where the outcome is no
+    longer in proportion.
     """
     count, rounds = min(run.settings["calibration_heads"], num_people), run.settings["calibration_rounds"]
     conditions, outcomes = [], []
@@ -468,12 +435,11 @@ def calibrate_prior(run, vqvae, prior, num_people):
 def fit_ventricles(run, prior, train, margin):
     """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles.
 
-    Needs three people. The size is the mean over a head of `judge.tissue_statistics`' `dark_fraction`. No
-    network gets it.
+    The size is the mean over a head of `judge.tissue_statistics`' `dark_fraction`. No network gets it.
     """
     cases, head_numbers = np.unique(train.cases, return_inverse=True)
     if len(cases) < 3:
-        return
+        return  # a line through two people says nothing
     dark = judge.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
     persons = prior.encode_people(dataset.head_pictures(train, margin)[0])
@@ -483,21 +449,30 @@ def fit_ventricles(run, prior, train, margin):
                {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
 
 
-def measure_test_people(run, vqvae, prior, splits):
-    """Draws figures/, prints the main results, writes metrics.json last: a run that has it is finished."""
+def finish(run, vqvae, prior, splits):
+    """Calibrates the prior, saves both models without their optimisers, and measures on the test people.
+
+    metrics.json is written last: a run that has it is finished.
+    """
+    train, test = splits["train"], splits["test"]
+    calibrate_prior(run, vqvae, prior, train.num_people)
+    fit_ventricles(run, prior, train, vqvae.margin)
+    for name, model in (("vqvae", vqvae), ("pixelcnn", prior)):
+        with whole_file(run.model_path(name)) as new:
+            model.save(new)
     print("Measuring on the test people ...", flush=True)
-    test = splits["test"]
     coded = dataset.encode_split(vqvae, prior, test)
     measured, _ = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
-    baselines = metrics.baselines(splits["train"].images, test.images)
+    baselines = metrics.baselines(train.images, test.images)
     draw_figures(run, vqvae, prior, splits, coded.codes[0])
     write_json(run.folder / "metrics.json", measured)
-    run.remove_backup()
+    shutil.rmtree(run.folder / "backup", ignore_errors=True)
     print_results(measured, baselines, test, vqvae)
 
 
 def draw_figures(run, vqvae, prior, splits, codes):
-    """Draws the run's figures/*.png from its networks, its histories and its test images' codes."""
+    """Draws the run's progress.gif, and figures/*.png from networks, histories and the test images' codes."""
+    figures.write_gif(sorted(run.frames_dir.glob("*.png")), run.folder / "progress.gif")
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     test, history = splits["test"], run.read_history("vqvae")
@@ -516,40 +491,27 @@ def draw_figures(run, vqvae, prior, splits, codes):
 
 def print_results(measured, baselines, test, vqvae):
     """Prints the main results in words, beside two baselines that need no model."""
-    rows = [(f"{label:30}{measured[key]:{form}}{unit}",
-             ", ".join(f"{baselines[name][key]:{form}}" for name in ("mean_image", "blurred_original")))
-            for label, key, form, unit in (("structural similarity (SSIM)", "ssim", ".3f", "   "),
-                                           ("SSIM inside the brain", "ssim_foreground", ".3f", "   "),
-                                           ("peak signal-to-noise ratio", "psnr", ".1f", " dB"))]
     print(f"Results on {len(test.images)} images of {test.num_people} test people; in brackets: the mean "
           "training image, the original blurred.")
-    for figure, beside in rows:
-        print(f"  {figure}  ({beside})")
+    mean, blurred = baselines["mean_image"], baselines["blurred_original"]
+    for label, key, form, unit in (("structural similarity (SSIM)", "ssim", ".3f", "   "),
+                                   ("SSIM inside the brain", "ssim_foreground", ".3f", "   "),
+                                   ("peak signal-to-noise ratio", "psnr", ".1f", " dB")):
+        print(f"  {label:30}{measured[key]:{form}}{unit}  ({mean[key]:{form}}, {blurred[key]:{form}})")
     print(f"  size                          {measured['bytes_per_image']:.0f} bytes per image, of "
           f"{vqvae.image_size ** 2:,} pixels")
     print(f"  code length                   {measured['bits_per_code']:.2f} bits per code within a head, "
           f"{measured['bits_per_code_alone']:.2f} of a slice alone", flush=True)
 
 
-# The command
-# --------------------------------------------------------------------------------------------------
-
+# The command ----------------------------------------------------------------------------------------------
 
 def run_stages(run, splits):
-    """Trains both networks; then calibrates the prior, measures on the test people and draws the figures."""
+    """Trains both networks, then finishes the run."""
     run.frames_dir.mkdir(parents=True, exist_ok=True)
     vqvae = VQVAEStage(run, splits).train()
     prior = PixelCNNStage(run, splits, vqvae).train()
     devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one
-
-
-def finish(run, vqvae, prior, splits):
-    """Calibrates the prior, saves both models without their optimisers, and measures."""
-    calibrate_prior(run, vqvae, prior, splits["train"].num_people)
-    fit_ventricles(run, prior, splits["train"], vqvae.margin)
-    run.save("vqvae", vqvae)
-    run.save("pixelcnn", prior)
-    measure_test_people(run, vqvae, prior, splits)
 
 
 @cli.exit_on_user_error
@@ -563,7 +525,7 @@ def main(argv=None):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
         devices.try_xla()
         if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
-            print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
+            devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
             return
         with open_run(arguments) as (run, splits):
             if devices.is_chief():
@@ -571,7 +533,7 @@ def main(argv=None):
             with cli.message_on_signals("Stopped. All finished epochs are saved; python train.py --run-dir "
                                         f"{run.folder} --resume goes on."):
                 run_stages(run, splits)
-    print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
+    devices.print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 
 
 if __name__ == "__main__":

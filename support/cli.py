@@ -26,18 +26,17 @@ class UserError(ValueError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Reports a bad argument as the scripts report all bad input: in one sentence."""
+    """Reports a bad argument by a `UserError`, in place of the usage."""
 
     def error(self, message):
-        """Raises `UserError` in place of printing the usage."""
         raise UserError(f"{message}; see --help.")
 
 
 def script_parser(doc, description=None):
     """The parser of a script by its docstring: the first line, or `description`, and the examples."""
-    lines = doc.split("\n")
-    examples = "\n".join(line for line in lines[1:] if line.startswith("    "))
-    return ArgumentParser(description=description or lines[0], epilog=f"examples:\n{examples}",
+    first, *lines = doc.split("\n")
+    examples = "\n".join(["examples:", *(line for line in lines if line.startswith("    "))])
+    return ArgumentParser(description=description or first, epilog=examples,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
@@ -50,9 +49,9 @@ def number(kind, minimum, maximum=float("inf")):
         except ValueError:
             value = None
         if value is None or not minimum <= value < maximum:
+            name = "an integer" if kind is int else "a number"
             below = f" and less than {maximum}" if maximum < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"expected {'an integer' if kind is int else 'a number'} "
-                                             f"of at least {minimum}{below}, got {text}")
+            raise argparse.ArgumentTypeError(f"expected {name} of at least {minimum}{below}, got {text}")
         return value
 
     return parse
@@ -63,16 +62,16 @@ def utf8_path(text):
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"the name {text} is not UTF-8 under this locale, as TensorFlow "
-                                         "needs it; choose another, or set LC_ALL=C.UTF-8") from None
+        reason = f"the name {text} is not UTF-8 under this locale, as TensorFlow needs it"
+        raise argparse.ArgumentTypeError(f"{reason}; choose another, or set LC_ALL=C.UTF-8") from None
     return text
 
 
 def exit_on_user_error(main):
-    """Wraps a script's main function: an error that the user can mend becomes one line and exit status 2.
+    """Wraps a script's main function: a `UserError` or a failing file system becomes one line and status 2.
 
-    Such are a `UserError`, and what fails in the file system. A signal becomes one line and 130; a reader of
-    stdout that is gone (`| head -1`) 141. Every other error is a bug and keeps its traceback.
+    A signal becomes one line and 130; a reader of stdout that is gone (`| head -1`) 141. Every other error is
+    a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -81,10 +80,10 @@ def exit_on_user_error(main):
             if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
                 stream.reconfigure(errors="backslashreplace")  # a file name need not be text
         # nohup has SIGHUP ignored: then the process shall go on.
-        wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         name = Path(sys.argv[0]).name
         try:
-            with signal_handler(_interrupt, *wanted):
+            with signal_handler(signal.default_int_handler, *handled):
                 return main(*args, **kwargs)
         except KeyboardInterrupt as stop:
             _exit(str(stop) or "Stopped.", EXIT_INTERRUPTED)
@@ -95,10 +94,10 @@ def exit_on_user_error(main):
                 if isinstance(error, BrokenPipeError):
                     sys.exit(EXIT_PIPE)
                 _exit(f"{name}: the output cannot be written ({error.strerror}).", EXIT_ERROR)
-            if (found := file_error(error)) is None:
+            path, reason = file_error(error)
+            if reason is None:
                 raise
-            path, reason = found
-            _exit(f"{name}: {f'{path}: ' if path else ''}{reason}.", EXIT_ERROR)
+            _exit(f"{name}: {path}: {reason}." if path else f"{name}: {reason}.", EXIT_ERROR)
 
     return wrapper
 
@@ -112,20 +111,19 @@ def _exit(message, status):
 
 
 def file_error(error):
-    """What an error of the file system says, Python's, HDF5's or TensorFlow's.
+    """(path or None, "No space left on device") of what fails in Python's, HDF5's or TensorFlow's files.
 
-    Returns:
-        (path or None, the system's reason: "No space left on device"); None of any other error.
+    (None, None) of any other error.
     """
     text = str(error)
     if match := re.search(r"\berrno = (\d+)", text):  # HDF5, in whatever exception h5py raises
         return getattr(error, "filename", None), os.strerror(int(match[1]))
     if isinstance(error, OSError):
         return error.filename, error.strerror or text
-    # TensorFlow's RESOURCE_EXHAUSTED means a full disk, a quota, too many open files, or memory: its text
-    # says which.
+    # TensorFlow's RESOURCE_EXHAUSTED means a full disk, a quota, open files or memory: its text says which.
     path, _, reason = text.partition("\n")[0].rpartition("; ")
-    return (path, reason) if type(error).__module__.startswith("tensorflow") and reason in REASONS else None
+    is_file_error = type(error).__module__.startswith("tensorflow") and reason in REASONS
+    return (path, reason) if is_file_error else (None, None)
 
 
 def can_print():
@@ -136,10 +134,6 @@ def can_print():
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
-
-
-def _interrupt(*_):
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """What depends on the machine: one GPU, several, several machines, and the precision of their arithmetic.
 
-The rest of the code is written as for one device. It overrides private methods of Keras, as optimizers.py
-does: check both with each new version. See TensorFlow's guide,
-https://www.tensorflow.org/guide/distributed_training
+Like optimizers.py it overrides private methods of Keras: check both with each new version. See TensorFlow's
+guide, https://www.tensorflow.org/guide/distributed_training
 """
 
 import contextlib
@@ -13,8 +12,6 @@ from pathlib import Path
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import keras
@@ -32,18 +29,12 @@ STEPS_AT_ONCE = 16  # at most, on a GPU: no callback can run between them
 SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
 
 
-# What is there
-# ------------------------------------------------------------------------------------------------
-
+# What is there --------------------------------------------------------------------------------------------
 
 def prepare(exact=False):
-    """Sets up TensorFlow for this machine, before anything else touches a device.
+    """Sets up TensorFlow before anything touches a device; returns in words what it computes on ("2 GPUs").
 
-    Args:
-        exact: turn TensorFloat-32 off, which on recent GPUs rounds the inputs of convolutions to 10 bits.
-
-    Returns:
-        What it computes on, in words: "CPU", "GPU", "2 GPUs", "GPU of each of 2 machines", ...
+    `exact` turns TensorFloat-32 off, which on recent GPUs rounds the inputs of convolutions to 10 bits.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -52,7 +43,9 @@ def prepare(exact=False):
         tf.config.experimental.enable_tensor_float_32_execution(False)
     if not gpus:
         tf.config.experimental.enable_op_determinism()  # same seed, same bits; on a GPU it would cost much
-        if is_chief() and _is_gpu_idle():
+        is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        has_driver = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()
+        if is_chief() and has_driver and not is_hidden:
             print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
                   f"To use the GPU: {CUDA_COMMAND}", flush=True)
     device = "CPU" if not gpus else "GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
@@ -76,20 +69,9 @@ def full_float32():
         tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-def _is_gpu_idle():
-    """Whether there is an NVIDIA driver whose GPUs were not hidden on purpose."""
-    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not is_hidden and bool(shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists())
-
-
 def kind():
     """"GPU" or "CPU": what TensorFlow computes on."""
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-
-
-def precision(mixed):
-    """The Keras dtype policy of a run, with mixed precision or without."""
-    return "mixed_bfloat16" if mixed else "float32"
 
 
 def check_precision(mixed):
@@ -98,10 +80,10 @@ def check_precision(mixed):
         return
     for gpu in tf.config.list_physical_devices("GPU"):
         details = tf.config.experimental.get_device_details(gpu)
-        capability = details.get("compute_capability", (0, 0))
-        if capability < (8, 0):
+        major, minor = details.get("compute_capability", (0, 0))
+        if major < 8:
             raise UserError("--mixed-precision needs GPUs of compute capability 8.0 or more (bfloat16), but "
-                            f"{details.get('device_name', gpu.name)} has {'.'.join(map(str, capability))}.")
+                            f"{details.get('device_name', gpu.name)} has {major}.{minor}.")
     if kind() == "CPU":
         print("Note: on most CPUs --mixed-precision is slower, not faster.", flush=True)
 
@@ -125,16 +107,14 @@ def samples_at_once(bytes_each):
 def steps_per_execution(steps_per_epoch):
     """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly.
 
-    On a GPU small steps wait for Python more than they compute; on a CPU, and among several devices, it is 1.
+    Small steps on a GPU wait for Python more than they compute. On a CPU or many devices it is 1.
     """
     if kind() == "CPU" or strategy().num_replicas_in_sync > 1:
         return 1
     return max(steps for steps in range(1, STEPS_AT_ONCE + 1) if steps_per_epoch % steps == 0)
 
 
-# Several devices
-# ----------------------------------------------------------------------------------------------
-
+# Several devices ------------------------------------------------------------------------------------------
 
 @functools.cache
 def cluster():
@@ -156,9 +136,9 @@ def _machines():
 
 @functools.cache
 def strategy():
-    """How the work is shared: all machines of the cluster, or all GPUs of this one, or not at all.
+    """How the work is shared: all machines of the cluster, all GPUs of this one, or not at all.
 
-    In a cluster it has to be made before any other TensorFlow operation.
+    In a cluster it has to be made before any other operation of TensorFlow.
     """
     if cluster():
         return _join_cluster()
@@ -170,18 +150,14 @@ def new_scope():
     """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start.
 
     TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one,
-    would else differ from an uninterrupted one in the last bits (4e-9 in the prior's embeddings). With the
-    names Keras' global seed and dtype policy go back to their defaults, which nothing here relies on.
+    would else differ from an uninterrupted one in the last bits (4e-9 in the prior's embeddings).
     """
     keras.utils.clear_session(free_memory=False)
     return strategy().scope()
 
 
 def global_batch(batch_size, num_images):
-    """The batch size of all devices together: a multiple of their number, at most the number of images.
-
-    UserError if there are fewer images than devices.
-    """
+    """The batch size of all devices together: a multiple of their number; UserError if images are too few."""
     replicas = strategy().num_replicas_in_sync
     if num_images < replicas:
         raise UserError(f"{num_images} training images cannot be shared among {replicas} devices; use fewer.")
@@ -213,9 +189,7 @@ def sum_over_replicas(values):
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-# Several machines
-# ---------------------------------------------------------------------------------------------
-
+# Several machines -----------------------------------------------------------------------------------------
 
 def is_chief():
     """Whether this process writes the run folder: the chief, else worker 0, of a cluster; or without one."""
@@ -235,7 +209,12 @@ def on_chief(function, *arguments):
     """Calls a function on the chief; all machines get what it returns (JSON's types), or stop if it fails."""
     with fail_together():
         result = function(*arguments) if is_chief() else None
-    return json.loads(_broadcast_text(json.dumps(result))) if cluster() else result
+    if cluster() is None:
+        return result
+    data = np.frombuffer(json.dumps(result).encode(), np.uint8)
+    padded = np.zeros(int(broadcast(len(data))), np.uint8)
+    padded[:len(data)] = data[:len(padded)]
+    return json.loads(broadcast(padded).tobytes())
 
 
 @contextlib.contextmanager
@@ -245,9 +224,9 @@ def fail_together():
         yield
     except Exception:
         if cluster():
-            _over_machines(False)(np.ones(1))
+            _sum_over_machines()(np.ones(1))
         raise
-    if cluster() and _over_machines(False)(np.zeros(1))[0]:
+    if cluster() and _sum_over_machines()(np.zeros(1))[0]:
         raise UserError("Another machine of the cluster has stopped; what it printed says why.")
 
 
@@ -256,7 +235,8 @@ def broadcast(array):
     if cluster() is None:
         return array
     array = np.asarray(array)
-    return _over_machines(True)(array.astype(np.float64).ravel()).reshape(array.shape).astype(array.dtype)
+    values = array.astype(np.float64).ravel() if is_chief() else np.zeros(array.size)
+    return _sum_over_machines()(values).reshape(array.shape).astype(array.dtype)
 
 
 def broadcast_variables(variables):
@@ -264,54 +244,48 @@ def broadcast_variables(variables):
     if cluster():
         values = [np.asarray(variable) for variable in variables]
         # All at once: each exchange costs a round over the network.
-        flat = broadcast(np.concatenate([value.astype(np.float64).ravel() for value in values]))
+        flat = broadcast(np.concatenate([value.ravel() for value in values], dtype=np.float64))
         for variable, value in zip(variables, values):
             variable.assign(flat[:value.size].reshape(value.shape).astype(value.dtype))
             flat = flat[value.size:]
 
 
-def _broadcast_text(text):
-    data = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
-    padded = np.zeros(int(broadcast(len(data))), np.int64)
-    padded[:len(data)] = data[:len(padded)]
-    return broadcast(padded).astype(np.uint8).tobytes().decode()
-
-
 @functools.cache
-def _over_machines(of_chief):
-    """A function that adds float64 (N,) over all replicas; or gives the chief's to all."""
+def _sum_over_machines():
+    """A function that adds up the float64 (N,) of all machines."""
+    devices_each = len(strategy().extended.worker_devices)
 
-    def one(values):
-        # Replica 0 belongs to the chief. (tf.identity: all_reduce needs a tensor with a device.)
-        if of_chief:
-            return sum_over_replicas(tf.where(tf.equal(replica(), 0), values, tf.zeros_like(values)))
-        return sum_over_replicas(tf.identity(values))
+    def add_on_replica(values):
+        is_first = tf.equal(replica() % devices_each, 0)  # one device speaks for its machine
+        return sum_over_replicas(tf.where(is_first, values, tf.zeros_like(values)))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
     def add(values):
-        return strategy().run(one, args=(values,))
+        return strategy().run(add_on_replica, args=(values,))
 
     return lambda values: strategy().experimental_local_results(add(values))[0].numpy()
 
 
 def _join_cluster():
     """The strategy of all machines of the cluster, once they are there."""
-    resolver, addresses = cluster(), ", ".join(_machines())
-    message = (f"train.py: not all machines of TF_CONFIG ({addresses}) have joined within {JOIN_TIMEOUT} "
-               f"seconds; is it train.py that listens there? {NO_CLUSTER}.")
-    command = [sys.executable, "-S", "-c", WATCHDOG, str(JOIN_TIMEOUT), message]
+    resolver = cluster()
     try:
         address = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
         others = [other for other in _machines() if other != address]
         _wait_for_machines(others, int(address.rpartition(":")[2]))
-        # TensorFlow waits without end, catches SIGTERM and holds Python's lock: so another process watches.
-        with signal_handler(signal.SIG_DFL, signal.SIGINT), subprocess.Popen(command, stdin=subprocess.PIPE):
-            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        print(f"All answer, and have {JOIN_TIMEOUT} seconds to join. If this then ends (alarm clock), it is "
+              f"not train.py that listens at one of {', '.join(others)}; {NO_CLUSTER}.", flush=True)
+        # TensorFlow waits without end, catches SIGTERM and holds Python's lock: the system has to end it.
+        signal.alarm(JOIN_TIMEOUT)
+        with signal_handler(signal.SIG_DFL, signal.SIGINT):
+            joined = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        signal.alarm(0)
+        return joined
+    except UserError:
+        raise
     except (ValueError, TypeError, LookupError, OSError, tf.errors.OpError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = _first_line(error)
-        raise UserError(f"The cluster of TF_CONFIG cannot be joined ({reason}); {NO_CLUSTER}.") from error
+        raise UserError(f"The cluster of TF_CONFIG cannot be joined ({_first_line(error)}); "
+                        f"{NO_CLUSTER}.") from error
 
 
 def _wait_for_machines(addresses, port):
@@ -322,47 +296,29 @@ def _wait_for_machines(addresses, port):
     with socket.create_server(("", port), family=family, dualstack_ipv6=ipv6):
         while addresses := [address for address in addresses if not _accepts_connections(address)]:
             if time.monotonic() > deadline:
-                silent = ", ".join(addresses)
-                raise UserError(f"No answer within {START_TIMEOUT} seconds from {silent}, which TF_CONFIG "
-                                f"names; {NO_CLUSTER}.")
+                raise UserError(f"No answer within {START_TIMEOUT} seconds from {', '.join(addresses)}, "
+                                f"which TF_CONFIG names; {NO_CLUSTER}.")
             time.sleep(0.5)
 
 
 def _accepts_connections(address):
     host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+        return True
+    return False
 
 
-# Ends its parent with a sentence, unless its standard input closes before: then the parent went on, or is
-# gone.
-WATCHDOG = """import os, select, signal, sys
-parent = os.getppid()
-if not select.select([0], [], [], float(sys.argv[1]))[0] and os.getppid() == parent:
-    print(sys.argv[2], file=sys.stderr, flush=True)
-    os.kill(parent, signal.SIGKILL)
-"""
-
-
-# Errors
-# -------------------------------------------------------------------------------------------------------
-
+# Errors ---------------------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
 def explain_failures(memory_advice, resume=""):
-    """Says in one sentence that memory ran out, a file failed, or another machine is gone, and what to do.
-
-    Other errors stay what they are. `resume` is how a training goes on.
-    """
+    """Says in one sentence that memory ran out, a file failed, or another machine is gone, and what to do."""
     lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
             tf.errors.DeadlineExceededError, tf.errors.InternalError)
     try:
         yield
     except Exception as error:
-        path, reason = file_error(error) or (None, None)
+        path, reason = file_error(error)
         if path and resume:
             raise UserError(f"{path}: {reason}; {resume}.") from error
         if reason is None and isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
@@ -376,16 +332,13 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-# What Keras lacks
-# ---------------------------------------------------------------------------------------------
-
+# What Keras lacks -----------------------------------------------------------------------------------------
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Dropout(layers.Dropout):
     """Dropout by a mask of its own on every replica; Keras' own draws the same one on all."""
 
     def call(self, inputs, training=False):
-        """Drops a share of the inputs and scales the rest."""
         if not training or not self.rate:
             return inputs
         seed = tf.cast(tf.math.floormod(self.seed_generator.next(), tf.int32.max - 1), tf.int32)
@@ -397,8 +350,8 @@ class KerasFit:
     """`trackers`, and workarounds for bugs of `fit` in Keras 3.15 (hence its pin). Precedes `keras.Model`.
 
     Keras builds a model on a first batch that it averages over the replicas, which fails if their parts
-    differ in size; and it averages the logs of several machines over an axis that scalars do not have. It
-    also builds the optimiser inside the first step, which is then traced twice: here it is built before.
+    differ in size; it averages the logs of several machines over an axis that scalars do not have; and it
+    builds the optimiser inside the first step, which is then traced twice: here it is built before.
     """
 
     @property
@@ -422,8 +375,7 @@ class KerasFit:
         run = tf.function(lambda data: share.run(step, args=(data,)), reduce_retracing=True)
 
         def one_step(iterator):
-            # The logs of a step are one replica's; those of an epoch come from the metrics, which are
-            # synchronised.
+            # A step's logs are one replica's; an epoch's come from the metrics, which are synchronised.
             logs = run(next(iterator))
             return {name: share.experimental_local_results(value)[0] for name, value in logs.items()}
 

@@ -13,49 +13,33 @@ import sys
 if sys.platform == "win32":
     sys.exit("This code runs on Linux, macOS and WSL2, not on Windows itself; see README.")
 
-# What TensorFlow 2.21 prints at each import. TF_CPP_MIN_LOG_LEVEL does not reach it.
-IMPORT_CHATTER = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could not find cuda drivers"
+# Closed streams are opened on /dev/null: else a file gets the number.
+for descriptor in range(3):
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+sys.stdin = sys.stdin or open(os.devnull)
+sys.stdout = sys.stdout or open(os.devnull, "w")
+sys.stderr = sys.stderr or open(os.devnull, "w")
 
+# What TensorFlow and Keras read once, when they are imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+for name in [name for name in os.environ if name.startswith("KERAS_")]:
+    del os.environ[name]
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_HOME"] = os.devnull  # no keras.json there: float32 and channels_last, Keras' defaults
+os.environ["MPLBACKEND"] = "Agg"  # no display needed; Keras imports pyplot
 
-def open_closed_streams():
-    """Opens stdin, stdout, stderr on /dev/null where they are closed: else a file gets the number."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
-
-
-def set_variables():
-    """Sets what TensorFlow and Keras read once, when they are imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for name in [name for name in os.environ if name.startswith("KERAS_")]:
-        del os.environ[name]
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ["KERAS_HOME"] = os.devnull  # no keras.json there: float32 and channels_last, Keras' defaults
-    os.environ["MPLBACKEND"] = "Agg"  # no display needed; Keras imports pyplot
-
-
-def import_tensorflow():
-    """Imports TensorFlow without its lines of `IMPORT_CHATTER` on stderr; all other lines pass.
-
-    The filter is a process of its own, so that the last words of an import that crashes pass too.
-    """
-    if shutil.which("grep") is None:
-        return
+# TensorFlow 2.21 prints these lines at each import, whatever TF_CPP_MIN_LOG_LEVEL is. The filter is a process
+# of its own, so that the last words of an import that crashes pass too.
+CHATTER = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could not find cuda drivers"
+if shutil.which("grep"):
     stderr = os.dup(2)
-    with subprocess.Popen(["grep", "-vE", IMPORT_CHATTER], stdin=subprocess.PIPE, stdout=stderr) as grep:
+    with subprocess.Popen(["grep", "-vE", CHATTER], stdin=subprocess.PIPE, stdout=stderr) as grep:
         os.dup2(grep.stdin.fileno(), 2)
         try:
             importlib.import_module("tensorflow")
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-open_closed_streams()
-set_variables()
-import_tensorflow()

@@ -23,9 +23,7 @@ UNFINISHED = ".unfinished"  # how the names of hidden folders end in which somet
 def lock(folder):
     """Locks a folder until its descriptor is closed or the process ends; leaves no file, unlike filelock.
 
-    Returns:
-        (descriptor, True if it is locked now, False if another process has it, None if this file system has
-        no locks).
+    Returns (descriptor, whether it is locked now): False if another process has it, None without locks.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -41,8 +39,7 @@ def lock(folder):
 def unfinished(target):
     """Yields a free path in a hidden folder beside `target`; what is left there at the end is removed.
 
-    Hidden folders of killed processes (nobody locks them) are removed first. An error of writing names
-    `target`.
+    So are, at first, hidden folders that nobody locks: of killed processes. Errors of writing name `target`.
     """
     target = Path(target).absolute()
     hidden = descriptor = None
@@ -53,7 +50,7 @@ def unfinished(target):
         descriptor, _ = lock(hidden)
         yield hidden / target.name
     except Exception as error:
-        path, reason = file_error(error) or (None, None)
+        path, reason = file_error(error)
         if reason is None or path is None and not can_print():
             raise
         is_hidden = path is None or hidden is None or Path(os.fsdecode(path)).is_relative_to(hidden)
@@ -93,41 +90,30 @@ def write_json(path, content):
 
 @contextlib.contextmanager
 def whole_folder(folder, option):
-    """Yields a new hidden folder, which becomes `folder` at the end.
+    """Yields a new hidden folder, which becomes `folder` at the end; UserError if that exists."""
 
-    Args:
-        folder: to make.
-        option: of the command line, that names it.
+    def refuse_existing():
+        if os.path.lexists(folder):
+            raise UserError(f"{folder} exists already; give another {option}.")
 
-    Raises:
-        UserError: if it exists.
-    """
-    _refuse_existing(folder, option)
+    refuse_existing()
     Path(folder).absolute().parent.mkdir(parents=True, exist_ok=True)
     with unfinished(folder) as new:
         new.mkdir()
         yield new
-        _refuse_existing(folder, option)  # another process may have made it meanwhile
+        refuse_existing()  # another process may have made it meanwhile
         new.rename(folder)
-
-
-def _refuse_existing(folder, option):
-    if os.path.lexists(folder):
-        raise UserError(f"{folder} exists already; give another {option}.")
 
 
 @contextlib.contextmanager
 def results_folder(folder, option):
     """Yields a new hidden folder, which takes the place of `folder` at the end, at one moment.
 
-    What the list in `WRITTEN` names goes; whatever else lies there stays.
-
-    Args:
-        folder: of results: new, empty, or with a list.
-        option: of the command line, that names it.
+    What the list `WRITTEN` in it names goes; whatever else lies there stays.
 
     Raises:
-        UserError: if it holds files and no list, or a file that is not ours where a new one has to go.
+        UserError: naming `option`, if `folder` holds files and no list, or a file that is not ours has the
+            name of a new one.
     """
     target = Path(folder).resolve()
     _foreign_files(target, folder, option)  # refused before the work begins
@@ -159,7 +145,7 @@ def _foreign_files(target, folder, option):
         raise UserError(f"{folder} is {kind}; give another {option}.")
     entries = list(target.iterdir())
     if not entries:
-        return []
+        return entries
     try:
         ours = {WRITTEN, *json.loads((target / WRITTEN).read_text())}
     except (FileNotFoundError, ValueError, TypeError):

@@ -1,14 +1,12 @@
 """The run folder: where each file of a run lies, its config, lock, histories and backups."""
 
 import contextlib
-import csv
 from importlib import metadata
 import itertools
 import json
 import os
 from pathlib import Path
 import platform
-import shutil
 import subprocess
 import time
 import zipfile
@@ -18,7 +16,7 @@ import tensorflow as tf
 
 from support import optimizers, synthetic  # noqa: F401 (optimizers: where Keras finds Muon)
 from support.cli import UserError
-from support.files import lock, whole_file, write_json
+from support.files import lock, whole_file
 from support.volumes import SliceGeometry
 
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
@@ -27,17 +25,14 @@ PRETRAINED = ROOT / "assets" / "pretrained"
 SHIPPED_WEIGHTS = Path("runs/shipped-weights")  # where results of PRETRAINED go
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
 PACKAGES = "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
-REQUIRED = {"settings": ("limit", "seed"), "vqvae": (), "pixelcnn": (),
-            "data": ("folder", "is_demo", "fingerprints", "front", "geometry")}
+REQUIRED = {"settings": ("limit", "seed"), "data": ("folder", "is_demo", "fingerprints", "front", "geometry")}
 
 
 class Run:
-    """A run: its folder and its config.
+    """A run: its folder, and the dict in its config.json.
 
-    Args:
-        folder: its path.
-        config: the dict in config.json: `settings` (see `train.Settings`), the arguments of both models
-            (`vqvae`, `pixelcnn`), `data`, `build` and `git_commit`.
+    That has `settings` (see `train.Settings`), the arguments of both models (`vqvae`, `pixelcnn`), `data`,
+    `build` and `git_commit`.
     """
 
     def __init__(self, folder, config):
@@ -48,24 +43,17 @@ class Run:
 
     @classmethod
     def load(cls, folder):
-        """Reads a run's config.
-
-        Raises:
-            UserError: if there is none, or it is damaged or of another version.
-        """
+        """Reads a run's config; UserError if there is none, or it is damaged or of another version."""
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise UserError(f"{folder} holds no run (no config.json); train.py trains one.")
         try:
             config = json.loads(path.read_text())
-            missing = [f"{part} {key}" for part, keys in REQUIRED.items() for key in keys
-                       if key not in config[part]]
-            _ = missing or SliceGeometry(**config["data"]["geometry"])
+            _ = [config[part][key] for part, keys in REQUIRED.items() for key in keys]
+            SliceGeometry(**config["data"]["geometry"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or of another version ({error!r}); start anew.") from error
-        if missing:
-            raise UserError(f"{path} is damaged or of another version (no {missing[0]}); start anew.")
-        return cls(Path(folder), config)
+        return cls(folder, config)
 
     @staticmethod
     def has_models(folder):
@@ -79,7 +67,7 @@ class Run:
 
     @property
     def geometry(self):
-        """The `volumes.SliceGeometry` of the data."""
+        """The `SliceGeometry` of the data."""
         return SliceGeometry(**self.config["data"]["geometry"])
 
     @property
@@ -119,21 +107,16 @@ class Run:
         try:
             ventricles = json.loads(path.read_text())
             weights = np.array(ventricles["weights"], float)
-            if not weights.any() or not np.isfinite([ventricles["offset"], *ventricles["quantiles"]]).all():
-                raise UserError(f"In {self.folder} the size of ventricles does not follow from persons: "
-                                "leave out --ventricles.")
+            sizes = np.array([ventricles["offset"], *ventricles["quantiles"]], float)
         except FileNotFoundError as error:
-            raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its end, for "
-                            "three people or more.") from error
+            raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its end, "
+                            "for three people or more.") from error
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{path} is damaged, and --ventricles needs it; train the run again.") from error
+        if not weights.any() or not np.isfinite(sizes).all():
+            raise UserError(f"In {self.folder} the size of ventricles does not follow from persons: "
+                            "leave out --ventricles.")
         return ventricles
-
-    def remove_backup(self):
-        """Removes what only an unfinished run needs."""
-        shutil.rmtree(self.folder / "backup", ignore_errors=True)
 
     def finished_epochs(self, name):
         """How many epochs the weights in a backup have had; 0 without one; UserError if it is damaged."""
@@ -144,44 +127,27 @@ class Run:
             with zipfile.ZipFile(path) as archive:
                 return int(json.loads(archive.read(EPOCHS_FILE)))
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            reason = f"{path} cannot be loaded ({error})"
-            raise UserError(f"{reason}; remove it to begin the stage again.") from None
+            raise UserError(f"{path} cannot be loaded ({error}); remove it to begin the stage "
+                            "again.") from error
 
     def read_history(self, name):
         """A model's history as an array with a field per column."""
         return np.atleast_1d(np.genfromtxt(self.history_path(name), delimiter=",", names=True))
 
     def trim_history(self, name, epochs):
-        """Cuts a history to its first `epochs` rows, which it returns: unsaved epochs are run again."""
+        """Cuts a model's history to its first rows, for epochs that were not saved are run again."""
         path = self.history_path(name)
-        if not path.exists():
-            return []
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))[:epochs]
-        if not rows:
-            path.unlink()
-            return []
-        with whole_file(path) as new, open(new, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-        return rows
-
-    def save(self, name, model):
-        """Saves a model as the run's result."""
-        with whole_file(self.model_path(name)) as new:
-            model.save(new)
+        if epochs == 0:
+            path.unlink(missing_ok=True)
+            return
+        lines = path.read_bytes().splitlines(keepends=True)
+        with whole_file(path) as new:
+            new.write_bytes(b"".join(lines[:1 + epochs]))
 
 
 @contextlib.contextmanager
 def take_folder(folder):
-    """Makes a folder if it is not there, and locks it for one training.
-
-    Args:
-        folder: the path; None makes runs/DATE-TIME.
-
-    Yields:
-        The path.
+    """Makes a folder (None: runs/DATE-TIME), locks it for one training and yields its path.
 
     Raises:
         UserError: if another training is at work in it.
@@ -202,7 +168,7 @@ def take_folder(folder):
 
 
 def _make_default_folder():
-    """Makes runs/DATE-TIME; a second start in the same second gets another name."""
+    """Makes runs/DATE-TIME, or DATE-TIME-2 if another start in the same second has that."""
     name = time.strftime("runs/%Y%m%d-%H%M%S")
     Path("runs").mkdir(exist_ok=True)
     for number in itertools.count(2):
@@ -213,18 +179,8 @@ def _make_default_folder():
             name = f"{name[:20]}-{number}"
 
 
-def begin(folder, config):
-    """Writes the config of a new `Run`, which it returns."""
-    write_json(folder / "config.json", config)
-    return Run(folder, config)
-
-
 def read_model_file(path, load):
-    """What `load()` returns, which reads a .keras file.
-
-    Raises:
-        ValueError: in one line, if it cannot be read.
-    """
+    """What `load()` returns, which reads a .keras file; ValueError, in one line, if it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # Keras seeks in the file, where Python (from 3.13 on) checks no sum
@@ -256,17 +212,10 @@ def build_info():
 
 def git_commit():
     """The commit of this repository that is checked out, "-dirty" if files differ; None outside of git."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*arguments):
-        command = ["git", "-C", str(ROOT), "-c", "safe.directory=*", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+    # Of this folder itself: it may be unpacked inside another repository.
+    command = ["git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}",
+               "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
-            return None  # unpacked inside another repository
-        is_dirty = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-dirty" if is_dirty else "")
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

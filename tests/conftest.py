@@ -1,13 +1,14 @@
-"""A tiny cohort, and a run trained on it."""
+"""A tiny cohort, a run trained on it, and how a test starts a script or sees it refuse."""
 
 import os
 
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests are of the CPU, to the bit; here and in the processes they start
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # to the bit: on the CPU, in the processes of tests too
 
 import support.environment  # noqa: F401 (first: what TensorFlow, Keras and matplotlib read when imported)
 
 import fcntl
 from pathlib import Path
+import resource
 
 import pytest
 import tensorflow as tf
@@ -17,7 +18,8 @@ from tests.small import new_run
 import train
 
 # As many devices as any test needs, here and now: TensorFlow takes no more once it is at work.
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3)
+CPU = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 3)
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +37,7 @@ def script_environment(**variables):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with a tiny cohort and runs/tiny, trained on it. All of pytest's processes share it, so no test writes there."""
+    """A folder with a tiny cohort and runs/tiny. All of pytest's processes share it: no test writes there."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
     with open(f"{folder}.lock", "w") as lock:
@@ -44,6 +46,15 @@ def trained(tmp_path_factory):
             write_cohort(folder / "cohort")
             train.main(["--run-dir", str(new_run(folder / "runs" / "tiny", folder / "cohort")), "--resume"])
     return folder
+
+
+@pytest.fixture
+def small_files():
+    """Lets no file grow over 100 kB, which stands for a full disk: it fails at the same call."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def check_refused(main, arguments, expected, capsys):

@@ -10,21 +10,21 @@ import modules
 from support.files import write_json
 import train
 
-# Traced several times as fast as those that train.py makes.
+# Traced several times as fast as those that train.py makes
 SMALL_VQVAE = {"width": 16, "num_residual_blocks": 1}
 SMALL_PRIOR = {"num_filters": 16, "num_layers": 3}
 
 
 def small_vqvae(**kwargs):
     """A VQ-VAE of images of 64x64 pixels, 8x8 codes of 16."""
-    return modules.VQVAE(**{"image_size": 64, "num_embeddings": 16, "embedding_dim": 4, "width": 8, "num_residual_blocks": 1,
-                            **kwargs})
+    return modules.VQVAE(**{"image_size": 64, "num_embeddings": 16, "embedding_dim": 4, "width": 8,
+                            "num_residual_blocks": 1, **kwargs})
 
 
 def small_prior(**kwargs):
     """A prior with random weights throughout: those that start at zero would hide mistakes."""
-    prior = modules.PixelCNN(**{"grid_size": 6, "num_embeddings": 11, "num_positions": 4, "num_filters": 8, "num_layers": 3,
-                                **kwargs})
+    prior = modules.PixelCNN(**{"grid_size": 6, "num_embeddings": 11, "num_positions": 4, "num_filters": 8,
+                                "num_layers": 3, **kwargs})
     rng = np.random.default_rng(2)
     for weight in prior.trainable_variables:
         weight.assign(weight + rng.normal(0, 0.4, weight.shape))
@@ -61,16 +61,12 @@ def sample_by_full_forwards(prior, positions, noise, temperature, context=None, 
 
 
 def new_run(folder, data_dir, *options, **prior):
-    """Writes the config.json of a run that train.py --resume then trains, of small networks; returns the folder.
+    """Writes the config.json of a run of small networks, which train.py --resume trains; returns its folder.
 
-    Args:
-        folder: of the run.
-        data_dir: of its data.
-        *options: of train.py.
-        **prior: arguments of `modules.PixelCNN`.
+    `options` are train.py's, `prior` arguments of `modules.PixelCNN`.
     """
-    arguments = train.parse_arguments(["--data-dir", str(data_dir), "--run-dir", str(folder), *TINY, *options])
     folder = Path(folder)
+    arguments = train.parse_arguments(["--data-dir", str(data_dir), *TINY, *options])
     folder.mkdir(parents=True)
     run, _ = train.new_run(folder, arguments)
     run.config["vqvae"].update(SMALL_VQVAE)

@@ -1,4 +1,4 @@
-"""What a GPU box switches on, as far as a CPU can show it: XLA, several devices, several machines, bfloat16."""
+"""What a GPU box switches on, as far as a CPU can show it: XLA, bfloat16, several devices and machines."""
 
 import functools
 import json
@@ -27,33 +27,33 @@ import train
 
 def make_split(count):
     """Random images of 8x8 blocks, and random codes with their conditions."""
-    rng = np.random.default_rng(0)
+    rng, order = np.random.default_rng(0), np.arange(count, dtype=np.int32)
     images = rng.integers(0, 256, (count, 8, 8)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
-    split = dataset.Split("train", images, np.arange(count, dtype=np.int32) // 8, np.arange(count, dtype=np.int32) % 8)
-    codes = rng.integers(0, 16, (1, count, 8, 8), np.int32)
-    return split, CodedSplit(codes, split.positions, dataset.context_indices(split, (1, 2, 4, 8)), np.ones((1, count, 24)), 16)
+    split = dataset.Split("train", images, order // 8, order % 8)
+    codes, persons = rng.integers(0, 16, (1, count, 8, 8), np.int32), np.ones((1, count, 24))
+    context = dataset.context_indices(split, (1, 2, 4, 8))
+    return split, CodedSplit(codes, split.positions, context, persons, 16)
 
 
-def train_both(split, coded, clip, batch_size=8, epochs=1, steps_per_epoch=6, validate=False, **compile_options):
+def train_both(split, coded, clip, batch_size=8, validate=False, **compile_options):
     """Trains small networks of both kinds: (dict of histories, list of weights, the codebook's counts)."""
     keras.utils.set_random_seed(0)
     vqvae = small_vqvae()
-    prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
+    # Without dropout, of which each device has its own
+    prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=1, dropout=0.0)
     for model in (vqvae, prior):
         model.compile(optimizers.Muon(1e-3, global_clipnorm=clip), **compile_options)
-    train.start_codebook(vqvae, dataset.training_batches(split, batch_size, 1), autoencoder_steps=4, fit_batches=2)
+    batches = dataset.training_batches(split, batch_size, 1)
+    train.start_codebook(vqvae, batches, autoencoder_steps=2, fit_batches=2)
     vqvae.quantizer.restart_below = 0.9  # so that many codes restart
     history = {}
     for model, batches, validation in (
             (vqvae, dataset.training_batches(split, batch_size, 0), dataset.image_batches(split, batch_size)),
             (prior, dataset.code_batches(coded, batch_size, 0), dataset.code_batches(coded, batch_size))):
-        history |= model.fit(batches, validation_data=validation if validate else None, steps_per_epoch=steps_per_epoch,
-                             epochs=epochs, verbose=0, shuffle=False).history
+        history |= model.fit(batches, validation_data=validation if validate else None, steps_per_epoch=3,
+                             verbose=0, shuffle=False).history
     weights = [variable.numpy() for variable in vqvae.trainable_variables + prior.trainable_variables]
     return history, [*weights, vqvae.quantizer.embeddings.numpy()], vqvae.quantizer.counts.numpy()
-
-
-# One GPU: XLA, several steps at once, bfloat16
 
 
 def test_xla_and_several_steps_at_once_train_as_plain_steps():
@@ -72,37 +72,34 @@ def test_steps_at_once_divide_the_epoch(monkeypatch):
 
 def test_bfloat16_is_saved_and_loaded_as_bfloat16(tmp_path):
     images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
-    vqvae = modules.VQVAE(64, 16, 4, width=8, dtype="mixed_bfloat16")
-    prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=3, dtype="mixed_bfloat16")
+    vqvae = small_vqvae(dtype="mixed_bfloat16")
+    prior = modules.PixelCNN(8, 16, 4, num_filters=8, num_layers=1, dtype="mixed_bfloat16")
     assert keras.config.dtype_policy().name == "float32"  # that of the process stays
     vqvae.save(tmp_path / "vqvae.keras")
     prior.save(tmp_path / "prior.keras")
     loaded, loaded_prior = (modules.load_model(tmp_path / f"{name}.keras") for name in ("vqvae", "prior"))
     assert loaded.encode(images).dtype == tf.bfloat16
-    assert {block.vertical_conv.compute_dtype for block in loaded_prior.blocks} == {"bfloat16"}
-    assert {weight.dtype for weight in loaded.trainable_variables + loaded_prior.trainable_variables} == {"float32"}
+    assert loaded_prior.blocks[0].vertical_conv.compute_dtype == "bfloat16"
+    weights = loaded.trainable_variables + loaded_prior.trainable_variables
+    assert {weight.dtype for weight in weights} == {"float32"}
     np.testing.assert_array_equal(loaded(images), vqvae(images))
-    as_float32 = modules.VQVAE(64, 16, 4, width=8)
+    as_float32 = small_vqvae()
     as_float32.set_weights(vqvae.get_weights())
     assert np.abs(as_float32(images) - vqvae(images)).max() > 0  # another network: what loading has to avoid
-
-
-def gpu(monkeypatch, capability):
-    """Lets TensorFlow claim a GPU."""
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [types.SimpleNamespace(name="GPU:0")])
-    monkeypatch.setattr(tf.config.experimental, "get_device_details",
-                        lambda _: {"compute_capability": capability, "device_name": "A card"})
 
 
 def test_bfloat16_wants_a_gpu_that_has_it(monkeypatch, capsys):
     devices.check_precision(True)
     assert "slower" in capsys.readouterr().out
-    gpu(monkeypatch, (8, 0))
+    card = {"compute_capability": (8, 0), "device_name": "A card"}
+    gpus = [types.SimpleNamespace(name="GPU:0")]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: card)
     devices.check_precision(True)
-    gpu(monkeypatch, (7, 5))
+    card["compute_capability"] = 7, 5
     devices.check_precision(False)
     assert not capsys.readouterr().out
-    with pytest.raises(cli.UserError, match="8.0 or more, for bfloat16, but A card has 7.5"):
+    with pytest.raises(cli.UserError, match="8.0 or more .bfloat16., but A card has 7.5"):
         devices.check_precision(True)
 
 
@@ -118,29 +115,22 @@ def test_a_driver_whose_gpu_tensorflow_does_not_see_is_a_note(monkeypatch, capsy
     assert not capsys.readouterr().out
 
 
-# Several devices: of the virtual ones that conftest.py makes
-
-
-def replicas(monkeypatch, count):
-    """Lets the strategy have so many replicas."""
-    monkeypatch.setattr(devices, "strategy", lambda: types.SimpleNamespace(num_replicas_in_sync=count))
-
-
 def test_batches_are_shared_out_evenly_by_any_number_of_devices(monkeypatch):
-    for count in range(1, 9):
-        replicas(monkeypatch, count)
+    share = types.SimpleNamespace(num_replicas_in_sync=1)
+    monkeypatch.setattr(devices, "strategy", lambda: share)
+    for share.num_replicas_in_sync in range(1, 9):
         for wanted, available in ((8, 100), (8, 9), (1, 8), (8, 8)):
             batch = devices.global_batch(wanted, available)
-            assert batch % count == 0 and 0 < batch <= available
-            assert batch >= min(wanted, available - count + 1)
-    replicas(monkeypatch, 4)
-    with pytest.raises(cli.UserError, match="3 training images cannot be shared out among 4 devices"):
+            assert batch % share.num_replicas_in_sync == 0 and 0 < batch <= available
+            assert batch >= min(wanted, available - share.num_replicas_in_sync + 1)
+    share.num_replicas_in_sync = 4
+    with pytest.raises(cli.UserError, match="3 training images cannot be shared among 4 devices"):
         devices.global_batch(8, 3)
 
 
 @functools.cache
 def three_devices():
-    """A strategy of three devices; one for all tests, since TensorFlow lets a process have groups of one size only."""
+    """A strategy of three devices; one for all tests: TensorFlow wants one size of groups."""
     return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(3)])
 
 
@@ -149,53 +139,60 @@ def test_three_devices_train_as_one_with_the_same_batches():
     ends = []
     for strategy in (tf.distribute.get_strategy(), three_devices()):
         with strategy.scope():
-            ends.append(train_both(*data, clip=0.1, batch_size=9, steps_per_epoch=3, epochs=2, validate=True))
+            ends.append(train_both(*data, clip=0.1, batch_size=9, validate=True))
     (alone, weights, counts), (together, weights_of_three, counts_of_three) = ends
     restarted = 16 - len(np.unique(counts))  # what restarted in the last step has one count
     assert restarted == 16 - len(np.unique(counts_of_three)) > 0
     assert alone.keys() == together.keys() and len(alone) == 12
-    for name in alone.keys() - {"val_perplexity"}:  # it counts the black image in place of an empty part; train.py has its own
+    # It counts the black image in place of an empty part; train.py has its own.
+    for name in alone.keys() - {"val_perplexity"}:
         np.testing.assert_allclose(together[name], alone[name], rtol=1e-3, err_msg=name)
     for one, three in zip(weights, weights_of_three, strict=True):
         np.testing.assert_allclose(three, one, atol=1e-3)
 
 
-def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path, monkeypatch):
-    folder = new_run(tmp_path / "run", write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=5))
-    resume, run, save = ["--run-dir", str(folder), "--resume"], Run.load(folder), stages.Checkpoints.on_epoch_end
-    for strategy, stage in ((three_devices(), "vqvae"), (tf.distribute.get_strategy(), "pixelcnn")):
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
+    run = Run.load(new_run(tmp_path / "run", write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=5)))
+    run.settings["autoencoder_steps"] = 0
+    run.frames_dir.mkdir(parents=True)
+    splits, one_device = train.matching_splits(run, train.parse_arguments([])), tf.distribute.get_strategy()
 
-        def save_and_stop(self, epoch, logs, stage=stage):
-            save(self, epoch, logs)
-            if self.backup_path.stem == stage:
-                raise cli.UserError("Stopped.")
+    def stages_on(strategy, vqvae=None):
+        monkeypatch.setattr(devices, "strategy", lambda: strategy)
+        stage = train.VQVAEStage(run, splits)
+        return stage, train.PixelCNNStage(run, splits, vqvae or stage.begin())
 
-        with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(devices, "strategy", lambda strategy=strategy: strategy)
-            patch.setattr(stages.Checkpoints, "on_epoch_end", save_and_stop)
-            train.main(resume)
-        assert run.finished_epochs(stage) == 1
-    monkeypatch.setattr(devices, "strategy", three_devices)
-    train.main(resume)
-    assert json.loads((run.folder / "metrics.json").read_text())["num_images"] == 10
-    for name in ("vqvae", "pixelcnn"):
-        assert run.read_history(name)["epoch"].tolist() == [0, 1]
-
-
-# Several machines
+    for before, after, batch_size, steps in ((one_device, three_devices(), 9, 2),
+                                             (three_devices(), one_device, 8, 3)):
+        vqvae, prior = stages_on(before)
+        models = prior.vqvae, prior.begin()
+        for stage, model in zip((vqvae, prior), models):
+            model.optimizer.build(model.trainable_variables)
+            for number, variable in enumerate(model.optimizer.variables[1:]):  # the first counts the steps
+                variable.assign(np.full(variable.shape, number))
+            checkpoints = stages.Checkpoints(stage)
+            checkpoints.set_model(model)
+            checkpoints.on_epoch_end(0, {stage.monitor: 0.5})
+        for stage, model in zip(stages_on(after, models[0]), models):
+            resumed = stage.resume(1)
+            assert stage.batch_size == batch_size and np.asarray(resumed.optimizer.iterations) == steps
+            assert resumed.distribute_strategy is after
+            for variable, twin in zip(model.weights + model.optimizer.variables[1:],
+                                      resumed.weights + resumed.optimizer.variables[1:], strict=True):
+                np.testing.assert_array_equal(variable, twin, err_msg=variable.path)
 
 
 def start_machine(index, addresses, folder, *command):
     """Starts `python command` as one machine of a cluster."""
-    config = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
-    return subprocess.Popen([sys.executable, *command], cwd=folder, env=script_environment(TF_CONFIG=config), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    return subprocess.Popen([sys.executable, *command], cwd=folder, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, env=script_environment(TF_CONFIG=json.dumps(config)))
 
 
-def ends_of(processes, timeout):
+def ends_of(*processes):
     """What processes printed, and their exit statuses."""
     try:
-        printed = [process.communicate(timeout=timeout)[0] for process in processes]
+        printed = [process.communicate(timeout=400)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -204,9 +201,7 @@ def ends_of(processes, timeout):
 
 def free_addresses(count):
     """Addresses on this machine alone."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
     for one in sockets:
         one.close()
@@ -214,115 +209,117 @@ def free_addresses(count):
 
 
 def test_two_machines_end_with_the_weights_of_one(tmp_path):
-    cohort = write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=8)
+    cohort, addresses = write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=8), free_addresses(2)
     # Each machine has a dropout mask of its own, so that without dropout alone they can end as one does.
-    alone, together = (new_run(tmp_path / name, cohort, "--prior-epochs", "1", dropout=0.0) for name in ("alone", "together"))
-    addresses = free_addresses(2)
-    script = ROOT / "train.py"
-    printed, statuses = ends_of([start_machine(0, addresses, tmp_path, script, "--run-dir", together, "--resume"),
-                                 start_machine(1, addresses, tmp_path, script, "--run-dir", "other", "--resume")], timeout=400)
+    options = cohort, "--epochs", "1", "--prior-epochs", "1"
+    alone, together = (new_run(tmp_path / name, *options, dropout=0.0, num_layers=1) for name in ("a", "b"))
+    command = ROOT / "train.py", "--resume", "--run-dir"
+    machines = [start_machine(index, addresses, tmp_path, *command, folder)
+                for index, folder in enumerate((together, "other"))]
+    run = Run.load(alone)
+    splits = train.matching_splits(run, train.parse_arguments([]))
+    run.frames_dir.mkdir(parents=True)
+    vqvae = train.VQVAEStage(run, splits).train()
+    prior = train.PixelCNNStage(run, splits, vqvae).train()
+    printed, statuses = ends_of(*machines)
     assert statuses == [0, 0], printed
     assert "of 2 machines" in printed[0] and "Stage" not in printed[1]
-    assert not (tmp_path / "other").exists()
-    train.main(["--run-dir", str(alone), "--resume"])
-    assert {path.name for path in alone.iterdir()} == {path.name for path in together.iterdir()}
-    for name in ("vqvae", "pixelcnn"):
-        models = (modules.load_model(folder / f"{name}.keras") for folder in (alone, together))
-        for one, two in zip(*(model.weights for model in models), strict=True):
-            # Five steps of each epoch are shared: a gradient of one machine alone moves weights by 1e-3 and more.
-            np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4, err_msg=one.path)
+    assert not (tmp_path / "other").exists() and Run.is_finished(together)
+    for model in (vqvae, prior):
+        name = "vqvae" if model is vqvae else "pixelcnn"
+        shared = modules.load_model(together / f"{name}.keras")
+        for one, two in zip(model.weights, shared.weights, strict=True):
+            if "person_s" not in one.path:  # the calibration, which comes after training
+                # Five steps of an epoch are shared: a gradient of one machine alone moves weights by 1e-3.
+                np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4, err_msg=one.path)
 
 
 def test_what_one_machine_is_refused_ends_the_other(tmp_path):
     for name, slices in (("cohort", 3), ("other", 4)):
         write_cohort(tmp_path / name, people=(2, 1, 1), slices=slices)
-    addresses = free_addresses(2)
-    processes = [start_machine(index, addresses, tmp_path, ROOT / "train.py", "--run-dir", "run", "--data-dir", data)
-                 for index, data in enumerate(("cohort", "other"))]
-    printed, statuses = ends_of(processes, timeout=200)
+    addresses, command = free_addresses(2), (ROOT / "train.py", "--run-dir", "run", "--data-dir")
+    printed, statuses = ends_of(*(start_machine(index, addresses, tmp_path, *command, data)
+                                  for index, data in enumerate(("cohort", "other"))))
     assert statuses == [2, 2], printed
-    assert "Another machine of the cluster has stopped" in printed[0] and "The data in other are not those" in printed[1]
+    assert "Another machine of the cluster has stopped" in printed[0]
+    assert "The data in other are not those" in printed[1]
 
 
 @pytest.fixture
-def fresh_cluster():
-    """Forgets the cluster before and after."""
+def set_cluster(monkeypatch):
+    """A function that sets TF_CONFIG; the cluster is forgotten before and after."""
     devices.cluster.cache_clear()
-    yield
+    yield lambda cluster, kind="worker", index=0: monkeypatch.setenv(
+        "TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
     devices.cluster.cache_clear()
 
 
-@pytest.mark.parametrize("config, chief", (
-    ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}, True),
-    ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}, False),
-    ({"cluster": {"chief": ["c:1"], "worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}, False),
-    ({"cluster": {"chief": ["c:1"], "worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}, True),
-    ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}, True)))
-def test_one_machine_of_a_cluster_is_the_chief(fresh_cluster, monkeypatch, config, chief):
-    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+@pytest.mark.parametrize("cluster, kind, index, chief", (
+    ({"worker": ["a:1", "b:1"]}, "worker", 0, True), ({"worker": ["a:1", "b:1"]}, "worker", 1, False),
+    ({"chief": ["c:1"], "worker": ["a:1"]}, "worker", 0, False),
+    ({"chief": ["c:1"], "worker": ["a:1"]}, "chief", 0, True), ({"worker": ["a:1"]}, "worker", 0, True)))
+def test_one_machine_of_a_cluster_is_the_chief(set_cluster, cluster, kind, index, chief):
+    set_cluster(cluster, kind, index)
     assert devices.is_chief() == chief
-    assert (devices.cluster() is None) == (len(config["cluster"]["worker"]) + ("chief" in config["cluster"]) == 1)
+    assert (devices.cluster() is None) == (len(sum(cluster.values(), [])) == 1)
 
 
-def test_a_cluster_that_cannot_be_understood_is_one_sentence(fresh_cluster, monkeypatch, capsys):
+def test_a_cluster_that_cannot_be_understood_is_one_sentence(set_cluster, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", "worker: a:1")
     check_refused(train.main, [], "TF_CONFIG describes no cluster", capsys)
 
 
+def test_a_wait_for_machines_ends_with_a_sentence_and_can_be_stopped(set_cluster, monkeypatch, capsys):
+    here, there = free_addresses(2)
+    set_cluster({"worker": [here, there]})
+    join = cli.exit_on_user_error(devices._join_cluster)
+    with cli.signal_handler(signal.default_int_handler, signal.SIGINT):  # which a shell may have ignored
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+                patch.setattr(devices.time, "sleep", lambda _, number=number: signal.raise_signal(number))
+                join()
+            said = capsys.readouterr()
+            assert stop.value.code == cli.EXIT_INTERRUPTED and said.err == "Stopped.\n"
+            assert f"Waiting for the other machines of TF_CONFIG: {there} ..." in said.out
+    monkeypatch.setattr(devices, "START_TIMEOUT", 0)
+    check_refused(lambda _: join(), [], f"No answer within 0 seconds from {there}, which TF_CONFIG", capsys)
+    with socket.create_server(("127.0.0.1", int(here.split(":")[1]))):
+        check_refused(lambda _: join(), [], "Address already in use", capsys)
+
+
 JOINS = """
 import support.environment
-from support import cli, devices
-devices.START_TIMEOUT = devices.JOIN_TIMEOUT = {timeout}
-cli.exit_on_user_error(devices.strategy)()
+from support import devices
+devices.JOIN_TIMEOUT = 3
+devices.strategy()
 """
 
 
-def test_a_machine_that_is_not_there_ends_the_wait_with_a_sentence(tmp_path):
-    workers = free_addresses(2)
-    (printed,), (status,) = ends_of([start_machine(0, workers, tmp_path, "-c", JOINS.format(timeout=0))], timeout=200)
-    assert status == 2 and f"No answer within 0 seconds from {workers[1]}, which" in printed and "unset TF_CONFIG" in printed
-
-
-def test_a_machine_that_answers_but_does_not_join_ends_the_wait_with_a_sentence(tmp_path):
+def test_a_machine_that_answers_but_does_not_join_ends_the_wait(tmp_path):
     workers = free_addresses(2)
     with socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))):
-        process = start_machine(0, workers, tmp_path, "-c", JOINS.format(timeout=3))
-        (printed,), (status,) = ends_of([process], timeout=200)
-    assert status == -signal.SIGKILL
-    said = printed.strip().splitlines()[-1]
-    assert workers[1] in said and "have joined within 3 seconds" in said and "unset TF_CONFIG" in said
-
-
-def test_a_port_in_use_is_one_sentence(tmp_path):
-    workers = free_addresses(2)
-    with socket.create_server(("127.0.0.1", int(workers[0].split(":")[1]))):
-        process = start_machine(0, workers, tmp_path, "-c", JOINS.format(timeout=100))
-        (printed,), (status,) = ends_of([process], timeout=200)
-    assert status == 2 and "cannot be joined" in printed and "in use" in printed and "Traceback" not in printed
-
-
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
-def test_a_wait_for_machines_can_be_stopped(tmp_path, number):
-    # A shell that starts the tests in the background has SIGINT ignored.
-    with cli.signal_handler(signal.default_int_handler, signal.SIGINT):
-        process = start_machine(0, free_addresses(2), tmp_path, "-c", JOINS.format(timeout=100))
-    assert "Waiting for the other machines" in process.stdout.readline()
-    process.send_signal(number)
-    assert process.communicate(timeout=60) == ("Stopped.\n", None) and process.returncode == cli.EXIT_INTERRUPTED
+        (printed,), (status,) = ends_of(start_machine(0, workers, tmp_path, "-c", JOINS))
+    assert status == -signal.SIGALRM
+    assert "have 3 seconds to join" in printed and f"listens at one of {workers[1]}; " in printed
 
 
 @pytest.mark.parametrize("error, expected", (
-    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), "Out of memory .OOM when.*smaller batch"),
+    (tf.errors.ResourceExhaustedError(None, None, "OOM when"), "Out of memory .OOM when.; a smaller batch"),
     (MemoryError(), "Out of memory .MemoryError"),
-    (tf.errors.ResourceExhaustedError(None, None, "run/events; Disk quota exceeded"), "^run/events: Disk quota exceeded; go on"),
-    (OSError(28, "No space left on device", "run/a"), "^run/a: No space left on device; go on")))
+    (tf.errors.ResourceExhaustedError(None, None, "run/events; Disk quota exceeded"),
+     "^run/events: Disk quota exceeded; go on"),
+    (OSError(28, "No space left on device", "run/a"), "^run/a: No space left on device; go on"),
+    (tf.errors.InvalidArgumentError(None, None, "a bug stays itself"), "a bug stays itself")))
 def test_failures_are_told_apart(error, expected):
-    with pytest.raises(cli.UserError, match=expected), devices.explain_failures("a smaller batch", "go on"):
+    kind = type(error) if "bug" in expected else cli.UserError
+    with pytest.raises(kind, match=expected), devices.explain_failures("a smaller batch", "go on"):
         raise error
 
 
-def test_unknown_flags_of_xla_end_the_process_at_the_start(tmp_path):
+def test_an_unknown_flag_of_xla_ends_the_process_at_the_start(monkeypatch):
     code = "import support.environment\nfrom support import devices\ndevices.try_xla()\nprint('on')"
-    for flags, goes_on in (("--xla_no_such_flag=1", False), ("--xla_cpu_enable_fast_math=false", True)):
-        done = subprocess.run([sys.executable, "-c", code], env=script_environment(XLA_FLAGS=flags), text=True, capture_output=True)
-        assert (done.stdout == "on\n") == goes_on and ("xla_no_such_flag" in done.stderr) != goes_on
+    environment = script_environment(XLA_FLAGS="--xla_no_such_flag=1")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True)
+    assert done.stdout != "on\n" and "xla_no_such_flag" in done.stderr
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    devices.try_xla()
