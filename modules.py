@@ -196,7 +196,7 @@ def _stem_stride(image_size, margin):
     """The stride that takes what the margin leaves of an image to a grid of S / 4."""
     stride, rest = divmod(4 * (image_size - 2 * margin), image_size)
     if rest or stride < 1 or image_size % 8:
-        raise ValueError(f"margin {margin} is not 0 to 3 eighths of image_size {image_size}, a multiple of 8.")
+        raise ValueError(f"margin must be 0 to 3 whole eighths of image_size; got {margin}, {image_size}.")
     return stride
 
 

@@ -56,19 +56,6 @@ def test_cached_sampling_equals_full_forwards_code_by_code(prior, temperature, o
     assert (alone != slow).any()
 
 
-@pytest.mark.parametrize("method, argument", (("sample", [0, 1, 2]), ("sample_heads", 3)))
-def test_sampling_runs_without_tensorfloat_32(prior, monkeypatch, method, argument):
-    enabled, flags = tf.config.experimental.tensor_float_32_execution_enabled, []
-
-    def spy(positions, *_):
-        flags.append(enabled())
-        return np.zeros((len(positions), 6, 6), np.int32)
-
-    monkeypatch.setattr(prior, "compiled_sampler", spy)
-    getattr(prior, method)(argument)
-    assert flags and not any(flags) and enabled()
-
-
 def test_slices_depend_on_the_seed_but_not_on_the_batch_size(prior):
     codes = prior.sample([0, 1, 0], seed=1)
     assert codes.shape == (3, 6, 6) and codes.dtype == np.int32
