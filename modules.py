@@ -61,7 +61,7 @@ class Network(devices.KerasFit, keras.Model):
                 layer.dtype_policy = policy
 
     def minimise(self, losses):
-        """One optimiser step on the mean `loss` in the dict that `losses()` returns; returns the dict."""
+        """One optimiser step on the mean of `losses()["loss"]`; returns the dict `losses()`."""
         with tf.GradientTape() as tape:
             values = losses()
             scaled = self.optimizer.scale_loss(tf.reduce_mean(values["loss"]))
@@ -150,7 +150,7 @@ class VectorQuantizer(layers.Layer):
         return tf.reduce_sum(self.embeddings ** 2, 1) - 2 * products
 
     def _update(self, vectors, codes, batch_counts):
-        """Moves the codebook by vectors (N, D) of codes (N,), which the whole batch has (K,) times."""
+        """Moves the codebook by vectors (N, D) of codes (N,); `batch_counts` (K,) is of all replicas."""
         sums = devices.sum_over_replicas(tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings))
         counts = self.decay * self.counts + (1 - self.decay) * batch_counts
         sums = self.decay * self.sums + (1 - self.decay) * sums
