@@ -15,21 +15,71 @@ import functools
 import hashlib
 import math
 
-from support.network import Network  # isort: skip (before Keras, for it says which Keras is needed)
-import keras
+try:
+    import keras
+except ModuleNotFoundError as error:  # of the backend that KERAS_BACKEND or keras.json names
+    raise ImportError(f"Keras cannot be imported ({error}); set KERAS_BACKEND=tensorflow before.") from error
 from keras import layers
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from support import people, sampler
-from support.devices import broadcast, Dropout, fill_if_empty, layers_of, PACKAGE, sum_over_replicas
-from support.network import check_match, load_model, load_weights, random_rows  # noqa: F401
+from support import devices, people, runs, sampler
 
 ATTENTION_EVERY = 3  # every third block of the PixelCNN has an attention before it
+ATTENTION_HEADS = 4
+if (keras.backend.backend(), keras.config.image_data_format()) != ("tensorflow", "channels_last"):
+    raise ImportError("The networks need Keras with backend tensorflow and image_data_format channels_last; "
+                      "set both in keras.json, or before this import.")
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+class Network(devices.KerasFit, keras.Model):
+    """What both networks share. Each is saved by its `settings`, a dict of its constructor's arguments."""
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+    @contextlib.contextmanager
+    def full_float32(self):
+        """Computes in float32 inside it: not in the bfloat16 of mixed precision, and without TensorFloat-32.
+
+        A rounded vector may have another nearest code, a rounded logit another code to sample; but the same
+        image or seed has to give the same codes everywhere. So mixed precision is for training steps alone.
+        What a `tf.function` traces inside it is free of bfloat16 for good. But TensorFloat-32 is a switch of
+        the process, not of a graph: it has to be off whenever the traced function runs.
+        """
+        policies = [(layer, layer.dtype_policy) for layer in self._flatten_layers()]
+        is_rounding = tf.config.experimental.tensor_float_32_execution_enabled()
+        try:
+            tf.config.experimental.enable_tensor_float_32_execution(False)
+            for layer, _ in policies:
+                layer.dtype_policy = "float32"
+            yield
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(is_rounding)
+            for layer, policy in policies:
+                layer.dtype_policy = policy
+
+    def minimise(self, losses):
+        """One optimiser step on the mean of `losses()["loss"]`; returns the dict `losses()`."""
+        with tf.GradientTape() as tape:
+            values = losses()
+            scaled = self.optimizer.scale_loss(tf.reduce_mean(values["loss"]))
+        self.optimizer.apply(tape.gradient(scaled, self.trainable_variables), self.trainable_variables)
+        return values
+
+    def track(self, values, weights=None):
+        """Updates the trackers that `values` names; returns what they say now, a dict."""
+        for tracker in self.trackers:
+            if tracker.name in values:
+                tracker.update_state(values[tracker.name], weights)
+        return self._get_metrics_result_or_logs(values)
+
+    def _get_metrics_result_or_logs(self, logs):
+        # An epoch's logs. Keras' own takes the last step's, of one device, unless steps log every tracker.
+        return {name: value for name, value in self.get_metrics_result().items() if name in logs}
+
+
 class VectorQuantizer(layers.Layer):
     """Replaces each vector by the nearest row of a codebook, with a straight-through gradient.
 
@@ -38,33 +88,25 @@ class VectorQuantizer(layers.Layer):
         N_k <- decay N_k + (1 - decay) n_k
         m_k <- decay m_k + (1 - decay) sum of the z assigned to k;    e_k = m_k / N_k
 
-    with n_k the number of vectors z assigned to code k in the batch. Codes whose N_k falls below
-    `restart_below` times the mean restart at a random vector of the batch [3]. With ``decay=None`` the
-    codebook is trained by the gradient of ``mean((sg[z] - e)^2)`` ([1] equation 3). It stays float32 in mixed
-    precision.
+    with n_k the number of vectors z assigned to code k in the batch. It stays float32 in mixed precision.
 
     Args:
-        num_embeddings: K, the number of codes.
-        embedding_dim: D, the length of a code's vector.
+        num_embeddings, embedding_dim: K and D of the codebook, (K, D).
         commitment_cost: beta, the weight of ``mean((z - sg[e])^2)`` in the loss.
-        decay: of the EMA, in (0, 1); None for the gradient codebook loss.
-        restart_below: share of the mean use below which a code counts as dead; 0 turns restarts off.
+        decay: of the EMA, in (0, 1); None trains by the gradient of ``mean((sg[z] - e)^2)`` ([1] equation 3).
+        restart_below: codes whose N_k is less than this share of the mean restart at random vectors of the
+            batch [3]; 0 turns restarts off.
         seed: of its start and restarts.
     """
 
     def __init__(self, num_embeddings=512, embedding_dim=16, commitment_cost=0.25, decay=0.99,
                  restart_below=0.3, seed=0, dtype="float32", **kwargs):
         super().__init__(dtype=dtype, **kwargs)
-        if num_embeddings < 1 or embedding_dim < 1:
-            raise ValueError("num_embeddings and embedding_dim must be at least 1.")
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"decay must lie between 0 and 1, or None for the gradient loss, got {decay}.")
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.commitment_cost = commitment_cost
-        self.decay = decay
-        self.restart_below = restart_below
-        self.seed = seed
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.commitment_cost, self.decay = commitment_cost, decay
+        self.restart_below, self.seed = restart_below, seed
 
     def build(self, input_shape):
         if input_shape[-1] != self.embedding_dim:
@@ -83,22 +125,21 @@ class VectorQuantizer(layers.Layer):
         """Quantises vectors, float (..., D); with `training`, moves the codebook too.
 
         Returns a dict: `quantized`, float32 (..., D), with the straight-through gradient; `codes`, int32
-            (...);
-        `loss`, a scalar; `perplexity`, 2 to the entropy of the codes' use in this batch, from 1 to K.
+        (...); `loss`, a scalar; `perplexity`, 2 to the entropy of their use in this batch, from 1 to K.
         """
         vectors = tf.reshape(inputs, (-1, self.embedding_dim))
         codes = tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
+        # Not bincount, which XLA does not compile.
+        counts = tf.math.unsorted_segment_sum(tf.ones_like(codes, tf.float32), codes, self.num_embeddings)
+        counts = devices.sum_over_replicas(counts)
         quantized = tf.gather(self.embeddings, codes)
         loss = self.commitment_cost * tf.reduce_mean(tf.square(vectors - tf.stop_gradient(quantized)))
         if self.decay is None:
             loss += tf.reduce_mean(tf.square(tf.stop_gradient(vectors) - quantized))
         elif training:
-            self._update(tf.stop_gradient(vectors), codes)
+            self._update(tf.stop_gradient(vectors), codes, counts)
         quantized = vectors + tf.stop_gradient(quantized - vectors)
-        # Not bincount, which XLA does not compile.
-        use = tf.math.unsorted_segment_sum(tf.ones_like(codes, tf.float32), codes, self.num_embeddings)
-        use = sum_over_replicas(use)
-        use = tf.math.divide_no_nan(use, tf.reduce_sum(use))
+        use = tf.math.divide_no_nan(counts, tf.reduce_sum(counts))
         return {"quantized": tf.reshape(quantized, tf.shape(inputs)), "loss": loss,
                 "codes": tf.reshape(codes, tf.shape(inputs)[:-1]),
                 "perplexity": tf.exp(-tf.reduce_sum(tf.math.xlogy(use, use)))}
@@ -108,11 +149,9 @@ class VectorQuantizer(layers.Layer):
         products = tf.matmul(vectors, self.embeddings, transpose_b=True)
         return tf.reduce_sum(self.embeddings ** 2, 1) - 2 * products
 
-    def _update(self, vectors, codes):
-        """Moves the codebook by vectors (N, D) of codes (N,)."""
-        batch_counts = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, self.num_embeddings)
-        sums = tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)
-        batch_counts, sums = sum_over_replicas([batch_counts, sums])
+    def _update(self, vectors, codes, batch_counts):
+        """Moves the codebook by vectors (N, D) of codes (N,); `batch_counts` (K,) is of all replicas."""
+        sums = devices.sum_over_replicas(tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings))
         counts = self.decay * self.counts + (1 - self.decay) * batch_counts
         sums = self.decay * self.sums + (1 - self.decay) * sums
         mean_count = tf.reduce_mean(counts)
@@ -120,7 +159,11 @@ class VectorQuantizer(layers.Layer):
         counts = tf.where(dead, mean_count, counts)
         # The batch's counts seed the draw: so replicas agree, and a resumed run needs no saved state.
         seed = tf.reduce_sum(tf.cast(batch_counts, tf.int32) * tf.range(1, self.num_embeddings + 1))
-        restarts = random_rows(vectors, self.num_embeddings, [self.seed, seed]) * mean_count
+        size, replicas = tf.shape(vectors)[0], tf.distribute.get_strategy().num_replicas_in_sync
+        drawn = tf.random.stateless_uniform(counts.shape, [self.seed, seed], 0, size * replicas, tf.int32)
+        is_here = drawn // size == devices.replica()
+        restarts = tf.where(is_here[:, tf.newaxis], tf.gather(vectors, drawn % size), 0.0)
+        restarts = devices.sum_over_replicas(restarts) * mean_count
         sums = tf.where(dead[:, tf.newaxis], restarts, sums)
         self.counts.assign(counts)
         self.sums.assign(sums)
@@ -129,8 +172,8 @@ class VectorQuantizer(layers.Layer):
 
     def start(self, centers, counts):
         """Starts the codebook at the centers (K, D) of clusters with counts (K,) of vectors."""
-        counts = broadcast(counts.clip(1))
-        self.embeddings.assign(broadcast(centers))
+        counts = devices.broadcast(counts.clip(1))
+        self.embeddings.assign(devices.broadcast(centers))
         if self.decay is not None:
             self.counts.assign(counts / counts.mean())
             self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
@@ -143,8 +186,7 @@ class VectorQuantizer(layers.Layer):
 def _residual_block(x, width, inner_width=None):
     """Two 3x3 convolutions beside an identity: (B, H, W, width) -> (B, H, W, width)."""
     y = layers.Activation("relu")(x)
-    y = layers.Conv2D(inner_width or width, 3, padding="same")(y)
-    y = layers.Activation("relu")(y)
+    y = layers.Conv2D(inner_width or width, 3, padding="same", activation="relu")(y)
     # Starts as the identity, so that depth costs no early training.
     y = layers.Conv2D(width, 3, padding="same", kernel_initializer="zeros")(y)
     return layers.Add()([x, y])
@@ -154,8 +196,7 @@ def _stem_stride(image_size, margin):
     """The stride that takes what the margin leaves of an image to a grid of S / 4."""
     stride, rest = divmod(4 * (image_size - 2 * margin), image_size)
     if rest or stride < 1 or image_size % 8:
-        raise ValueError("image_size must be a multiple of 8 and margin 0, 1/8, 2/8 or 3/8 of it, "
-                         f"got {image_size}, {margin}.")
+        raise ValueError(f"margin must be 0 to 3 whole eighths of image_size; got {margin}, {image_size}.")
     return stride
 
 
@@ -163,9 +204,8 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
     """Images -> vectors: float (B, S, S, 1) -> (B, S / downsample, S / downsample, embedding_dim).
 
     The first convolution takes the image, less `margin` pixels on each side, to a grid of S / 4: work at full
-    resolution is what costs. No vectors are spent on the margin, the empty border that all pictures share.
-    That margin is 0, S / 8, S / 4 or 3 S / 8, S a multiple of 8, `downsample` 4 or 8. On the vectors' grid
-    there are `num_residual_blocks` of two 3x3 convolutions, of `width` channels.
+    resolution is what costs. No vectors are spent on the margin, the empty border that all pictures share: 0,
+    S / 8, S / 4 or 3 S / 8. ValueError if it is not, or `downsample` not 4 or 8, or S no multiple of 8.
     """
     if downsample not in (4, 8):
         raise ValueError(f"downsample must be 4 or 8, got {downsample}.")
@@ -202,7 +242,7 @@ def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
     return keras.Model(vectors, layers.Rescaling(1.0, -1.0, dtype="float32")(x), name="decoder")
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable(devices.PACKAGE)
 class VQVAE(Network):
     """Compresses images to a grid of codes and back [1].
 
@@ -210,10 +250,10 @@ class VQVAE(Network):
     is what painting every pixel in the mean colour would cost), plus the quantiser's loss.
 
     Args:
-        image_size: side of the square images in pixels.
+        image_size, margin: side of the square images, and their black border without codes, in pixels.
         num_embeddings, embedding_dim, commitment_cost, decay, seed: see `VectorQuantizer`.
-        margin: border in pixels that has no codes and is painted black.
-        downsample, width, num_residual_blocks: see `build_encoder`.
+        downsample: pixels per code along each axis, 4 or 8.
+        width, num_residual_blocks: channels and number of the blocks on the grid of codes.
         data_variance: variance of the training pixels in [-1, 1].
     """
 
@@ -225,11 +265,9 @@ class VQVAE(Network):
                  "margin": margin, "width": width, "num_residual_blocks": num_residual_blocks}
         self.settings = {**shape, "num_embeddings": num_embeddings, "commitment_cost": commitment_cost,
                          "decay": decay, "data_variance": data_variance, "seed": seed}
-        self.image_size = image_size
-        self.grid_size = image_size // downsample
-        self.margin = margin
+        self.image_size, self.grid_size, self.margin = image_size, image_size // downsample, margin
         self.data_variance = data_variance
-        with layers_of(self.dtype_policy):
+        with devices.layers_of(self.dtype_policy):
             self.encoder, self.decoder = build_encoder(**shape), build_decoder(**shape)
         self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, commitment_cost, decay, seed=seed)
         names = "loss", "reconstruction_loss", "vq_loss", "perplexity"
@@ -238,7 +276,7 @@ class VQVAE(Network):
         self.built = True
 
     def encode(self, images):
-        """Float images (B, S, S, 1) in [-1, 1] -> vectors (B, g, g, D), before quantisation."""
+        """Images (B, S, S, 1) -> vectors (B, g, g, D), not quantised; ValueError unless they are floats."""
         images = tf.convert_to_tensor(images)
         if not images.dtype.is_floating:
             raise ValueError(f"images must be floats in [-1, 1], not {images.dtype.name}: dataset.normalise.")
@@ -249,10 +287,7 @@ class VQVAE(Network):
         return tf.clip_by_value(self.decoder(vectors), -1.0, 1.0)
 
     def encode_to_codes(self, images):
-        """Float images (B, S, S, 1) in [-1, 1] -> codes int32 (B, g, g), in `full_float32`.
-
-        In an exported graph TensorFloat-32 is on unless the process that runs it has switched it off.
-        """
+        """Images (B, S, S, 1) -> codes int32 (B, g, g), in `full_float32`."""
         with self.full_float32():
             return self.quantizer(self.encode(images))["codes"]
 
@@ -265,32 +300,29 @@ class VQVAE(Network):
         return self.decode(self.quantizer(self.encode(images))["quantized"])
 
     def _batch_losses(self, images, training, quantise=True):
-        """The values of `trackers` for images (B, S, S, 1), scalars."""
-        quantized = {"quantized": self.encoder(images, training=training), "loss": 0.0, "perplexity": 0.0}
+        """The `trackers`' values for images (B, S, S, 1), a dict of scalars."""
+        quantized = {"quantized": self.encoder(images), "loss": 0.0, "perplexity": 0.0}
         if quantise:
             quantized = self.quantizer(quantized["quantized"], training=training)
-        outputs = self.decoder(quantized["quantized"], training=training)
+        outputs = self.decoder(quantized["quantized"])
         # Outputs are clipped to -1, so values below -1 on a black pixel are no error.
         errors = tf.where((images <= -1) & (outputs < -1), 0.0, outputs - images)
         error = tf.reduce_mean(tf.square(errors)) / self.data_variance
-        return error + quantized["loss"], error, quantized["loss"], quantized["perplexity"]
+        return {"loss": error + quantized["loss"], "reconstruction_loss": error, "vq_loss": quantized["loss"],
+                "perplexity": quantized["perplexity"]}
 
     def step(self, images, quantise=True):
         """One optimiser step on images (B, S, S, 1), as a plain autoencoder without `quantise`."""
-        return self.minimise(lambda: self._batch_losses(images, True, quantise))
+        return self.minimise(lambda: self._batch_losses(images, training=True, quantise=quantise))
 
     def train_step(self, data):
         """One step on a batch of (images, positions); the positions are not used."""
-        return self._track(self.step(data[0]), data[0])
+        return self.track(self.step(data[0]), tf.shape(data[0])[0])
 
     def test_step(self, data):
-        """The losses on a batch of (images, positions)."""
-        return self._track(self._batch_losses(fill_if_empty(data[0]), False), data[0])
-
-    def _track(self, losses, images):
-        count = tf.shape(images)[0]  # the last batch of a split may be short, a replica's part of it empty
-        losses = [(tf.where(count > 0, loss, 0.0), count) for loss in losses]
-        return self.track(**{tracker.name: loss for tracker, loss in zip(self.trackers, losses)})
+        """The losses on a batch of (images, positions), of which a replica's part may be empty."""
+        losses = self._batch_losses(devices.fill_if_empty(data[0]), training=False)
+        return self.track(losses, tf.shape(data[0])[0])
 
 
 def _gate(x):
@@ -299,7 +331,6 @@ def _gate(x):
     return tf.tanh(a) * tf.sigmoid(b)
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
 class GatedBlock(layers.Layer):
     """One layer of the gated PixelCNN: a vertical and a horizontal stack ([4] figure 2).
 
@@ -307,16 +338,12 @@ class GatedBlock(layers.Layer):
     and on the codes to the left: together on everything before, so there is no blind spot. The caller pads
     the windows: the whole grid in training, the newest row or code in sampling. So both run the same code.
 
-    Args:
-        num_filters: channels F of both stacks.
-        kernel_size: odd width k of the window; the vertical stack sees k // 2 rows up per layer.
-        dilation: d; the horizontal stack sees every d-th of the d (k // 2) codes to the left.
-        dropout: rate on the horizontal branch.
+    With a kernel_size k, odd, and a dilation d, the vertical stack sees k // 2 rows up per layer, the
+    horizontal one every d-th of the d (k // 2) codes to the left. Dropout is on the horizontal branch.
     """
 
-    def __init__(self, num_filters, kernel_size, dilation, dropout, **kwargs):
-        super().__init__(**kwargs)
-        self.num_filters = num_filters
+    def __init__(self, num_filters, kernel_size, dilation, dropout):
+        super().__init__()
         self.rows_up = kernel_size // 2
         self.dilation = dilation
         self.codes_left = dilation * self.rows_up
@@ -327,14 +354,7 @@ class GatedBlock(layers.Layer):
         self.condition = layers.Dense(4 * num_filters)
         self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
         self.horizontal_out = layers.Dense(num_filters, kernel_initializer="zeros")
-        self.dropout = Dropout(dropout)
-
-    def build(self, input_shape=None):
-        for layer in (self.vertical_conv, self.vertical_to_horizontal, self.condition, self.vertical_out,
-                      self.horizontal_out):
-            layer.build((None, None, None, self.num_filters))
-        self.horizontal_taps.build((None, None, None, (self.rows_up + 1) * self.num_filters))
-        self.built = True
+        self.dropout = devices.Dropout(dropout)
 
     def vertical(self, rows, window, condition):
         """One vertical step on rows (B, R, W, F): their new features, and `from_vertical` (B, R, W, 2F).
@@ -353,37 +373,25 @@ class GatedBlock(layers.Layer):
         return codes + self.horizontal_out(self.dropout(gated, training=training))
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
 class AxialAttention(layers.Layer):
     """Attention of the vertical stack along its own row, then up its column: so to all rows above [5].
 
     Along the row nothing need be masked: its vertical features depend on the rows above alone. It spans the
     grid where convolutions do not: so the shape of the whole head is there while its texture is sampled.
-
-    Args:
-        num_filters: channels F.
-        num_heads: of the attention, a divisor of F.
     """
 
-    def __init__(self, num_filters, num_heads=4, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, num_filters):
+        super().__init__()
         self.num_filters = num_filters
-        self.num_heads = num_heads
         self.norms = [layers.LayerNormalization() for _ in range(2)]
         self.queries = [layers.Dense(num_filters) for _ in range(2)]
         self.keys_and_values = [layers.Dense(2 * num_filters) for _ in range(2)]
         self.outputs = [layers.Dense(num_filters) for _ in range(2)]
 
-    def build(self, input_shape=None):
-        for layer in (*self.norms, *self.queries, *self.keys_and_values, *self.outputs):
-            layer.build((None, None, None, self.num_filters))
-        self.built = True
-
     def call(self, rows, before, attention_mask):
-        """Rows (B, R, W, F) -> (their new features; their keys and values, (B, R, W, 2F)).
+        """Rows (B, R, W, F), keys and values of S rows before (B, S, W, 2F) -> (features, keys and values).
 
-        `before` has keys and values of the S rows before, (B, S, W, 2F); the mask, bool (R, S + R), says
-        which rows each row attends to, those before first.
+        The mask, bool (R, S + R), says which rows each row attends to, those before first.
         """
         features = self.norms[0](rows)
         attended = self._attend(self.queries[0](features), self.keys_and_values[0](features))
@@ -398,7 +406,7 @@ class AxialAttention(layers.Layer):
     def _attend(self, queries, keys_and_values, attention_mask=None):
         """Softmax attention: (B, N, Q, F), (B, N, K, 2F) and bool (Q, K) -> (B, N, Q, F)."""
         # Not Keras' MultiHeadAttention, whose einsums take twice as long at this size.
-        size = self.num_filters // self.num_heads
+        size = self.num_filters // ATTENTION_HEADS
 
         def split_heads(x):  # (B, N, L, heads * d) -> (B, N, heads, L, d)
             shape = tf.shape(x)
@@ -412,25 +420,22 @@ class AxialAttention(layers.Layer):
         return tf.reshape(attended, tf.concat([tf.shape(attended)[:3], [self.num_filters]], axis=0))
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+@keras.saving.register_keras_serializable(devices.PACKAGE)
 class PixelCNN(Network):
     """The prior over codes: p(codes | position, context, person) as a product over the grid, row by row [4].
 
     Every code depends on all codes before it: on the rows above through an `AxialAttention` before every
     third block, on its own row because the windows of the horizontal stack widen, 1, 2, 4 ... codes from
-    block to block. It is conditioned on its cell of the grid, its slice's position and, where they are given,
-    on
-
-    - the context: the codes of the slices below, all over the grid. So a head is sampled from below;
-    - the person: what is the same throughout one head (see `support.people`). It acts on every layer, and as
-      a picture: what that person's head looks like here, roughly.
+    block to block. It is conditioned on its cell of the grid, its slice's position and, where given, on the
+    context, the codes of the slices below, all over the grid: so a head is sampled from below; and on the
+    person, what is the same throughout one head (see `support.people`). It acts on every layer, and as a
+    picture: what that person's head looks like here, roughly.
 
     Args:
-        grid_size: side g of the square grid of codes.
+        grid_size, num_positions: side g of the square grid of codes; slices per head.
         num_embeddings: K, the number of codes; in the context it stands for "no slice".
-        num_positions: slices per head.
-        num_filters, kernel_size, dropout: see `GatedBlock`.
-        num_layers: gated blocks, at least log2 of g.
+        num_filters, num_layers: channels F; number of `GatedBlock`s, at least log2 of g.
+        kernel_size, dropout: of each block; the kernel size is odd.
         codebook_digest: `VectorQuantizer.digest` of the codebook whose codes these are, or None.
         steps_below: how far below each of the S slices of the context lies.
         person_size: P, the length of the person vector.
@@ -441,27 +446,23 @@ class PixelCNN(Network):
                  kernel_size=3, dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24,
                  slice_positions=None, **kwargs):
         super().__init__(**kwargs)
-        if kernel_size % 2 == 0 or kernel_size < 3:
-            raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}.")
-        self.grid_size = grid_size
-        self.num_embeddings = num_embeddings
-        self.num_positions = num_positions
-        self.num_filters = num_filters
-        self.steps_below = tuple(steps_below)
-        self.person_size = person_size
+        self.grid_size, self.num_positions = grid_size, num_positions
+        self.num_embeddings, self.num_filters = num_embeddings, num_filters
+        self.steps_below, self.person_size = tuple(steps_below), person_size
         self.slice_positions = tuple(range(num_positions) if slice_positions is None else slice_positions)
         self.settings = {
             "grid_size": grid_size, "num_embeddings": num_embeddings, "num_positions": num_positions,
             "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size,
             "dropout": dropout, "codebook_digest": codebook_digest, "steps_below": list(steps_below),
             "person_size": person_size, "slice_positions": list(self.slice_positions)}
-        with layers_of(self.dtype_policy):
+        with devices.layers_of(self.dtype_policy):
             self._make_layers(num_layers, kernel_size, dropout)
         self.picture_to_grid = people.picture_to_grid(grid_size)
         names = "bits_per_code", "bits_per_code_no_context", "bits_per_code_alone"
         self.trackers = [keras.metrics.Mean(name) for name in names]
         self.compiled_sampler = tf.function(functools.partial(sampler.sample_codes, self), jit_compile=True)
-        self.build()
+        self.built = True
+        self({"codes": tf.zeros((1, grid_size, grid_size), tf.int32), "positions": tf.zeros(1, tf.int32)})
 
     def _make_layers(self, num_layers, kernel_size, dropout):
         width = self.num_filters
@@ -478,19 +479,12 @@ class PixelCNN(Network):
         self.place_embedding = layers.Embedding(self.grid_size ** 2, width)  # a place is a cell of the grid
         cycle = max(1, (self.grid_size - 1).bit_length())
         self.blocks = [GatedBlock(width, kernel_size, 2 ** (i % cycle), dropout) for i in range(num_layers)]
-        self.attentions = [AxialAttention(width) for _ in range(num_layers // ATTENTION_EVERY)]
+        self.attentions = [None if number % ATTENTION_EVERY else AxialAttention(width)
+                           for number in range(1, num_layers + 1)]
         # The first one float32: a Sequential rounds its inputs to what the first layer was made with.
         self.logits = keras.Sequential([
             layers.Activation("relu", dtype="float32"), layers.Dense(2 * width, activation="relu"),
             layers.Dense(self.num_embeddings, dtype="float32", name="logits")])
-
-    def build(self, input_shape=None):
-        for layer in (self.code_embedding, *self.context_embeddings, self.position_embedding,
-                      self.place_embedding, *self.blocks, *self.attentions):
-            layer.build(None)
-        self.picture_conv.build((None, None, None, 6))
-        self.person_embedding.build((None, self.person_size))
-        self.logits.build((None, self.grid_size, self.grid_size, self.num_filters))
         size, picture = self.person_size, (self.num_positions, people.PICTURE_SIDE, people.PICTURE_SIDE)
         # Not cast under mixed precision: the sampler, outside of `call`, takes them whole.
         fixed = {"trainable": False, "autocast": False}
@@ -499,14 +493,12 @@ class PixelCNN(Network):
         self.quantiles = self.add_weight((people.NUM_QUANTILES, size), "zeros", name="quantiles", **fixed)
         self.person_shift = self.add_weight((size,), "zeros", name="person_shift", **fixed)
         self.person_scale = self.add_weight((size,), "ones", name="person_scale", **fixed)
-        self.built = True
 
     def fit_people(self, pictures):
         """Fits the space of persons to the pictures of training heads: see `people.fit`."""
-        space = people.fit(pictures, self.person_size)
-        self.mean_picture.assign(space.mean_picture)
-        self.components.assign(space.components)
-        self.quantiles.assign(space.quantiles)
+        space = self.mean_picture, self.components, self.quantiles
+        for weight, value in zip(space, people.fit(pictures, self.person_size)):
+            weight.assign(value)
 
     def encode_people(self, pictures):
         """The persons of heads, float32 (N, P), from their pictures: see `people.encode`."""
@@ -518,23 +510,17 @@ class PixelCNN(Network):
         context = self.no_context(count) if context is None else context
         person = tf.zeros((count, self.person_size)) if person is None else tf.cast(person, tf.float32)
         condition = self.position_embedding(positions) + self.person_embedding(person)
-        cells = self.place_embedding(tf.range(self.grid_size ** 2))
-        cells = tf.reshape(cells, (1, self.grid_size, self.grid_size, self.num_filters))
+        cells = tf.reshape(tf.range(self.grid_size ** 2), (1, self.grid_size, self.grid_size))
         pictures = people.pictures_around(positions, person, self.mean_picture, self.components)
         pictures = tf.einsum("yh,bdhw,xw->byxd", self.picture_to_grid, pictures, self.picture_to_grid)
         around = self.picture_conv(pictures)
         for index, embedding in enumerate(self.context_embeddings):
             around += embedding(context[:, index])
-        return condition[:, tf.newaxis, tf.newaxis], cells + self.context_blocks(around)
+        return condition[:, tf.newaxis, tf.newaxis], self.place_embedding(cells) + self.context_blocks(around)
 
     def no_context(self, count):
         """The context of slices by themselves, int32 (count, S, g, g)."""
         return tf.fill((count, len(self.steps_below), self.grid_size, self.grid_size), self.num_embeddings)
-
-    def attention_before(self, index):
-        """The `AxialAttention` before block `index`, or None."""
-        number, rest = divmod(index + 1, ATTENTION_EVERY)
-        return None if rest else self.attentions[number - 1]
 
     def call(self, inputs, training=False):
         """The logits of every code given those before it, float32 (B, g, g, K).
@@ -551,8 +537,8 @@ class PixelCNN(Network):
         horizontal = grid + tf.pad(embedded[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
         causal = tf.linalg.band_part(tf.ones((self.grid_size, self.grid_size), tf.bool), -1, 0)
         no_rows = tf.zeros((tf.shape(vertical)[0], 0, self.grid_size, 2 * self.num_filters), vertical.dtype)
-        for index, block in enumerate(self.blocks):
-            if attention := self.attention_before(index):
+        for block, attention in zip(self.blocks, self.attentions):
+            if attention:
                 vertical, _ = attention(vertical, no_rows, causal)
             up, left = block.rows_up, block.codes_left
             window = tf.pad(vertical, [[0, 0], [up, 0], [up, up], [0, 0]])
@@ -564,7 +550,6 @@ class PixelCNN(Network):
     def distribution(self, codes, positions, context=None, person=None, training=False):
         """The codes' Categorical distribution (B, g, g), in `full_float32` unless `training`; see `call`."""
         inputs = {"codes": codes, "positions": positions, "context": context, "person": person}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
         with contextlib.nullcontext() if training else self.full_float32():
             return tfp.distributions.Categorical(logits=self(inputs, training=training))
 
@@ -579,22 +564,36 @@ class PixelCNN(Network):
 
     def train_step(self, data):
         """One step on a batch as `call` takes it; logs the code length with context and without."""
-        def losses():
-            bits = self._bits_per_code(data, training=True)
-            return tf.reduce_mean(bits), bits
-
-        _, bits = self.minimise(losses)
+        bits = self.minimise(lambda: {"loss": self._bits_per_code(data, training=True)})["loss"]
         below = data["context"][:, :, 0, 0] < self.num_embeddings
         has_context = tf.cast(tf.reduce_any(below, axis=1), tf.float32)
-        return self.track(bits_per_code=(bits, has_context), bits_per_code_no_context=(bits, 1 - has_context))
+        return {**self.track({"bits_per_code": bits}, has_context),
+                **self.track({"bits_per_code_no_context": bits}, 1 - has_context)}
 
     def test_step(self, data):
         """Logs the code length of a batch: given context and person; and alone, given neither."""
         count = tf.shape(data["codes"])[0]
-        data = {name: fill_if_empty(values) for name, values in data.items()}
+        data = {name: devices.fill_if_empty(values) for name, values in data.items()}
         bits = self._bits_per_code(data)[:count]
         alone = self._bits_per_code({name: data[name] for name in ("codes", "positions")})[:count]
-        return self.track(bits_per_code=(bits,), bits_per_code_alone=(alone,))
+        return self.track({"bits_per_code": bits, "bits_per_code_alone": alone})
 
     sample = sampler.sample_slices
     sample_heads = sampler.sample_heads
+
+
+def load_model(path, compile=True):
+    """Loads a VQ-VAE or a PixelCNN from a .keras file, with its optimiser if `compile`.
+
+    ValueError if the file is damaged, not of this repository, or would run code.
+    """
+    model = runs.read_model_file(path, lambda: keras.models.load_model(path, compile=compile))
+    if not isinstance(model, Network):
+        raise ValueError(f"{path} cannot be loaded (it holds a {type(model).__name__})")
+    return model
+
+
+def check_match(vqvae, prior):
+    """Raises ValueError if a prior was trained on the codes of another codebook than the VQ-VAE's."""
+    if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
+        raise ValueError("it was trained on the codes of another codebook")

@@ -58,17 +58,6 @@ def try_xla():
         tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
 
 
-@contextlib.contextmanager
-def full_float32():
-    """Turns TensorFloat-32 off inside it: a rounded vector may have another nearest code."""
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
-
-
 def kind():
     """"GPU" or "CPU": what TensorFlow computes on."""
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
@@ -334,7 +323,6 @@ def _first_line(error):
 
 # What Keras lacks -----------------------------------------------------------------------------------------
 
-@keras.saving.register_keras_serializable(PACKAGE)
 class Dropout(layers.Dropout):
     """Dropout by a mask of its own on every replica; Keras' own draws the same one on all."""
 
@@ -358,10 +346,6 @@ class KerasFit:
     def metrics(self):
         """What Keras resets before each epoch: the model's `trackers`."""
         return self.trackers
-
-    def logs(self):
-        """The values of the `trackers` by name."""
-        return {tracker.name: tracker.result() for tracker in self.trackers}
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if self.optimizer is not None and not self.optimizer.built:

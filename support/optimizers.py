@@ -5,16 +5,16 @@ import tensorflow as tf
 
 from support.devices import PACKAGE, sum_over_replicas
 
+MOMENTUM, NEWTON_SCHULZ_STEPS = 0.95, 5  # of Muon
+
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Adam(keras.optimizers.Adam):
-    """Adam that clips the norm of the whole batch's gradient; Keras' own clips each replica's part.
-
-    The losses here are means over a replica's part of the batch, so the gradient of the whole is their mean.
-    Keras adds up what is returned here.
-    """
+    """Adam that clips the norm of the whole batch's gradient; Keras' own clips each replica's part."""
 
     def _clip_gradients(self, grads):
+        # The loss is a mean over a replica's part of the batch, so the gradient of the whole is their mean.
+        # Keras adds up what is returned here.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         grads = sum_over_replicas([tf.convert_to_tensor(grad) for grad in grads])
         return [grad / replicas for grad in super()._clip_gradients([grad / replicas for grad in grads])]
@@ -38,21 +38,7 @@ class Muon(Adam):
     Adam's usually is (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so one learning rate serves both.
     Embeddings and logits stay with Adam, as there. (Keras' own Muon takes kernels of two axes alone: none of
     a convolution.)
-
-    Args:
-        learning_rate: of both.
-        momentum: of Muon.
-        newton_schulz_steps: iterations of the orthogonalisation.
     """
-
-    def __init__(self, learning_rate=0.001, momentum=0.95, newton_schulz_steps=5, **kwargs):
-        super().__init__(learning_rate, **kwargs)
-        self.momentum = momentum
-        self.newton_schulz_steps = newton_schulz_steps
-
-    def get_config(self):
-        settings = {"momentum": self.momentum, "newton_schulz_steps": self.newton_schulz_steps}
-        return {**super().get_config(), **settings}
 
     def _is_kernel(self, variable):
         path = self._trainable_variables[self._get_variable_index(variable)].path
@@ -73,23 +59,23 @@ class Muon(Adam):
 
     def _update_kernels(self, _, gradients, variables, momenta, learning_rate):
         gradients = tf.stack(gradients)
-        averages = self.momentum * tf.stack(momenta) + gradients
+        averages = MOMENTUM * tf.stack(momenta) + gradients
         for momentum, average in zip(momenta, tf.unstack(averages)):
             momentum.assign(average)
-        ahead = gradients + self.momentum * averages
+        ahead = gradients + MOMENTUM * averages
         matrices = tf.reshape(ahead, (len(variables), -1, ahead.shape[-1]))
-        directions = orthogonalise(matrices, self.newton_schulz_steps)
+        directions = orthogonalise(matrices)
         length = tf.cast(learning_rate, ahead.dtype) * 0.2 * max(directions.shape[1:]) ** 0.5
         for variable, step in zip(variables, tf.unstack(tf.reshape(length * directions, ahead.shape))):
             variable.assign_sub(step)
 
 
-def orthogonalise(matrices, iterations):
+def orthogonalise(matrices):
     """Matrices (N, rows, columns) with the singular vectors of those given, and singular values near 1."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else tf.linalg.matrix_transpose(matrices)
     x /= tf.norm(x, axis=(1, 2), keepdims=True) + 1e-7
-    for _ in range(iterations):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         square = tf.matmul(x, x, transpose_b=True)
         x = 3.4445 * x + tf.matmul(-4.7750 * square + 2.0315 * tf.matmul(square, square), x)
     return x if wide else tf.linalg.matrix_transpose(x)

@@ -1,10 +1,7 @@
 """The space of persons. A person is a short vector that says what is the same throughout one head.
 
-It holds the whitened principal components of coarse pictures of heads. All functions here are pure: the
-numbers that describe the space live in `modules.PixelCNN`.
+It holds the whitened principal components of coarse pictures of heads. `modules.PixelCNN` keeps the space.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -19,32 +16,17 @@ PSEUDO_HEADS = 4  # pseudo-counts of a calibration: as if so many more heads had
 MAX_SHIFT, MAX_SCALE = 1.0, 2.0  # of a calibration; larger values were rare in training
 
 
-class PersonSpace(NamedTuple):
-    """The numbers that describe the space of persons.
-
-    Attributes:
-        mean_picture: float (positions, 16, 16), the mean picture of the training heads.
-        components: float (positions, 16, 16, P), the principal components, each as long as people's standard
-            deviation along it.
-        quantiles: float (101, P), of each number over the training people, with a mean of 0 and a variance of
-            1.
-    """
-
-    mean_picture: np.ndarray
-    components: np.ndarray
-    quantiles: np.ndarray
-
-
 def fit(pictures, person_size):
     """Fits the space of persons to the training heads.
 
     Args:
-        pictures: float (people, positions, 16, 16), the coarse pictures of heads; NaN where a slice is
-            missing.
+        pictures: float (people, positions, 16, 16), coarse pictures of heads; NaN where a slice is missing.
         person_size: P, the length of a person.
 
     Returns:
-        A `PersonSpace`. Numbers beyond the number of people are always 0.
+        (mean_picture, components, quantiles): float (positions, 16, 16), the heads' mean; (positions, 16, 16,
+        P), principal components, each as long as people's standard deviation along it; (101, P), of each
+        number over these people, with mean 0 and variance 1. Numbers beyond the number of people are 0.
     """
     mean = np.nan_to_num(pictures).sum(axis=0) / np.maximum(np.isfinite(pictures).sum(axis=0), 1)
     deviations = np.nan_to_num(pictures - mean).reshape(len(pictures), -1)
@@ -53,14 +35,13 @@ def fit(pictures, person_size):
     if count:
         pca = PCA(count, svd_solver="full").fit(deviations)
         components[:count] = pca.components_ * np.sqrt(pca.explained_variance_)[:, np.newaxis]
-    components = components.T.reshape(*mean.shape, person_size).astype(np.float32)
-    mean = mean.astype(np.float32)
+    mean, components = np.float32(mean), np.float32(components.T.reshape(*mean.shape, person_size))
     quantiles = np.quantile(encode(pictures, mean, components), np.linspace(0, 1, NUM_QUANTILES), axis=0)
     # `sample` draws evenly between neighbouring quantiles: mean and variance of that become 0 and 1.
     lower, upper = quantiles[:-1], quantiles[1:]
     center = (lower + upper).mean(axis=0) / 2
     spread = np.sqrt((lower ** 2 + lower * upper + upper ** 2).mean(axis=0) / 3 - center ** 2)
-    return PersonSpace(mean, components, (quantiles - center) / np.where(spread > 0, spread, 1))
+    return mean, components, (quantiles - center) / np.where(spread > 0, spread, 1)
 
 
 def encode(pictures, mean_picture, components):
@@ -69,8 +50,8 @@ def encode(pictures, mean_picture, components):
     A head with more than half of its slices missing gets zeros, the average person.
     """
     flat = components.reshape(-1, components.shape[-1])
-    deviations = np.nan_to_num(pictures - mean_picture).reshape(len(pictures), -1)
     squares = (flat ** 2).sum(axis=0)
+    deviations = np.nan_to_num(pictures - mean_picture).reshape(len(pictures), -1)
     persons = deviations @ flat / np.where(squares > 0, squares, 1)
     usual = mean_picture.any(axis=(1, 2))  # the positions that training people have
     missing = np.isnan(pictures).any(axis=(2, 3)) & usual
@@ -102,7 +83,7 @@ def picture_to_grid(grid_size):
 def sample(quantiles, uniform):
     """New persons, float32 (N, P), by quantiles (101, P), from uniform numbers (N, P) in [0, 1).
 
-    The numbers are independent, so that no training person is reproduced.
+    Their numbers are independent, so that no training person is reproduced.
     """
     index = tf.transpose(uniform) * (NUM_QUANTILES - 1)
     lower = tf.minimum(tf.cast(index, tf.int32), NUM_QUANTILES - 2)
@@ -112,7 +93,7 @@ def sample(quantiles, uniform):
 
 
 def calibrate(conditions, outcomes):
-    """Fits the correction ``shift + scale * person`` that lets sampled heads differ as much as people do.
+    """Fits (shift, scale), (P,) each: ``shift + scale * person`` lets heads differ as much as people do.
 
     Sampled heads follow their person too weakly: the slices below weigh more, and errors pile up from slice
     to slice. Each number of the outcome is taken as ``offset + slope * condition + noise`` (least squares).
@@ -121,17 +102,12 @@ def calibrate(conditions, outcomes):
     Args:
         conditions: float (N, P), the persons on which N sampled heads were conditioned.
         outcomes: float (N, P), the persons that `encode` finds in these heads.
-
-    Returns:
-        (shift, scale), float64 (P,) each.
     """
     conditions, outcomes = np.float64(conditions), np.float64(outcomes)
-    condition_deviations = conditions - conditions.mean(axis=0)
-    outcome_deviations = outcomes - outcomes.mean(axis=0)
-    slope = (condition_deviations * outcome_deviations).sum(axis=0) + PSEUDO_HEADS
-    slope = slope / ((condition_deviations ** 2).sum(axis=0) + PSEUDO_HEADS)
+    x, y = (values - values.mean(axis=0) for values in (conditions, outcomes))
+    slope = ((x * y).sum(axis=0) + PSEUDO_HEADS) / ((x ** 2).sum(axis=0) + PSEUDO_HEADS)
     offset = (outcomes - slope * conditions).sum(axis=0) / (len(conditions) + PSEUDO_HEADS)
-    noise = (outcome_deviations - slope * condition_deviations).var(axis=0)
+    noise = (y - slope * x).var(axis=0)
     slope = np.maximum(slope, 1 / MAX_SCALE)
     shift = (-offset / slope).clip(-MAX_SHIFT, MAX_SHIFT)
     return shift, (np.sqrt(np.maximum(1 - noise, 0)) / slope).clip(1, MAX_SCALE)

@@ -1,5 +1,6 @@
-"""Sampling from a `modules.PixelCNN`: noise, the exact cached sampler, slices, heads, exported models."""
+"""Sampling from `prior`, a `modules.PixelCNN`: noise, the exact cached sampler, slices, heads, exports."""
 
+import math
 import zlib
 
 import numpy as np
@@ -7,23 +8,19 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from support import people
-from support.cli import UserError
 from support.devices import samples_at_once
 
 
 def uniform(seed, stream, indices, shape, minval=0.0):
     """Uniform numbers in [minval, 1), float32 (N, *shape), for items of int32 indices (N,).
 
-    Each item's depend on seed, stream and its index alone; those of differently named streams are
-    independent.
+    Each item's depend on seed, stream (a name) and its index alone, and are independent of all others.
     """
-    stream_number = zlib.crc32(stream.encode()) % 2 ** 31
-    start = tf.stack([tf.cast(seed, tf.int32), 0])
-    stream_seed = tf.random.experimental.stateless_fold_in(start, stream_number)
+    fold_in = tf.random.experimental.stateless_fold_in
+    stream_seed = fold_in(tf.stack([tf.cast(seed, tf.int32), 0]), zlib.crc32(stream.encode()) % 2 ** 31)
 
     def item(index):
-        item_seed = tf.random.experimental.stateless_fold_in(stream_seed, index)
-        return tf.random.stateless_uniform(shape, item_seed, minval=minval)
+        return tf.random.stateless_uniform(shape, fold_in(stream_seed, index), minval=minval)
 
     return tf.map_fn(item, indices, fn_output_signature=tf.float32)
 
@@ -39,61 +36,72 @@ def sample_people(prior, seed, stream, indices):
     return people.sample(prior.quantiles, uniform(seed, f"{stream} people", indices, (prior.person_size,)))
 
 
-def sample_codes(prior, positions, noise, temperature, context=None, person=None):
-    """Samples codes by the Gumbel-max trick, argmax(logits + temperature * noise), one code after the other.
+def calibrated_people(prior, seed, stream, indices):
+    """New persons as heads are conditioned on them, float32 (N, P): see `people.calibrate`."""
+    return prior.person_shift + prior.person_scale * sample_people(prior, seed, stream, indices)
 
-    The codes are those that the full network would give in float32, whatever it trained in. Only what is new
-    is computed: the vertical stack once per row, the horizontal stack once per code, each on the last few
-    features of every layer. (A GPU rounds unless TensorFloat-32 is off while it runs: see
-    `Network.full_float32`.)
+
+def steered_people(prior, ventricles, count, seed, quantile):
+    """Persons for heads whose ventricles have a given size, float (count, P); else those of `sample_heads`.
+
+    The size is given as a quantile among training people, from 0 to 1, one for all or float (count,).
+    `ventricles` says how it follows from a person, the dict of `Run.read_ventricles`.
+    """
+    target = people.value_at(ventricles["quantiles"], quantile)
+    persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
+    persons = people.steer(persons, np.array(ventricles["weights"]), ventricles["offset"], target)
+    return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
+
+
+def sample_codes(prior, positions, noise, temperature, context=None, person=None):
+    """Samples codes, int32 (B, g, g), one by one: argmax(logits + temperature * noise), the Gumbel-max trick.
+
+    The codes are those that the full network would give in float32, whatever it trained in; on a GPU, if
+    TensorFloat-32 is off while it runs: see `Network.full_float32`. Only what is new is computed: the
+    vertical stack once per row, the horizontal stack once per code, each on the last few features of every
+    layer.
 
     Args:
-        prior: a `modules.PixelCNN`.
         positions: int32 tensor (B,).
         noise: float32 (B, g, g, K), see `gumbel_noise`.
         temperature: float32 scalar; 1 samples from the model, 0 takes the likeliest code each time.
         context, person: those of `PixelCNN.call`; None for no slices below, for the average person.
-
-    Returns:
-        int32 (B, g, g).
     """
     with prior.full_float32():
-        return _sample_rows(prior, positions, noise, temperature, context, person)
+        size, batch, filters = prior.grid_size, tf.shape(positions)[0], prior.num_filters
+        condition, grid_features = prior.condition_features(positions, context, person)
 
+        def sample_row(row, previous, windows, keys, codes):
+            rows = tf.gather(grid_features, [row], axis=1) + previous
+            vertical, from_vertical, windows, keys = _vertical_row(prior, rows, condition, row, windows, keys)
 
-def _sample_rows(prior, positions, noise, temperature, context, person):
-    """The loop over rows of `sample_codes`."""
-    size, batch, filters = prior.grid_size, tf.shape(positions)[0], prior.num_filters
-    condition, grid_features = prior.condition_features(positions, context, person)
+            def sample_code(column, previous, windows, row_codes):
+                horizontal = grid_features[:, row, column][:, tf.newaxis, tf.newaxis] + previous
+                new_windows = []
+                for block, before, features in zip(prior.blocks, windows, from_vertical):
+                    window = tf.concat([before, horizontal], axis=2)
+                    new_windows.append(window[:, :, 1:])
+                    above = tf.gather(features, [column], axis=2)
+                    horizontal = block.horizontal(horizontal, window, above, condition)
+                logits = prior.logits(horizontal + tf.gather(vertical, [column], axis=2))[:, 0, 0]
+                code = tf.argmax(logits + temperature * noise[:, row, column], axis=-1, output_type=tf.int32)
+                previous = prior.code_embedding(code)[:, tf.newaxis, tf.newaxis]
+                return column + 1, previous, new_windows, row_codes.write(column, code)
 
-    def sample_row(row, previous, windows, keys, codes):
-        vertical = tf.gather(grid_features, [row], axis=1) + previous
-        vertical, from_vertical, windows, keys = _vertical_row(prior, vertical, condition, row, windows, keys)
+            start = (0, tf.zeros((batch, 1, 1, filters)),
+                     [tf.zeros((batch, 1, block.codes_left, filters)) for block in prior.blocks],
+                     tf.TensorArray(tf.int32, size, element_shape=positions.shape))
+            row_codes = tf.while_loop(lambda column, *_: column < size, sample_code, start)[-1]
+            row_codes = tf.transpose(row_codes.stack())
+            previous = tf.reshape(prior.code_embedding(row_codes), (batch, 1, size, filters))
+            return row + 1, previous, windows, keys, codes.write(row, row_codes)
 
-        def sample_code(column, previous, windows, row_codes):
-            horizontal = grid_features[:, row, column][:, tf.newaxis, tf.newaxis] + previous
-            above = [tf.gather(features, [column], axis=2) for features in from_vertical]
-            horizontal, windows = _horizontal_code(prior, horizontal, above, condition, windows)
-            logits = prior.logits(horizontal + tf.gather(vertical, [column], axis=2))[:, 0, 0]
-            scores = logits + temperature * noise[:, row, column]
-            code = tf.argmax(scores, axis=-1, output_type=tf.int32)
-            previous = prior.code_embedding(code)[:, tf.newaxis, tf.newaxis]
-            return column + 1, previous, windows, row_codes.write(column, code)
-
-        start = (0, tf.zeros((batch, 1, 1, filters)),
-                 [tf.zeros((batch, 1, block.codes_left, filters)) for block in prior.blocks],
-                 tf.TensorArray(tf.int32, size, element_shape=positions.shape))
-        row_codes = tf.while_loop(lambda column, *_: column < size, sample_code, start)[-1]
-        row_codes = tf.transpose(row_codes.stack())
-        previous = tf.reshape(prior.code_embedding(row_codes), (batch, 1, size, filters))
-        return row + 1, previous, windows, keys, codes.write(row, row_codes)
-
-    start = (0, tf.zeros((batch, 1, size, filters)),
-             [tf.zeros((batch, block.rows_up, size, filters)) for block in prior.blocks],
-             [tf.zeros((batch, size, size, 2 * filters)) for _ in prior.attentions],
-             tf.TensorArray(tf.int32, size, element_shape=(positions.shape[0], size)))
-    codes = tf.while_loop(lambda row, *_: row < size, sample_row, start)[-1]
-    return tf.transpose(codes.stack(), (1, 0, 2))
+        start = (0, tf.zeros((batch, 1, size, filters)),
+                 [tf.zeros((batch, block.rows_up, size, filters)) for block in prior.blocks],
+                 [tf.zeros((batch, size, size, 2 * filters)) for attention in prior.attentions if attention],
+                 tf.TensorArray(tf.int32, size, element_shape=(positions.shape[0], size)))
+        codes = tf.while_loop(lambda row, *_: row < size, sample_row, start)[-1]
+        return tf.transpose(codes.stack(), (1, 0, 2))
 
 
 def _vertical_row(prior, vertical, condition, row, windows, keys):
@@ -104,8 +112,8 @@ def _vertical_row(prior, vertical, condition, row, windows, keys):
     block, what the horizontal stack takes of them, (B, 1, g, 2F); windows and keys for the next row.
     """
     from_vertical, new_windows, new_keys = [], [], []
-    for index, (block, before) in enumerate(zip(prior.blocks, windows)):
-        if attention := prior.attention_before(index):
+    for block, attention, before in zip(prior.blocks, prior.attentions, windows):
+        if attention:
             above = keys[len(new_keys)]
             mask = tf.range(prior.grid_size + 1) >= prior.grid_size - row  # the last keys, and its own
             vertical, row_keys = attention(vertical, above, mask[tf.newaxis])
@@ -118,69 +126,44 @@ def _vertical_row(prior, vertical, condition, row, windows, keys):
     return vertical, from_vertical, new_windows, new_keys
 
 
-def _horizontal_code(prior, horizontal, from_vertical, condition, windows):
-    """The horizontal stack on one code, (B, 1, 1, F): its last features and the windows of the next code."""
-    new_windows = []
-    for block, before, features in zip(prior.blocks, windows, from_vertical):
-        window = tf.concat([before, horizontal], axis=2)
-        new_windows.append(window[:, :, 1:])
-        horizontal = block.horizontal(horizontal, window, features, condition)
-    return horizontal, new_windows
-
-
 def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
-    """Samples single slices, without slices below, each of a new person; sample i depends on (seed, i) alone.
+    """Samples single slices, without slices below, each of a new person: codes, int32 NumPy (N, g, g).
 
-    The persons are not calibrated: `people.calibrate` corrects what sampled slices below do to a head.
+    Sample i depends on (seed, i) alone. The persons are not calibrated: `people.calibrate` corrects what
+    sampled slices below do to a head.
 
     Args:
-        prior: a `modules.PixelCNN`.
-        positions: int (N,), the slice position of each sample.
-        seed: int.
-        temperature: see `sample_codes`.
+        positions: int (N,), of each sample; ValueError if training people have no slices there.
+        seed, temperature: see `uniform`, `sample_codes`.
         batch_size: samples side by side; by default as many as suit the machine.
-
-    Returns:
-        codes, int32 NumPy (N, g, g).
-
-    Raises:
-        ValueError: if training people have no slices at a position.
     """
     positions = np.asarray(positions, np.int32)
     if not np.isin(positions, prior.slice_positions).all():
         raise ValueError(f"positions must be among {list(prior.slice_positions)}, got {positions.tolist()}.")
-    size = _batch_size(prior, batch_size, len(positions))
-    codes = np.zeros((len(positions), prior.grid_size, prior.grid_size), np.int32)
+    size, codes = _batch_size(prior, batch_size, len(positions)), []
     for first in tqdm(range(0, len(positions), size), "Sampling", unit=" batches", leave=False, disable=None):
         # The last batch is filled up: another size would be compiled anew.
         batch = tf.constant(np.resize(positions[first:first + size], size))
         indices = tf.range(first, first + size)
         noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
-        sampled = _run_sampler(prior, batch, noise, temperature, prior.no_context(size), persons)
-        codes[first:first + size] = sampled[:len(positions) - first]
-    return codes
+        codes.append(_run_sampler(prior, batch, noise, temperature, prior.no_context(size), persons))
+    return np.concatenate(codes)[:len(positions)]
 
 
 def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
-    """Samples whole heads, from the lowest slice up, each slice given the head's person and the slices below.
+    """Samples whole heads: codes, int32 NumPy (N, positions, g, g), of the prior's `slice_positions`.
 
-    Head i depends on (seed, stream, i) alone, whatever the batch size.
+    They are sampled from the lowest slice up, each slice given the head's person and the slices below. Head i
+    depends on (seed, stream, i) alone.
 
     Args:
-        prior: a `modules.PixelCNN`.
         count: N.
-        seed: int.
-        temperature: see `sample_codes`.
-        batch_size: heads side by side; by default as many as suit the machine.
+        seed, temperature, batch_size: see `sample_slices`.
         persons: float (N, P), to condition the heads on; by default new ones, calibrated.
         stream: the name of the random stream.
-
-    Returns:
-        codes, int32 NumPy (N, positions, g, g), of the prior's `slice_positions`.
     """
-    batches = list(heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream))
-    shape = len(prior.slice_positions), prior.grid_size, prior.grid_size
-    return np.concatenate([np.zeros((0, *shape), np.int32), *batches])
+    heads = heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream)
+    return np.concatenate(list(heads))
 
 
 def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
@@ -198,33 +181,6 @@ def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, per
                 heads.append(codes[:count - first])
                 progress.update(len(heads[-1]))
             yield np.stack(heads, axis=1)
-
-
-def calibrated_people(prior, seed, stream, indices):
-    """New persons as heads are conditioned on them, float32 (N, P): see `people.calibrate`."""
-    return prior.person_shift + prior.person_scale * sample_people(prior, seed, stream, indices)
-
-
-def steered_people(prior, ventricles, count, seed, quantile):
-    """Persons for heads whose ventricles have a given size, float (count, P); else those of `sample_heads`.
-
-    Args:
-        prior: a `modules.PixelCNN`.
-        ventricles: how their size follows from a person, the dict of `Run.read_ventricles`.
-        count: of heads.
-        seed: int.
-        quantile: of the size among training people, from 0 to 1: one for all heads, or float (count,).
-
-    Raises:
-        UserError: if the size does not follow from persons.
-    """
-    weights = np.array(ventricles["weights"])
-    if not weights.any():
-        raise UserError("In this run the ventricles do not follow from persons; leave out --ventricles.")
-    target = people.value_at(ventricles["quantiles"], quantile)
-    persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
-    persons = people.steer(persons, weights, ventricles["offset"], target)
-    return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
 
 
 def _run_sampler(prior, positions, noise, temperature, context, persons):
@@ -247,9 +203,8 @@ def _slices_of_heads(prior, sample, indices, seed, temperature, persons, stream)
 def _batch_size(prior, wanted, count):
     """How many samples go side by side: batches of one size, so that little has to be filled up."""
     noise_bytes = 4 * prior.grid_size ** 2 * prior.num_embeddings
-    size = max(1, min(wanted or samples_at_once(noise_bytes), count))
-    num_batches = max(1, -(-count // size))
-    return max(1, -(-count // num_batches))
+    num_batches = math.ceil(count / (wanted or samples_at_once(noise_bytes)))
+    return math.ceil(count / num_batches)
 
 
 def export(vqvae, prior, folder):
@@ -270,7 +225,7 @@ def export(vqvae, prior, folder):
         noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
         return sample_codes(prior, positions, noise, temperature, person=persons)
 
-    compiled = tf.function(lambda prior, *arguments: sample_codes(prior, *arguments))
+    compiled = tf.function(sample_codes)
 
     def export_heads(count, seed, temperature):
         indices = tf.range(count)

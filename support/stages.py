@@ -13,7 +13,6 @@ from tqdm import tqdm
 from support import devices, optimizers, runs
 from support.cli import UserError
 from support.files import unfinished
-from support.network import load_weights
 
 MAX_LOSS = 1e6  # a loss above this has diverged
 
@@ -104,7 +103,7 @@ class Stage:
         with devices.fail_together():
             try:
                 if devices.is_chief():
-                    load_weights(model, path)
+                    runs.read_model_file(path, lambda: model.load_weights(path))
             except ValueError as error:
                 raise UserError(f"{error}; {advice}.") from error
         devices.broadcast_variables(model.variables + (model.optimizer.variables if model.compiled else []))

@@ -18,62 +18,60 @@ def cohort_pictures():
 
 
 def test_persons_are_whitened_and_explain_the_pictures(cohort_pictures):
-    space = people.fit(cohort_pictures, 3)
-    persons = people.encode(cohort_pictures, space.mean_picture, space.components)
+    mean, components, _ = people.fit(cohort_pictures, 3)
+    persons = people.encode(cohort_pictures, mean, components)
     assert persons.dtype == np.float32
     np.testing.assert_allclose(np.cov(persons.T), np.eye(3), atol=0.05)
-    decoded = space.mean_picture + np.einsum("dhwp,np->ndhw", space.components, persons)
+    decoded = mean + np.einsum("dhwp,np->ndhw", components, persons)
     assert ((decoded - cohort_pictures) ** 2).mean() < 0.1 * cohort_pictures.var(axis=0).mean()
     np.testing.assert_array_equal(persons * 32, np.round(persons * 32))  # rounded, so that 8 bits hold each
-    far = people.encode(cohort_pictures * 1000, space.mean_picture, space.components)
+    far = people.encode(cohort_pictures * 1000, mean, components)
     assert far.min() == -128 / 32 and far.max() == 127 / 32
 
 
 def test_new_persons_are_spread_as_people_are(cohort_pictures):
-    space = people.fit(cohort_pictures, 3)
-    persons = people.encode(cohort_pictures, space.mean_picture, space.components)
+    *space, quantiles = people.fit(cohort_pictures, 3)
+    persons = people.encode(cohort_pictures, *space)
     uniform = np.random.default_rng(1).uniform(size=(4000, 3)).astype(np.float32)
-    sampled = people.sample(tf.constant(space.quantiles, tf.float32), uniform).numpy()
+    sampled = people.sample(tf.constant(quantiles, tf.float32), uniform).numpy()
     np.testing.assert_allclose(sampled.mean(axis=0), 0, atol=0.06)
     np.testing.assert_allclose(np.cov(sampled.T), np.eye(3), atol=0.08)
     for number in range(3):
         assert stats.ks_2samp(sampled[:, number], persons[:, number]).statistic < 0.08
-        expected = np.interp(uniform[:, number], np.linspace(0, 1, 101), space.quantiles[:, number])
+        expected = np.interp(uniform[:, number], np.linspace(0, 1, 101), quantiles[:, number])
         np.testing.assert_allclose(sampled[:, number], expected, atol=1e-4)
 
 
 def test_a_head_with_most_slices_missing_is_the_average_person(cohort_pictures):
-    space, gaps = people.fit(cohort_pictures, 3), cohort_pictures.copy()
+    gaps = cohort_pictures.copy()
     gaps[0, :3] = gaps[1, 0] = np.nan
-    persons = people.encode(gaps, space.mean_picture, space.components)
+    persons = people.encode(gaps, *people.fit(cohort_pictures, 3)[:2])
     assert (persons[0] == 0).all() and (persons[1] != 0).all()
     # Of a cohort that has one slice of each head, that one is enough.
     cohort_pictures[:, 1:] = gaps[:, 1:] = np.nan
-    space = people.fit(cohort_pictures, 3)
-    persons = people.encode(gaps, space.mean_picture, space.components)
+    persons = people.encode(gaps, *people.fit(cohort_pictures, 3)[:2])
     assert (persons[:2] == 0).all() and (persons[2:] != 0).any(axis=1).all()
 
 
-def test_numbers_beyond_the_number_of_people_are_0(cohort_pictures):
-    for count in (1, 3):
-        space = people.fit(cohort_pictures[:count], 6)
-        persons = people.encode(cohort_pictures, space.mean_picture, space.components)
-        assert np.isfinite(space.quantiles).all()
-        assert (persons != 0).any(axis=0).tolist() == [True] * (count - 1) + [False] * (7 - count)
-        assert (space.quantiles[:, count - 1:] == 0).all()
+@pytest.mark.parametrize("count", (1, 3))
+def test_numbers_beyond_the_number_of_people_are_0(cohort_pictures, count):
+    *space, quantiles = people.fit(cohort_pictures[:count], 6)
+    persons = people.encode(cohort_pictures, *space)
+    assert (persons != 0).any(axis=0).tolist() == [True] * (count - 1) + [False] * (7 - count)
+    assert np.isfinite(quantiles).all() and (quantiles[:, count - 1:] == 0).all()
 
 
 def test_calibrated_heads_differ_as_much_as_people_do():
-    rng, count = np.random.default_rng(0), 3000
+    rng = np.random.default_rng(0)
     slope, offset, noise = np.array([[0.9, 0.7, 0.8, 0.6], [0.4, -0.3, 0.0, 0.2], [0.3, 0.6, 0.1, 0.5]])
 
     def outcome(conditions):
         return offset + slope * conditions + noise * rng.normal(size=conditions.shape)
 
-    conditions = rng.normal(size=(count, 4))
+    conditions = rng.normal(size=(3000, 4))
     for _ in range(2):  # the second time from what the first one corrects
         shift, scale = people.calibrate(conditions, outcome(conditions))
-        conditions = shift + scale * rng.normal(size=(count, 4))
+        conditions = shift + scale * rng.normal(size=(3000, 4))
         outcomes = outcome(conditions)
         np.testing.assert_allclose(outcomes.mean(axis=0), 0, atol=0.07)
         np.testing.assert_allclose(outcomes.std(axis=0), 1, atol=0.06)
@@ -87,8 +85,7 @@ def test_a_calibration_goes_no_further_than_training_went():
     np.testing.assert_allclose(people.calibrate(conditions, 0.01 * conditions)[1], 2, rtol=1e-4)
     for few in (conditions[:1], np.zeros((3, 4))):  # one head alone, or people who do not differ
         shift, scale = people.calibrate(few, few)
-        np.testing.assert_array_equal(shift, 0)
-        np.testing.assert_array_equal(scale, 1)
+        assert (shift == 0).all() and (scale == 1).all()
 
 
 def test_a_measure_that_follows_from_persons_is_fitted_and_steered_the_shortest_way():
