@@ -167,7 +167,8 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
         vqvae, prior = stages_on(before)
         models = prior.vqvae, prior.begin()
         for stage, model in zip((vqvae, prior), models):
-            model.optimizer.build(model.trainable_variables)
+            with before.scope():
+                model.optimizer.build(model.trainable_variables)
             for number, variable in enumerate(model.optimizer.variables[1:]):  # the first counts the steps
                 variable.assign(np.full(variable.shape, number))
             checkpoints = stages.Checkpoints(stage)
