@@ -128,11 +128,13 @@ def open_run(arguments):
 
 def is_begun(folder, resume):
     """Whether there is a run to resume; UserError if the folder holds anything else."""
-    if resume and (folder / "config.json").exists():
+    names = {path.name for path in folder.iterdir()}
+    if resume and "config.json" in names:
         return True
-    if any(not path.name.endswith(UNFINISHED) for path in folder.iterdir()):
-        raise UserError(f"{folder} holds no run, but other files; give another --run-dir." if resume else
-                        f"{folder} is not empty; give another --run-dir, or --resume to go on with its run.")
+    if resume and names & runs.OURS:
+        raise UserError(f"{folder} holds no run, but {min(names & runs.OURS)}; give another --run-dir.")
+    if not resume and any(not name.endswith(UNFINISHED) for name in names):
+        raise UserError(f"{folder} is not empty; give another --run-dir, or --resume to go on with its run.")
     return False
 
 
@@ -187,13 +189,18 @@ def model_arguments(train, settings):
     return vqvae, pixelcnn
 
 
-def resumed_run(folder, arguments):
-    """A `Run` that goes on, and its data; UserError if the command line contradicts it."""
-    run = Run.load(folder)
+def check_settings(run, arguments):
+    """UserError if the command line states other settings than those that a run began with."""
     for name, value in stated_settings(arguments).items():
         if value != run.settings.get(name):
             raise UserError(f"--{name.replace('_', '-')} {value} differs from {run.settings.get(name)}, with "
-                            f"which {folder} began; resume without it or start a new run.")
+                            f"which {run.folder} began; resume without it or start a new run.")
+
+
+def resumed_run(folder, arguments):
+    """A `Run` that goes on, and its data."""
+    run = Run.load(folder)
+    check_settings(run, arguments)
     if (run.settings.keys() != vars(Settings()).keys()
             or run.config.get("condition_dropout") != dataset.CONDITION_DROPOUT):
         raise UserError(f"{folder} began with other settings than this version of train.py has; check out "
@@ -525,6 +532,7 @@ def main(argv=None):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
         devices.try_xla()
         if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
+            devices.on_chief(lambda: check_settings(Run.load(arguments.run_dir), arguments))
             devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
             return
         with open_run(arguments) as (run, splits):

@@ -18,7 +18,9 @@ EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141  # the last two as shells 
 DEBUG = "BRAIN_VQVAE_DEBUG"  # the environment variable that adds the traceback to every error
 # What asks a program to end: kill, a closed terminal, a queue that takes the machine back
 STOP_SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
-REASONS = {os.strerror(number) for number in errno.errorcode}
+# What TensorFlow says of a file: "{{function_node ...}} PATH; No space left on device [Op:SaveV2]"
+REASONS = "|".join(sorted(re.escape(os.strerror(number)) for number in errno.errorcode))
+FILE_ERROR = re.compile(rf"(?:\{{\{{.*?\}}\}} )?(.*); ({REASONS})(?: \[Op:\w+\])?$")
 
 
 class UserError(ValueError):
@@ -121,15 +123,14 @@ def file_error(error):
     if isinstance(error, OSError):
         return error.filename, error.strerror or text
     # TensorFlow's RESOURCE_EXHAUSTED means a full disk, a quota, open files or memory: its text says which.
-    path, _, reason = text.partition("\n")[0].rpartition("; ")
-    is_file_error = type(error).__module__.startswith("tensorflow") and reason in REASONS
-    return (path, reason) if is_file_error else (None, None)
+    match = FILE_ERROR.match(text.partition("\n")[0])
+    return match.groups() if match and type(error).__module__.startswith("tensorflow") else (None, None)
 
 
 def can_print():
     """Whether stdout takes a line; if not, /dev/null takes all from now on, Python's last words too."""
     try:
-        print(flush=True)
+        print(end="\r", flush=True)
         return True
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

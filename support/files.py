@@ -53,9 +53,13 @@ def unfinished(target):
         path, reason = file_error(error)
         if reason is None or path is None and not can_print():
             raise
-        is_hidden = path is None or hidden is None or Path(os.fsdecode(path)).is_relative_to(hidden)
         number = getattr(error, "errno", None) or errno.EIO
-        raise OSError(number, reason, str(target) if is_hidden else path) from error
+        if hidden is None:  # it could not be made
+            path = target.parent if number in (errno.EACCES, errno.EPERM, errno.EROFS) else target
+        elif path is None or Path(os.fsdecode(path)).is_relative_to(hidden):
+            inside = hidden / target.name
+            path = os.fsdecode(path or inside).replace(str(inside), str(target), 1)  # what the user knows
+        raise OSError(number, reason, str(path)) from error
     finally:
         if hidden:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -106,60 +110,73 @@ def whole_folder(folder, option):
 
 
 @contextlib.contextmanager
-def results_folder(folder, option):
+def results_folder(folder, option, made_by):
     """Yields a new hidden folder, which takes the place of `folder` at the end, at one moment.
 
-    What the list `WRITTEN` in it names goes; whatever else lies there stays.
+    The list `WRITTEN` in it names the files that are ours: they go. The user's own files in it stay.
+
+    Args:
+        folder: of results.
+        option: of the command line that names it.
+        made_by: the command; results of another one are not replaced.
 
     Raises:
-        UserError: naming `option`, if `folder` holds files and no list, or a file that is not ours has the
-            name of a new one.
+        UserError: if `folder` holds anything but our list, what it names, and plain files of the user's.
     """
-    target = Path(folder).resolve()
-    _foreign_files(target, folder, option)  # refused before the work begins
+    target = Path(os.path.realpath(folder))
+    _user_files(target, folder, option, made_by)  # refused before the work begins
     target.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(target) as new:
         new.mkdir()
         yield new
-        names = sorted(path.name for path in new.iterdir())
-        write_json(new / WRITTEN, names)
-        for path in _foreign_files(target, folder, option):
+        names = [path.name for path in new.iterdir()]
+        write_json(new / WRITTEN, {"made_by": made_by, "files": sorted(names)})
+        if not target.exists():
+            new.rename(target)
+            return
+        kept = _user_files(target, folder, option, made_by)
+        for path in kept:
             if path.name in names:
                 raise UserError(f"{path} is not ours, but would be replaced; give another {option}.")
-            if path.is_dir() and not path.is_symlink():
-                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
-            else:
-                _link(path, new / path.name)
-        if target.exists():
-            _exchange(new, target)
-        else:
-            new.rename(target)
+            try:
+                os.link(path, new / path.name, follow_symlinks=False)
+            except OSError:  # a file system without links
+                shutil.copy2(path, new / path.name, follow_symlinks=False)
+        shutil.copymode(target, new)
+        before = {path.name for path in target.iterdir()}
+        _exchange(new, target)
+        for path in new.iterdir():
+            if path.name not in before:  # came a moment ago
+                path.rename(target / path.name)
 
 
-def _foreign_files(target, folder, option):
-    """The paths in a folder of results that are not ours."""
+def _user_files(target, folder, option, made_by):
+    """The files in a folder of results that are the user's; UserError if results cannot take its place."""
+    def refuse(what):
+        raise UserError(f"{what}; give another {option}.")
+
     if not os.path.lexists(target):
         return []
-    if not target.is_dir() or os.path.ismount(target):  # a mount point cannot be exchanged
-        kind = "a mount point" if target.is_dir() else "no folder"
-        raise UserError(f"{folder} is {kind}; give another {option}.")
-    entries = list(target.iterdir())
-    if not entries:
-        return entries
+    if not target.is_dir():
+        refuse(f"{folder} is no folder")
+    if os.path.ismount(target) or Path.cwd().is_relative_to(target):
+        refuse(f"{folder} is a mount point or where you are now, so no other folder can take its place")
     try:
-        ours = {WRITTEN, *json.loads((target / WRITTEN).read_text())}
-    except (FileNotFoundError, ValueError, TypeError):
-        raise UserError(f"{folder} holds files, but no {WRITTEN} that says which are ours; give another "
-                        f"{option}.") from None
-    return [path for path in entries if path.name not in ours]
-
-
-def _link(source, destination):
-    """A second name for a file, or a copy where the file system has no such."""
-    try:
-        os.link(source, destination, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, destination, follow_symlinks=False)
+        written = json.loads((target / WRITTEN).read_text())
+        maker, ours = written["made_by"], {WRITTEN, *written["files"]}
+    except FileNotFoundError:
+        maker, ours = made_by, set()
+    except (ValueError, TypeError, KeyError):
+        refuse(f"{folder}/{WRITTEN} is not ours")
+    if maker != made_by:
+        refuse(f"{folder} holds what {maker} wrote")
+    kept = [path for path in target.iterdir() if path.name not in ours]
+    if not ours and any(not path.name.startswith(".") for path in kept):
+        refuse(f"{folder} holds files, but no {WRITTEN} that says which are ours")
+    for path in kept:
+        if path.lstat().st_uid != os.getuid() or path.is_dir() and not path.is_symlink():
+            refuse(f"{path} is a folder or somebody else's, so it cannot be kept beside new results")
+    return kept
 
 
 def _exchange(first, second):
@@ -171,8 +188,13 @@ def _exchange(first, second):
                   libc.renameat2(here, names[0], here, names[1], exchange))
     except AttributeError:  # an old C library
         status = -1
-    if status != 0:
-        aside = first.with_name(f"{first.name}.old")
-        second.rename(aside)
-        first.rename(second)
+    if status != 0:  # NFS, say
+        aside = second.with_name(f".{second.name[:40]}-{os.getpid()}.old")  # a name that is never swept
+        try:
+            second.rename(aside)
+            first.rename(second)
+        except BaseException:
+            if aside.exists() and not second.exists():
+                aside.rename(second)
+            raise
         aside.rename(first)

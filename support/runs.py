@@ -16,15 +16,18 @@ import tensorflow as tf
 
 from support import optimizers, synthetic  # noqa: F401 (optimizers: where Keras finds Muon)
 from support.cli import UserError
-from support.files import lock, whole_file
+from support.files import lock, whole_file, write_json
 from support.volumes import SliceGeometry
 
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
 ROOT = Path(__file__).parents[1]
-PRETRAINED = ROOT / "assets" / "pretrained"
+PRETRAINED = (ROOT / "assets" / "pretrained").resolve()
 SHIPPED_WEIGHTS = Path("runs/shipped-weights")  # where results of PRETRAINED go
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
 PACKAGES = "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
+# What train.py writes into the folder; another file, a queue's log say, is no obstacle to --resume.
+OURS = {"config.json", *MODEL_FILES, "vqvae_history.csv", "pixelcnn_history.csv", "ventricles.json",
+        "metrics.json", "progress.gif", "figures", "logs", "backup"}
 REQUIRED = {"settings": ("limit", "seed"), "data": ("folder", "is_demo", "fingerprints", "front", "geometry")}
 
 
@@ -118,16 +121,27 @@ class Run:
                             "leave out --ventricles.")
         return ventricles
 
-    def finished_epochs(self, name):
-        """How many epochs the weights in a backup have had; 0 without one; UserError if it is damaged."""
-        path = self.backup_path(name)
+    def finish_stage(self, name):
+        """Notes that all epochs of a model are done: its backup is not needed any more."""
+        write_json(self.folder / "backup" / f"{name}_finished.json", True)
+
+    def finished_epochs(self, name, epochs):
+        """How many of its epochs a model has had; UserError if that cannot be told."""
+        path, model, history = self.backup_path(name), self.model_path(name), self.history_path(name)
+        if (path.parent / f"{name}_finished.json").exists():
+            return epochs
         if not path.exists():
+            rows = len(history.read_text().splitlines()) - 1 if history.exists() else 0
+            if model.exists() and rows == epochs:
+                return epochs  # the run was finished, and lost its metrics.json
+            if model.exists() and rows != 1:  # 1: killed between two files of the first epoch
+                raise UserError(f"{model} has no backup to go on from; remove it to begin the stage again.")
             return 0
         try:
             with zipfile.ZipFile(path) as archive:
                 return int(json.loads(archive.read(EPOCHS_FILE)))
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise UserError(f"{path} cannot be loaded ({error}); remove it to begin the stage "
+            raise UserError(f"{path} cannot be loaded ({error}); remove it and {model} to begin the stage "
                             "again.") from error
 
     def read_history(self, name):
@@ -152,6 +166,7 @@ def take_folder(folder):
     Raises:
         UserError: if another training is at work in it.
     """
+    is_new = folder is None or not os.path.lexists(folder)
     folder = _make_default_folder() if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, is_locked = lock(folder)
@@ -163,8 +178,8 @@ def take_folder(folder):
         yield folder
     finally:
         os.close(descriptor)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if nothing came of it, for then it is empty
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()  # nothing came of it
 
 
 def _make_default_folder():

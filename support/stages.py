@@ -39,12 +39,13 @@ class Stage:
         """Runs the epochs that are missing; returns the model of the best epoch on validation people."""
         devices.print_on_chief(f"{self.title}, {self.epochs} epochs.")
         keras.utils.set_random_seed(self.run.seed)  # again, for this stage may have been resumed
-        first_epoch = devices.on_chief(self.run.finished_epochs, self.name)
+        first_epoch = devices.on_chief(self.run.finished_epochs, self.name, self.epochs)
         if first_epoch < self.epochs:
             model = self.resume(first_epoch) if first_epoch else self.begin()
             model.fit(self.batches(model, first_epoch), validation_data=self.validation_batches(model),
                       steps_per_epoch=self.steps_per_epoch, epochs=self.epochs, initial_epoch=first_epoch,
                       shuffle=False, verbose=0, callbacks=self.callbacks(first_epoch))
+            devices.on_chief(self.run.finish_stage, self.name)
         return self.load_best()
 
     def begin(self):
