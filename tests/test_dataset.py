@@ -161,7 +161,7 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
     files = sorted(cache.iterdir())
     assert len(files) == 3 and all(file.suffix == ".npy" for file in files)
     with monkeypatch.context() as patch:
-        patch.setattr(slices.SliceReader, "blocks", None)  # the second time, nothing is decoded
+        patch.setattr(slices, "ThreadPoolExecutor", None)  # the second time, nothing is decoded
         second = dataset.load_splits(cohort, cache_dir=cache)
     for splits in (first, second):
         assert dataset.fingerprints(splits) == dataset.fingerprints(plain)
@@ -189,6 +189,7 @@ def test_a_full_disk_is_told_and_nothing_unfinished_stays_in_the_cache(cohort, t
     leftover = cache / ".slices-0123.npy-killed.unfinished"
     leftover.mkdir(parents=True)
     (leftover / "slices-0123.npy").write_bytes(bytes(1000))
+    os.utime(leftover, (0, 0))
 
     class FullDisk(io.FileIO):
         def write(self, data):
@@ -296,9 +297,9 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(cohort):
     assert [len(batch["codes"]) for batch in batches] == 6 * [5] + [2]
     assert np.concatenate([batch["codes"] for batch in batches]).ravel().tolist() == list(range(32))
     np.testing.assert_array_equal(np.concatenate([batch["positions"] for batch in batches]), train.positions)
-    shuffled = list(dataset.training_batches(train, 5, seed=3).take(7))
+    shuffled = list(dataset.image_batches(train, 5, seed=3).take(7))
     assert [len(images) for images, _ in shuffled] == 7 * [5]  # six of an epoch, less its last two images
-    again = [dataset.training_batches(train, 5, 3, first_epoch).take(6) for first_epoch in (0, 1)]
+    again = [dataset.image_batches(train, 5, 3, first_epoch).take(6) for first_epoch in (0, 1)]
     for (images, positions), (same, same_positions) in zip(shuffled, (*again[0], *again[1])):
         np.testing.assert_array_equal(images, same)
         np.testing.assert_array_equal(positions, same_positions)
@@ -416,7 +417,7 @@ def test_image_batches_are_the_normalised_images_with_their_positions(cohort):
     assert images.shape == (32, 64, 64, 1) and images.dtype == np.float32
     np.testing.assert_allclose(images[..., 0], train.images / 127.5 - 1, atol=1e-6)
     np.testing.assert_array_equal(np.concatenate([positions for _, positions in batches]), train.positions)
-    shuffled, positions = next(iter(dataset.training_batches(train, 4, seed=0)))
+    shuffled, positions = next(iter(dataset.image_batches(train, 4, seed=0)))
     for image, position in zip(to_uint8(shuffled[..., 0].numpy()), positions):
         match = (train.images == image).all(axis=(1, 2))
         assert train.positions[match].tolist() == [int(position)]
@@ -480,7 +481,7 @@ def test_main_prints_the_table_and_writes_a_contact_sheet(cohort, tmp_path, monk
 
 def test_pipelines_do_not_autotune(cohort):
     train = dataset.load_splits(cohort)["train"]
-    for batches in (dataset.image_batches(train, 4), dataset.training_batches(train, 4, 0)):
+    for batches in (dataset.image_batches(train, 4), dataset.image_batches(train, 4, 0)):
         assert isinstance(batches, tf.data.Dataset) and batches.options().autotune.enabled is False
 
 
@@ -545,7 +546,7 @@ def test_a_split_beyond_the_memory_suggests_limit(cohort, monkeypatch):
     def empty(*_):
         raise MemoryError
 
-    monkeypatch.setattr(slices.np, "empty", empty)
+    monkeypatch.setattr(slices.np, "fromiter", empty)
     with pytest.raises(cli.UserError, match="32 images of the train split do not fit into memory; .*--limit"):
         dataset.load_splits(cohort)
 
