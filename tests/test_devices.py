@@ -41,11 +41,11 @@ def train_both(split, coded, clip, batch_size=8, epochs=1, steps_per_epoch=6, va
     prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=3, dropout=0.0)  # each device would drop out its own
     for model in (vqvae, prior):
         model.compile(optimizers.Muon(1e-3, global_clipnorm=clip), **compile_options)
-    train.start_codebook(vqvae, dataset.training_batches(split, batch_size, 1), autoencoder_steps=4, fit_batches=2)
+    train.start_codebook(vqvae, dataset.image_batches(split, batch_size, 1), autoencoder_steps=4, fit_batches=2)
     vqvae.quantizer.restart_below = 0.9  # so that many codes restart
     history = {}
     for model, batches, validation in (
-            (vqvae, dataset.training_batches(split, batch_size, 0), dataset.image_batches(split, batch_size)),
+            (vqvae, dataset.image_batches(split, batch_size, 0), dataset.image_batches(split, batch_size)),
             (prior, dataset.code_batches(coded, batch_size, 0), dataset.code_batches(coded, batch_size))):
         history |= model.fit(batches, validation_data=validation if validate else None, steps_per_epoch=steps_per_epoch,
                              epochs=epochs, verbose=0, shuffle=False).history
