@@ -122,7 +122,7 @@ def find_oasis(data_dir=None):
     if folder := data_dir or os.environ.get("OASIS_DIR"):
         if not Path(folder).is_dir():
             origin = "--data-dir" if data_dir else "the environment variable OASIS_DIR"
-            raise UserError(f"{origin} names {folder}, no folder; give the one that holds {FOLDERS}.")
+            raise UserError(f"{origin} names {folder}, no folder; give one with {FOLDERS}.")
         return Path(folder)
     return DEFAULT_FOLDER if DEFAULT_FOLDER.is_dir() else None
 
@@ -146,11 +146,9 @@ def _list_slices(data_dir, name, limit):
         if path.suffix.lower() != ".png" or path.name.startswith("."):  # macOS writes a ._NAME beside each
             continue
         match = FILE_NAME.fullmatch(path.name)
-        if not match:
-            raise UserError(f"{path} has no case and slice in its name; expected case_NNN_slice_K.nii.png.")
-        case, position = key = int(match[1]), int(match[2])
-        if position >= NUM_POSITIONS:
-            raise UserError(f"{path} is slice {position}; slices are numbered 0 to {NUM_POSITIONS - 1}.")
+        if not match or int(match[2]) >= NUM_POSITIONS:
+            raise UserError(f"{path} is not named case_NNN_slice_K.nii.png, K from 0 to {NUM_POSITIONS - 1}.")
+        key = int(match[1]), int(match[2])
         if key in files:
             raise UserError(f"{path} and {files[key]} are the same case and slice; remove one of them.")
         files[key] = path
@@ -444,8 +442,9 @@ def parse_arguments(argv):
     for option in given:
         allowed = OPTION_SOURCES.get(option, (source,))
         if source not in allowed:
-            problem = f"with {source}" if source else f"without {' or '.join(allowed)}"
-            raise UserError(f"{option} is of no use {problem}; leave it out.")
+            problem = (f"with {source}; leave out the one or the other" if source else
+                       f"without {' or '.join(allowed)}; give both or neither")
+            raise UserError(f"{option} is of no use {problem}.")
     if source and not arguments.output_dir:
         raise UserError("--output-dir is missing: the folder to make for the slices.")
     return arguments
@@ -467,8 +466,10 @@ def convert(arguments):
             raise UserError(f"{source} holds no {kind} that can be used.")
         counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0)
     finally:
-        print(*(f"Skipped {reason}\n" for reason in reasons), sep="", end="")
-    print(*(f"Note: {note}\n" for note in notes), sep="", end="")
+        for reason in reasons:
+            print(f"Skipped {reason}")
+    for note in notes:
+        print(f"Note: {note}")
     print(f"{'split':10}{'sessions':>10}{'people':>8}")
     for name, (num_sessions, num_people) in counts.items():
         print(f"{name:10}{num_sessions:10,}{num_people:8,}")
