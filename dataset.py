@@ -239,8 +239,8 @@ def image_batches(split, batch_size, seed=None, first_epoch=0):
     """Batches for the VQ-VAE: (float32 (B, side, side, 1) in [-1, 1], int32 (B,) positions).
 
     Once in order if `seed` is None; else for training, endlessly: each epoch in an order of its own, without
-    its last short batch. The order depends on (`seed`, epoch) alone, so a resumed run that starts at
-    `first_epoch` sees what an uninterrupted one would have seen.
+    its last short batch. (`seed`, epoch) alone decide it: a run resumed at `first_epoch` sees what it would
+    have seen.
     """
     def batch(_, indices):
         images, positions = _look_up(lambda rows: (split.images[rows], split.positions[rows]), indices)
@@ -269,14 +269,13 @@ def _batches(make_batch, num_items, batch_size, seed=None, first_epoch=0):
         indices = tf.data.Dataset.range(num_items, output_type=tf.int32).batch(batch_size)
     else:
         indices = tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
-    first_step = first_epoch * (num_items // batch_size)
     # TensorFlow 2.21: tearing down an autotuned iterator waits up to tens of seconds for the tuner.
     options = tf.data.Options()
     options.autotune.enabled = False
     # On several machines each takes its share of every batch.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    batches = indices.enumerate(first_step).map(make_batch, num_parallel_calls=2)
-    return batches.prefetch(2).with_options(options)
+    steps = indices.enumerate(first_epoch * (num_items // batch_size))
+    return steps.map(make_batch, num_parallel_calls=2).prefetch(2).with_options(options)
 
 
 # Split -> CodedSplit -> batches of codes --------------------------------------------------------------------
@@ -310,13 +309,13 @@ class CodedSplit:
 
 def encode_split(vqvae, prior, *versions):
     """The `CodedSplit` of a `Split`, of which all versions are given: as it is, and mirrored, say."""
-    split, codes, persons = versions[0], [], []
+    persons = []
     for version in versions:
         pictures, head_numbers = head_pictures(version, vqvae.margin)
         persons.append(prior.encode_people(pictures)[head_numbers])
-        codes.append(encode(vqvae, version))
+    codes, split = np.stack([encode(vqvae, version) for version in versions]), versions[0]
     context = context_indices(split, prior.steps_below)
-    return CodedSplit(np.stack(codes), split.positions, context, np.stack(persons), prior.num_embeddings)
+    return CodedSplit(codes, split.positions, context, np.stack(persons), prior.num_embeddings)
 
 
 def encode(vqvae, split):
@@ -348,14 +347,11 @@ def context_indices(split, steps):
 
 
 def code_batches(coded, batch_size, seed=None, first_epoch=0):
-    """Batches for the prior, in the order of `image_batches`.
+    """Batches for the prior, in the order of `image_batches`: dicts of `codes`, int32 (B, g, g); `positions`,
+    int32 (B,); `context`, int32 (B, S, g, g); `person`, float32 (B, P).
 
     For training a version of each slice is drawn each time, and its conditions are partly hidden
     (`CONDITION_DROPOUT`); all draws depend on (`seed`, step) alone.
-
-    Returns:
-        A dataset of dicts: `codes`, int32 (B, g, g); `positions`, int32 (B,); `context`, int32 (B, S, g, g);
-        `person`, float32 (B, P).
     """
     def look_up(rows, version):
         context = coded.slices(coded.context[rows], version[:, np.newaxis])
@@ -434,8 +430,8 @@ def parse_arguments(argv):
     add("--person-pattern", metavar="REGEX", help="with --from-nifti: what in a file's path is the person, "
         "in one group, such as 'patient_([0-9]+)' (default: an ADNI, IXI, OASIS or BIDS name, else the "
         "folder that tells files of one name apart)")
-    add("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="with --from-oasis1 or --from-nifti: of "
-        "the split by person (default: 0)")
+    add("--seed", type=number(int, 0, MAX_SEED), metavar="S",
+        help="with --from-oasis1 or --from-nifti: of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
     given = [f"--{name.replace('_', '-')}" for name, value in vars(arguments).items() if value is not None]
     source = next((option for option in given if option in SOURCES), None)
@@ -474,8 +470,7 @@ def convert(arguments):
     for name, (num_sessions, num_people) in counts.items():
         print(f"{name:10}{num_sessions:10,}{num_people:8,}")
     total = sum(num_sessions for num_sessions, _ in counts.values())
-    print(f"Converted {total} sessions into {arguments.output_dir} (see cases.csv there), "
-          f"skipped {len(reasons)}.")
+    print(f"Converted {total} sessions into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
 
 
 def show(splits):
@@ -483,10 +478,9 @@ def show(splits):
     print(f"{'split':10}{'images':>8}{'people':>8}{'size':>10}{'mean':>8}{'variance':>10}  (in [-1, 1])")
     rows = []
     for name, split in splits.items():
+        count, side, _ = split.images.shape
         mean, variance = pixel_statistics(split.images)
-        side = split.images.shape[1]
-        print(f"{name:10}{len(split.images):8,}{split.num_people:8}{f'{side}x{side}':>10}{mean:8.3f}"
-              f"{variance:10.4f}")
+        print(f"{name:10}{count:8,}{split.num_people:8}{f'{side}x{side}':>10}{mean:8.3f}{variance:10.4f}")
         for case in np.unique(split.cases)[:2]:
             person = split.images[split.cases == case]
             rows.append(person[np.linspace(0, len(person) - 1, 8).astype(int)])
