@@ -74,10 +74,9 @@ def test_every_option_in_the_readme_exists(script, capsys):
     assert used and used <= options
 
 
-def test_ci_runs_the_commands_of_the_readme():
-    commands = (ROOT / ".ci" / "run").read_text().splitlines()[-3:]
-    assert commands[0].endswith("pip install --quiet -r requirements.txt")
-    assert f"\n{commands[1]} && {commands[2]}\n" in README
+def test_ci_runs_the_command_of_the_readme():
+    install, command = (ROOT / ".ci" / "run").read_text().splitlines()[-2:]
+    assert install == "pip install --quiet -r requirements.txt" and f"\n  && {command}\n" in README
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
