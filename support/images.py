@@ -130,10 +130,7 @@ def spread(count, wanted):
     return np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
 
 
-def in_chunks(function, *arrays, size=32):
-    """Applies a function to up to `size` rows at a time of arrays (N, ...): NumPy (N, ...), N > 0.
-
-    So all fits into memory. The function takes as many arrays as are given.
-    """
-    starts = range(0, len(arrays[0]), size)
-    return np.concatenate([function(*(array[start:start + size] for array in arrays)) for start in starts])
+def in_chunks(function, array, size=32):
+    """Applies a function to up to `size` rows at a time of an array (N, ...), N > 0: NumPy (N, ...)."""
+    starts = range(0, len(array), size)
+    return np.concatenate([function(array[start:start + size]) for start in starts])

@@ -43,7 +43,7 @@ def load_test(folder, **options):
 
 
 def check_named(expected, *arguments, **options):
-    """Asserts that loading splits ends with one sentence that matches what is expected."""
+    """Asserts that loading splits ends with one sentence, which has what is expected."""
     with pytest.raises(cli.UserError, match=expected) as error:
         dataset.load_splits(*arguments, **options)
     assert "\n" not in str(error.value)
@@ -90,9 +90,8 @@ def test_slices_that_are_no_squares_of_32_are_padded_turned_and_said(
         write_slice(tmp_path, image, split=split)
     top, left = (side - height) // 2, (side - width) // 2
     padded = np.pad(image, ((top, side - height - top), (left, side - width - left)))
-    turned = {None: padded, "up": padded, "down": padded[::-1], "left": np.rot90(padded, -1),
-              "right": np.rot90(padded)}
-    digests = set()
+    left, right, digests = np.rot90(padded, -1), np.rot90(padded), set()
+    turned = {None: padded, "up": padded, "down": padded[::-1], "left": left, "right": right}
     for front, expected in turned.items():
         for cache_dir in (None, tmp_path / "cache", tmp_path / "cache"):
             split = load_test(tmp_path, front=front, cache_dir=cache_dir)
@@ -164,14 +163,13 @@ def test_data_are_looked_for_in_the_stated_order(cohort, tmp_path, monkeypatch):
 
 def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeypatch):
     plain, cache = dataset.load_splits(cohort), tmp_path / "cache"
-    first = dataset.load_splits(cohort, cache_dir=cache)
+    dataset.load_splits(cohort, cache_dir=cache)
     assert [file.suffix for file in cache.iterdir()] == 3 * [".npy"]
     with monkeypatch.context() as patch:
         patch.setattr(slices, "ThreadPoolExecutor", None)  # the second time, nothing is decoded
-        second = dataset.load_splits(cohort, cache_dir=cache)
-    for splits in (first, second):
-        assert dataset.fingerprints(splits) == dataset.fingerprints(plain)
-        assert isinstance(splits["train"].images, np.memmap) and not splits["train"].images.flags.writeable
+        mapped = dataset.load_splits(cohort, cache_dir=cache)
+    assert dataset.fingerprints(mapped) == dataset.fingerprints(plain)
+    assert isinstance(mapped["train"].images, np.memmap) and not mapped["train"].images.flags.writeable
     path = cohort / "keras_png_slices_train" / "case_001_slice_0.nii.png"
     before, status = path.read_bytes(), path.stat()
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(path)
@@ -240,13 +238,12 @@ def test_a_person_in_two_splits_is_noticed_and_different_people_are_not(change, 
 
 def test_small_blobs_are_one_person_only_if_they_are_equal(capsys):
     y, x = np.mgrid[:64, :64]
-    blobs = np.uint8([200 * (np.hypot(x - 32, y - 32) < radius) for radius in (6, 6.4, 0)])
-    equal, similar, black = (dataset.Split(str(index), blobs[[index]], np.array([index]), np.array([0]))
-                             for index in range(3))
-    warn_of_shared_people({"train": equal, "validate": similar, "test": black})
-    warn_of_shared_people({"train": black, "test": black.take([0])})
+    split = make_split({1: [0, 1, 2]}, side=64)
+    split.images[:] = [200 * (np.hypot(x - 32, y - 32) < radius) for radius in (6, 6.4, 0)]
+    warn_of_shared_people({"train": split.take([0]), "validate": split.take([1]), "test": split.take([2])})
+    warn_of_shared_people({"train": split.take([2]), "test": split.take([2])})
     assert capsys.readouterr().out == ""
-    warn_of_shared_people({"train": equal, "test": equal.take([0])})
+    warn_of_shared_people({"train": split.take([0]), "test": split.take([0])})
     assert "(1 such pairs in all)" in capsys.readouterr().out
 
 
@@ -470,13 +467,11 @@ def test_fit_to_square_pads_and_resamples(size, result, changes):
 
 @pytest.mark.parametrize("arguments, expected", [
     ("--output-dir out", "--output-dir is of no use without --from-oasis1 or --from-nifti or --simulate"),
-    ("--seed 0", "--seed is of no use without --from-oasis1 or --from-nifti"),
     ("--simulate 3 --output-dir out --seed 0", "--seed is of no use with --simulate"),
     ("--simulate 3 --output-dir out --data-dir in", "--data-dir is of no use with --simulate"),
     ("--from-nifti . --output-dir out --image-size 128", "--image-size is of no use with --from-nifti"),
     ("--from-oasis1 . --output-dir out --pattern *", "--pattern is of no use with --from-oasis1"),
-    ("--person-pattern (.)", "--person-pattern is of no use without --from-nifti"),
-    ("--simulate 3", "--output-dir is missing")])
+    ("--person-pattern (.)", "without --from-nifti"), ("--simulate 3", "--output-dir is missing")])
 def test_options_of_no_use_are_refused(arguments, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     check_refused(dataset.main, arguments.split(), expected, capsys)
