@@ -262,7 +262,7 @@ class VQVAEStage(stages.Stage):
         with devices.new_scope():
             vqvae = self.build()
             # Another seed than the epochs': the first of them then sees every image afresh.
-            batches = dataset.training_batches(self.splits["train"], self.batch_size, self.run.seed + 1)
+            batches = dataset.image_batches(self.splits["train"], self.batch_size, self.run.seed + 1)
             start_codebook(vqvae, batches, self.settings.autoencoder_steps)
         return vqvae
 
@@ -270,7 +270,7 @@ class VQVAEStage(stages.Stage):
         return self.settings.autoencoder_steps + super().steps_before(epoch)
 
     def batches(self, vqvae, first_epoch):
-        return dataset.training_batches(self.splits["train"], self.batch_size, self.run.seed, first_epoch)
+        return dataset.image_batches(self.splits["train"], self.batch_size, self.run.seed, first_epoch)
 
     def validation_batches(self, vqvae):
         return dataset.image_batches(self.splits["validate"], 32)

@@ -44,7 +44,7 @@ def training_speed(stage, split, batch_size, mixed, steps):
     """A function that trains a stage as train.py does, for so many steps, and returns the images/s."""
     vqvae, prior = common.build_both(common.vqvae_stage(split, batch_size=batch_size, mixed_precision=mixed))
     if stage == "vqvae":
-        model, batches = vqvae, dataset.training_batches(split, batch_size, 0)
+        model, batches = vqvae, dataset.image_batches(split, batch_size, 0)
     else:
         model, batches = prior, dataset.code_batches(common.random_codes(split, prior), batch_size, seed=0)
     return lambda: images_per_second(model, batches, batch_size, steps)

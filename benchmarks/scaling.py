@@ -63,7 +63,7 @@ def measure(people, image_size, steps, **settings):
     split = common.noise_split(people, image_size)
     vqvae, prior = common.build_both(common.vqvae_stage(split, **settings))
     code_batches = dataset.code_batches(common.random_codes(split, prior), BATCH, seed=0)
-    vqvae_speed = trainer(vqvae, dataset.training_batches(split, BATCH, 0), steps)
+    vqvae_speed = trainer(vqvae, dataset.image_batches(split, BATCH, 0), steps)
     prior_speed = trainer(prior, code_batches, steps)
     for _ in common.requests():
         row = {"vqvae_images_per_second": vqvae_speed(), "pixelcnn_images_per_second": prior_speed()}

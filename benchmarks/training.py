@@ -169,7 +169,7 @@ def prepare_vqvae(side, split):
     if side.startswith("ours"):
         steps = len(split.images) // BATCH
         model = common.vqvae_stage(split).build()
-        data = {"x": dataset.training_batches(split, BATCH, 0), "steps_per_epoch": steps, "shuffle": False}
+        data = {"x": dataset.image_batches(split, BATCH, 0), "steps_per_epoch": steps, "shuffle": False}
         return model, data, multiply_adds(model, image)
     images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
     model = keras_io_vqvae(side == "keras-io", float(images.var()))

@@ -1,7 +1,5 @@
 """Pictures as arrays: PNG files in, ranges of values, cropping and padding. Nothing here knows a network."""
 
-import contextlib
-
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from skimage import transform
@@ -12,65 +10,57 @@ FOREGROUND = 0.03  # intensity in [0, 1] above which a pixel counts as brain
 MAX_SIDE, MAX_OWN_SIDE = 1024, 8192  # pixels of slices, and of one's own images: no file can fill the memory
 
 
-@contextlib.contextmanager
-def open_png(path, max_side, advice):
-    """Opens a PNG as a Pillow image; what is wrong with the file becomes a `UserError` with `advice`."""
+def _load_png(path, max_side, advice):
+    """A decoded Pillow image; what is wrong with the file becomes a `UserError` with `advice`."""
     if path.exists() and not path.is_file():  # a pipe, say, would be waited for
         raise UserError(f"{path} is not a file; remove it.")
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if max(image.size) > max_side:
-                raise UserError(f"{path} is {image.width}x{image.height} pixels; "
-                                f"the largest side allowed is {max_side}.")
-            yield image
-    except UserError:
-        raise
+            if max(image.size) <= max_side:
+                image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         is_other = isinstance(error, UnidentifiedImageError)
         reason = "is not a PNG image" if is_other else f"cannot be read ({error})"
         raise UserError(f"{path} {reason}; {advice}.") from error
+    if max(image.size) > max_side:
+        raise UserError(f"{path} is {image.width}x{image.height} pixels; "
+                        f"the largest side allowed is {max_side}.")
+    return image
 
 
 def read_slice(path, size=None, reference=None):
     """Reads one 8-bit grayscale PNG as uint8 (height, width).
 
-    Args:
-        path: the file.
-        size: the (height, width) that it must have, as `reference` has, the file to name.
-
-    Raises:
-        UserError: if it is no PNG, is damaged, has colour, alpha or another depth, or has another size.
+    UserError if it is no such, or has not the `size`, (height, width), that the file `reference` has.
     """
-    with open_png(path, MAX_SIDE, "replace the file or remove it") as image:
-        if image.mode != "L":
-            raise UserError(f"{path} is a PNG of mode {image.mode}; convert it to 8-bit grayscale (mode L).")
-        if size is not None and (image.height, image.width) != tuple(size):
-            raise UserError(f"{path} is {image.width}x{image.height} pixels but {reference} is "
-                            f"{size[1]}x{size[0]}; all slices must have one size.")
-        return np.asarray(image)
+    image = _load_png(path, MAX_SIDE, "replace the file or remove it")
+    if image.mode != "L":
+        raise UserError(f"{path} is a PNG of mode {image.mode}; convert it to 8-bit grayscale (mode L).")
+    if size is not None and (image.height, image.width) != tuple(size):
+        raise UserError(f"{path} is {image.width}x{image.height} pixels but {reference} is "
+                        f"{size[1]}x{size[0]}; all slices must have one size.")
+    return np.asarray(image)
 
 
 def read_own_png(path):
     """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts).
 
-    Raises:
-        UserError: if it is no PNG, is damaged, too large, or has colour or transparency.
+    UserError if it is no PNG, is damaged, too large, or has colour or transparency.
     """
-    with open_png(path, MAX_OWN_SIDE, "give grayscale PNG images or NIfTI volumes") as image:
-        mode = image.mode
-        if mode == "L":
-            return np.asarray(image), []
-        if mode.startswith("I"):
-            deep = np.asarray(image).astype(np.float64)
-            brightest = int(deep.max())
-            note = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
-            return np.uint8(np.round(deep * 255 / max(brightest, 1))), [note]
-        channels = np.asarray(image.convert("RGBA"))
+    image = _load_png(path, MAX_OWN_SIDE, "give grayscale PNG images or NIfTI volumes")
+    if image.mode == "L":
+        return np.asarray(image), []
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.float64)
+        brightest = int(deep.max())
+        note = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
+        return np.uint8(np.round(deep * 255 / max(brightest, 1))), [note]
+    channels = np.asarray(image.convert("RGBA"))
     if (channels[..., 3] < 255).any():
         raise UserError(f"{path} is partly transparent; save it as grayscale without transparency.")
     if (channels[..., :3] != channels[..., :1]).any():
         raise UserError(f"{path} is in colour; the model works on gray only, so convert it.")
-    return channels[..., 0], [f"mode {mode} turned to gray (all its pixels are)"]
+    return channels[..., 0], [f"mode {image.mode} turned to gray (all its pixels are)"]
 
 
 def pad_to_square(images, side):
@@ -82,13 +72,8 @@ def pad_to_square(images, side):
 def fit_to_square(images, size, is_volume=False):
     """Brings images to the model's size: padded with black; larger or much smaller ones are resampled first.
 
-    Args:
-        images: uint8 (N, height, width).
-        size: side in pixels.
-        is_volume: whether they are slices of a volume, whose frame is the model's: always resampled.
-
-    Returns:
-        (uint8 (N, size, size), what was done, a list of texts).
+    From uint8 (N, height, width) to (uint8 (N, size, size), what was done, a list of texts). Slices of a
+    volume (`is_volume`), whose frame is the model's, are always resampled.
     """
     height, width = images.shape[1:]
     changes, longer = [], max(height, width)
@@ -97,7 +82,7 @@ def fit_to_square(images, size, is_volume=False):
         resized = [transform.resize(image / 255, shape, 1, anti_aliasing=longer > size) for image in images]
         images = np.uint8(np.round(np.stack(resized) * 255))
         changes.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
-    height, width = images.shape[1:]
+        height, width = shape
     if (height, width) != (size, size):
         changes.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
     return pad_to_square(images, size), changes
@@ -115,12 +100,11 @@ def to_unit(images):
 
 def empty_margin(images, multiple):
     """Pixels, rounded down to `multiple`, of the border that is black in every image uint8 (N, H, W)."""
-    drawn = images.max(axis=0) > 0
-    widths = []
-    for axis in (0, 1):
-        inked = np.flatnonzero(drawn.any(axis=1 - axis))
-        widths += [inked[0], drawn.shape[axis] - 1 - inked[-1]] if inked.size else [0]
-    return int(min(widths)) // multiple * multiple
+    inked = np.argwhere(images.max(axis=0))
+    if not len(inked):
+        return 0
+    last = np.array(images.shape[1:]) - 1
+    return int(min(inked.min(), (last - inked).min())) // multiple * multiple
 
 
 def crop(images, margin):
@@ -133,10 +117,12 @@ def brain_box(heads, rim=0):
 
     It is all of the picture if no pixel is brighter than `FOREGROUND`.
     """
-    brain = (heads > FOREGROUND * (255 if heads.dtype == np.uint8 else 1)).any(axis=(0, 1))
-    sides = [np.flatnonzero(brain.any(axis=axis)) for axis in (1, 0)]
-    box = [slice(max(0, side[0] - rim), side[-1] + 1 + rim) if side.size else slice(None) for side in sides]
-    return slice(None), slice(None), *box
+    limit = FOREGROUND * (255 if heads.dtype == np.uint8 else 1)
+    brain = np.argwhere((heads > limit).any(axis=(0, 1)))
+    if not len(brain):
+        return (slice(None),) * 4
+    starts, stops = np.maximum(brain.min(axis=0) - rim, 0), brain.max(axis=0) + 1 + rim
+    return slice(None), slice(None), *map(slice, starts, stops)
 
 
 def spread(count, wanted):
@@ -144,16 +130,7 @@ def spread(count, wanted):
     return np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
 
 
-def in_chunks(function, *arrays, size=32):
-    """Applies a function to up to `size` rows at a time of arrays (N, ...), so that all fits into memory.
-
-    Args:
-        function: from as many arrays as are given to an array or tensor of as many rows.
-        *arrays: of equal length, at least 1.
-        size: the number of rows at a time.
-
-    Returns:
-        NumPy (N, ...).
-    """
-    starts = range(0, len(arrays[0]), size)
-    return np.concatenate([function(*(array[start:start + size] for array in arrays)) for start in starts])
+def in_chunks(function, array, size=32):
+    """Applies a function to up to `size` rows at a time of an array (N, ...), N > 0: NumPy (N, ...)."""
+    starts = range(0, len(array), size)
+    return np.concatenate([function(array[start:start + size]) for start in starts])

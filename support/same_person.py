@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from support.devices import print_on_chief
 from support.images import FOREGROUND
 
 COMPARED_SIDE = 64  # pixels of the pictures that are compared
@@ -16,7 +17,7 @@ LITTLE_BRAIN = 0.1  # share of the pixels
 CHUNK = 256  # images at a time
 
 
-def fine_detail(images):
+def _fine_detail(images):
     """Vectors, float32 (N, pixels), of images uint8 (N, S, S): the product of two is their correlation."""
     side = min(COMPARED_SIDE, images.shape[1])
     small = np.float32([Image.fromarray(image).resize((side, side), Image.BOX) for image in images])
@@ -28,32 +29,26 @@ def fine_detail(images):
 
 
 def warn_of_shared_people(splits):
-    """Prints a line if images of two splits show one person; 11,328 images take 8 s of CPU time.
-
-    Args:
-        splits: dict of `dataset.Split`, of square images.
-    """
+    """Prints a line if two of a dict of `dataset.Split` show one person; 11,328 images take 8 s of CPU."""
     ascending = sorted(splits.values(), key=lambda split: len(split.images))
-    smaller, count, example = [], 0, None
+    compared, count, example = [], 0, None
     for split in ascending:
-        details = []
         for start in range(0, len(split.images), CHUNK):
             images = split.images[start:start + CHUNK]
-            detail = fine_detail(images)
+            detail = _fine_detail(images)
             brain = (images[:, ::4, ::4] > FOREGROUND * 255).mean(axis=(1, 2))
             limits = np.where(brain < LITTLE_BRAIN, SAME_IMAGE, SAME_PERSON)[:, np.newaxis]
-            for other, other_details in smaller:
-                rows, columns = np.nonzero(detail @ other_details.T > limits)
-                count += len(rows)
-                if len(rows) and not example:
-                    example = (split, start + rows[0]), (other, columns[0])
-            if split is not ascending[-1]:  # the largest one's are not kept: it may be larger than memory
-                details.append(detail)
-        if details:
-            smaller.append((split, np.concatenate(details)))
+            for other, other_start, other_detail in compared:
+                if other is not split:
+                    rows, columns = np.nonzero(detail @ other_detail.T > limits)
+                    count += len(rows)
+                    if len(rows) and not example:
+                        example = (split, start + rows[0]), (other, other_start + columns[0])
+            if split is not ascending[-1]:  # the largest one's details may be larger than memory
+                compared.append((split, start, detail))
     if example:
         one, another = (f"case_{split.cases[index]:03d}_slice_{split.positions[index]} of {split.name}"
                         for split, index in example)
-        print(f"Warning: the same person seems to be in two splits: {one} and {another} are nearly one image "
-              f"({count:,} such pairs in all). Keep each person in one split, or results on held-out people "
-              "mean nothing.", flush=True)
+        print_on_chief(f"Warning: the same person seems to be in two splits: {one} and {another} are nearly "
+                       f"one image ({count:,} such pairs in all). Keep each person in one split, or results "
+                       "on held-out people mean nothing.")

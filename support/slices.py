@@ -1,67 +1,71 @@
 """The PNG slices of a data set, decoded: into memory, or into a cache that is mapped into memory."""
 
-import concurrent.futures
+from concurrent.futures import ThreadPoolExecutor
 import hashlib
+from itertools import chain
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from support.cli import UserError
 from support.files import unfinished
 from support.images import pad_to_square, read_slice
 from support.orientation import turn
 
-SIDE_MULTIPLE = 32  # pixels: what the networks need
 BLOCK = 256  # files at a time
 
 
-class SliceReader:
-    """Decodes the PNG files of a data set, all of the size of its first: padded, and turned front up."""
+def read_images(paths, name, first_path, front=None, cache_dir=None):
+    """Decodes the N PNG files of a split, in one folder; all must have the size of the file `first_path`.
 
-    def __init__(self, first_path, front):
-        self.first_path, self.front = first_path, front
-        self.size = read_slice(first_path).shape
-        self.shape = (-(-max(self.size) // SIDE_MULTIPLE) * SIDE_MULTIPLE,) * 2
+    Args:
+        front: the side of the pictures to turn up, see `orientation.turn`; None to leave them as they are.
+        cache_dir: folder to keep them in: the next start maps them into memory.
 
-    def blocks(self, paths, name):
-        """Yields uint8 (up to BLOCK, side, side), in parallel: Pillow lets go of Python's lock meanwhile."""
-        def decode(path):
-            image = pad_to_square(read_slice(path, self.size, self.first_path)[np.newaxis], self.shape[0])
-            return turn(image, self.front or "up")[0]
+    Returns:
+        uint8 (N, side, side): padded with black to the least multiple of 32 pixels, which the networks need.
 
-        bar = tqdm(total=len(paths), desc=f"Reading {name}", unit=" images", leave=False, disable=None)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-            for start in range(0, len(paths), BLOCK):
-                block = np.stack(list(pool.map(decode, paths[start:start + BLOCK])))
-                bar.update(len(block))
-                yield block
+    Raises:
+        UserError: if a file is no such slice (`read_slice`), or they do not fit into memory.
+    """
+    size = read_slice(first_path).shape
+    side = -(-max(size) // 32) * 32
+    shape = len(paths), side, side
 
-    def read(self, paths, name):
-        """uint8 (N, side, side) in memory."""
-        images, start = np.empty((len(paths), *self.shape), np.uint8), 0
-        for block in self.blocks(paths, name):
-            images[start:start + len(block)] = block
-            start += len(block)
-        return images
+    def decode(path):
+        image = pad_to_square(read_slice(path, size, first_path)[np.newaxis], side)
+        return np.ascontiguousarray(turn(image, front or "up")[0])
 
-    def read_cached(self, paths, name, cache_dir):
-        """`read`, from a memory-mapped .npy file if these very files were decoded into it before.
+    images = _in_parallel(decode, paths, f"Reading {name}")
+    if not cache_dir:
+        try:
+            return np.fromiter(images, np.dtype((np.uint8, shape[1:])), len(paths))
+        except MemoryError as error:
+            count = f"{len(paths):,} images of the {name} split"
+            raise UserError(f"The {count} do not fit into memory; use fewer people with --limit.") from error
+    # Named by a digest of the files' folder, names, sizes and times of change: no cache is ever stale.
+    listing = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
+    key = json.dumps([str(paths[0].parent.resolve()), shape[1:], front, listing])
+    file = Path(cache_dir) / f"slices-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # One name for whatever is unfinished: so what any killed process left is found and removed.
+        with unfinished(file.parent / "slices") as new:
+            with open(new, "wb") as stream:  # through a map, a full disk would kill the process (SIGBUS)
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(stream, header)
+                for image in images:
+                    stream.write(image)
+            new.replace(file)
+    return np.load(file, mmap_mode="r", allow_pickle=False)
 
-        Its name is a digest of their folder, names, sizes and times of change: no cache is ever stale.
-        """
-        listing = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
-        key = json.dumps([str(paths[0].parent.resolve()), self.shape, self.front, listing])
-        file = Path(cache_dir) / f"slices-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # One name for whatever is unfinished: so what any killed process left is found and removed.
-            with unfinished(Path(cache_dir) / "slices") as new:
-                with open(new, "wb") as stream:  # through a map, a full disk would kill the process (SIGBUS)
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *self.shape)}
-                    np.lib.format.write_array_header_1_0(stream, header)
-                    for block in self.blocks(paths, name):
-                        stream.write(np.ascontiguousarray(block))
-                new.replace(file)
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+
+def _in_parallel(decode, paths, title):
+    """Yields what `decode` makes of each path; Pillow lets go of Python's lock meanwhile."""
+    with ThreadPoolExecutor() as pool:
+        # All at once, decoded images would wait in memory for a slow disk.
+        blocks = (pool.map(decode, paths[start:start + BLOCK]) for start in range(0, len(paths), BLOCK))
+        images = chain.from_iterable(blocks)
+        yield from tqdm(images, title, len(paths), unit=" images", leave=False, disable=None)

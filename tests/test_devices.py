@@ -43,12 +43,12 @@ def train_both(split, coded, clip, batch_size=8, validate=False, **compile_optio
     prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=1, dropout=0.0)
     for model in (vqvae, prior):
         model.compile(optimizers.Muon(1e-3, global_clipnorm=clip), **compile_options)
-    batches = dataset.training_batches(split, batch_size, 1)
+    batches = dataset.image_batches(split, batch_size, 1)
     train.start_codebook(vqvae, batches, autoencoder_steps=2, fit_batches=2)
     vqvae.quantizer.restart_below = 0.9  # so that many codes restart
     history = {}
     for model, batches, validation in (
-            (vqvae, dataset.training_batches(split, batch_size, 0), dataset.image_batches(split, batch_size)),
+            (vqvae, dataset.image_batches(split, batch_size, 0), dataset.image_batches(split, batch_size)),
             (prior, dataset.code_batches(coded, batch_size, 0), dataset.code_batches(coded, batch_size))):
         history |= model.fit(batches, validation_data=validation if validate else None, steps_per_epoch=3,
                              verbose=0, shuffle=False).history
