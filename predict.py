@@ -67,8 +67,7 @@ def parse_arguments(argv):
         help="of sampling: 1 is the model, less is blander (default: 1)")
     add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help="of every draw (default: 0)")
     add("--evaluate", action="store_true", help=f"also judge {judge.NUM_HEADS} sampled heads beside people")
-    add("--export", type=cli.utf8_path, metavar="DIR",
-        help="also write the networks as TensorFlow SavedModels: see README")
+    add("--export", type=cli.utf8_path, metavar="DIR", help="also write TensorFlow SavedModels: see README")
     add("--output-dir", metavar="DIR", help="for the results: new, or that of an earlier call, whose results "
         "are replaced (default: RUN/predictions; with --images or --codes RUN/images)")
     given = vars(parser.parse_args(argv))
@@ -273,17 +272,15 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     table = np.column_stack([test.cases, test.positions, *per_image.values()])
     np.savetxt(folder / "per_image.csv", table, ["%d", "%d", *["%.6g"] * len(per_image)], ",", comments="",
                header=",".join(["case", "slice", *per_image]))
-
-    def captions(indices):
-        return [f"case {test.cases[i]}, slice {test.positions[i]}\nSSIM {ssim[i]:.3f}" for i in indices]
-
+    captions = np.array([f"case {case}, slice {position}\nSSIM {value:.3f}"
+                         for case, position, value in zip(test.cases, test.positions, ssim)])
     shown = test.examples(4)
     figures.reconstruction_grid(test.images[shown] / 255, decode(vqvae, codes[shown]), codes[shown],
-                                captions(shown), colours, vqvae.margin, folder / "reconstructions.png")
+                                captions[shown], colours, vqvae.margin, folder / "reconstructions.png")
     count = min(NUM_EXAMPLES, len(test.images))
     drawn = np.sort(np.random.default_rng(seed).choice(len(test.images), count, replace=False))
     examples = report.Examples(test.images[drawn] / 255, decode(vqvae, codes[drawn]), codes[drawn],
-                               metrics.bits_per_place(prior, coded, drawn), captions(drawn))
+                               metrics.bits_per_place(prior, coded, drawn), captions[drawn])
     for i, original, reconstruction in zip(drawn, examples.originals, examples.reconstructions):
         name = f"original_vs_reconstructed_case_{test.cases[i]:03d}_slice_{test.positions[i]}.png"
         save_unit(np.hstack([original, reconstruction]), folder / name)
@@ -294,15 +291,14 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     return measured, per_image["bits_per_code"], {"metrics": measured, "examples": examples, "codes": codes}
 
 
-def sample_positions(slice_, num_samples, slice_positions):
-    """The slice positions to sample, int (N,): one for all, each once, or spread evenly."""
+def sample_positions(slice_, num_samples, positions):
+    """The positions to sample, int (N,), of those that there are: one for all, each once, or spread evenly."""
     if slice_ == "all":
-        return np.array(slice_positions)
+        return np.array(positions)
     if slice_ is None:  # not `spread`: there may be more samples than positions
-        indices = np.linspace(0, len(slice_positions) - 1, num_samples).round().astype(int)
-        return np.array(slice_positions)[indices]
-    if slice_ not in slice_positions:
-        present = ", ".join(map(str, slice_positions))
+        return np.take(positions, np.linspace(0, len(positions) - 1, num_samples).round().astype(int))
+    if slice_ not in positions:
+        present = ", ".join(map(str, positions))
         raise UserError(f"--slice {slice_}: the training people have the slices {present} only.")
     return np.full(num_samples, slice_)
 
@@ -348,29 +344,26 @@ def keep_evaluation(path, judged):
 def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits):
     """The figures of sampled heads, uint8 (N, S, H, W), beside people; `test_bits` (M,) is of test images."""
     print("Judging whole heads ...", flush=True)
-    image_indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
-    people_codes = {name: coded[name].codes[0][indices] for name, indices in image_indices.items()}
+    indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
+    people_codes = {name: coded[name].codes[0][indices[name]] for name in splits}
     reconstructed = {name: decode_heads(vqvae, codes) for name, codes in people_codes.items()}
-    originals = splits["train"].images[image_indices["train"]]
+    train, train_indices = splits["train"], indices["train"]
+    originals = train.images[train_indices]
     noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3))
     measured, details = judge.evaluate_heads(heads, reconstructed, originals, noise)
-    train_bits = metrics.code_lengths_of_heads(prior, coded["train"], image_indices["train"], MEMBERS)
-    cases = splits["train"].cases[image_indices["train"][:, 0]]
-    draw_neighbours(folder / "neighbours.png", heads, originals, cases, prior.slice_positions, details)
-    return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(train_bits.mean()),
-                       **judge.membership(train_bits, test_bits[image_indices["test"]].mean(axis=1))}
-
-
-def draw_neighbours(path, heads, originals, cases, positions, details):
-    """Draws four slices of the first sampled heads over those of the training heads nearest to them."""
-    columns, heads, neighbours, captions = spread(len(positions), 4), heads[:PICTURED_HEADS], [], []
+    train_bits = metrics.code_lengths_of_heads(prior, coded["train"], train_indices, MEMBERS)
+    # Four slices of the first heads over those of the training heads nearest to them
+    columns, shown, neighbours, captions = spread(heads.shape[1], 4), heads[:PICTURED_HEADS], [], []
     nearest = zip(details["nearest"], details["distances"], details["mirrored"])
-    for _, (index, distance, is_mirrored) in zip(heads, nearest):
-        head = originals[index, columns]
+    for _, (person, distance, is_mirrored) in zip(shown, nearest):
+        head = originals[person, columns]
         neighbours.extend(head[..., ::-1] if is_mirrored else head)
-        captions += [f"case {cases[index]}, slice {positions[column]}\nhead's distance {distance:.1f}"
-                     for column in columns]
-    figures.neighbour_grid(np.concatenate(heads[:, columns]), np.stack(neighbours), captions, path)
+        captions += [f"case {train.cases[i]}, slice {train.positions[i]}\nhead's distance {distance:.1f}"
+                     for i in train_indices[person, columns]]
+    figures.neighbour_grid(np.concatenate(shown[:, columns]), np.stack(neighbours), captions,
+                           folder / "neighbours.png")
+    return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(train_bits.mean()),
+                       **judge.membership(train_bits, test_bits[indices["test"]].mean(axis=1))}
 
 
 def write_dataset(arguments, run, vqvae, prior):

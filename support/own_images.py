@@ -23,16 +23,10 @@ class OwnFile(NamedTuple):
 
 
 def read_own_files(paths, run, size, slice_positions):
-    """Reads PNGs and volumes (see `volumes.read_slices`), and prints what was done to each.
+    """Reads PNGs and volumes as `OwnFile`s, and prints what was done to each.
 
-    Args:
-        paths: of the files.
-        run: the `runs.Run`: volumes are cut where its slices lie; PNGs with names like its data's are turned.
-        size: side of the model's images in pixels.
-        slice_positions: those of the training people.
-
-    Returns:
-        A list of `OwnFile`; a `UserError` if a file cannot be used.
+    Volumes are cut where the slices of a `runs.Run` lie; PNGs with names like its data's are turned like
+    these. `size` is the side of the model's images in pixels. Raises `UserError` if a file cannot be used.
     """
     files, names = [], set()
     for path in map(Path, paths):
@@ -66,10 +60,7 @@ def _read_png(path, run, slice_positions):
 
 
 def _read_volume(path, run, slice_positions):
-    """(uint8 (N, height, width), slices where training people have theirs; their positions; what was done).
-
-    The positions are unknown of a head that another run sampled, with another number of slices.
-    """
+    """(uint8 (N, height, width), slices where training people have some; their positions; what was done)."""
     try:
         images, notes = volumes.read_slices(path, run.geometry)
     except volumes.VolumeError as error:
@@ -81,6 +72,7 @@ def _read_volume(path, run, slice_positions):
         if len(images) == len(positions):
             known = [position for position in positions if position in slice_positions]
             return images[np.isin(positions, known)], known, [f"{len(known)} axial slices", *notes]
+    # A head that another run sampled, with another number of slices
     return images, [None] * len(images), [f"{len(images)} axial slices of unknown position", *notes]
 
 

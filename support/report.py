@@ -50,7 +50,6 @@ def write_report(path, *, title, facts, notice, margin, colours, samples, sample
     """Writes the page as HTML. What is None or empty is left out, with its heading.
 
     Args:
-        facts: dict of texts by what they are: run, data, date, seed, commit.
         notice: see `synthetic.notice`.
         margin: pixels that the model paints black on each side; they are cut off.
         colours: (K, 3), see `figures.code_colours`.
@@ -58,7 +57,6 @@ def write_report(path, *, title, facts, notice, margin, colours, samples, sample
         heads, head_positions: uint8 (P, S, H, W), from the lowest slice up, and their S slice positions.
         geometry: `volumes.SliceGeometry` of the heads.
         metrics: dict of numbers. A `NAME_sd` is shown as the spread of NAME.
-        examples: `Examples` of test images.
         codes: int (...), those of all test images, whose use is plotted.
         head_table: rows of texts, the first a heading; the others begin with a key of `judge.ROWS`.
     """
@@ -73,7 +71,8 @@ def write_report(path, *, title, facts, notice, margin, colours, samples, sample
         heads=[_head_pictures(head, head_positions, geometry) for head in heads],
         head_table=[[*row, judge.ROWS[row[0]]] for row in rows], head_heading=[*heading, "what it is"],
         cut_names=figures.cut_names(geometry), axes_caption=figures.axes_caption(geometry),
-        code_use=None if codes is None else _code_use(codes, len(colours)))
+        code_use=None if codes is None else _uri(
+            lambda file: figures.code_use_plot(codes, len(colours)).savefig(file, dpi=figures.DPI)))
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a folder's name need not be text
 
 
@@ -108,12 +107,6 @@ def _png(picture):
     if picture.dtype != np.uint8:
         picture = np.uint8(np.round(np.clip(picture, 0, 1) * 255))
     return _uri(lambda file: Image.fromarray(picture).save(file, "PNG"))
-
-
-def _code_use(codes, num_embeddings):
-    """The plot of the use of the codes, as a data URI."""
-    plot = figures.code_use_plot(codes, num_embeddings)
-    return _uri(lambda file: plot.savefig(file, format="png", dpi=figures.DPI))
 
 
 def _top(bits):

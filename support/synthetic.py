@@ -32,9 +32,7 @@ def notice_of(folder):
 
 
 def describe(run, slice_positions, count, seed, temperature, ventricles):
-    """The content of dataset.json: where the `count` heads of a `runs.Run` come from, and what --evaluate
-    found of others of it.
-    """
+    """The content of dataset.json: where heads of a `runs.Run` come from, and what was judged of others."""
     data, geometry = run.config["data"], run.geometry
     try:
         prior = json.loads(run.results_path("evaluation.json").read_text())
