@@ -292,7 +292,7 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
 
 
 def sample_positions(slice_, num_samples, positions):
-    """The positions to sample, int (N,), of those that there are: one for all, each once, or spread evenly."""
+    """The positions to sample, int (N,), of those there are: one for all, each once, or spread evenly."""
     if slice_ == "all":
         return np.array(positions)
     if slice_ is None:  # not `spread`: there may be more samples than positions
