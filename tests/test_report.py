@@ -101,12 +101,7 @@ def test_page_is_whole_and_needs_no_network(text, page):
         "slices of a sampled head": 1, "sagittal cut": 1, "use of the codes": 1}
     for words in ("A <title>", "slice <3>", "<oasis>", "0.8 & more"):
         assert words in page.words  # escaped in the text
-
-
-def test_page_says_which_run_and_whether_its_people_are_simulated(write, page):
     assert page.rows[:3] == [["run", "one"], ["data", "<oasis>"], ["seed", "0"]]
-    assert "no evidence about patients" not in page.words
-    assert "Simulated <people>" in Page(write(notice="Simulated <people>")).words
 
 
 def test_figures_stand_in_groups_with_their_spread_and_meaning(page):
@@ -129,6 +124,7 @@ def test_every_figure_that_is_measured_has_a_meaning():
     ({"title": "run_\udcff", "facts": {"run": "\udcff"}}, "run_\\udcff"),  # a folder's name that is no text
     ({"metrics": {"ssim": float("nan"), "ssim_sd": float("inf"), "psnr": None, "list": [1, 2]}}, "[1, 2]"),
     ({"heads": np.zeros((1, 1, 8, 8), np.uint8), "head_positions": [3]}, "slice 3"),  # black, a single slice
+    ({"notice": "Simulated <people>"}, "Simulated <people>"),
     ({"samples": np.full((1, SIZE, SIZE), np.nan), "sample_positions": [0]}, "slice 0"),
     ({"examples": CONTENT["examples"]._replace(bits=np.where(CODES == 0, np.inf, BITS))}, "to 7 (bright)")))
 def test_odd_input_gives_a_page(write, changes, words):
@@ -155,14 +151,11 @@ def test_page_shows_what_it_was_given(page):
     assert "0.41 bits per code" in page.words and "from 0 (black) to 7 (bright)" in page.words  # 6.5 / 16
 
 
-def test_sliders_move_reconstruction_and_slice(page):
+def test_sliders_move_and_pictures_are_wide_enough_and_code_maps_keep_their_squares(text, page):
     assert sum(tag == "input" and attributes["type"] == "range" for tag, attributes in page.tags) == 2 + 1
     assert sum("over" in attributes.get("class", "") for tag, attributes in page.tags) == 2
     for word in ('".pair"', '".head"', '"input"', '".over"', "clipPath", '"--slice"', '"output"'):
         assert word in page.script
-
-
-def test_pictures_are_wide_enough_and_code_maps_keep_their_squares(text, page):
     sides = [int(side) for side in re.findall(r"(\d+)px\)|1 1 (\d+)px", text) for side in side if side]
     assert len(sides) == 3 and min(sides) >= 256
     # An example's pictures stay in one row, however narrow the page.
@@ -193,7 +186,8 @@ def test_front_is_claimed_only_where_it_is_known(write, page):
 
 
 def test_sections_without_content_are_left_out(write, text):
-    headings, no_data = re.compile("<h2>(.*?)</h2>"), dict(metrics=None, examples=None, codes=None, head_table=[])
+    headings = re.compile("<h2>(.*?)</h2>")
+    no_data = dict(metrics=None, examples=None, codes=None, head_table=[])
     assert headings.findall(text) == ["What was measured", "Reconstructions of test images", "Samples",
                                       "Heads", "Use of the codebook"]
     assert headings.findall(write(**no_data)) == ["Samples", "Heads"]

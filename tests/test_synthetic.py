@@ -100,4 +100,5 @@ def test_what_stops_leaves_nothing_and_what_lies_there_is_refused_before_a_head_
     heads = stopping()
     with pytest.raises(cli.UserError, match="set exists already; give another --write-dataset"):
         synthetic.write_png_heads(tmp_path / "set", heads, describe(tmp_path))
-    assert next(heads) is not None and [path.name for path in tmp_path.rglob("*")] == ["set"]
+    np.testing.assert_array_equal(next(heads), draw_heads(2)[0])
+    assert [path.name for path in tmp_path.rglob("*")] == ["set"]
