@@ -33,9 +33,9 @@ class Page(HTMLParser):
             assert kind == "data:image/png;base64"
             picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
             self.pictures.setdefault(attributes["alt"], []).append(picture)
-        if tag == "tr":
+        elif tag == "tr":
             self.rows.append([])
-        if tag in ("th", "td"):
+        elif tag in ("th", "td"):
             self.rows[-1].append("")
         if tag not in ("img", "input", "meta"):
             self.open.append(tag)
@@ -81,13 +81,11 @@ def write(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(write):
-    """The report of `CONTENT`."""
     return write()
 
 
 @pytest.fixture(scope="module")
 def page(text):
-    """The same as a browser would find it."""
     return Page(text)
 
 
@@ -99,8 +97,7 @@ def test_page_is_whole_and_needs_no_network(text, page):
     assert {name: len(pictures) for name, pictures in page.pictures.items()} == {
         "original": 2, "reconstruction": 2, "codes": 2, "bits per code": 2, "sample": 3, "coronal cut": 1,
         "slices of a sampled head": 1, "sagittal cut": 1, "use of the codes": 1}
-    for words in ("A <title>", "slice <3>", "<oasis>", "0.8 & more"):
-        assert words in page.words  # escaped in the text
+    assert all(words in page.words for words in ("A <title>", "slice <3>", "<oasis>", "0.8 & more"))
     assert page.rows[:3] == [["run", "one"], ["data", "<oasis>"], ["seed", "0"]]
 
 
@@ -112,9 +109,7 @@ def test_figures_stand_in_groups_with_their_spread_and_meaning(page):
     words = "Reconstruction", "ssim", "Codes and bits", "bits_per_code", "Other figures", "strange"
     order = [page.words.index(word) for word in words]
     assert order == sorted(order)
-
-
-def test_every_figure_that_is_measured_has_a_meaning():
+    # Every figure that is measured has a meaning.
     names = {name for meanings in report.MEANINGS.values() for name in meanings}
     assert names == {*metrics.QUALITY, "num_images", "bits_per_code", "bits_per_code_alone",
                      "bytes_per_image", *metrics.code_metrics(np.arange(4), 4)}
@@ -154,8 +149,8 @@ def test_page_shows_what_it_was_given(page):
 def test_sliders_move_and_pictures_are_wide_enough_and_code_maps_keep_their_squares(text, page):
     assert sum(tag == "input" and attributes["type"] == "range" for tag, attributes in page.tags) == 2 + 1
     assert sum("over" in attributes.get("class", "") for tag, attributes in page.tags) == 2
-    for word in ('".pair"', '".head"', '"input"', '".over"', "clipPath", '"--slice"', '"output"'):
-        assert word in page.script
+    words = '".pair"', '".head"', '"input"', '".over"', "clipPath", '"--slice"', '"output"'
+    assert all(word in page.script for word in words)
     sides = [int(side) for side in re.findall(r"(\d+)px\)|1 1 (\d+)px", text) for side in side if side]
     assert len(sides) == 3 and min(sides) >= 256
     # An example's pictures stay in one row, however narrow the page.
