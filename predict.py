@@ -13,10 +13,8 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import datetime
-import itertools
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -25,19 +23,7 @@ from PIL import Image
 
 import dataset
 import modules
-from support import (
-    cli,
-    devices,
-    figures,
-    judge,
-    metrics,
-    report,
-    runs,
-    sampler,
-    synthetic,
-    template,
-    volumes,
-)
+from support import cli, devices, figures, judge, metrics, report, runs, sampler, synthetic, template, volumes
 from support.cli import UserError
 from support.files import results_folder, write_json
 from support.images import in_chunks, spread, to_uint8, to_unit
@@ -49,21 +35,9 @@ PICTURED_HEADS = 3  # in head.png and report.html
 NOISE_HEADS = 32  # that the judges must find
 MEMBERS = 40  # training people, at most, whose code lengths are compared with the test people's
 
-# The commands, and which of them uses which option: the others refuse it, for they would ignore it.
-PEOPLE, IMAGES, CODES, DATASET = "the test people", "--images", "--codes", "--write-dataset"
-COMMANDS_OF_OPTIONS = {
-    "--data-dir": (PEOPLE,),
-    "--cache-dir": (PEOPLE,),
-    "--num-samples": (PEOPLE,),
-    "--slice": (PEOPLE,),
-    "--evaluate": (PEOPLE,),
-    "--export": (PEOPLE,),
-    "--heads": (PEOPLE, DATASET),
-    "--ventricles": (PEOPLE, DATASET),
-    "--temperature": (PEOPLE, DATASET),
-    "--seed": (PEOPLE, DATASET),
-    "--output-dir": (PEOPLE, IMAGES, CODES),
-}
+# The commands beside the test people, and the options that each uses: the others it would ignore.
+USED = {"--images": ["--output-dir"], "--codes": ["--output-dir"],
+        "--write-dataset": ["--heads", "--ventricles", "--temperature", "--seed"]}
 DEFAULTS = {"run_dir": None, "data_dir": None, "cache_dir": None, "images": None, "codes": None,
             "write_dataset": None, "num_samples": 16, "slice": None, "heads": 1, "ventricles": None,
             "temperature": 1.0, "seed": 0, "evaluate": False, "export": None, "output_dir": None}
@@ -87,48 +61,37 @@ def parse_arguments(argv):
         "or all for one sample of each (default: --num-samples spread over all)")
     add("--heads", type=cli.number(int, 0), metavar="N",
         help="whole heads to sample, all slices of one new person each (default: 1)")
-    add("--ventricles", type=quantile_argument, metavar="Q", help="size of the heads' ventricles, from 0 to "
-        "1: a quantile, among training people, of the dark share of the brain's inner half (default: any)")
+    add("--ventricles", type=cli.number(float, 0), metavar="Q", help="size of the heads' ventricles, from 0 "
+        "to 1: a quantile, among training people, of the dark share of the brain's inner half (default: any)")
     add("--temperature", type=cli.number(float, 0), metavar="T",
         help="of sampling: 1 is the model, less is blander (default: 1)")
     add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help="of every draw (default: 0)")
     add("--evaluate", action="store_true", help=f"also judge {judge.NUM_HEADS} sampled heads beside people")
-    add("--export", metavar="DIR", help="also write the networks as TensorFlow SavedModels: see README")
+    add("--export", type=cli.utf8_path, metavar="DIR", help="also write TensorFlow SavedModels: see README")
     add("--output-dir", metavar="DIR", help="for the results: new, or that of an earlier call, whose results "
         "are replaced (default: RUN/predictions; with --images or --codes RUN/images)")
     given = vars(parser.parse_args(argv))
-    options = {f"--{name.replace('_', '-')}" for name in given}  # as they are called on the command line
-    chosen = next((command for command in (IMAGES, CODES, DATASET) if command in options), PEOPLE)
-    for option, commands in COMMANDS_OF_OPTIONS.items():
-        if option in options and chosen not in commands:
-            raise UserError(f"{option} is of no use with {chosen}; leave out the one or the other.")
-    if chosen == DATASET and given.get("heads", 0) < len(volumes.SPLITS):
-        raise UserError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
+    options = [f"--{name.replace('_', '-')}" for name in given]  # as they are called on the command line
+    useless = [(option, command) for command in options if command in USED for option in options
+               if option not in (command, "--run-dir", *USED[command])]
     if given.get("slice") == "all" and "num_samples" in given:
-        raise UserError("--num-samples is of no use with --slice all; leave out the one or the other.")
-    if "ventricles" in given and given.get("heads") == 0:
-        raise UserError("--ventricles is of no use with --heads 0; leave out the one or the other.")
+        useless.append(("--num-samples", "--slice all"))
+    if given.get("heads") == 0 and "ventricles" in given:
+        useless.append(("--ventricles", "--heads 0"))
+    if useless:
+        raise UserError("{} is of no use with {}; leave out the one or the other.".format(*useless[0]))
+    if "write_dataset" in given and given.get("heads", 0) < len(volumes.SPLITS):
+        raise UserError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
     if "ventricles" in given and "evaluate" in given:
         raise UserError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
+    if given.get("ventricles", 0) > 1:
+        raise UserError(f"--ventricles: expected a number from 0 to 1, got {given['ventricles']}.")
     return argparse.Namespace(**{**DEFAULTS, **given})
-
-
-def quantile_argument(text):
-    """An argparse type: a number from 0 to 1."""
-    value = cli.number(float, 0)(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
-    return value
 
 
 def slice_argument(text):
     """An argparse type: "all" or a slice position."""
-    if text == "all":
-        return text
-    position = cli.number(int, 0)(text)
-    if position >= volumes.NUM_POSITIONS:
-        raise argparse.ArgumentTypeError(f"{position} is past the last slice, {volumes.NUM_POSITIONS - 1}")
-    return position
+    return text if text == "all" else cli.number(int, 0, volumes.NUM_POSITIONS)(text)
 
 
 @cli.exit_on_user_error
@@ -150,21 +113,15 @@ def main(argv=None):
 
 
 def find_run(run_dir):
-    """The `Run` in a folder; or without one the newest in runs/ that is finished, or the pretrained one.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The `Run` in a folder; without one the newest finished in runs/, or the one in assets/pretrained."""
     if run_dir is None:
         run_dir = runs.newest()
         if run_dir is not None and not Run.is_finished(run_dir):
             print(f"{run_dir} is not finished: go on with train.py --resume, or name it with --run-dir.")
             run_dir = None
-        if run_dir is None and Run.has_models(runs.PRETRAINED):
+        if run_dir is None:
             print("There is no finished run in runs/: using the pretrained weights, of simulated people.")
             return Run.load(runs.PRETRAINED)
-        if run_dir is None:
-            raise UserError("There is no finished run in runs/; run train.py first, or give --run-dir.")
     if not Run.has_models(Path(run_dir)):
         raise UserError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
                         "train one with train.py --run-dir.")
@@ -175,84 +132,62 @@ def find_run(run_dir):
 
 
 def load_models(run):
-    """Loads a run's VQ-VAE and PixelCNN.
-
-    Raises:
-        UserError: if a file is damaged, or they do not belong together.
-    """
+    """A run's VQ-VAE and PixelCNN; a `UserError` if a file is damaged, or they do not belong together."""
+    expected = run.config["vqvae"]
     try:
         vqvae, prior = (modules.load_model(run.model_path(name), compile=False)
                         for name in ("vqvae", "pixelcnn"))
-    except ValueError as error:
-        raise UserError(f"The run in {run.folder} cannot be loaded: {error}; train it again.") from error
-    if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
-        raise UserError(f"In {run.folder} vqvae.keras or pixelcnn.keras holds the other's model; train anew.")
-    expected = run.config["vqvae"]
-    if expected != {name: vqvae.settings.get(name) for name in expected}:
-        raise UserError(f"{run.model_path('vqvae')} is not the model that config.json describes; "
-                        "put back the one or the other.")
-    try:
+        if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
+            raise ValueError("vqvae.keras or pixelcnn.keras holds the other's model")
+        if expected != {name: vqvae.settings.get(name) for name in expected}:
+            raise ValueError("vqvae.keras is not the model that config.json describes")
         modules.check_match(vqvae, prior)
     except ValueError as error:
-        raise UserError(f"{run.model_path('pixelcnn')} does not go with vqvae.keras: {error}; "
-                        "put back the two that belong together.") from error
+        raise UserError(f"The run in {run.folder} cannot be used: {error}; put back the files that belong "
+                        "together, or train it again.") from error
     return vqvae, prior
 
 
-def find_folder_of_splits(arguments, run):
+def find_folder_of_splits(data_dir, trained_on):
     """--data-dir, else the folder of the run's own splits, else as in train.py; None if they are not here."""
-    trained_on = run.config["data"]
-    if not arguments.data_dir:
-        if Path(trained_on["folder"]).is_dir():
-            return Path(trained_on["folder"])
-        if trained_on["is_demo"]:
-            return template.make_demo_cohort()
-    return dataset.find_oasis(arguments.data_dir)
+    if not data_dir and Path(trained_on["folder"]).is_dir():
+        return Path(trained_on["folder"])
+    if not data_dir and trained_on["is_demo"]:
+        return template.make_demo_cohort()
+    return dataset.find_oasis(data_dir)
 
 
 def load_data(arguments, run, vqvae):
     """The splits that are needed: test; for --evaluate all three; None, and a line, if there are no data."""
-    folder, trained_on = find_folder_of_splits(arguments, run), run.config["data"]
-    missing = f"The data of {run.folder}, {trained_on['folder']}, are not here"
-    not_measured = (f"{missing}, so this run is not measured and nothing is reconstructed; it samples only. "
-                    "With --data-dir it does both.")
-    if folder is None:
+    trained_on, side = run.config["data"], vqvae.image_size
+    folder, splits = find_folder_of_splits(arguments.data_dir, trained_on), None
+    if folder:
+        names = volumes.SPLITS if arguments.evaluate else ["test"]
+        splits = dataset.load_splits(folder, names, run.settings["limit"], arguments.cache_dir,
+                                     trained_on["front"])
+        found = splits["test"].images.shape[1]
+        if found != side and arguments.data_dir:
+            raise UserError(f"The images in {folder} are {found}x{found} pixels but the run in {run.folder} "
+                            f"was trained on {side}x{side}; give --data-dir or --run-dir to match.")
+    if not splits or found != side:  # others were found in their place
+        missing = f"The {side}x{side} images of {run.folder}, {trained_on['folder']}, are not here"
         if arguments.evaluate:
             raise UserError(f"{missing}; say with --data-dir where they are.")
-        print(not_measured)
+        print(f"{missing}, so this run is not measured and nothing is reconstructed; it samples only. "
+              "With --data-dir it does both.")
         return None
-    names = volumes.SPLITS if arguments.evaluate else ["test"]
-    splits = dataset.load_splits(folder, names, run.settings["limit"], arguments.cache_dir,
-                                 trained_on["front"])
-    height, width = splits["test"].images.shape[1:]
-    if (height, width) != (vqvae.image_size, vqvae.image_size):
-        if not arguments.data_dir and not arguments.evaluate:
-            print(not_measured)  # others were found in their place
-            return None
-        raise UserError(f"The images in {folder} are {width}x{height} pixels but the run in {run.folder} was "
-                        f"trained on {vqvae.image_size}x{vqvae.image_size}; give --data-dir or --run-dir to "
-                        "match.")
+    fingerprints, expected = dataset.fingerprints(splits), trained_on["fingerprints"]
     if arguments.evaluate:
-        check_evaluable(splits, folder, run)
-    if dataset.fingerprints({"test": splits["test"]})["test"] != trained_on["fingerprints"]["test"]:
+        for name, split in splits.items():
+            if len(split.head_indices(np.unique(splits["train"].positions))) < 2:
+                raise UserError("--evaluate needs two people with all their slices in each split, but "
+                                f"{name} of {folder} has not.")
+        if fingerprints["train"] != expected["train"]:
+            raise UserError(f"The training people in {folder} are not those that {run.folder} was trained "
+                            "on, so --evaluate would miss copies; give its own data as --data-dir.")
+    if fingerprints["test"] != expected["test"]:
         print(f"Note: the test people in {folder} are not those of {run.folder}.")
     return splits
-
-
-def check_evaluable(splits, folder, run):
-    """Refuses splits that --evaluate cannot use: too few people, or others than the run's."""
-    positions = np.unique(splits["train"].positions)
-    for name, split in splits.items():
-        if not np.isin(split.positions, positions).all():
-            raise UserError(f"--evaluate needs the same slices in each split, but {name} of {folder} has "
-                            "some that train has not.")
-        if len(split.head_indices(positions)) < 2:
-            raise UserError("--evaluate needs two people with all their slices in each split, but "
-                            f"{name} of {folder} has not.")
-    fingerprint = dataset.fingerprints({"train": splits["train"]})["train"]
-    if fingerprint != run.config["data"]["fingerprints"]["train"]:
-        raise UserError(f"The training people in {folder} are not those that {run.folder} was trained on, so "
-                        "--evaluate would miss copies; give its own data as --data-dir.")
 
 
 def decode(vqvae, codes):
@@ -262,12 +197,10 @@ def decode(vqvae, codes):
 
 def decode_heads(vqvae, heads):
     """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W): as floats, many would not fit into memory."""
-    def decode_chunk(chunk):
-        return to_uint8(vqvae.decode_codes(np.int32(chunk)).numpy()[..., 0])
-
     decoded = np.zeros((*heads.shape[:2], vqvae.image_size, vqvae.image_size), np.uint8)
     for index, head in enumerate(heads):
-        decoded[index] = in_chunks(decode_chunk, head, size=16)
+        decoded[index] = in_chunks(
+            lambda codes: to_uint8(vqvae.decode_codes(np.int32(codes)).numpy()[..., 0]), head, size=16)
     return decoded
 
 
@@ -276,126 +209,98 @@ def save_unit(image, path):
     Image.fromarray(to_uint8(image * 2 - 1)).save(path)
 
 
-# The test people, samples and heads
-
-
 def predict_people(arguments, run, vqvae, prior):
     """Reconstructs and measures the test people, samples slices and heads; judges and exports if asked to."""
     positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
     persons = persons_of_heads(arguments, run, prior)
     folder = Path(arguments.output_dir or run.results_path("predictions"))
-    measured, tested, judged = {}, {}, {}
-    with new_results(folder, arguments.export) as (new, export):  # refuses before data are read
+    first, second = folder.resolve(), Path(arguments.export or "/").resolve()
+    if arguments.export and (first.is_relative_to(second) or second.is_relative_to(first)):
+        raise UserError(f"--export {arguments.export} and the results in {folder} need folders apart; "
+                        "give another.")
+    exported = results_folder(arguments.export, "--export") if arguments.export else contextlib.nullcontext()
+    measured, page, judged = {}, {}, {}
+    with results_folder(folder, "--output-dir") as new, exported as export:
         splits = load_data(arguments, run, vqvae)
         if splits:
             dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
             print(f"Encoding {sum(len(split.images) for split in splits.values()):,} images ...", flush=True)
             coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
-            measured, bits, tested = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"],
-                                                      arguments.seed)
+            measured, bits, page = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"],
+                                                    arguments.seed)
         print(f"Sampling {len(positions)} slices ...", flush=True)
         samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
-        write_samples(new, samples, positions, vqvae.margin)
+        for number, (image, position) in enumerate(zip(samples, positions)):
+            save_unit(image, new / f"sample_{number:04d}_slice_{position}.png")
+        figures.sample_grid(samples, positions, vqvae.margin, new / "samples.png")
         num_judged = min(judge.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
         count = max(arguments.heads, num_judged)
         print(f"Sampling whole heads: {count} ...", flush=True)
         heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature,
                                                          persons=persons))
-        shown, head_positions, geometry = fill_gaps(heads[:arguments.heads], prior.slice_positions,
-                                                    run.geometry)
-        volumes.write_nifti_heads(shown, head_positions, run.geometry, new)
+        volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
+        shown, head_positions, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
+                                                    prior.slice_positions, run.geometry)
         if len(shown):
-            figures.head_figure(shown[:PICTURED_HEADS], head_positions, geometry, new / "head.png")
+            figures.head_figure(shown, head_positions, geometry, new / "head.png")
         if arguments.evaluate:
             judged = judge_heads(new, heads[:num_judged], vqvae, prior, splits, coded, bits)
             judged |= {"seed": arguments.seed, "temperature": arguments.temperature}
-        report.write_report(
-            new / "report.html", **facts_of_page(arguments, run), **tested, margin=vqvae.margin,
-            colours=figures.code_colours(vqvae.quantizer.embeddings), samples=samples,
-            sample_positions=positions, heads=shown[:PICTURED_HEADS], head_positions=head_positions,
-            geometry=geometry, head_table=judge.head_table(judged) if judged else [])
+            page["head_table"] = judge.head_table(judged)
+        report.write_report(new / "report.html", **facts_of_page(arguments, run), **page, margin=vqvae.margin,
+                            colours=figures.code_colours(vqvae.quantizer.embeddings), samples=samples,
+                            sample_positions=positions, heads=shown, head_positions=head_positions,
+                            geometry=geometry)
         if measured:
             write_json(new / "metrics.json", {**measured, **({"heads": judged} if judged else {})})
         if export:
             print(f"Exporting encoder, decoder and both samplers to {arguments.export} ...", flush=True)
             sampler.export(vqvae, prior, export)
-    if measured:
-        print_test_results(measured, splits["test"])
     if judged:
         keep_evaluation(run.results_path("evaluation.json"), judged)
         judge.print_heads(judged)
     print(f"Done. Open {folder / 'report.html'}")
 
 
-@contextlib.contextmanager
-def new_results(folder, export):
-    """Yields the hidden folders that become the results and --export (or None); see `results_folder`."""
-    first, second = Path(folder).resolve(), Path(export or "/").resolve()
-    if export and (first.is_relative_to(second) or second.is_relative_to(first)):
-        raise UserError(f"--export {export} and the results in {folder} need folders apart; give another.")
-    with (results_folder(folder, "--output-dir") as new,
-          results_folder(export, "--export") if export else contextlib.nullcontext() as new_export):
-        yield new, new_export
-
-
 def reconstruct_test(folder, vqvae, prior, test, coded, seed):
-    """Measures the test split and writes its pictures and per_image.csv.
-
-    Returns:
-        (the dict of metrics.json; each image's bits per code in its head, float (N,); what the page shows).
-    """
+    """Measures the test split: (metrics, each image's bits per code (N,), what the page shows of it)."""
     print(f"Reconstructing {len(test.images):,} test images ...", flush=True)
-    codes = coded.codes[0]
+    codes, colours = coded.codes[0], figures.code_colours(vqvae.quantizer.embeddings)
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
-    ssim = details["per_image"]["ssim"]
+    per_image, ssim = details["per_image"], details["per_image"]["ssim"]
     figures.plot_errors(ssim, test.positions, details["error_map"], vqvae.margin, folder / "errors.png")
-    write_table(folder / "per_image.csv", test, details["per_image"])
-
-    def captions(indices):
-        return [f"case {test.cases[i]}, slice {test.positions[i]}\nSSIM {ssim[i]:.3f}" for i in indices]
-
+    table = np.column_stack([test.cases, test.positions, *per_image.values()])
+    np.savetxt(folder / "per_image.csv", table, ["%d", "%d", *["%.6g"] * len(per_image)], ",", comments="",
+               header=",".join(["case", "slice", *per_image]))
+    captions = np.array([f"case {case}, slice {position}\nSSIM {value:.3f}"
+                         for case, position, value in zip(test.cases, test.positions, ssim)])
     shown = test.examples(4)
     figures.reconstruction_grid(test.images[shown] / 255, decode(vqvae, codes[shown]), codes[shown],
-                                captions(shown), figures.code_colours(vqvae.quantizer.embeddings),
-                                vqvae.margin, folder / "reconstructions.png")
+                                captions[shown], colours, vqvae.margin, folder / "reconstructions.png")
     count = min(NUM_EXAMPLES, len(test.images))
     drawn = np.sort(np.random.default_rng(seed).choice(len(test.images), count, replace=False))
     examples = report.Examples(test.images[drawn] / 255, decode(vqvae, codes[drawn]), codes[drawn],
-                               metrics.bits_per_place(prior, coded, drawn), captions(drawn))
-    for i, reconstruction in zip(drawn, examples.reconstructions):
+                               metrics.bits_per_place(prior, coded, drawn), captions[drawn])
+    for i, original, reconstruction in zip(drawn, examples.originals, examples.reconstructions):
         name = f"original_vs_reconstructed_case_{test.cases[i]:03d}_slice_{test.positions[i]}.png"
-        save_unit(np.hstack([test.images[i] / 255, reconstruction]), folder / name)
-    page = {"metrics": measured, "examples": examples, "codes": codes}
-    return measured, details["per_image"]["bits_per_code"], page
+        save_unit(np.hstack([original, reconstruction]), folder / name)
+    sd = f" ± {measured['ssim_sd']:.3f}" if "ssim_sd" in measured else ""
+    print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, "
+          f"inside the brain {measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per "
+          f"code, {measured['bytes_per_image']:.0f} bytes per image.", flush=True)
+    return measured, per_image["bits_per_code"], {"metrics": measured, "examples": examples, "codes": codes}
 
 
-def write_table(path, split, per_image):
-    """Writes what was measured of each image as CSV: case, slice, then the columns of `per_image`."""
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("case", "slice", *per_image))
-        for case, position, *values in zip(split.cases, split.positions, *per_image.values()):
-            writer.writerow((case, position, *(f"{value:.6g}" for value in values)))
-
-
-def sample_positions(slice_, num_samples, slice_positions):
-    """The slice positions to sample, int (N,): one for all, each once, or spread evenly."""
+def sample_positions(slice_, num_samples, positions):
+    """The positions to sample, int (N,), of those there are: one for all, each once, or spread evenly."""
     if slice_ == "all":
-        return np.array(slice_positions)
+        return np.array(positions)
     if slice_ is None:  # not `spread`: there may be more samples than positions
-        indices = np.linspace(0, len(slice_positions) - 1, num_samples).round().astype(int)
-        return np.array(slice_positions)[indices]
-    if slice_ not in slice_positions:
-        present = ", ".join(map(str, slice_positions))
+        return np.take(positions, np.linspace(0, len(positions) - 1, num_samples).round().astype(int))
+    if slice_ not in positions:
+        present = ", ".join(map(str, positions))
         raise UserError(f"--slice {slice_}: the training people have the slices {present} only.")
     return np.full(num_samples, slice_)
-
-
-def write_samples(folder, samples, positions, margin):
-    """Writes samples.png and a PNG of each sample."""
-    for number, (image, position) in enumerate(zip(samples, positions)):
-        save_unit(image, folder / f"sample_{number:04d}_slice_{position}.png")
-    figures.sample_grid(samples, positions, margin, folder / "samples.png")
 
 
 def persons_of_heads(arguments, run, prior):
@@ -407,16 +312,12 @@ def persons_of_heads(arguments, run, prior):
 
 
 def fill_gaps(heads, slice_positions, geometry):
-    """Heads, uint8 (N, S, H, W), with black slices where training people have gaps, as their volumes have.
-
-    Returns:
-        (uint8 (N, S', H, W); their S' positions; their `volumes.SliceGeometry`).
-    """
+    """Heads, uint8 (N, S, H, W), black where training people have gaps; their positions; their geometry."""
     positions = regular_positions(slice_positions)
     filled = np.zeros((len(heads), len(positions), *heads.shape[2:]), np.uint8)
     filled[:, np.isin(positions, slice_positions)] = heads
-    if len(heads) and len(positions) > len(slice_positions):
-        missing = ", ".join(map(str, sorted(set(positions) - set(slice_positions))))
+    missing = ", ".join(str(position) for position in positions if position not in slice_positions)
+    if len(heads) and missing:
         print(f"Note: the training people have no slices {missing}: these are black in the heads.")
     return filled, positions, dataclasses.replace(geometry, spacing=geometry.spacing * positions.step,
                                                   lowest=geometry.lowest + geometry.spacing * positions[0])
@@ -440,48 +341,29 @@ def keep_evaluation(path, judged):
         print(f"Note: {path} cannot be written ({error.strerror}), so --write-dataset will not know of it.")
 
 
-def print_test_results(measured, test):
-    """Prints the main results in words."""
-    sd = f" ± {measured['ssim_sd']:.3f}" if "ssim_sd" in measured else ""
-    print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, "
-          f"inside the brain {measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per "
-          f"code, {measured['bytes_per_image']:.0f} bytes per image.")
-
-
 def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits):
-    """The figures of sampled heads, uint8 (N, S, H, W), beside people; draws neighbours.png.
-
-    `test_bits`, float (N,), are the bits per code of each test image in its head.
-    """
+    """The figures of sampled heads, uint8 (N, S, H, W), beside people; `test_bits` (M,) is of test images."""
     print("Judging whole heads ...", flush=True)
-    image_indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
-    people_codes = {name: coded[name].codes[0][indices] for name, indices in image_indices.items()}
+    indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
+    people_codes = {name: coded[name].codes[0][indices[name]] for name in splits}
     reconstructed = {name: decode_heads(vqvae, codes) for name, codes in people_codes.items()}
-    originals = splits["train"].images[image_indices["train"]]
+    train, train_indices = splits["train"], indices["train"]
+    originals = train.images[train_indices]
     noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3))
     measured, details = judge.evaluate_heads(heads, reconstructed, originals, noise)
-    train_bits = metrics.code_lengths_of_heads(prior, coded["train"], image_indices["train"], MEMBERS)
-    cases = splits["train"].cases[image_indices["train"][:, 0]]
-    draw_neighbours(folder / "neighbours.png", heads, originals, cases, prior.slice_positions, details)
-    return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(train_bits.mean()),
-                       **judge.membership(train_bits, test_bits[image_indices["test"]].mean(axis=1))}
-
-
-def draw_neighbours(path, heads, originals, cases, positions, details):
-    """Draws four slices of the first sampled heads over those of the training heads nearest to them."""
-    columns = spread(len(positions), 4)
-    neighbours, captions = [], []
+    train_bits = metrics.code_lengths_of_heads(prior, coded["train"], train_indices, MEMBERS)
+    # Four slices of the first heads over those of the training heads nearest to them
+    columns, shown, neighbours, captions = spread(heads.shape[1], 4), heads[:PICTURED_HEADS], [], []
     nearest = zip(details["nearest"], details["distances"], details["mirrored"])
-    for index, distance, is_mirrored in itertools.islice(nearest, PICTURED_HEADS):
-        head = originals[index][columns]
-        neighbours.append(head[..., ::-1] if is_mirrored else head)
-        captions += [f"case {cases[index]}, slice {positions[column]}\nhead's distance {distance:.1f}"
-                     for column in columns]
-    samples = np.concatenate(heads[:PICTURED_HEADS, columns])
-    figures.neighbour_grid(samples, np.concatenate(neighbours), captions, path)
-
-
-# Heads as a data set; own images and codes
+    for _, (person, distance, is_mirrored) in zip(shown, nearest):
+        head = originals[person, columns]
+        neighbours.extend(head[..., ::-1] if is_mirrored else head)
+        captions += [f"case {train.cases[i]}, slice {train.positions[i]}\nhead's distance {distance:.1f}"
+                     for i in train_indices[person, columns]]
+    figures.neighbour_grid(np.concatenate(shown[:, columns]), np.stack(neighbours), captions,
+                           folder / "neighbours.png")
+    return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(train_bits.mean()),
+                       **judge.membership(train_bits, test_bits[indices["test"]].mean(axis=1))}
 
 
 def write_dataset(arguments, run, vqvae, prior):
@@ -495,8 +377,7 @@ def write_dataset(arguments, run, vqvae, prior):
     with cli.message_on_signals(f"Stopped: {folder} was not written."):
         synthetic.write_png_heads(folder, heads, description)
     counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
-    print(f"Done: {count} heads in {folder} ({counts}). {description['says']} "
-          f"{description['prior_says']}")
+    print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
 
 
 def predict_images(arguments, run, vqvae, prior):
@@ -510,16 +391,15 @@ def predict_images(arguments, run, vqvae, prior):
         for file in files:
             codes, sizes = encode_own(vqvae, prior, file)
             np.save(new / f"{file.name}_codes.npy", codes if len(codes) > 1 else codes[0])
-            for index, (title, image, reconstruction) in enumerate(zip(
-                    file.titles, file.images / 255, decode(vqvae, codes))):
+            for title, image, reconstruction, image_codes, size, position in zip(
+                    file.titles, file.images / 255, decode(vqvae, codes), codes, sizes, file.positions):
                 ssim = metrics.ssim(image, reconstruction)
-                size, position = (sizes[index], file.positions[index]) if file.positions else (None, None)
                 save_unit(image, new / f"{title}_original.png")
                 save_unit(reconstruction, new / f"{title}_reconstruction.png")
                 rows.append({"image": title, "file": file.path, "ssim": ssim, "bytes": size,
                              "slice": position})
-                shown.append((image, reconstruction, codes[index], f"SSIM {ssim:.3f}"))
-                texts = (f"{size:.0f}", position) if file.positions else ("-", "unknown")
+                shown.append((image, reconstruction, image_codes, f"SSIM {ssim:.3f}"))
+                texts = ("-", "unknown") if position is None else (f"{size:.0f}", position)
                 print(f"{title:32}{ssim:8.3f}{texts[0]:>8}  {texts[1]}")
         originals, reconstructions, codes, captions = zip(*(shown[index] for index in spread(len(shown), 4)))
         figures.reconstruction_grid(np.stack(originals), np.stack(reconstructions), np.stack(codes), captions,
@@ -530,18 +410,18 @@ def predict_images(arguments, run, vqvae, prior):
 
 
 def encode_own(vqvae, prior, file):
-    """The codes, int32 (N, g, g), of an `OwnFile`, and the bytes of each image, None if its position is.
-
-    Several images are one head's: each is given those below it, and has an equal share of the person's bytes.
-    """
-    head = dataset.Split.from_heads(file.images[np.newaxis], file.positions or np.arange(len(file.images)))
-    coded = dataset.encode_split(vqvae, prior, head)
+    """The codes, int32 (N, g, g), of an `OwnFile`, and the bytes of each image, None if its position is."""
+    is_known = None not in file.positions
+    positions = file.positions if is_known else range(len(file.images))
+    coded = dataset.encode_split(vqvae, prior, dataset.Split.from_heads(file.images[np.newaxis], positions))
     codes = np.int32(coded.codes[0])
-    if not file.positions:
-        return codes, None
-    is_head = len(codes) > 1
-    bits = metrics.code_lengths(prior, coded, conditional=is_head)
-    return codes, ((bits + is_head * metrics.person_bits_per_code(coded)) * codes[0].size / 8).tolist()
+    if not is_known:
+        return codes, file.positions
+    # Several images are one head's: each is given those below it, and bears its share of the person's bytes.
+    bits = metrics.code_lengths(prior, coded, conditional=len(codes) > 1)
+    if len(codes) > 1:
+        bits += metrics.person_bits_per_code(coded)
+    return codes, (bits * codes[0].size / 8).tolist()
 
 
 def read_codes(path, vqvae):

@@ -1,4 +1,4 @@
-"""One's own images: PNGs and volumes of any size, read and brought to what a run's models take."""
+"""One's own images: PNGs and volumes of any size, brought to what a run's models take."""
 
 import itertools
 from pathlib import Path
@@ -13,38 +13,20 @@ from support.images import fit_to_square, read_own_png
 
 
 class OwnFile(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        path: a text.
-        name: of what is written of the file; no other file has it.
-        titles: a list of N names, of what is written of each image.
-        images: uint8 (N, size, size).
-        positions: a list of N slice positions; None if they are unknown, or training people have none there.
-    """
+    """What a file holds."""
 
     path: str
-    name: str
-    titles: list
-    images: np.ndarray
-    positions: list | None
+    name: str  # of what is written of the file; no other file has it
+    titles: list  # N names, of what is written of each image
+    images: np.ndarray  # uint8 (N, size, size)
+    positions: list  # N slice positions; N times None if they are unknown, or training people have none there
 
 
 def read_own_files(paths, run, size, slice_positions):
-    """Reads PNGs and volumes (see `volumes.read_slices`), and prints what was done to each.
+    """Reads PNGs and volumes as `OwnFile`s, and prints what was done to each.
 
-    Args:
-        paths: of the files.
-        run: the `runs.Run`: volumes are cut where its slices lie, PNGs with names like its data's are turned
-            like these.
-        size: side of the model's images in pixels.
-        slice_positions: those of the training people.
-
-    Returns:
-        A list of `OwnFile`.
-
-    Raises:
-        UserError: if a file cannot be used.
+    Volumes are cut where the slices of a `runs.Run` lie; PNGs with names like its data's are turned like
+    these. `size` is the side of the model's images in pixels. Raises `UserError` if a file cannot be used.
     """
     files, names = [], set()
     for path in map(Path, paths):
@@ -55,9 +37,8 @@ def read_own_files(paths, run, size, slice_positions):
         images, positions, notes = (_read_volume if is_volume else _read_png)(path, run, slice_positions)
         for number in itertools.count(1):
             name = stem if number == 1 else f"{stem}_{number}"
-            titles = [name]
-            if len(images) > 1:
-                titles = [f"{name}_slice_{position}" for position in positions or range(len(images))]
+            numbers = range(len(images)) if None in positions else positions
+            titles = [f"{name}_slice_{position}" for position in numbers] if len(images) > 1 else [name]
             if names.isdisjoint({name, *titles}):
                 break
         names |= {name, *titles}
@@ -68,34 +49,31 @@ def read_own_files(paths, run, size, slice_positions):
 
 
 def _read_png(path, run, slice_positions):
-    """(uint8 (1, height, width); [the position in its name], or None; what was done, a list of texts)."""
+    """(uint8 (1, height, width); [the position in its name, or None]; what was done, a list of texts)."""
     image, notes = read_own_png(path)
-    images, front = image[np.newaxis], run.config["data"]["front"]
-    match = volumes.FILE_NAME.fullmatch(path.name)
+    front, match = run.config["data"]["front"], volumes.FILE_NAME.fullmatch(path.name)
     if match and front not in (None, "up"):
-        images = orientation.turn(images, front)
+        image = orientation.turn(image[np.newaxis], front)[0]
         notes = [*notes, "turned front up, as the slices of the run's data"]
-    return images, [int(match[2])] if match and int(match[2]) in slice_positions else None, notes
+    position = int(match[2]) if match and int(match[2]) in slice_positions else None
+    return image[np.newaxis], [position], notes
 
 
 def _read_volume(path, run, slice_positions):
-    """(uint8 (N, height, width), slices where training people have theirs; their positions; what was done).
-
-    The positions are None if it is a head that another run sampled, with another number of slices.
-    """
+    """(uint8 (N, height, width), slices where training people have some; their positions; what was done)."""
     try:
         images, notes = volumes.read_slices(path, run.geometry)
     except volumes.VolumeError as error:
         raise UserError(f"{path} cannot be used as a volume: it {error}.") from error
     if run.config["data"]["front"] is None:
         notes = [*notes, "which side is the front in the run's own slices is unknown: they may lie otherwise"]
-    positions = regular_positions(slice_positions)  # those of a head that this run sampled
-    if len(images) != len(positions):
-        positions = range(volumes.NUM_POSITIONS)  # those of any other volume
-    if len(images) != len(positions):
-        return images, None, [f"{len(images)} axial slices of unknown position", *notes]
-    known = [position for position in positions if position in slice_positions]
-    return images[np.isin(positions, known)], known, [f"{len(known)} axial slices", *notes]
+    # Those of a head that this run sampled, or of any other volume
+    for positions in (regular_positions(slice_positions), range(volumes.NUM_POSITIONS)):
+        if len(images) == len(positions):
+            known = [position for position in positions if position in slice_positions]
+            return images[np.isin(positions, known)], known, [f"{len(known)} axial slices", *notes]
+    # A head that another run sampled, with another number of slices
+    return images, [None] * len(images), [f"{len(images)} axial slices of unknown position", *notes]
 
 
 def regular_positions(slice_positions):

@@ -14,7 +14,6 @@ from PIL import Image
 from support import figures, judge
 from support.images import brain_box, crop
 
-TEMPLATE = "report.html"  # beside this file
 # What each figure of metrics.json is, by the heading that it stands under.
 MEANINGS = {
     "Reconstruction": {
@@ -37,56 +36,43 @@ MEANINGS = {
 
 
 class Examples(NamedTuple):
-    """Test images to look at: each original under its reconstruction, its codes and their bits beside it.
+    """Test images to look at: each original under its reconstruction, its codes and their bits beside it."""
 
-    Attributes:
-        originals: (N, H, W) in [0, 1].
-        reconstructions: (N, H, W) in [0, 1].
-        codes: int (N, g, g).
-        bits: float (N, g, g), the code length of each code, given the slices below and the person.
-        captions: N texts.
-    """
-
-    originals: np.ndarray
-    reconstructions: np.ndarray
-    codes: np.ndarray
-    bits: np.ndarray
-    captions: list
+    originals: np.ndarray  # (N, H, W) in [0, 1]
+    reconstructions: np.ndarray  # likewise
+    codes: np.ndarray  # int (N, g, g)
+    bits: np.ndarray  # float (N, g, g), the code length of each code, given the slices below and the person
+    captions: list  # N texts
 
 
 def write_report(path, *, title, facts, notice, margin, colours, samples, sample_positions, heads,
-                 head_positions, geometry, metrics=None, examples=None, codes=None, head_table=()):
-    """Writes the page. What is None or empty is left out, with its heading.
+                 head_positions, geometry, metrics=None, examples=None, codes=None, head_table=None):
+    """Writes the page as HTML. What is None or empty is left out, with its heading.
 
     Args:
-        path: the HTML file to write.
-        title: one line.
-        facts: dict of texts by what they are: run, data, date, seed, commit.
-        notice: what has to be said of the run's data: see `synthetic.notice`.
+        notice: see `synthetic.notice`.
         margin: pixels that the model paints black on each side; they are cut off.
         colours: (K, 3), see `figures.code_colours`.
-        samples: (M, H, W) in [0, 1].
-        sample_positions: their M slice positions.
-        heads: uint8 (P, S, H, W), axial slices from the lowest up.
-        head_positions: their S slice positions.
+        samples, sample_positions: (M, H, W) in [0, 1], and their M slice positions.
+        heads, head_positions: uint8 (P, S, H, W), from the lowest slice up, and their S slice positions.
         geometry: `volumes.SliceGeometry` of the heads.
         metrics: dict of numbers. A `NAME_sd` is shown as the spread of NAME.
-        examples: `Examples` of test images.
         codes: int (...), those of all test images, whose use is plotted.
         head_table: rows of texts, the first a heading; the others begin with a key of `judge.ROWS`.
     """
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template(TEMPLATE).render(
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                   undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    heading, *rows = head_table or [()]
+    page = templates.get_template("report.html").render(
         title=title, facts=facts, notice=notice, metric_groups=_metric_groups(metrics or {}),
         examples=_example_pictures(examples, margin, colours) if examples else [],
         top=_top(examples.bits) if examples else 0,
         samples=[(_png(image), position) for image, position in zip(crop(samples, margin), sample_positions)],
         heads=[_head_pictures(head, head_positions, geometry) for head in heads],
-        head_table=[[*row, judge.ROWS[row[0]]] for row in head_table[1:]],
-        head_heading=[*head_table[0], "what it is"] if head_table else [],
+        head_table=[[*row, judge.ROWS[row[0]]] for row in rows], head_heading=[*heading, "what it is"],
         cut_names=figures.cut_names(geometry), axes_caption=figures.axes_caption(geometry),
-        code_use=None if codes is None else _code_use(codes, len(colours)))
+        code_use=None if codes is None else _uri(
+            lambda file: figures.code_use_plot(codes, len(colours)).savefig(file, dpi=figures.DPI)))
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a folder's name need not be text
 
 
@@ -102,31 +88,30 @@ def with_spread(value, spread=None):
 
 def _metric_groups(metrics):
     """Lists of (name, value, meaning) by their heading."""
-    names = [name for name in metrics if not (name.endswith("_sd") and name.removesuffix("_sd") in metrics)]
-    known = {name for meanings in MEANINGS.values() for name in meanings}
-    groups = {**MEANINGS, "Other figures": {name: "" for name in names if name not in known}}
+    known = {name for meanings in MEANINGS.values() for name in meanings} | {f"{name}_sd" for name in metrics}
+    groups = {**MEANINGS, "Other figures": {name: "" for name in metrics if name not in known}}
     return {heading: [(name, with_spread(metrics[name], metrics.get(f"{name}_sd")), meaning)
-                      for name, meaning in meanings.items() if name in names]
+                      for name, meaning in meanings.items() if name in metrics]
             for heading, meanings in groups.items()}
+
+
+def _uri(write):
+    """The PNG that `write` puts into a file, as a data URI."""
+    file = io.BytesIO()
+    write(file)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _png(picture):
     """A picture, (H, W) or (H, W, 3), in [0, 1] or uint8, as a data URI."""
     if picture.dtype != np.uint8:
         picture = np.uint8(np.round(np.clip(picture, 0, 1) * 255))
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return _uri(file)
-
-
-def _uri(file):
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return _uri(lambda file: Image.fromarray(picture).save(file, "PNG"))
 
 
 def _top(bits):
     """The end of the scale of bits: the most that a code needs, rounded up."""
-    finite = bits[np.isfinite(bits)]
-    return max(1, math.ceil(finite.max())) if finite.size else 1
+    return max(1, math.ceil(bits.max(initial=0, where=np.isfinite(bits))))
 
 
 def _example_pictures(examples, margin, colours):
@@ -147,9 +132,3 @@ def _head_pictures(head, positions, geometry):
             for name, cut in zip(figures.cut_names(geometry), figures.head_cuts(head))]
     return {"slices": _png(np.concatenate(head)), "ratio": f"{width} / {height}", "cuts": cuts,
             "positions": [int(position) for position in positions]}
-
-
-def _code_use(codes, num_embeddings):
-    file = io.BytesIO()
-    figures.code_use_plot(codes, num_embeddings).savefig(file, format="png", dpi=figures.DPI)
-    return _uri(file)

@@ -1,8 +1,4 @@
-"""A synthetic data set: sampled heads as the PNG folders that `dataset.py` reads, and what to say of them.
-
-Besides the folders it holds SYNTHETIC.txt, for people who find it, dataset.json, for programs, and the note
-of simulated people if the model was trained on such.
-"""
+"""A synthetic data set: sampled heads as the PNG folders that `dataset.py` reads, and what to say of them."""
 
 import json
 from pathlib import Path
@@ -13,8 +9,8 @@ from support import template
 from support.files import whole_folder, write_json
 from support.volumes import slice_file
 
-SYNTHETIC_NOTE = "SYNTHETIC.txt"  # lies in the folder of each synthetic data set
-DESCRIPTION = "dataset.json"
+SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of each synthetic data set, for people who find it
+DESCRIPTION = "dataset.json"  # beside it, for programs
 
 
 def is_synthetic(folder):
@@ -36,16 +32,7 @@ def notice_of(folder):
 
 
 def describe(run, slice_positions, count, seed, temperature, ventricles):
-    """The content of dataset.json: where heads come from, and what --evaluate found of others of their run.
-
-    Args:
-        run: the `runs.Run` that samples them.
-        slice_positions: of each head.
-        count: heads.
-        seed: of the draw.
-        temperature: of sampling.
-        ventricles: the quantile that was asked for, or None.
-    """
+    """The content of dataset.json: where heads of a `runs.Run` come from, and what was judged of others."""
     data, geometry = run.config["data"], run.geometry
     try:
         prior = json.loads(run.results_path("evaluation.json").read_text())
@@ -53,27 +40,23 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
                 "seed and temperature; these heads were not judged themselves.")
     except (OSError, ValueError, KeyError, TypeError):
         prior, says = None, "Not judged: the run has no evaluation.json, which predict.py --evaluate writes."
-    heads = template.split_people(count)
-    return {"kind": "synthetic", "says": notice(run.is_simulated, True), "heads": heads,
-            "seed": seed, "temperature": temperature, "ventricles": ventricles,
-            "git_commit": run.config.get("git_commit"), "slice_positions": list(slice_positions),
-            "mm_per_pixel": geometry.pixel_size, "mm_between_positions": geometry.spacing,
-            "front": "up" if data["front"] else None,
+    return {"kind": "synthetic", "says": notice(run.is_simulated, True),
+            "heads": template.split_people(count), "seed": seed, "temperature": temperature,
+            "ventricles": ventricles, "git_commit": run.config.get("git_commit"),
+            "slice_positions": list(slice_positions), "mm_per_pixel": geometry.pixel_size,
+            "mm_between_positions": geometry.spacing, "front": "up" if data["front"] else None,
             "trained_on": {"is_simulated": run.is_simulated, "front": data["front"],
                            "fingerprints": data["fingerprints"], "limit": run.settings["limit"]},
             "prior": prior, "prior_says": says}
 
 
 def write_png_heads(folder, heads, description):
-    """Writes heads as the three PNG folders, split by head, in their order: the first of them to train.
+    """Writes heads as the three PNG folders, in their order: the first of them to train.
 
     Args:
-        folder: to make; whole afterwards, or not there.
+        folder: to make; whole afterwards, or not there. A `UserError` if it exists.
         heads: an iterable of uint8 (S, H, W), which is read one head at a time.
         description: of them, from `describe`.
-
-    Raises:
-        UserError: if the folder exists.
     """
     with whole_folder(folder, "--write-dataset") as new:
         cases = template.make_splits(new, description["heads"])

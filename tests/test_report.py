@@ -33,9 +33,9 @@ class Page(HTMLParser):
             assert kind == "data:image/png;base64"
             picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
             self.pictures.setdefault(attributes["alt"], []).append(picture)
-        if tag == "tr":
+        elif tag == "tr":
             self.rows.append([])
-        if tag in ("th", "td"):
+        elif tag in ("th", "td"):
             self.rows[-1].append("")
         if tag not in ("img", "input", "meta"):
             self.open.append(tag)
@@ -52,38 +52,44 @@ class Page(HTMLParser):
                 self.rows[-1][-1] += data
 
 
-@pytest.fixture
-def content():
-    """White originals, black reconstructions, gray samples and a head, and every kind of figure."""
-    bits = np.zeros((2, GRID, GRID))
-    bits[1, 2, 3] = 6.5
-    white, codes = np.ones((2, SIZE, SIZE)), np.arange(32).reshape(2, 4, 4) % 8
-    examples = report.Examples(white, 0 * white, codes, bits, ["slice <3>", "slice 9"])
-    head = np.zeros((8, 40, 30), np.uint8)
-    head[:, 3:-3, 3:-3] = np.arange(100, 180, 10)[:, np.newaxis, np.newaxis]
-    return dict(
-        title="A <title>", facts={"run": "one", "data": "<oasis>", "seed": 0, "commit": None}, notice="",
-        margin=MARGIN, colours=figures.code_colours(np.arange(8.0)[:, np.newaxis]), examples=examples,
-        codes=codes,
-        metrics={"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 160, "bits_per_code": 2.5, "strange": 0.5},
-        samples=np.full((3, SIZE, SIZE), 0.5), sample_positions=np.array([0, 16, 31]), heads=head[np.newaxis],
-        head_positions=range(8), geometry=SliceGeometry(pixel_size=2.0, spacing=3.0),
-        head_table=[("", "sampled heads"), ("dark_sd_ratio", "0.8 & more"), ("membership", "")])
+BITS = np.zeros((2, GRID, GRID))
+BITS[1, 2, 3] = 6.5
+HEAD = np.zeros((8, 40, 30), np.uint8)
+HEAD[:, 3:-3, 3:-3] = np.arange(100, 180, 10)[:, np.newaxis, np.newaxis]
+CODES, WHITE = np.arange(32).reshape(2, 4, 4) % 8, np.ones((2, SIZE, SIZE))
+CONTENT = dict(
+    title="A <title>", facts={"run": "one", "data": "<oasis>", "seed": 0, "commit": None}, notice="",
+    margin=MARGIN, colours=figures.code_colours(np.arange(8.0)[:, np.newaxis]), codes=CODES,
+    examples=report.Examples(WHITE, 0 * WHITE, CODES, BITS, ["slice <3>", "slice 9"]),
+    metrics={"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 160, "bits_per_code": 2.5, "strange": 0.5},
+    samples=np.full((3, SIZE, SIZE), 0.5), sample_positions=np.array([0, 16, 31]), heads=HEAD[np.newaxis],
+    head_positions=range(8), geometry=SliceGeometry(pixel_size=2.0, spacing=3.0),
+    head_table=[("", "sampled heads"), ("dark_sd_ratio", "0.8 & more"), ("membership", "")])
 
 
-@pytest.fixture
-def write(content, tmp_path):
+@pytest.fixture(scope="module")
+def write(tmp_path_factory):
     """A function that writes the report, with some changes, and returns its text."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+
     def write(**changes):
-        report.write_report(tmp_path / "report.html", **{**content, **changes})
-        return (tmp_path / "report.html").read_text("utf-8")
+        report.write_report(path, **{**CONTENT, **changes})
+        return path.read_text("utf-8")
 
     return write
 
 
-def test_page_is_whole_and_needs_no_network(write):
-    text = write()
-    page = Page(text)
+@pytest.fixture(scope="module")
+def text(write):
+    return write()
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_page_is_whole_and_needs_no_network(text, page):
     without_pictures = re.sub(r"base64,[\w+/=]+", "", text)
     assert not re.search(r"(?i)//|url\(|@import|fetch|XMLHttpRequest|import\(", without_pictures)
     assert all(value.startswith("data:") for _, attributes in page.tags for name, value in attributes.items()
@@ -91,19 +97,11 @@ def test_page_is_whole_and_needs_no_network(write):
     assert {name: len(pictures) for name, pictures in page.pictures.items()} == {
         "original": 2, "reconstruction": 2, "codes": 2, "bits per code": 2, "sample": 3, "coronal cut": 1,
         "slices of a sampled head": 1, "sagittal cut": 1, "use of the codes": 1}
-    for words in ("A <title>", "slice <3>", "<oasis>", "0.8 & more"):
-        assert words in page.words  # escaped in the text
-
-
-def test_page_says_which_run_and_whether_its_people_are_simulated(write):
-    page = Page(write())
+    assert all(words in page.words for words in ("A <title>", "slice <3>", "<oasis>", "0.8 & more"))
     assert page.rows[:3] == [["run", "one"], ["data", "<oasis>"], ["seed", "0"]]
-    assert "no evidence about patients" not in page.words
-    assert "Simulated <people>" in Page(write(notice="Simulated <people>")).words
 
 
-def test_figures_stand_in_groups_with_their_spread_and_meaning(write):
-    page = Page(write())
+def test_figures_stand_in_groups_with_their_spread_and_meaning(page):
     assert ["ssim", "0.917 ± 0.008", "structural similarity, 7x7 window, 1 is equal"] in page.rows
     assert ["dark_sd_ratio", "0.8 & more", judge.ROWS["dark_sd_ratio"]] in page.rows
     assert ["strange", "0.5", ""] in page.rows
@@ -111,27 +109,22 @@ def test_figures_stand_in_groups_with_their_spread_and_meaning(write):
     words = "Reconstruction", "ssim", "Codes and bits", "bits_per_code", "Other figures", "strange"
     order = [page.words.index(word) for word in words]
     assert order == sorted(order)
-
-
-def test_every_figure_that_is_measured_has_a_meaning():
+    # Every figure that is measured has a meaning.
     names = {name for meanings in report.MEANINGS.values() for name in meanings}
     assert names == {*metrics.QUALITY, "num_images", "bits_per_code", "bits_per_code_alone",
                      "bytes_per_image", *metrics.code_metrics(np.arange(4), 4)}
 
 
-@pytest.mark.parametrize("changes", (
-    {"title": "run_\udcff", "facts": {"run": "\udcff"}},  # a folder's name that is no text
-    {"metrics": {"ssim": float("nan"), "ssim_sd": float("inf"), "psnr": None, "list": [1, 2]}},
-    {"heads": np.zeros((1, 1, 8, 8), np.uint8), "head_positions": [3]},  # black, and a single slice
-    {"samples": np.full((1, SIZE, SIZE), np.nan), "sample_positions": [0]}))
-def test_odd_input_gives_a_page(write, changes):
+@pytest.mark.parametrize("changes, words", (
+    ({"title": "run_\udcff", "facts": {"run": "\udcff"}}, "run_\\udcff"),  # a folder's name that is no text
+    ({"metrics": {"ssim": float("nan"), "ssim_sd": float("inf"), "psnr": None, "list": [1, 2]}}, "[1, 2]"),
+    ({"heads": np.zeros((1, 1, 8, 8), np.uint8), "head_positions": [3]}, "slice 3"),  # black, a single slice
+    ({"notice": "Simulated <people>"}, "Simulated <people>"),
+    ({"samples": np.full((1, SIZE, SIZE), np.nan), "sample_positions": [0]}, "slice 0"),
+    ({"examples": CONTENT["examples"]._replace(bits=np.where(CODES == 0, np.inf, BITS))}, "to 7 (bright)")))
+def test_odd_input_gives_a_page(write, changes, words):
     with np.errstate(invalid="ignore"):
-        Page(write(**changes))
-
-
-def test_bits_that_are_not_finite_do_not_stop_the_page(write, content):
-    content["examples"].bits[0, 0, 0] = np.inf
-    assert "from 0 (black) to 7 (bright)" in Page(write()).words
+        assert words in Page(write(**changes)).words
 
 
 @pytest.mark.parametrize("value, spread, expected", (
@@ -142,43 +135,34 @@ def test_spread_gives_the_digits(value, spread, expected):
     assert report.with_spread(value, spread) == expected
 
 
-def test_page_shows_what_it_was_given(write):
-    page = Page(write())
-    originals, reconstructions = page.pictures["original"], page.pictures["reconstruction"]
-    codes = page.pictures["codes"]
+def test_page_shows_what_it_was_given(page):
+    originals, reconstructions, codes, (first, second) = (
+        page.pictures[name] for name in ("original", "reconstruction", "codes", "bits per code"))
     assert originals[0].shape == (SIZE - 2 * MARGIN,) * 2 and (originals[0] == 255).all()  # the margin is off
     assert (reconstructions[1] == 0).all()
     np.testing.assert_array_equal(codes[0][0, 0], codes[1][2, 0])  # code 0 in both
-    first, second = page.pictures["bits per code"]
     assert (first == first[0, 0]).all() and second[2, 3].sum() > 400
     assert (np.delete(second.reshape(16, 3), 11, axis=0) == first[0, 0]).all()
     assert "0.41 bits per code" in page.words and "from 0 (black) to 7 (bright)" in page.words  # 6.5 / 16
 
 
-def test_sliders_move_reconstruction_and_slice(write):
-    page = Page(write())
+def test_sliders_move_and_pictures_are_wide_enough_and_code_maps_keep_their_squares(text, page):
     assert sum(tag == "input" and attributes["type"] == "range" for tag, attributes in page.tags) == 2 + 1
     assert sum("over" in attributes.get("class", "") for tag, attributes in page.tags) == 2
-    for word in ('".pair"', '".head"', '"input"', '".over"', "clipPath", '"--slice"', '"output"'):
-        assert word in page.script
-
-
-def test_pictures_are_wide_enough_and_code_maps_keep_their_squares(write):
-    text = write()
+    words = '".pair"', '".head"', '"input"', '".over"', "clipPath", '"--slice"', '"output"'
+    assert all(word in page.script for word in words)
     sides = [int(side) for side in re.findall(r"(\d+)px\)|1 1 (\d+)px", text) for side in side if side]
     assert len(sides) == 3 and min(sides) >= 256
     # An example's pictures stay in one row, however narrow the page.
     assert ".examples { grid-template-columns: repeat(3, minmax(0, " in text
     assert "figure img, input { width: 100%; height: auto;" in text
-    assert sum(attributes.get("class") == "map" for _, attributes in Page(text).tags) == 4
+    assert sum(attributes.get("class") == "map" for _, attributes in page.tags) == 4
     assert re.search(r"\.map \{ image-rendering: pixelated \}", text)
 
 
-def test_heads_are_shown_slice_by_slice_in_millimetres(write, content):
-    text = write()
-    page = Page(text)
+def test_heads_are_shown_slice_by_slice_in_millimetres(text, page):
     assert 'max="7" value="4"' in text and "slice 4" in page.words
-    cropped = content["heads"][0, :, 1:-1, 1:-1]
+    cropped = HEAD[:, 1:-1, 1:-1]
     slices = page.pictures["slices of a sampled head"][0].reshape(cropped.shape)
     np.testing.assert_array_equal(slices, cropped)
     for name, cut in zip(("coronal cut", "sagittal cut"), figures.head_cuts(cropped)):
@@ -187,18 +171,19 @@ def test_heads_are_shown_slice_by_slice_in_millimetres(write, content):
     assert re.findall("aspect-ratio: ([^\"]+)\"", text) == ["28 / 38", "56.0 / 24.0", "76.0 / 24.0"]
 
 
-def test_front_is_claimed_only_where_it_is_known(write):
+def test_front_is_claimed_only_where_it_is_known(write, page):
     known = "Front is up; in sagittal cuts, front is on the left. Left and right are unknown."
-    assert known in Page(write()).words
-    page = Page(write(geometry=SliceGeometry(axes_known=False)))
-    assert "Which way is front was not told. Left and right are unknown." in page.words
-    assert "cut along rows" in page.pictures and not re.search("(?i)front is up|sagittal|coronal", page.words)
+    assert known in page.words
+    unknown = Page(write(geometry=SliceGeometry(axes_known=False)))
+    assert "Which way is front was not told. Left and right are unknown." in unknown.words
+    assert "cut along rows" in unknown.pictures
+    assert not re.search("(?i)front is up|sagittal|coronal", unknown.words)
 
 
-def test_sections_without_content_are_left_out(write):
+def test_sections_without_content_are_left_out(write, text):
     headings = re.compile("<h2>(.*?)</h2>")
-    assert headings.findall(write()) == ["What was measured", "Reconstructions of test images", "Samples",
-                                         "Heads", "Use of the codebook"]
-    without_data = dict(metrics=None, examples=None, codes=None, head_table=[])
-    assert headings.findall(write(**without_data)) == ["Samples", "Heads"]
-    assert headings.findall(write(**without_data, heads=[], samples=np.zeros((0, SIZE, SIZE)))) == []
+    no_data = dict(metrics=None, examples=None, codes=None, head_table=[])
+    assert headings.findall(text) == ["What was measured", "Reconstructions of test images", "Samples",
+                                      "Heads", "Use of the codebook"]
+    assert headings.findall(write(**no_data)) == ["Samples", "Heads"]
+    assert headings.findall(write(**no_data, heads=[], samples=np.zeros((0, SIZE, SIZE)))) == []

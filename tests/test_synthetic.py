@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from benchmarks.tiny import draw_head
@@ -22,6 +21,10 @@ def make_run(folder, **data):
     return Run(folder, {"data": data, "git_commit": "abc", "settings": {"limit": None, "seed": 0}})
 
 
+def describe(folder, positions=POSITIONS, count=3, **data):
+    return synthetic.describe(make_run(folder, **data), positions, count, 3, 0.5, 0.9)
+
+
 def draw_heads(count, positions=POSITIONS):
     rng = np.random.default_rng(0)
     return np.array([[draw_head(rng, position) for position in positions] for _ in range(count)])
@@ -38,8 +41,7 @@ def test_what_has_to_be_said(is_simulated, is_synthetic, words, tmp_path):
 
 def test_heads_are_written_in_order_split_by_head_with_their_slice_positions(tmp_path):
     heads = draw_heads(11)
-    description = synthetic.describe(make_run(tmp_path), POSITIONS, 11, 3, 0.5, 0.9)
-    synthetic.write_png_heads(tmp_path / "a" / "set", iter(heads), description)
+    synthetic.write_png_heads(tmp_path / "a" / "set", iter(heads), describe(tmp_path, count=11))
     splits = dataset.load_splits(tmp_path / "a" / "set")
     assert {name: split.num_people for name, split in splits.items()} == template.split_people(11)
     assert [np.unique(split.cases)[0] for split in splits.values()] == [1, 402, 441]
@@ -59,28 +61,26 @@ def test_heads_are_written_in_order_split_by_head_with_their_slice_positions(tmp
 
 
 def test_what_was_judged_of_the_prior_is_copied(tmp_path):
-    run, path = make_run(tmp_path), tmp_path / "evaluation.json"
+    path = tmp_path / "evaluation.json"
     for text in ("{", "[]", '{"seed": 0}', '{"heads": {"copy_test": 1}}'):
         path.write_text(text)
-        assert synthetic.describe(run, POSITIONS, 3, 0, 1.0, None)["prior"] is None
+        assert describe(tmp_path)["prior"] is None
     judged = {"heads": {"num_heads": 64, "copy_test": 1.3, "seed": 5}}
     path.write_text(json.dumps(judged))
-    description = synthetic.describe(run, POSITIONS, 3, 0, 1.0, None)
+    description = describe(tmp_path)
     assert description["prior"] == judged and "judged 64 heads of this run" in description["prior_says"]
 
 
 def test_readers_call_synthetic_heads_what_they_are(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    description = synthetic.describe(make_run(tmp_path, is_simulated=True), range(8), 3, 0, 1.0, None)
+    description = describe(tmp_path, range(8), is_simulated=True)
     synthetic.write_png_heads(tmp_path / "set", draw_heads(3, range(8)), description)
     run = Run.load(new_run(tmp_path / "run", tmp_path / "set"))
     assert run.is_synthetic and run.is_simulated and run.notice == description["says"]
     dataset.main(["--data-dir", "set"])
     assert description["says"] in capsys.readouterr().out
     assert description["says"] in (tmp_path / "set" / "SYNTHETIC.txt").read_text()
-
-
-def test_data_sets_of_earlier_versions_are_recognised(tmp_path):
+    # Data sets of earlier versions have nothing but the notes.
     (tmp_path / "SYNTHETIC.txt").touch()
     assert synthetic.notice_of(tmp_path) == synthetic.notice(False, True)
     (tmp_path / "SIMULATED.txt").touch()
@@ -88,26 +88,17 @@ def test_data_sets_of_earlier_versions_are_recognised(tmp_path):
 
 
 @pytest.mark.parametrize("stop", (KeyboardInterrupt, OSError(28, "No space left on device")))
-def test_what_stops_leaves_nothing(stop, tmp_path):
+def test_what_stops_leaves_nothing_and_what_lies_there_is_refused_before_a_head_is_sampled(stop, tmp_path):
     def stopping():
         yield from draw_heads(2)
         raise stop
 
-    description = synthetic.describe(make_run(tmp_path), POSITIONS, 3, 0, 1.0, None)
     with pytest.raises((KeyboardInterrupt, OSError)):
-        synthetic.write_png_heads(tmp_path / "set", stopping(), description)
+        synthetic.write_png_heads(tmp_path / "set", stopping(), describe(tmp_path))
     assert not list(tmp_path.iterdir())
-
-
-def test_what_lies_there_already_is_refused_before_a_head_is_sampled(tmp_path):
     (tmp_path / "set").mkdir()
-    Image.new("L", (1, 1)).save(tmp_path / "set" / "mine.png")
-
-    def never():
-        raise AssertionError
-        yield
-
+    heads = stopping()
     with pytest.raises(cli.UserError, match="set exists already; give another --write-dataset"):
-        synthetic.write_png_heads(tmp_path / "set", never(),
-                                  synthetic.describe(make_run(tmp_path), POSITIONS, 3, 0, 1.0, None))
-    assert [path.name for path in tmp_path.rglob("*")] == ["set", "mine.png"]
+        synthetic.write_png_heads(tmp_path / "set", heads, describe(tmp_path))
+    np.testing.assert_array_equal(next(heads), draw_heads(2)[0])
+    assert [path.name for path in tmp_path.rglob("*")] == ["set"]
