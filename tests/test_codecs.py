@@ -27,18 +27,20 @@ def models():
 def test_codes_of_a_head_are_chosen_given_those_below_as_chosen(models, weight):
     vqvae, prior, heads, persons = models
     codes, bits = codecs.choose_heads(vqvae, prior, heads, persons, weight)
-    no_slice = np.full((2, 4, 4), 16)
-    for position in range(6):
-        context = np.stack([codes[:, position - step] if step <= position else no_slice
-                            for step in prior.steps_below], axis=1)
-        vectors = vqvae.encode(dataset.normalise(heads[:, position, ..., np.newaxis])).numpy()
-        squares = np.sum((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2, axis=-1)
-        given = prior.distribution(codes[:, position], np.full(2, position), context, persons)
-        # The logits of a code depend on those before it alone: each is chosen given them if all are.
-        score = given.logits * (weight > 0) - squares / ((weight or 1) * squares.min(axis=-1).mean())
-        np.testing.assert_array_equal(codes[:, position], np.argmax(score, axis=-1))
-        nats = -tf.reduce_sum(given.log_prob(codes[:, position]), axis=(1, 2))
-        np.testing.assert_allclose(bits[:, position], nats / math.log(2), rtol=1e-5)
+    below = np.pad(codes, ((0, 0), (8, 0), (0, 0), (0, 0)), constant_values=16)
+    context = np.stack([below[:, 8 - step:14 - step] for step in prior.steps_below], axis=2)
+    given = prior.distribution(codes.reshape(12, 4, 4), np.tile(range(6), 2), context.reshape(12, -1, 4, 4),
+                               persons.repeat(6, axis=0))
+    vectors = vqvae.encode(dataset.normalise(heads.reshape(12, 32, 32, 1))).numpy()
+    squares = np.sum((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2, axis=-1)
+    squares = squares.reshape(2, 6, 4, 4, 16)
+    score = -squares
+    if weight:  # the logits of a code depend on those before it alone: each is chosen given them if all are
+        mean = squares.min(axis=-1).mean(axis=(0, 2, 3))[:, np.newaxis, np.newaxis, np.newaxis]
+        score = given.logits.numpy().reshape(squares.shape) - squares / (weight * mean)
+    np.testing.assert_array_equal(codes, np.argmax(score, axis=-1))
+    nats = -tf.reduce_sum(given.log_prob(codes.reshape(12, 4, 4)), axis=(1, 2))
+    np.testing.assert_allclose(bits.ravel(), nats / math.log(2), rtol=1e-5)
     nearest, nearest_bits = codecs.choose_heads(vqvae, prior, heads, persons, 0)
     assert not weight or (bits.sum() < nearest_bits.sum() and (codes != nearest).any())
 
