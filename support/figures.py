@@ -67,8 +67,7 @@ def plot_ssim(history, path):
     epochs = history["epoch"] + 1
     axes.plot(epochs, history["val_ssim"], "o-", markersize=3, label="fixed validation images")
     axes.plot(epochs, history["test_ssim"], "s--", markersize=3, label="10 random test images")
-    axes.set(ylabel="mean SSIM (7x7 window)", title="SSIM of reconstructions")
-    axes.set_ylim(top=1)
+    axes.set(ylabel="mean SSIM (7x7 window)", title="SSIM of reconstructions", ylim=(None, 1))
     _finish(axes, "epoch")
     _save_curves(figure, axes, path)
 
@@ -88,8 +87,7 @@ def plot_prior(history, code_entropy, path):
     for name, (label, colour, line) in curves.items():
         axes.plot(history["epoch"] + 1, history[name], line, color=colour, markersize=3, label=label)
     axes.axhline(code_entropy, color="0.5", linestyle=":", label="entropy of independent codes")
-    axes.set(ylabel="bits per code", title="PixelCNN prior")
-    axes.set_ylim(bottom=0)
+    axes.set(ylabel="bits per code", title="PixelCNN prior", ylim=(0, None))
     _finish(axes, "epoch")
     _save_curves(figure, axes, path)
 

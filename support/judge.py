@@ -73,9 +73,6 @@ def with_interval(name, statistic, *groups, limits=(-np.inf, np.inf)):
     return value | {f"{name}_interval": np.clip(resampled.confidence_interval, *limits).tolist()}
 
 
-# Told apart
-
-
 def _build_judge(shape, seed):
     """A small network from uint8 images (B, H, W, channels) to logits (B, 1)."""
     inputs = keras.Input(shape)
@@ -138,9 +135,9 @@ def judge_logits(real, fake, groups, seeds, channels):
 
 
 def told_apart(name, real, fake):
-    """The AUC of logits of real heads (seeds, N, S) and of fakes (seeds, M, S), a dict with its interval.
+    """The AUC of logits of real heads (seeds, N, S) and of fakes (seeds, M, S), its median over seeds.
 
-    It is the median over seeds; the interval is that of the mean over seeds, over draws of heads.
+    A dict with its interval, that of the mean over seeds, over draws of heads.
     """
     # The share of pairs of slices in which the fake has the larger logit, or half of ties: the AUC, exactly.
     signs = np.sign(fake[:, np.newaxis, :, :, np.newaxis] - real[:, :, np.newaxis, np.newaxis, :])
@@ -191,9 +188,6 @@ def told_apart_heads(sampled, reconstructed, noise):
             if suffix == "":
                 measured |= told_apart(f"{name}_floor", logits[0], logits[2])
     return measured
-
-
-# Anatomy
 
 
 def slice_correlation(head, apart=1):
@@ -273,9 +267,6 @@ def evaluate_anatomy(groups, mixed_people):
         dark[suffix], symmetry = (np.array([row[name].mean() for row in rows]) for name in rows[0])
         measured |= with_interval(f"symmetry{suffix}", np.mean, symmetry, limits=(-1, 1))
     return measured | compare_dark(dark)
-
-
-# Copies
 
 
 def membership(train, test):

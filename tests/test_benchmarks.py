@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-from benchmarks import common, faults, gpu, loading, reconstruction, record, tables, training, utility
-from benchmarks import ventricles as ventricle_sizes
+from benchmarks import common, faults, gpu, reconstruction, record, tables, training, utility, ventricles
+from benchmarks.loading import load_ours, load_theirs
 from benchmarks.memory import run_watched
 from benchmarks.tiny import draw_head, write_cohort
 import dataset
@@ -115,17 +115,12 @@ def test_noise_has_the_border_and_random_codes_the_places_that_are_asked_for():
     assert coded.context[20].tolist() == [19, 18, 16, 12] and coded.context[1].tolist() == [0, 32, 32, 32]
 
 
-def test_multiply_adds_are_those_of_the_formula():
-    kernel, matrix = tf.zeros((3, 3, 4, 8)), tf.zeros((8, 5))
-
+def test_multiply_adds_are_those_of_the_formula_and_the_share_of_the_peak_is_that_of_each_round():
     def forward(x):
-        return tf.reshape(tf.nn.conv2d(x, kernel, 1, "SAME"), (-1, 8)) @ matrix
+        return tf.reshape(tf.nn.conv2d(x, tf.zeros((3, 3, 4, 8)), 1, "SAME"), (-1, 8)) @ tf.zeros((8, 5))
 
     expected = 16 * 16 * (3 * 3 * 4 * 8 + 8 * 5) / 1e6
     assert training.multiply_adds(forward, tf.zeros((1, 16, 16, 4))) == pytest.approx(expected)
-
-
-def test_the_share_of_the_peak_is_that_of_each_round():
     last = {"multiply_adds_million": 100, "peak_gigabytes": 1}
     row = training.summarise([10, 20, 30], last, [6_000, 6_000, 10_000])
     assert row["share_of_peak"] == pytest.approx(np.median([0.5, 1, 0.9]))  # a step is three forward passes
@@ -143,7 +138,7 @@ def test_the_steps_that_keras_ran_are_counted(monkeypatch):
 
 def test_both_ways_of_loading_read_the_same_pixels(tmp_path):
     folder = write_cohort(tmp_path / "cohort", people=(2, 1, 1), slices=2)
-    ours, theirs = loading.load_ours(folder, tmp_path / "cache"), loading.load_theirs(folder, None)
+    ours, theirs = load_ours(folder, tmp_path / "cache"), load_theirs(folder, None)
     for images, floats in zip(ours, theirs, strict=True):
         assert images.dtype == np.uint8 and floats.dtype == np.float64 and images.shape == floats.shape
         sums = np.round(255 * floats.sum(axis=(1, 2)))
@@ -247,7 +242,7 @@ def test_sizes_asked_for_and_shown_are_compared_by_rank_slope_and_quantile():
     quantiles, targets = np.linspace(0.1, 0.3, 101) ** 2, (np.arange(64) + 0.5) / 64
     target_sizes = (0.1 + 0.2 * targets) ** 2
     sizes = 0.02 + 0.5 * target_sizes + 0.01 * np.random.default_rng(0).normal(size=64)
-    measured = ventricle_sizes.compare(targets, sizes, quantiles)
+    measured = ventricles.compare(targets, sizes, quantiles)
     ranks = np.argsort(np.argsort(sizes))  # no ties: Spearman is the correlation of ranks
     assert measured["rank_correlation"] == pytest.approx(np.corrcoef(ranks, np.arange(64))[0, 1])
     assert measured["slope"] == pytest.approx(np.polyfit(target_sizes, sizes, 1)[0], rel=1e-3)
@@ -265,7 +260,7 @@ def test_sizes_asked_for_and_shown_are_compared_by_rank_slope_and_quantile():
 def test_the_size_of_a_heads_ventricles_is_the_mean_over_its_slices():
     rng = np.random.default_rng(0)
     slices = np.array([draw_head(rng, position) for position in (0, 1, 2, 4, 6, 8)])
-    sizes = ventricle_sizes.sizes_of(slices.reshape(2, 3, *slices.shape[1:]))
+    sizes = ventricles.sizes_of(slices.reshape(2, 3, *slices.shape[1:]))
     expected = np.mean(np.split(judge.tissue_statistics(slices)["dark_fraction"], 2), axis=1)
     np.testing.assert_allclose(sizes, expected)
     assert 0.02 < sizes[0] < sizes[1]
@@ -276,18 +271,18 @@ def test_ventricles_of_sampled_heads_are_measured_and_drawn(trained, tmp_path, m
     run, figure = Run.load(trained / "runs" / "tiny"), tmp_path / "x.png"
     vqvae, prior = predict.load_models(run)
     targets, measure = np.linspace(0, 1, 3), run.read_ventricles()
-    heads = ventricle_sizes.sample(vqvae, prior, measure, 3, targets)
+    heads = ventricles.sample(vqvae, prior, measure, 3, targets)
     assert heads.shape == (3, 8, 64, 64) and heads.dtype == np.uint8
     # What predict.py --heads 3 --ventricles QUANTILE has at the last place.
     persons = sampler.steered_people(prior, measure, 3, 0, targets[-1])
     codes = sampler.sample_heads(prior, 3, persons=persons)
     np.testing.assert_array_equal(heads[-1], predict.decode_heads(vqvae, codes)[-1])
     monkeypatch.setattr(predict, "load_models", lambda run: (vqvae, prior))
-    monkeypatch.setattr(ventricle_sizes, "sample", lambda *arguments: np.resize(heads, (arguments[3], 8, 64, 64)))
-    monkeypatch.setattr(ventricle_sizes, "sizes_of", lambda heads: np.linspace(0, 1, len(heads)))
-    options = "--run-dir", str(run.folder), "--heads", "12", "--figure", str(figure)
+    monkeypatch.setattr(ventricles, "sample", lambda *arguments: np.resize(heads, (arguments[3], 8, 64, 64)))
+    monkeypatch.setattr(ventricles, "sizes_of", lambda heads: np.linspace(0, 1, len(heads)))
+    options = ["--run-dir", str(run.folder), "--heads", "12", "--figure", str(figure)]
     monkeypatch.setattr(sys, "argv", ["ventricles.py", *options])
-    ventricle_sizes.main()
+    ventricles.main()
     said = capsys.readouterr().out.splitlines()
     assert "12 heads: rank correlation of asked and shown 1.00" in said[-3] and figure.is_file()
     assert json.loads(said[-1])["num_heads"] == 12
