@@ -1,7 +1,7 @@
-"""Every picture, plot and GIF.
+"""Every picture, plot and GIF, drawn without pyplot: no display, and no state that threads could share.
 
-Figures are drawn without pyplot: no display, no backend and no state that another thread could share.
-"""
+Images are (N, H, W) in [0, 1], `path` is the PNG to write, `margin` the pixels that the model paints black on
+each side: they are left out."""
 
 import imageio.v3 as imageio
 import matplotlib
@@ -16,6 +16,7 @@ matplotlib.rcdefaults()  # whatever a matplotlibrc says
 DPI = 120
 WIDTH = 7  # inches: at 120 dots per inch the width of a page on GitHub
 MAX_DIFFERENCE = 0.25  # end of the colour scale of differences, of intensities in [0, 1]
+NO_TICKS = {"xticks": [], "yticks": []}
 MAX_CUT_SCALE = 2  # of the cuts through a head, beside its slices: few slices make flat cuts
 
 
@@ -26,73 +27,8 @@ def new_figure(height, rows=1, columns=1, width=WIDTH, **options):
 
 
 def _show(axes, image, **options):
-    """Draws an image, (H, W) in [0, 1] or uint8, in grays, without ticks."""
+    """Draws an image, (H, W) in [0, 1] or uint8, in grays."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1, **options)
-    axes.set(xticks=[], yticks=[])
-
-
-def plot_losses(history, path):
-    """Draws stage 1's three losses, of training and validation, on a linear and a logarithmic axis.
-
-    Args:
-        history: dict of columns of vqvae_history.csv.
-        path: PNG to write.
-    """
-    curves = {"loss": ("total", "C0"), "reconstruction_loss": ("reconstruction (MSE / variance)", "C1"),
-              "vq_loss": ("vector quantisation", "C2")}
-    figure, panels = new_figure(4, columns=2)
-    epochs = history["epoch"] + 1
-    for axes, scale in zip(panels, ("linear", "log")):
-        for name, (label, colour) in curves.items():
-            axes.plot(epochs, history[name], "o-", color=colour, markersize=3, label=f"{label}: training")
-            axes.plot(epochs, history[f"val_{name}"], "s--", color=colour, markersize=3, label="validation")
-        axes.set(ylabel="loss", yscale=scale)
-        _finish(axes, "epoch")
-    panels[0].set(ylim=(0, None), title="linear axis")
-    panels[1].set(title="logarithmic axis")
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=DPI)
-
-
-def plot_ssim(history, path):
-    """Draws the SSIM of the monitored images after each epoch."""
-    figure, axes = new_figure(4.5)
-    epochs = history["epoch"] + 1
-    axes.plot(epochs, history["val_ssim"], "o-", markersize=3, label="fixed validation images")
-    axes.plot(epochs, history["test_ssim"], "s--", markersize=3, label="10 random test images")
-    axes.set(ylabel="mean SSIM (7x7 window)", title="SSIM of reconstructions")
-    axes.set_ylim(top=1)
-    _finish(axes, "epoch")
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # beside the curves, not over them
-    figure.savefig(path, dpi=DPI)
-
-
-def plot_prior(history, code_entropy, path):
-    """Draws stage 2's code lengths and the entropy of the codes, all in bits per code.
-
-    Without the slices below, training and validation give different things: training hides them from a part
-    of the slices, most of which still know their person; validation people are also measured slice by slice,
-    without person. The latter tells whether single samples can be good.
-
-    Args:
-        history: dict of columns of pixelcnn_history.csv.
-        code_entropy: what the prior has to beat.
-        path: PNG to write.
-    """
-    curves = {"bits_per_code": ("training, with dropout", "C0", "o-"),
-              "val_bits_per_code": ("validation, given slices below and person", "C0", "s--"),
-              "bits_per_code_no_context": ("training, slices below hidden, person mostly given", "C1", "o-"),
-              "val_bits_per_code_alone": ("validation, slice alone: neither of both given", "C2", "s--")}
-    figure, axes = new_figure(4.5)
-    for name, (label, colour, line) in curves.items():
-        axes.plot(history["epoch"] + 1, history[name], line, color=colour, markersize=3, label=label)
-    axes.axhline(code_entropy, color="0.5", linestyle=":", label="entropy of independent codes")
-    axes.set(ylabel="bits per code", title="PixelCNN prior")
-    axes.set_ylim(bottom=0)
-    _finish(axes, "epoch")
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    figure.savefig(path, dpi=DPI)
 
 
 def _finish(axes, xlabel):
@@ -102,14 +38,64 @@ def _finish(axes, xlabel):
     axes.grid(alpha=0.3)
 
 
+def _save_curves(figure, axes, path, columns=2):
+    """Writes a plot over epochs; its legend is that of `axes`, beside the curves, not over them."""
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize="small")
+    figure.savefig(path, dpi=DPI)
+
+
+def plot_losses(history, path):
+    """Draws stage 1's losses, columns of vqvae_history.csv, on a linear and a logarithmic axis."""
+    curves = {"loss": ("total", "C0"), "reconstruction_loss": ("reconstruction (MSE / variance)", "C1"),
+              "vq_loss": ("vector quantisation", "C2")}
+    figure, panels = new_figure(4, columns=2)
+    epochs = history["epoch"] + 1
+    for axes, scale in zip(panels, ("linear", "log")):
+        for name, (label, colour) in curves.items():
+            axes.plot(epochs, history[name], "o-", color=colour, markersize=3, label=f"{label}: training")
+            axes.plot(epochs, history[f"val_{name}"], "s--", color=colour, markersize=3, label="validation")
+        axes.set(ylabel="loss", yscale=scale, title=f"{'logarithmic' if scale == 'log' else scale} axis")
+        _finish(axes, "epoch")
+    panels[0].set_ylim(0, None)
+    _save_curves(figure, panels[0], path, columns=3)
+
+
+def plot_ssim(history, path):
+    """Draws the SSIM of the monitored images after each epoch."""
+    figure, axes = new_figure(4.5)
+    epochs = history["epoch"] + 1
+    axes.plot(epochs, history["val_ssim"], "o-", markersize=3, label="fixed validation images")
+    axes.plot(epochs, history["test_ssim"], "s--", markersize=3, label="10 random test images")
+    axes.set(ylabel="mean SSIM (7x7 window)", title="SSIM of reconstructions", ylim=(None, 1))
+    _finish(axes, "epoch")
+    _save_curves(figure, axes, path)
+
+
+def plot_prior(history, code_entropy, path):
+    """Draws stage 2's bits per code, by pixelcnn_history.csv, and the entropy that the prior has to beat.
+
+    Without the slices below, training and validation give different things: training hides them from a part
+    of the slices, most of which still know their person; validation people are also measured slice by slice,
+    without person. The latter tells whether single samples can be good.
+    """
+    curves = {"bits_per_code": ("training, with dropout", "C0", "o-"),
+              "val_bits_per_code": ("validation, given slices below and person", "C0", "s--"),
+              "bits_per_code_no_context": ("training, slices below hidden, person mostly given", "C1", "o-"),
+              "val_bits_per_code_alone": ("validation, slice alone: neither of both given", "C2", "s--")}
+    figure, axes = new_figure(4.5)
+    for name, (label, colour, line) in curves.items():
+        axes.plot(history["epoch"] + 1, history[name], line, color=colour, markersize=3, label=label)
+    axes.axhline(code_entropy, color="0.5", linestyle=":", label="entropy of independent codes")
+    axes.set(ylabel="bits per code", title="PixelCNN prior", ylim=(0, None))
+    _finish(axes, "epoch")
+    _save_curves(figure, axes, path)
+
+
 def code_colours(codebook):
-    """A colour for each code, so that like codes look alike: three principal components of their vectors.
+    """A colour for each code, (K, D) -> (K, 3) in [0, 1]: like codes look alike.
 
-    Args:
-        codebook: float (K, D).
-
-    Returns:
-        float (K, 3), red, green and blue in [0, 1], all on one scale: colours are as far apart as vectors.
+    They are three principal components on one scale: colours are as far apart as vectors.
     """
     codebook = np.asarray(codebook, np.float64)
     scores = PCA(min(3, *codebook.shape), svd_solver="full").fit_transform(codebook)
@@ -118,21 +104,15 @@ def code_colours(codebook):
 
 
 def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path):
-    """Draws originals, reconstructions, their differences and their codes, a column per image.
+    """Draws images, reconstructions, their differences and codes, int (N, g, g), a column per image.
 
-    Args:
-        originals: (N, H, W) in [0, 1].
-        reconstructions: (N, H, W) in [0, 1].
-        codes: int (N, g, g).
-        captions: N texts, written over the columns.
-        colours: (K, 3), see `code_colours`.
-        margin: pixels that the model paints black on each side; they are left out, as they have no codes.
-        path: PNG to write.
+    The N `captions` stand over the columns; `colours` are those of `code_colours`.
     """
     count = len(originals)
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
     side = (WIDTH - 0.8) / max(count, 4)
-    figure, axes = new_figure(0.5 + 4 * side, 4, count, 0.8 + side * count, squeeze=False)
+    size = {"height": 0.5 + 4 * side, "width": 0.8 + side * count}
+    figure, axes = new_figure(**size, rows=4, columns=count, squeeze=False, subplot_kw=NO_TICKS)
     for column in range(count):
         axes[0, column].set_title(captions[column], fontsize="small")
         _show(axes[0, column], originals[column])
@@ -143,21 +123,11 @@ def reconstruction_grid(originals, reconstructions, codes, captions, colours, ma
     figure.colorbar(difference, ax=list(axes[2]), extend="both", shrink=0.95, pad=0.01, ticks=(-0.2, 0, 0.2))
     for row, label in enumerate(("original", "reconstruction", "reconstruction - original", "codes")):
         axes[row, 0].set_ylabel(label, fontsize="small")
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=DPI)
 
 
 def plot_errors(ssims, positions, errors, margin, path):
-    """Draws where reconstructions are wrong: SSIM by slice position, and the mean error of each pixel.
-
-    Args:
-        ssims: float (N,).
-        positions: int (N,).
-        errors: (H, W), the mean absolute error over all images, of intensities in [0, 1].
-        margin: pixels that the model paints black on each side; they are left out.
-        path: PNG to write.
-    """
+    """Draws the SSIM (N,) by slice position (N,), and the mean absolute error of each pixel, (H, W)."""
     figure, (curve, picture) = new_figure(4, columns=2, width=9, width_ratios=(1.25, 1))
     present = np.unique(positions)
     worst, low, middle, high = np.transpose([np.quantile(ssims[positions == position], (0, 0.1, 0.5, 0.9))
@@ -170,20 +140,13 @@ def plot_errors(ssims, positions, errors, margin, path):
     _finish(curve, "slice position, 0 the lowest")
     curve.legend(fontsize="small")
     error_map = picture.imshow(crop(errors, margin), cmap="magma", vmin=0)
-    picture.set(xticks=[], yticks=[], title="mean absolute error of each pixel")
+    picture.set(**NO_TICKS, title="mean absolute error of each pixel")
     figure.colorbar(error_map, ax=picture, label="intensity, 0 black to 1 white")
     figure.savefig(path, dpi=DPI)
 
 
 def sample_grid(images, positions, margin, path):
-    """Draws sampled images, four in a row, each with its slice position inside.
-
-    Args:
-        images: (N, H, W) in [0, 1].
-        positions: int (N,).
-        margin: pixels that the model paints black on each side; they are left out.
-        path: PNG to write.
-    """
+    """Draws sampled images, four in a row, each with its slice position inside."""
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure, axes = new_figure(rows * WIDTH / 4, rows, columns, columns * WIDTH / 4, squeeze=False)
@@ -197,28 +160,20 @@ def sample_grid(images, positions, margin, path):
 
 
 def neighbour_grid(samples, neighbours, captions, path):
-    """Draws each sample over its nearest training image, four in a row.
-
-    Args:
-        samples: uint8 (N, H, W).
-        neighbours: uint8 (N, H, W).
-        captions: N texts, written below.
-        path: PNG to write.
-    """
+    """Draws each sample over its nearest training image, both uint8, four in a row, a caption below each."""
     columns = min(4, len(samples))
     bands = -(-len(samples) // columns)
     side = (WIDTH - 0.3) / columns
-    figure, axes = new_figure((2 * side + 0.4) * bands, 2 * bands, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], frame_on=False)
+    figure, axes = new_figure((2 * side + 0.4) * bands, 2 * bands, columns, squeeze=False,
+                              subplot_kw={**NO_TICKS, "frame_on": False})
     for index, caption in enumerate(captions):
         band, column = divmod(index, columns)
         _show(axes[2 * band, column], samples[index])
         _show(axes[2 * band + 1, column], neighbours[index])
         axes[2 * band + 1, column].set_xlabel(caption, fontsize="small")
-    for band in range(bands):
-        axes[2 * band, 0].set_ylabel("sample")
-        axes[2 * band + 1, 0].set_ylabel("nearest training")
+    for upper, lower in zip(axes[::2, 0], axes[1::2, 0]):
+        upper.set_ylabel("sample")
+        lower.set_ylabel("nearest training")
     figure.savefig(path, dpi=DPI)
 
 
@@ -234,14 +189,10 @@ def code_use_plot(codes, num_embeddings):
 
 
 def head_cuts(head):
-    """The two cuts through the middle of a head, across its slices, the highest slice on top.
+    """The two cuts through the middle of a head, uint8 (S, H, W), its highest slice on top.
 
-    Args:
-        head: uint8 (S, H, W), axial slices from the lowest up.
-
-    Returns:
-        (uint8 (S, W), along the middle row: the coronal cut, if front is up in the slices;
-        uint8 (S, H), along the middle column: then the sagittal cut, front on the left).
+    Returns (uint8 (S, W), along the middle row: the coronal cut, if front is up in the slices; uint8 (S, H),
+    along the middle column: then the sagittal cut, front on the left).
     """
     return head[::-1, head.shape[1] // 2], head[::-1, :, head.shape[2] // 2]
 
@@ -263,27 +214,23 @@ def inner_slices(count, wanted):
     return spread(count, wanted + 2)[1:-1] if count > 2 else np.arange(count)
 
 
-def head_figure(heads, positions, geometry, path, num_slices=5):
-    """Draws each head as a row: axial slices from low to high, at their right both cuts, one above the other.
+def head_figure(heads, positions, geometry, path):
+    """Draws each head as a row: five axial slices from low to high, and both cuts, one above the other.
 
-    Args:
-        heads: uint8 (N, S, H, W), axial slices from the lowest up.
-        positions: their S slice positions.
-        geometry: `volumes.SliceGeometry`, for the proportions and for what is said of the axes.
-        path: PNG to write.
-        num_slices: axial slices to draw.
+    Heads are uint8 (N, S, H, W), of S `positions`; their `volumes.SliceGeometry` gives the proportions, and
+    what may be said of the axes.
     """
     heads = heads[brain_box(heads, rim=2)]
-    depth = heads.shape[1] * geometry.spacing
-    indices = inner_slices(heads.shape[1], num_slices)
+    indices = inner_slices(heads.shape[1], 5)
     # Lengths are in mm of the axial slices. The cuts are drawn larger: two are nearly as high as a slice.
     height, width = (pixels * geometry.pixel_size for pixels in heads.shape[2:])
-    gap, line = 5, 24
+    depth, gap, line = heads.shape[1] * geometry.spacing, 5, 24
     scale = min(MAX_CUT_SCALE, (height - 3 * gap) / (2 * depth))
     cuts_left = len(indices) * (width + gap)
     cuts_width = max(scale * max(height, width), height)  # at least as wide as their title
-    size = cuts_left + cuts_width, 2 * line + len(heads) * (height + gap)
-    figure = Figure(figsize=(10, 10 * size[1] / size[0]), facecolor="black")
+    cuts_middle = cuts_left + cuts_width / 2
+    full_width, full_height = cuts_left + cuts_width, 2 * line + len(heads) * (height + gap)
+    figure = Figure(figsize=(10, 10 * full_height / full_width), facecolor="black")
     # One axes over the whole figure, in mm, y down.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
@@ -294,43 +241,38 @@ def head_figure(heads, positions, geometry, path, num_slices=5):
     def write(text, middle, top):
         axes.text(middle, top, text, color="0.8", fontsize=10, ha="center", va="center")
 
-    cuts_middle = cuts_left + cuts_width / 2
     for column, index in enumerate(indices):
         write(f"slice {positions[index]}", column * (width + gap) + width / 2, line / 2)
-        for row, head in enumerate(heads):
-            draw(head[index], column * (width + gap), line + row * (height + gap), width, height)
     for row, head in enumerate(heads):
-        first_top = line + row * (height + gap) + (height - 2 * scale * depth - gap) / 2
-        for cut, top in zip(head_cuts(head)[::-1], (first_top, first_top + scale * depth + gap)):
+        top = line + row * (height + gap)
+        for column, index in enumerate(indices):
+            draw(head[index], column * (width + gap), top, width, height)
+        cut_top = top + (height - 2 * scale * depth - gap) / 2
+        for cut in head_cuts(head)[::-1]:
             cut_width = scale * cut.shape[1] * geometry.pixel_size
-            draw(cut, cuts_middle - cut_width / 2, top, cut_width, scale * depth)
+            draw(cut, cuts_middle - cut_width / 2, cut_top, cut_width, scale * depth)
+            cut_top += scale * depth + gap
     title = "sagittal and coronal cut" if geometry.axes_known else "cuts along columns, rows"
     write(title, cuts_middle, line / 2)
-    write(axes_caption(geometry), size[0] / 2, size[1] - line / 2)
-    axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal")  # last, as imshow changes the limits
+    write(axes_caption(geometry), full_width / 2, full_height - line / 2)
+    axes.set(xlim=(0, full_width), ylim=(full_height, 0), aspect="equal")  # last: imshow changes the limits
     figure.savefig(path, dpi=166, facecolor="black")  # 1660 pixels wide: sharp at half of that
 
 
 def progress_frame(originals, reconstructions, margin, title):
-    """Draws a frame of the progress GIF: originals, their reconstructions and what these miss, under a title.
+    """A frame of the progress GIF, uint8: N originals, their reconstructions (uint8) and what these miss.
 
-    Args:
-        originals: uint8 (N, H, W).
-        reconstructions: uint8 (N, H, W).
-        margin: pixels that the model paints black on each side; they are left out.
-        title: one line.
-
-    Returns:
-        uint8, N pictures and a strip of 24 pixels wide, three pictures and 24 pixels high. Small pictures are
-        enlarged by a whole factor, to about 800 pixels for all N.
+    It has a line of 24 pixels with the title, then three rows of pictures, at their left a strip of 24 pixels
+    with their names. Small pictures are enlarged by a whole factor, to about 800 pixels for all N.
     """
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
     errors = np.uint8((3 * np.abs(reconstructions.astype(int) - originals)).clip(0, 255))
     rows = {"original": originals, "reconstruction": reconstructions, "error x 3": errors}
     factor = max(1, round(800 / (len(originals) * originals.shape[-1])))
-    pictures = [np.kron(np.hstack(images), np.ones((factor, factor), np.uint8)) for images in rows.values()]
-    bands = [np.hstack([np.rot90(_text_line(name, len(picture))), picture])
-             for name, picture in zip(rows, pictures)]
+    bands = []
+    for name, images in rows.items():
+        picture = np.kron(np.hstack(images), np.ones((factor, factor), np.uint8))
+        bands.append(np.hstack([np.rot90(_text_line(name, len(picture))), picture]))
     return np.vstack([_text_line(title, bands[0].shape[1]), *bands])
 
 
@@ -344,11 +286,8 @@ def _text_line(text, width):
 def write_gif(frame_paths, path, max_frames=10, levels=32):
     """Writes PNG frames as an endless GIF that rests on the first and longer on the last.
 
-    Args:
-        frame_paths: the frames in their order.
-        path: GIF to write.
-        max_frames: in the GIF: the first, the last, and more of the early ones, where most changes.
-        levels: of gray; with all 256 the file would be several times as large.
+    It keeps the first, the last, and more of the early ones, where most changes. With all 256 levels of gray
+    the file would be several times as large.
     """
     indices = np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1
     step = 255 / (levels - 1)

@@ -1,11 +1,9 @@
 """Judges sampled heads beside people: can they be told apart, do they differ as people do, are they copies?
 
-Sampled heads have passed through the decoder, so people are compared as their reconstructions: the decoder's
-blur then says nothing. Heads are uint8 (N, S, H, W) here, their slices from the lowest up.
-"""
+Heads are uint8 (N, S, H, W), slices from the lowest up. Sampled ones have passed through the decoder; so
+people are compared as their reconstructions, and its blur says nothing."""
 
-import concurrent.futures
-import os
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 from keras import layers
@@ -64,23 +62,15 @@ PLANTED = 5  # copies of each kind
 def with_interval(name, statistic, *groups, limits=(-np.inf, np.inf)):
     """A figure and its 95 % interval: the basic bootstrap (Davison, Hinkley 1997) over draws of people.
 
-    Args:
-        name: of the figure.
-        statistic: a function from an array for each group to a float; faster if it takes an `axis`.
-        groups: (N,), a value per person each.
-        limits: what the figure can be at least and at most; the interval is cut off there.
-
-    Returns:
-        A dict of `name`, a float, and `NAME_interval`, (low, high), unless a group is a single person.
+    `statistic` makes a float of the groups, arrays (N,) with a value per person; it is faster if it takes an
+    `axis`. The interval is cut off at the `limits` of the figure. Returns a dict of `name`, a float, and
+    `NAME_interval`, [low, high], unless a group is a single person.
     """
     value = {name: float(statistic(*groups))}
     if min(map(len, groups)) < 2:
         return value
     resampled = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="basic", random_state=0)
     return value | {f"{name}_interval": np.clip(resampled.confidence_interval, *limits).tolist()}
-
-
-# Told apart
 
 
 def _build_judge(shape, seed):
@@ -98,9 +88,8 @@ def _build_judge(shape, seed):
 
 def _fit_judge(model, real, fake, channels, seed):
     """Trains a compiled judge from its start: label 1 for fakes; stops when it has learned."""
-    for layer, start in zip(model.layers, _build_judge(model.input_shape[1:], seed).layers):
-        for variable, value in zip(layer.variables, start.variables):
-            variable.assign(value)
+    for variable, start in zip(model.variables, _build_judge(model.input_shape[1:], seed).variables):
+        variable.assign(start)
     for variable in model.optimizer.variables:
         variable.assign(np.zeros(variable.shape, variable.dtype))
     rng = np.random.default_rng(seed)
@@ -126,8 +115,8 @@ def _fit_judge(model, real, fake, channels, seed):
 def judge_logits(real, fake, groups, seeds, channels):
     """Trains a judge with each seed to tell fake heads from real ones, and applies it to groups of others.
 
-    Heads are uint8 (N, S, H, W). Returns float32 (seeds, N, S') for each group, larger for fakes; S' is S
-    less the slices without any at `channels` above. Lopez-Paz, Oquab 2017: https://arxiv.org/abs/1610.06545
+    Returns float32 (seeds, N, S') for each group, larger for fakes; S' is S less the slices that have none at
+    `channels` above. Lopez-Paz, Oquab 2017: https://arxiv.org/abs/1610.06545
     """
     count = real.shape[1] - channels[-1]
     model = _build_judge((*real.shape[2:], len(channels)), seed=0)
@@ -146,35 +135,27 @@ def judge_logits(real, fake, groups, seeds, channels):
 
 
 def told_apart(name, real, fake):
-    """The AUC of logits of real heads (seeds, N, S) and of fakes (seeds, M, S), a dict with its interval.
+    """The AUC of logits of real heads (seeds, N, S) and of fakes (seeds, M, S), its median over seeds.
 
-    It is the median over seeds; the interval is that of the mean over seeds, over draws of heads.
+    A dict with its interval, that of the mean over seeds, over draws of heads.
     """
     # The share of pairs of slices in which the fake has the larger logit, or half of ties: the AUC, exactly.
-    by_pair = []
-    for of_real, of_fake in zip(real, fake):
-        signs = np.sign(of_fake[np.newaxis, ..., np.newaxis] - of_real[:, np.newaxis, np.newaxis])
-        by_pair.append((signs.mean(axis=(2, 3), dtype=np.float64) + 1) / 2)  # (N, M)
-    mean = np.mean(by_pair, axis=0)
+    signs = np.sign(fake[:, np.newaxis, :, :, np.newaxis] - real[:, :, np.newaxis, np.newaxis, :])
+    by_pair = (signs.mean(axis=(3, 4), dtype=np.float64) + 1) / 2  # (seeds, N, M)
+    mean = by_pair.mean(axis=0)
 
     def auc(rows, columns, axis=-1):
         return mean[rows[..., :, np.newaxis], columns[..., np.newaxis, :]].mean(axis=(-2, -1))
 
     measured = with_interval(name, auc, *map(np.arange, mean.shape), limits=(0, 1))
-    return measured | {name: float(np.median(np.mean(by_pair, axis=(1, 2))))}
+    return measured | {name: float(np.median(by_pair.mean(axis=(1, 2))))}
 
 
 def mix_people(arrays, axes=1, seed=0):
-    """As many mixtures as there are people, each part of which is drawn from any of them; its place stays.
+    """As many mixtures as people, (N, S, ...): each part is drawn from any of them and keeps its place.
 
-    Args:
-        arrays: (N, S, ...), heads or their codes.
-        axes: how many axes after the first count the parts. 1: each slice from a random person. 3, of codes
-            (N, S, g, g): each code from a random person at the same place: noise with the right frequencies.
-        seed: of the draws.
-
-    Returns:
-        An array of the same shape and dtype.
+    `axes` after the first count the parts. 1: each slice is a random person's. 3, of codes (N, S, g, g): each
+    code is a random person's at the same place, noise with the right frequencies.
     """
     people = np.random.default_rng(seed).integers(len(arrays), size=arrays.shape[:1 + axes])
     return np.take_along_axis(arrays, np.expand_dims(people, tuple(range(people.ndim, arrays.ndim))), axis=0)
@@ -184,19 +165,16 @@ def told_apart_heads(sampled, reconstructed, noise):
     """What judges say of the sampled heads, and of fakes that they have to find; see `evaluate_heads`.
 
     They learn from training people and three quarters of the samples, and are tried on the rest and on test
-    people. For the floor they are tried on validation people in place of samples.
+    people; for the floor, on validation people in place of the rest.
     """
     box = brain_box(reconstructed["train"])
     train, validate, test = (reconstructed[name][box] for name in ("train", "validate", "test"))
-
-    def hold_out_a_quarter(heads):
-        quarter = max(1, len(heads) // 4)
-        return heads[box][quarter:], heads[box][:quarter]
-
     mean = np.uint8(train.mean(axis=0, keepdims=True).round())
-    fakes = {"": hold_out_a_quarter(sampled), "_fake_noise": hold_out_a_quarter(noise),
-             "_fake_mean_person": (mean, mean), "_fake_mixed_people": (mix_people(train), mix_people(test))}
-    measured = {}
+    fakes, measured = {}, {}
+    for suffix, heads in {"": sampled[box], "_fake_noise": noise[box]}.items():
+        quarter = max(1, len(heads) // 4)
+        fakes[suffix] = heads[quarter:], heads[:quarter]
+    fakes |= {"_fake_mean_person": (mean, mean), "_fake_mixed_people": (mix_people(train), mix_people(test))}
     for name, channels in JUDGES.items():
         channels = tuple(channel for channel in channels if channel < train.shape[1])
         for suffix, (to_learn, to_try) in fakes.items():
@@ -212,11 +190,8 @@ def told_apart_heads(sampled, reconstructed, noise):
     return measured
 
 
-# Anatomy
-
-
 def slice_correlation(head, apart=1):
-    """How alike slices of a head (S, H, W) are that lie `apart` slices apart.
+    """How alike slices of a head (S, H, W) are that lie `apart` slices apart, from -1 to 1.
 
     The mean over pairs of the correlation of pixels in the brain of either; 0 if no pair has contrast there.
     """
@@ -231,18 +206,13 @@ def slice_correlation(head, apart=1):
 
 
 def tissue_statistics(images):
-    """Simple anatomical statistics of each image.
+    """Simple anatomical statistics of each image, uint8 or float in [0, 1], (N, H, W); 0 without brain.
 
-    Args:
-        images: uint8, or float in [0, 1], (N, H, W).
-
-    Returns:
-        A dict of float64 (N,): `dark_fraction`, the share of the deep half of the brain (by distance from the
-        outline of the largest region above `FOREGROUND`, holes filled) that is darker than half the brain's
-        median: ventricles and the deepest fissures; `symmetry`, the correlation of the brain with its mirror
-        image. An image without brain has 0 in both.
+    Returns a dict of float64 (N,): `dark_fraction`, the share of the deep half of the brain (by distance from
+    the outline of the largest region above `FOREGROUND`, holes filled) that is darker than half the brain's
+    median: ventricles and deepest fissures; `symmetry`, the correlation of the brain with its mirror image.
     """
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor() as pool:
         rows = np.array(list(pool.map(_tissue, images)))
     return dict(zip(("dark_fraction", "symmetry"), rows.T))
 
@@ -254,33 +224,21 @@ def _tissue(image):
     if not count:
         return 0.0, 0.0
     largest = np.bincount(regions.ravel())[1:].argmax()
-    # What lies beyond a black border of one pixel changes nothing below.
-    sides = ndimage.find_objects(regions)[largest]
-    box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in sides)
-    image = image[box]
-    outline = ndimage.binary_fill_holes(regions[box] == largest + 1)
-    depth = ndimage.distance_transform_edt(outline)
+    box = ndimage.find_objects(regions)[largest]
+    image, outline = image[box], ndimage.binary_fill_holes(regions[box] == largest + 1)
+    depth = ndimage.distance_transform_edt(np.pad(outline, 1))[1:-1, 1:-1]  # what lies around is no brain
     deep = outline & (depth >= np.median(depth[outline]))
     dark = (image[deep] < np.median(image[outline]) / 2).mean()
-    columns = np.flatnonzero(outline.any(axis=0))
-    columns = slice(columns[0], columns[-1] + 1)
-    brain, outline = np.where(outline, image, 0)[:, columns], outline[:, columns]
-    either = outline | outline[:, ::-1]
+    brain, either = np.where(outline, image, 0), outline | outline[:, ::-1]
     symmetry = np.corrcoef(brain[either], brain[:, ::-1][either])[0, 1] if np.ptp(brain[either]) else 1.0
     return dark, symmetry
 
 
-def head_statistics(heads):
-    """The `tissue_statistics` of heads (N, S, H, W), float64 (N,): their means over every second slice."""
-    rows = [tissue_statistics(head[::2]) for head in tqdm(heads, "Measuring", leave=False, disable=None)]
-    return {name: np.array([row[name].mean() for row in rows]) for name in rows[0]}
-
-
 def compare_dark(dark):
-    """How heads differ in their dark share, beside training people; `dark` is float (N,) by suffix."""
+    """How heads differ in their dark share, float (N,) by suffix, beside training people."""
     def sd_ratio(values, reference, axis=-1):
-        sd, reference_sd = (np.std(group, ddof=1, axis=axis) for group in (values, reference))
-        return sd / np.maximum(reference_sd, np.finfo(float).eps)
+        least = np.finfo(float).eps  # training people may be all alike
+        return np.std(values, ddof=1, axis=axis) / np.maximum(np.std(reference, ddof=1, axis=axis), least)
 
     measured, people = {}, dark["_reconstructed"]
     for suffix in ("", "_test"):
@@ -288,10 +246,10 @@ def compare_dark(dark):
         measured |= with_interval(f"dark_sd_ratio{suffix}", sd_ratio, values, people, limits=(0, np.inf))
         # No interval: a bootstrap of a largest distance is biased; the floor says what chance alone gives.
         measured[name] = float(stats.ks_2samp(values, people).statistic)
-        floor = [stats.ks_2samp(rng.choice(people, len(values)), people, method="asymp").statistic
-                 for _ in range(FLOOR_DRAWS)]
-        measured |= {f"{name}_floor": float(np.mean(floor)),
-                     f"{name}_floor_interval": np.percentile(floor, (2.5, 97.5)).tolist()}
+        draws = (rng.choice(people, len(values)) for _ in range(FLOOR_DRAWS))
+        floor = [stats.ks_2samp(draw, people, method="asymp").statistic for draw in draws]
+        measured[f"{name}_floor"] = float(np.mean(floor))
+        measured[f"{name}_floor_interval"] = np.percentile(floor, (2.5, 97.5)).tolist()
     return measured
 
 
@@ -303,24 +261,18 @@ def evaluate_anatomy(groups, mixed_people):
             if apart < heads.shape[1]:
                 correlations = np.array([slice_correlation(head, apart) for head in heads])
                 measured |= with_interval(name + suffix, np.mean, correlations, limits=(-1, 1))
-    statistics = {suffix: head_statistics(heads) for suffix, heads in groups.items()}
-    for suffix, values in statistics.items():
-        measured |= with_interval(f"symmetry{suffix}", np.mean, values["symmetry"], limits=(-1, 1))
-    return measured | compare_dark({suffix: values["dark_fraction"] for suffix, values in statistics.items()})
-
-
-# Copies
+    dark = {}
+    for suffix, heads in groups.items():
+        rows = [tissue_statistics(head[::2]) for head in tqdm(heads, "Measuring", leave=False, disable=None)]
+        dark[suffix], symmetry = (np.array([row[name].mean() for row in rows]) for name in rows[0])
+        measured |= with_interval(f"symmetry{suffix}", np.mean, symmetry, limits=(-1, 1))
+    return measured | compare_dark(dark)
 
 
 def membership(train, test):
-    """How well the code length tells whether the prior was trained on a head.
+    """How well bits per code tell heads of training people, float (N,), from those of test people, (M,).
 
-    Args:
-        train: float (N,), the bits per code of training people's heads.
-        test: float (M,), those of test people.
-
-    Returns:
-        A dict of `membership`, the AUC (0.5: not at all, 1: always), and its `membership_interval`.
+    Returns a dict of `membership`, the AUC (0.5: not at all, 1: always), and its `membership_interval`.
     """
     def auc(train, test, axis=-1):  # chance that a test head costs more than a training head
         pairs = train.shape[axis] * test.shape[axis]
@@ -384,30 +336,27 @@ def evaluate_copies(sampled, reconstructed):
     return measured, nearest
 
 
-# All of it
-
-
 def evaluate_heads(sampled, reconstructed, originals, noise):
-    """Measures sampled heads beside people: per head, never per slice.
+    """Measures sampled heads beside people: per head, never per slice. There are two of each kind at least.
 
     Args:
-        sampled: uint8 (N, S, H, W), N at least 2.
-        reconstructed: dict of the reconstructed train, validate and test people, likewise, P at least 2.
-        originals: uint8 (P, S, H, W), the training people's own slices.
-        noise: uint8 (M, S, H, W), M at least 2, decoded from `mix_people` of the training people's codes.
+        sampled: the heads, uint8 (N, S, H, W).
+        reconstructed: dict of the reconstructed `train`, `validate` and `test` people.
+        originals: the training people's own slices.
+        noise: heads decoded from `mix_people` of the training people's codes.
 
     Returns:
         (metrics, details). The metrics: `num_heads`, `num_people` and the figures of `ROWS` but `membership`.
-        The details: `distances`, float (N,), of samples to the nearest training heads; `nearest`, int (N,),
-        their indices; `mirrored`, bool (N,), whether it is their mirror images that are so near.
+        The details, (N,): `distances` of samples to the nearest training heads; `nearest`, the indices of
+        these; `mirrored`, whether it is their mirror images that are so near.
     """
-    groups = {"": sampled, "_reconstructed": reconstructed["train"], "_test": reconstructed["test"],
-              "_originals": originals}
+    train, test = reconstructed["train"], reconstructed["test"]
+    groups = {"": sampled, "_reconstructed": train, "_test": test, "_originals": originals}
     copies, details = evaluate_copies(sampled, reconstructed)
     num_people = {name: len(heads) for name, heads in reconstructed.items()}
     return {"num_heads": len(sampled), "num_people": num_people,
             **told_apart_heads(sampled, reconstructed, noise),
-            **evaluate_anatomy(groups, mix_people(reconstructed["test"])), **copies}, details
+            **evaluate_anatomy(groups, mix_people(test)), **copies}, details
 
 
 def head_table(measured):

@@ -1,7 +1,6 @@
 """The quality of reconstructions, the use of the codebook, and what codes cost.
 
-Images here are NumPy float (height, width) in [0, 1]; codes are arrays of any integer type.
-"""
+Images are NumPy float (H, W) in [0, 1], unless said otherwise; codes are arrays of any integer type."""
 
 import functools
 import itertools
@@ -19,24 +18,15 @@ QUALITY = "ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse"
 
 
 def ssim(original, reconstruction):
-    """Structural similarity as PatternFlow measured it: scikit-image's default uniform 7x7 window.
-
-    Args:
-        original: float (H, W); its own range is the data range (1 if it is constant).
-        reconstruction: float (H, W).
-
-    Returns:
-        The mean over the image, at most 1.
-    """
-    data_range = float(np.ptp(original)) or 1.0
+    """Mean structural similarity, at most 1, as PatternFlow measured it: with a uniform 7x7 window."""
+    data_range = float(np.ptp(original)) or 1.0  # the original's own, unless it is constant
     return float(structural_similarity(original, reconstruction, data_range=data_range))
 
 
 def ssim_gaussian(original, reconstruction):
-    """Structural similarity of images (H, W) in [0, 1] with the Gaussian window of Wang et al. 2004.
+    """SSIM with the Gaussian window of Wang et al. 2004: https://doi.org/10.1109/TIP.2003.819861
 
     Returns (mean over the image, mean over the original's brain; the first again if there is none).
-    https://doi.org/10.1109/TIP.2003.819861
     """
     mean, ssim_map = structural_similarity(original, np.clip(reconstruction, 0, 1), data_range=1.0, full=True,
                                            gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
@@ -45,18 +35,14 @@ def ssim_gaussian(original, reconstruction):
 
 
 def image_quality(original, reconstruction):
-    """The figures of `QUALITY` of an image (H, W) in [0, 1]; PSNR in dB of peak 1, 100 for an exact image."""
+    """The figures of `QUALITY` of an image; PSNR in dB of peak 1, 100 for an exact image."""
     mse = np.mean((original - reconstruction) ** 2)
     psnr = peak_signal_noise_ratio(original, reconstruction, data_range=1.0) if mse > 1e-10 else 100.0
     return ssim(original, reconstruction), *ssim_gaussian(original, reconstruction), psnr, mse
 
 
 def reconstruction_metrics(originals, reconstructions):
-    """The means of `image_quality` over two iterables of float (H, W) in [0, 1].
-
-    Returns:
-        A dict of the figures of `QUALITY`, and `num_images`.
-    """
+    """The means of `image_quality` over two iterables of images: a dict of `QUALITY`, and `num_images`."""
     pairs = tqdm(zip(originals, reconstructions), "Measuring", unit=" images", leave=False, disable=None)
     rows = [image_quality(*pair) for pair in pairs]
     return {**dict(zip(QUALITY, np.mean(rows, axis=0).tolist())), "num_images": len(rows)}
@@ -65,34 +51,23 @@ def reconstruction_metrics(originals, reconstructions):
 def baselines(train_images, images):
     """What two guesses without a model score: pictures are mostly black, so that even these score high.
 
-    Args:
-        train_images: uint8 (M, H, W), or a memory map of them.
-        images: uint8 (N, H, W), of other people; likewise.
-
-    Returns:
-        A dict of `reconstruction_metrics`: `mean_image`, the mean training image in place of each image;
-        `blurred_original`, each image under a Gaussian filter of 1/128 of its side.
+    Images are uint8 (N, H, W), or a memory map. Returns a dict of `reconstruction_metrics`: `mean_image`, the
+    mean training image for each image; `blurred_original`, by a Gaussian filter of 1/128 of the side.
     """
     def originals():  # one by one: as floats, all of them would not fit into memory
         return (image / 255 for image in images)
 
     mean = np.mean(train_images, axis=0) / 255  # adds bytes up as float64, few at a time: exact, no copy
-    sigma = images.shape[-1] / 128
-    blurred = (ndimage.gaussian_filter(original, sigma) for original in originals())
+    blurred = (ndimage.gaussian_filter(image, images.shape[-1] / 128) for image in originals())
     return {"mean_image": reconstruction_metrics(originals(), itertools.repeat(mean)),
             "blurred_original": reconstruction_metrics(originals(), blurred)}
 
 
 def code_metrics(codes, num_embeddings):
-    """How the codebook is used.
+    """How the codebook is used by codes (N, ...) from 0 to num_embeddings - 1.
 
-    Args:
-        codes: int (N, ...) in [0, num_embeddings).
-        num_embeddings: K.
-
-    Returns:
-        A dict of `code_entropy` (bits per code, if codes were independent), `perplexity` (2 to that: the
-        number of equally likely codes with the same entropy) and `codes_used`.
+    Returns a dict of `code_entropy` (bits per code, if codes were independent), `perplexity` (2 to that: the
+    number of equally likely codes with the same entropy) and `codes_used`.
     """
     # One by one: bincount turns each code into 8 bytes.
     counts = sum(np.bincount(np.ravel(grid), minlength=num_embeddings) for grid in codes)
@@ -104,34 +79,25 @@ def code_metrics(codes, num_embeddings):
 @functools.lru_cache(maxsize=2)
 def _compiled_log_prob(prior):
     """The log probability of each code as one graph per prior: tracing it takes seconds."""
+    def log_prob(codes, *conditions):
+        return prior.distribution(codes, *conditions).log_prob(codes)
 
-    @tf.function(reduce_retracing=True)
-    def log_prob(codes, positions, context=None, person=None):
-        return prior.distribution(codes, positions, context, person).log_prob(codes)
-
-    return log_prob
+    return tf.function(log_prob, reduce_retracing=True)
 
 
 def bits_per_place(prior, coded, indices, conditional=True):
     """The prior's code length of each code, given those before it: where it is high, the code was unexpected.
 
-    Args:
-        prior: a `modules.PixelCNN`.
-        coded: a `dataset.CodedSplit`; its version 0 is measured.
-        indices: int (M,), of slices.
-        conditional: whether the slices below and the person are given to the prior.
-
-    Returns:
-        float64 (M, g, g), in bits.
+    It is measured on version 0 of a `dataset.CodedSplit`, of the slices `indices`, int (M,). `conditional`:
+    whether the slices below and the person are given to the prior. Returns float64 (M, g, g), in bits.
     """
-    log_prob = _compiled_log_prob(prior)
-
     def bits(indices):
         inputs = [coded.slices(indices), coded.positions[indices]]
         if conditional:
             inputs += [coded.slices(coded.context[indices]), coded.persons[0][indices]]
         with prior.full_float32():
-            return -log_prob(*map(tf.constant, inputs)).numpy().astype(np.float64) / np.log(2)
+            log_prob = _compiled_log_prob(prior)(*map(tf.constant, inputs))
+        return -log_prob.numpy().astype(np.float64) / np.log(2)
 
     return in_chunks(bits, np.asarray(indices))
 
@@ -157,7 +123,7 @@ def evaluate(vqvae, prior, batches, coded, cases):
 
     Args:
         vqvae: a `modules.VQVAE`.
-        prior: a `modules.PixelCNN`.
+        prior: its `modules.PixelCNN`.
         batches: (images in [-1, 1], positions), each image once, in order.
         coded: the `dataset.CodedSplit` of these images; version 0 has their codes as they are.
         cases: int (N,), the person of each image.
@@ -176,14 +142,14 @@ def evaluate(vqvae, prior, batches, coded, cases):
         originals, reconstructions = to_unit(images), to_unit(vqvae.decode_codes(codes))
         rows += [image_quality(*pair) for pair in zip(originals, reconstructions)]
         error_sum = error_sum + np.abs(originals - reconstructions).sum(axis=0)
-    values = dict(zip(QUALITY, np.array(rows).T)) | {"bits_per_code": code_lengths(prior, coded)}
-    measured = {name: float(value.mean()) for name, value in values.items()}
+    columns = dict(zip(QUALITY, np.array(rows).T)) | {"bits_per_code": code_lengths(prior, coded)}
+    measured = {name: float(values.mean()) for name, values in columns.items()}
     people = np.unique(cases)
     measured["bits_per_code"] += person_bits_per_code(coded, len(people))
-    for name, value in values.items() if len(people) > 1 else ():
-        measured[f"{name}_sd"] = float(np.std([value[cases == case].mean() for case in people], ddof=1))
+    for name, values in columns.items() if len(people) > 1 else ():
+        measured[f"{name}_sd"] = float(np.std([values[cases == case].mean() for case in people], ddof=1))
     measured |= {"num_images": len(rows), **code_metrics(coded.codes[0], coded.num_embeddings),
                  "bits_per_code_alone": float(code_lengths(prior, coded, conditional=False).mean()),
                  "bytes_per_image": measured["bits_per_code"] * coded.codes[0][0].size / 8}
-    per_image = {name: values[name] for name in ("ssim", "ssim_foreground", "psnr", "bits_per_code")}
+    per_image = {name: columns[name] for name in ("ssim", "ssim_foreground", "psnr", "bits_per_code")}
     return measured, {"per_image": per_image, "error_map": error_sum / len(rows)}

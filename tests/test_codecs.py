@@ -2,7 +2,6 @@
 
 import math
 
-import keras
 from matplotlib.axes import Axes
 import numpy as np
 import pytest
@@ -10,19 +9,16 @@ import tensorflow as tf
 
 from benchmarks import codecs
 import dataset
-import modules
 from support.cli import UserError
-from tests.small import sample_by_full_forwards
+from tests.small import small_prior, small_vqvae
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def models():
-    keras.utils.set_random_seed(0)
-    vqvae = modules.VQVAE(image_size=32, num_embeddings=16, embedding_dim=4)
-    prior = modules.PixelCNN(4, 16, 6, num_filters=8, num_layers=3)
-    rng = np.random.default_rng(0)
-    for model in (vqvae, prior):  # no layer that starts at 0 stays there
-        model.set_weights([weight + rng.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
+    """Both networks, two heads of six slices, and their persons; no layer that starts at 0 stays there."""
+    vqvae, rng = small_vqvae(image_size=32), np.random.default_rng(0)
+    vqvae.set_weights([weight + rng.normal(0, 0.3, weight.shape) for weight in vqvae.get_weights()])
+    prior = small_prior(grid_size=4, num_embeddings=16, num_positions=6)
     persons = np.float32(rng.normal(size=(2, prior.person_size)))
     return vqvae, prior, rng.integers(0, 256, (2, 6, 32, 32), np.uint8), persons
 
@@ -31,34 +27,33 @@ def models():
 def test_codes_of_a_head_are_chosen_given_those_below_as_chosen(models, weight):
     vqvae, prior, heads, persons = models
     codes, bits = codecs.choose_heads(vqvae, prior, heads, persons, weight)
-    no_slice = np.full((2, 4, 4), 16)
-    for position in range(6):
-        context = np.stack([codes[:, position - step] if step <= position else no_slice
-                            for step in prior.steps_below], axis=1)
-        positions = np.full(2, position)
-        vectors = vqvae.encode(dataset.normalise(heads[:, position, ..., np.newaxis])).numpy()
-        squares = np.sum((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2, axis=-1)
-        if weight:
-            noise = tf.constant(-squares / (weight * squares.min(axis=-1).mean()), tf.float32)
-            expected = sample_by_full_forwards(prior, positions, noise, 1.0, context, persons)
-        else:
-            expected = squares.argmin(axis=-1)
-        np.testing.assert_array_equal(codes[:, position], expected)
-        nats = -prior.log_prob(codes[:, position], positions, context, persons).numpy()
-        np.testing.assert_allclose(bits[:, position], nats / math.log(2), rtol=1e-5)
+    below = np.pad(codes, ((0, 0), (8, 0), (0, 0), (0, 0)), constant_values=16)
+    context = np.stack([below[:, 8 - step:14 - step] for step in prior.steps_below], axis=2)
+    given = prior.distribution(codes.reshape(12, 4, 4), np.tile(range(6), 2), context.reshape(12, -1, 4, 4),
+                               persons.repeat(6, axis=0))
+    vectors = vqvae.encode(dataset.normalise(heads.reshape(12, 32, 32, 1))).numpy()
+    squares = np.sum((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2, axis=-1)
+    squares = squares.reshape(2, 6, 4, 4, 16)
+    score = -squares
+    if weight:  # the logits of a code depend on those before it alone: each is chosen given them if all are
+        mean = squares.min(axis=-1).mean(axis=(0, 2, 3))[:, np.newaxis, np.newaxis, np.newaxis]
+        score = given.logits.numpy().reshape(squares.shape) - squares / (weight * mean)
+    np.testing.assert_array_equal(codes, np.argmax(score, axis=-1))
+    nats = -tf.reduce_sum(given.log_prob(codes.reshape(12, 4, 4)), axis=(1, 2))
+    np.testing.assert_allclose(bits.ravel(), nats / math.log(2), rtol=1e-5)
     nearest, nearest_bits = codecs.choose_heads(vqvae, prior, heads, persons, 0)
     assert not weight or (bits.sum() < nearest_bits.sum() and (codes != nearest).any())
 
 
 def test_heads_are_taken_whole_with_their_persons():
-    vqvae = modules.VQVAE(image_size=32, num_embeddings=16, embedding_dim=4)
-    prior, rng = modules.PixelCNN(4, 16, num_filters=8, num_layers=3), np.random.default_rng(1)
-    prior.fit_people(rng.random((5, 32, 16, 16)))
-    heads = rng.integers(0, 256, (4, 32, 32, 32), np.uint8)
+    vqvae, prior = small_vqvae(image_size=32), small_prior(grid_size=4, num_positions=32)
+    heads = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 32), np.uint8)
     split = dataset.Split.from_heads(heads, range(32)).take(slice(1, None))  # one lacks a slice
+    pictures, _ = dataset.head_pictures(split, 0)
+    prior.fit_people(pictures)
     whole, persons = codecs.take_heads(split, vqvae, prior, 2)
     np.testing.assert_array_equal(whole, heads[[1, 3]])
-    np.testing.assert_array_equal(persons, prior.encode_people(dataset.head_pictures(split, 0)[0])[[1, 3]])
+    np.testing.assert_array_equal(persons, prior.encode_people(pictures)[[1, 3]])
     assert (persons[0] != persons[1]).any()
     with pytest.raises(UserError, match="all slices"):
         codecs.take_heads(split.take(slice(5)), vqvae, prior, 2)

@@ -15,9 +15,11 @@ from support.volumes import SliceGeometry
 from tests.small import small_prior, small_vqvae
 
 
-def box_sizes(regions):
-    """The (height, width) of each labelled region."""
-    return [tuple(side.stop - side.start for side in box) for box in ndimage.find_objects(regions)]
+def boxes_of(mask, least):
+    """(top, left, height, width) of a mask's regions with sides over `least`; the rest is bits of letters."""
+    found = ndimage.find_objects(ndimage.label(mask)[0])
+    boxes = [(*(side.start for side in box), *(side.stop - side.start for side in box)) for box in found]
+    return [box for box in boxes if min(box[2:]) > least]
 
 
 def test_progress_frame_shows_original_reconstruction_and_error_without_margin():
@@ -35,11 +37,9 @@ def test_progress_frame_shows_original_reconstruction_and_error_without_margin()
 
 
 def test_progress_gif_keeps_first_last_and_early_frames_and_rests(tmp_path):
-    rng = np.random.default_rng(0)
-    paths = []
-    for number in range(30):
-        paths.append(tmp_path / f"{number:04d}.png")
-        Image.fromarray(rng.integers(0, 255, (24, 40), np.uint8)).save(paths[-1])
+    paths = [tmp_path / f"{number:04d}.png" for number in range(30)]
+    for path, frame in zip(paths, np.random.default_rng(0).integers(0, 255, (30, 24, 40), np.uint8)):
+        imageio.imwrite(path, frame)
     figures.write_gif(paths, tmp_path / "progress.gif")
     indices, durations = [], []
     with Image.open(tmp_path / "progress.gif") as gif:
@@ -62,11 +62,8 @@ def test_samples_are_gray_unstretched_four_in_a_row_and_without_margin(tmp_path)
     figures.sample_grid(images, [0, 5, 16, 30, 31], 8, tmp_path / "samples.png")
     picture = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB")).astype(int)
     assert np.ptp(picture, axis=-1).max() == 0
-    regions, count = ndimage.label(np.abs(picture[..., 0] - 127.5) < 1)
-    boxes = box_sizes(regions)
-    pictures = [box for box in boxes if min(box) > 100]  # the rest are bits of letters
-    assert len(pictures) == 5
-    assert all(abs(height - width) <= 1 and width > 200 for height, width in pictures)
+    boxes = boxes_of(np.abs(picture[..., 0] - 127.5) < 1, 100)
+    assert len(boxes) == 5 and all(abs(height - width) <= 1 and width > 200 for *_, height, width in boxes)
     assert 800 < picture.shape[1] < 860 and 400 < picture.shape[0] < 430
 
 
@@ -99,44 +96,32 @@ def test_reconstructions_show_the_signed_difference_inside_the_margin(tmp_path, 
                 "difference": np.round(255 * np.array(matplotlib.colormaps["RdBu_r"](1.0)[:3]))}
     lefts = {}
     for name, colour in expected.items():
-        regions, _ = ndimage.label((np.abs(picture.astype(int) - colour) <= 2).all(axis=-1))
-        boxes = [box for box in ndimage.find_objects(regions)
-                 if min(side.stop - side.start for side in box) > 120]
-        lefts[name] = [columns.start for _, columns in boxes]
+        boxes = boxes_of((np.abs(picture.astype(int) - colour) <= 2).all(axis=-1), 120)
+        lefts[name] = [left for _, left, *_ in boxes]
         assert len(boxes) == count, name
     assert np.ptp(list(lefts.values()), axis=0).max() <= 25  # in one column; the scale stands beside one row
     assert picture.shape[1] < 250 * count + 150  # no empty page around a single one
 
 
-@pytest.fixture
-def curves(monkeypatch):
-    """What is plotted while a figure is drawn: label -> y."""
-    plotted = {}
-
-    def plot(axes, x, y, *args, label, **kwargs):
-        plotted[label] = np.ravel(y)
-
-    monkeypatch.setattr(Axes, "plot", plot)
-    return plotted
-
-
-def test_prior_is_plotted_under_what_each_curve_is(tmp_path, curves):
+def test_prior_is_plotted_under_what_each_curve_is(tmp_path, monkeypatch):
+    curves = {}
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *args, label, **kwargs: curves.update({label: y[0]}))
     columns = "bits_per_code", "val_bits_per_code", "bits_per_code_no_context", "val_bits_per_code_alone"
     history = {name: np.arange(3) + 10 * index for index, name in enumerate(columns)}
     figures.plot_prior({"epoch": np.arange(3), **history}, 7.0, tmp_path / "prior.png")
-    assert {label: values[0] for label, values in curves.items()} == {
+    assert curves == {
         "training, with dropout": 0, "validation, given slices below and person": 10,
         "training, slices below hidden, person mostly given": 20,
         "validation, slice alone: neither of both given": 30}
 
 
-def test_losses_are_plotted_on_both_axes(tmp_path, monkeypatch):
-    plotted = []
-    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *args, **kwargs: plotted.append((self, y[0])))
+def test_losses_are_plotted_on_both_axes(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: drawn.extend(self.axes))
     names = "loss", "reconstruction_loss", "vq_loss", "val_loss", "val_reconstruction_loss", "val_vq_loss"
     history = {name: np.arange(2) + index for index, name in enumerate(names)}
-    figures.plot_losses({"epoch": np.arange(2), **history}, tmp_path / "losses.png")
-    scales = {axes.get_yscale(): sorted(y for other, y in plotted if other is axes) for axes, _ in plotted}
+    figures.plot_losses({"epoch": np.arange(2), **history}, None)
+    scales = {axes.get_yscale(): sorted(line.get_ydata()[0] for line in axes.lines) for axes in drawn}
     assert scales == {"linear": list(range(6)), "log": list(range(6))}
 
 
@@ -187,9 +172,8 @@ def test_head_figure_keeps_proportions(tmp_path, pixel_size, spacing):
     path, geometry = tmp_path / "head.png", SliceGeometry(pixel_size, spacing)
     figures.head_figure(np.stack([head, head]), range(len(head)), geometry, path)
     picture = np.asarray(Image.open(path).convert("L")).astype(int)
-    regions, _ = ndimage.label(picture > 100)  # pixels are interpolated: an edge is where half is reached
-    boxes = box_sizes(regions)
-    boxes = [box for box in boxes if min(box) > 60]  # the rest are bits of letters
+    # Pixels are interpolated: an edge is where half is reached.
+    boxes = [tuple(box[2:]) for box in boxes_of(picture > 100, 60)]
     slices = [box for box in boxes if box[0] > box[1]]
     assert len(slices) == 2 * 5 and len(boxes) == 2 * 7
     for height, width in slices:
@@ -223,13 +207,10 @@ def test_compared_heads_are_rows_of_the_same_slices_unstretched_and_without_bord
     boxes = {}
     for row, column in np.ndindex(3, 4):
         gray = heads[row, 2 * column + 2, 30, 30]  # of 11 slices, those with the numbers 2, 4, 6 and 8
-        regions, _ = ndimage.label(np.abs(picture[..., 0] - int(gray)) <= 1)
-        largest = ndimage.find_objects(regions)[np.bincount(regions.ravel())[1:].argmax()]
-        boxes[row, column] = [side.start for side in largest]
-        height, width = (side.stop - side.start for side in largest)
+        (*boxes[row, column], height, width), = boxes_of(np.abs(picture[..., 0] - int(gray)) <= 1, 100)
         assert width > 140 and height / width == pytest.approx(44 / 36, rel=0.02)
     assert all(box == [boxes[row, 0][0], boxes[0, column][1]] for (row, column), box in boxes.items())
-    assert boxes[0, 0] < boxes[1, 0] < boxes[2, 0] and boxes[0, 0][1] < boxes[0, 1][1] < boxes[0, 3][1]
+    assert boxes[0, 0] < boxes[1, 0] < boxes[2, 0] and boxes[0, 0] < boxes[0, 1] < boxes[0, 3]
     assert words == [f"slice {position}" for position in (22, 24, 26, 28)]
 
 

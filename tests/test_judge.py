@@ -26,15 +26,12 @@ def auc(low, high):
     return roc_auc_score(labels, np.concatenate([np.ravel(low), np.ravel(high)]))
 
 
-# Told apart
-
-
 @pytest.mark.parametrize("name, fake_of, low, high", (
     ("told_apart_slices", lambda heads: np.uint8(0.7 * heads), 0.98, 1),
     ("told_apart_slices", judge.mix_people, 0.3, 0.7),  # each slice is real; do they belong together?
     ("told_apart_heads", judge.mix_people, 0.95, 1)))
 def test_judges_find_what_they_can_see(name, fake_of, low, high, monkeypatch):
-    monkeypatch.setattr(judge, "JUDGE_STEPS", 200)
+    monkeypatch.setattr(judge, "JUDGE_STEPS", 150)
     real, test = (draw_people(16, seed, slices=8, size=32) for seed in (1, 2))
     channels = judge.JUDGES[name]
     of_test, of_fake = judge.judge_logits(real, fake_of(real), [test, fake_of(test)], [0], channels)
@@ -68,8 +65,7 @@ def test_mixtures_draw_each_part_from_anyone_and_keep_its_place():
     heads = np.arange(5 * 6, dtype=np.uint8).reshape(5, 6, 1, 1).repeat(4, axis=3)
     stacks, codes = judge.mix_people(heads), judge.mix_people(heads, axes=3)
     assert stacks.shape == heads.shape and stacks.dtype == heads.dtype
-    for mixed in (stacks, codes):
-        np.testing.assert_array_equal(mixed % 6, heads % 6)
+    assert (stacks % 6 == heads % 6).all() and (codes % 6 == heads % 6).all()
     assert (stacks == stacks[..., :1]).all() and (codes != codes[..., :1]).any()
     assert all(len(np.unique(stack // 6)) > 1 for stack in stacks)
 
@@ -81,9 +77,6 @@ def test_the_box_holds_all_brains_and_no_more():
     box = brain_box(heads)
     assert heads[box].shape == (2, 3, 5, 7) and (heads[box] == 200).sum() == (heads == 200).sum()
     assert heads[brain_box(0 * heads)].shape == heads.shape
-
-
-# Statistics
 
 
 def test_intervals_are_those_of_the_normal_distribution_for_means():
@@ -101,11 +94,9 @@ def test_intervals_are_those_of_the_normal_distribution_for_means():
 def test_slice_correlation_is_the_mean_over_pairs_inside_the_brain():
     head = draw_people(1)[0]
     for apart in (1, 4):
-        correlations = []
-        for a, b in zip(head / 255, head[apart:] / 255):
-            brain = (a > 0.03) | (b > 0.03)
-            correlations.append(stats.pearsonr(a[brain], b[brain]).statistic)
-        assert judge.slice_correlation(head, apart) == pytest.approx(np.mean(correlations), abs=1e-6)
+        pairs = ((a[(a > 7) | (b > 7)], b[(a > 7) | (b > 7)]) for a, b in zip(head, head[apart:]))
+        expected = np.mean([stats.pearsonr(*pair).statistic for pair in pairs])
+        assert judge.slice_correlation(head, apart) == pytest.approx(expected, abs=1e-6)
     assert judge.slice_correlation(np.repeat(head[:1], 5, axis=0)) == pytest.approx(1)
     blank_above = np.concatenate([head, 0 * head])  # says nothing about the head
     assert judge.slice_correlation(blank_above) == pytest.approx(judge.slice_correlation(head))
@@ -121,8 +112,7 @@ def test_tissue_statistics_of_drawn_heads():
     aside = np.roll(lopsided, 40, axis=1)
     aside[:3, :3] = 1.0  # a bright speck, which is no brain
     measured = judge.tissue_statistics(np.stack([head, with_ventricles, lopsided, 0 * head, aside]))
-    # All of the ventricles lie in the deep half.
-    share = 0.105 * 0.205 / (0.505 * 0.705 / 2)
+    share = 0.105 * 0.205 / (0.505 * 0.705 / 2)  # all of the ventricles lie in the deep half
     np.testing.assert_allclose(measured["dark_fraction"][:2], [0, share], rtol=0.05)
     outline = head > 0
     correlation = np.corrcoef(lopsided[outline], lopsided[:, ::-1][outline])[0, 1]
@@ -135,14 +125,9 @@ def test_tissue_statistics_of_drawn_heads():
     darker, brighter = np.where(ventricles, 0.39, head), np.where(ventricles, 0.41, head)
     dark = judge.tissue_statistics(np.stack([darker, brighter, rim]))["dark_fraction"]
     np.testing.assert_allclose(dark, [measured["dark_fraction"][1], 0, 0], atol=1e-9)
-
-
-def test_head_statistics_are_means_over_slices():
-    heads = draw_people(3)
-    measured = judge.head_statistics(heads)
-    tissue = [judge.tissue_statistics(head[[0, 2, 4, 6, 8, 10]] / 255) for head in heads]
-    for name in ("dark_fraction", "symmetry"):
-        np.testing.assert_allclose(measured[name], [values[name].mean() for values in tissue])
+    # Beyond the edge of the picture there is no brain.
+    cut_off = judge.tissue_statistics(darker[np.newaxis, 29:-29, 49:-49])["dark_fraction"]
+    assert cut_off == measured["dark_fraction"][1]
 
 
 def test_the_dark_share_is_compared_with_that_of_the_training_people():
@@ -160,22 +145,20 @@ def test_the_dark_share_is_compared_with_that_of_the_training_people():
     assert measured["dark_ks_test_floor"] > measured["dark_ks_floor"]
 
 
-# Copies
-
-
 def test_nearest_is_the_nearest_or_its_mirror_image():
     rng = np.random.default_rng(0)
     heads, train = (rng.integers(0, 256, (count, 2, 3, 4), np.uint8) for count in (20, 30))
     heads[:2] = train[4], train[7, ..., ::-1]
     found = judge.find_nearest(heads, (judge.coarse(train), judge.coarse(train[..., ::-1])))
-    for number, head in enumerate(heads.mean(axis=1) / 255):  # blocks of two slices
-        between = np.array([[np.linalg.norm(head - other) for other in (person, person[:, ::-1])]
-                            for person in train.mean(axis=1) / 255])
-        first, second = np.sort(between.min(axis=1))[:2]
-        nearest = between.min(axis=1).argmin()
-        assert found["nearest"][number] == nearest and found["mirrored"][number] == between[nearest].argmin()
-        assert found["distances"][number] == pytest.approx(first, abs=1e-7)
-        assert found["over_second"][number] == pytest.approx(first / second, abs=1e-7)
+    rows, people = (group.mean(axis=1) / 255 for group in (heads, train))  # blocks of two slices
+    both = np.stack([people, people[..., ::-1]])
+    between = np.linalg.norm(rows[np.newaxis, :, np.newaxis] - both[:, np.newaxis], axis=(3, 4))
+    first, second = np.sort(between.min(axis=0))[:, :2].T
+    nearest = between.min(axis=0).argmin(axis=1)
+    np.testing.assert_array_equal(found["nearest"], nearest)
+    np.testing.assert_array_equal(found["mirrored"], between[:, np.arange(20), nearest].argmin(axis=0))
+    np.testing.assert_allclose(found["distances"], first, atol=1e-7)
+    np.testing.assert_allclose(found["over_second"], first / second, atol=1e-7)
     assert found["nearest"][:2].tolist() == [4, 7] and found["mirrored"][:2].tolist() == [False, True]
 
 
@@ -184,8 +167,7 @@ def test_membership_is_the_auc_of_code_lengths():
     train, test = rng.normal(2, 0.1, 30), rng.normal(2.1, 0.1, 20)
     measured = judge.membership(train, test)
     assert measured["membership"] == pytest.approx(auc(train, test))
-    low, high = measured["membership_interval"]
-    assert 0.5 < low < measured["membership"] < high
+    assert 0.5 < measured["membership_interval"][0] < measured["membership"]
     assert judge.membership(test, test)["membership"] == 0.5
 
 
@@ -200,8 +182,8 @@ def test_copies_are_counted_and_planted_copies_found(monkeypatch):
     monkeypatch.setattr(judge, "RESAMPLES", 200)
 
     def draw_folds(count):
-        texture = np.random.default_rng(count).random((count, 8, 64, 64))
-        texture = ndimage.gaussian_filter(texture, (0, 3, 5, 5))
+        texture = np.random.default_rng(count).random((count, 8, 32, 32))
+        texture = ndimage.gaussian_filter(texture, (0, 3, 3, 3))
         return np.uint8((128 + 40 * (texture - texture.mean()) / texture.std()).clip(20, 240))
 
     people = {name: draw_folds(count) for name, count in (("train", 40), ("validate", 13), ("test", 12))}
@@ -224,11 +206,8 @@ def test_copies_are_counted_and_planted_copies_found(monkeypatch):
     assert blurred["copy_test"] < -3 and blurred["copies"] == 0
 
 
-# All of it
-
-
-@pytest.fixture
-def judged(monkeypatch):
+@pytest.fixture(scope="module")
+def judged():
     """(people, sampled heads, what `evaluate_heads` returns, what its judges got), the judges replaced."""
     given = []
 
@@ -238,13 +217,14 @@ def judged(monkeypatch):
         means = [np.float32(group[:, :group.shape[1] - channels[-1]].mean(axis=(2, 3))) for group in groups]
         return [mean[np.newaxis].repeat(len(seeds), axis=0) for mean in means]
 
-    monkeypatch.setattr(judge, "judge_logits", brightness)
-    monkeypatch.setattr(judge, "RESAMPLES", 200)
     people = {name: draw_people(count, count, slices=9, size=32)
               for name, count in (("train", 20), ("validate", 5), ("test", 6))}
     sampled = np.uint8(1.05 * draw_people(16, 7, slices=9, size=32))
     noise = np.maximum(judge.mix_people(people["train"][:8], axes=3), 200)
-    return people, sampled, judge.evaluate_heads(sampled, people, people["train"], noise), given
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "judge_logits", brightness)
+        patch.setattr(judge, "RESAMPLES", 200)
+        return people, sampled, judge.evaluate_heads(sampled, people, people["train"], noise), given
 
 
 def test_heads_are_judged_by_head(judged):
@@ -265,7 +245,8 @@ def test_heads_are_judged_by_head(judged):
     assert "told_apart_slices_fake_mixed_people" not in measured
     assert measured["correlation_8_apart_fake_mixed_people"] < measured["correlation_1_apart"]
     assert measured["correlation_1_apart_originals"] == measured["correlation_1_apart_reconstructed"]
-    assert measured["symmetry"] == pytest.approx(judge.head_statistics(sampled)["symmetry"].mean())
+    every_second = judge.tissue_statistics(np.concatenate(sampled[:, ::2]))
+    assert measured["symmetry"] == pytest.approx(every_second["symmetry"].mean())
     assert measured["num_heads"] == 16 and measured["num_people"] == {"train": 20, "validate": 5, "test": 6}
     assert {name: values.shape for name, values in details.items()} == dict.fromkeys(
         ("distances", "nearest", "mirrored"), (16,))
