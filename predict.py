@@ -12,7 +12,6 @@ if __name__ == "__main__":
     import support.environment  # noqa: F401
 
 import argparse
-import contextlib
 import dataclasses
 import datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ import dataset
 import modules
 from support import cli, devices, figures, judge, metrics, report, runs, sampler, synthetic, template, volumes
 from support.cli import UserError
-from support.files import results_folder, write_json
+from support.files import check_results_folder, results_folder, write_json
 from support.images import in_chunks, spread, to_uint8, to_unit
 from support.own_images import read_own_files, regular_positions
 from support.runs import Run
@@ -69,7 +68,7 @@ def parse_arguments(argv):
     add("--evaluate", action="store_true", help=f"also judge {judge.NUM_HEADS} sampled heads beside people")
     add("--export", type=cli.utf8_path, metavar="DIR", help="also write TensorFlow SavedModels: see README")
     add("--output-dir", metavar="DIR", help="for the results: new, or that of an earlier call, whose results "
-        "are replaced (default: RUN/predictions; with --images or --codes RUN/images)")
+        "are replaced (default: RUN/predictions, RUN/images, RUN/codes)")
     given = vars(parser.parse_args(argv))
     options = [f"--{name.replace('_', '-')}" for name in given]  # as they are called on the command line
     useless = [(option, command) for command in options if command in USED for option in options
@@ -99,6 +98,7 @@ def main(argv=None):
     """Does what one of the four commands asks for."""
     arguments = parse_arguments(argv)
     devices.prepare(exact=True)
+    devices.try_xla()
     with devices.explain_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
         run = find_run(arguments.run_dir)
         vqvae, prior = load_models(run)
@@ -218,9 +218,10 @@ def predict_people(arguments, run, vqvae, prior):
     if arguments.export and (first.is_relative_to(second) or second.is_relative_to(first)):
         raise UserError(f"--export {arguments.export} and the results in {folder} need folders apart; "
                         "give another.")
-    exported = results_folder(arguments.export, "--export") if arguments.export else contextlib.nullcontext()
+    if arguments.export:
+        check_results_folder(arguments.export, "--export", "predict.py --export")  # before the work begins
     measured, page, judged = {}, {}, {}
-    with results_folder(folder, "--output-dir") as new, exported as export:
+    with results_folder(folder, "--output-dir", "predict.py") as new:
         splits = load_data(arguments, run, vqvae)
         if splits:
             dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
@@ -253,9 +254,10 @@ def predict_people(arguments, run, vqvae, prior):
                             geometry=geometry)
         if measured:
             write_json(new / "metrics.json", {**measured, **({"heads": judged} if judged else {})})
-        if export:
-            print(f"Exporting encoder, decoder and both samplers to {arguments.export} ...", flush=True)
-            sampler.export(vqvae, prior, export)
+    if arguments.export:
+        print(f"Exporting encoder, decoder and both samplers to {arguments.export} ...", flush=True)
+        with results_folder(arguments.export, "--export", "predict.py --export") as new:
+            sampler.export(vqvae, prior, new)
     if judged:
         keep_evaluation(run.results_path("evaluation.json"), judged)
         judge.print_heads(judged)
@@ -385,8 +387,9 @@ def predict_images(arguments, run, vqvae, prior):
     files = read_own_files(arguments.images, run, vqvae.image_size, prior.slice_positions)
     dataset.warn_of_lost_border("given", np.concatenate([file.images for file in files]), vqvae.margin)
     folder = Path(arguments.output_dir or run.results_path("images"))
+    refuse_inputs_in(folder, arguments.images)
     rows, shown = [], []
-    with results_folder(folder, "--output-dir") as new:
+    with results_folder(folder, "--output-dir", "predict.py --images") as new:
         print(f"{'image':32}{'SSIM':>8}{'bytes':>8}  slice position")
         for file in files:
             codes, sizes = encode_own(vqvae, prior, file)
@@ -407,6 +410,13 @@ def predict_images(arguments, run, vqvae, prior):
                                     new / "reconstructions.png")
         write_json(new / "metrics.json", {"images": rows})
     print(f"Done: see {folder}.")
+
+
+def refuse_inputs_in(folder, files):
+    """UserError if one of the files to read lies where new results take the place of the old."""
+    for file in files:
+        if Path(file).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{file} lies in {folder}, whose old results will go; give another --output-dir.")
 
 
 def encode_own(vqvae, prior, file):
@@ -443,8 +453,9 @@ def read_codes(path, vqvae):
 def decode_codes(arguments, run, vqvae):
     """Writes the images of the codes in a file as FILE_NNNN.png."""
     codes = read_codes(arguments.codes, vqvae)
-    folder = Path(arguments.output_dir or run.results_path("images"))
-    with results_folder(folder, "--output-dir") as new:
+    folder = Path(arguments.output_dir or run.results_path("codes"))
+    refuse_inputs_in(folder, [arguments.codes])
+    with results_folder(folder, "--output-dir", "predict.py --codes") as new:
         for number, image in enumerate(decode_heads(vqvae, codes[np.newaxis])[0]):
             Image.fromarray(image).save(new / f"{Path(arguments.codes).stem}_{number:04d}.png")
     print(f"Done: see {folder}.")

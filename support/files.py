@@ -123,8 +123,7 @@ def results_folder(folder, option, made_by):
     Raises:
         UserError: if `folder` holds anything but our list, what it names, and plain files of the user's.
     """
-    target = Path(os.path.realpath(folder))
-    _user_files(target, folder, option, made_by)  # refused before the work begins
+    target = check_results_folder(folder, option, made_by)  # before the work begins
     target.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(target) as new:
         new.mkdir()
@@ -148,6 +147,13 @@ def results_folder(folder, option, made_by):
         for path in new.iterdir():
             if path.name not in before:  # came a moment ago
                 path.rename(target / path.name)
+
+
+def check_results_folder(folder, option, made_by):
+    """The path that `results_folder` would replace; UserError if it would refuse."""
+    target = Path(os.path.realpath(folder))
+    _user_files(target, folder, option, made_by)
+    return target
 
 
 def _user_files(target, folder, option, made_by):

@@ -43,6 +43,10 @@ def read_own_files(paths, run, size, slice_positions):
                 break
         names |= {name, *titles}
         images, changes = fit_to_square(images, size, is_volume)
+        front = run.config["data"]["front"]
+        if not is_volume and volumes.FILE_NAME.fullmatch(path.name) and front not in (None, "up"):
+            images = orientation.turn(images, front)  # after they are padded, as in training
+            changes.append("turned front up, as the slices of the run's data")
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
         files.append(OwnFile(str(path), name, titles, images, positions))
     return files
@@ -51,10 +55,7 @@ def read_own_files(paths, run, size, slice_positions):
 def _read_png(path, run, slice_positions):
     """(uint8 (1, height, width); [the position in its name, or None]; what was done, a list of texts)."""
     image, notes = read_own_png(path)
-    front, match = run.config["data"]["front"], volumes.FILE_NAME.fullmatch(path.name)
-    if match and front not in (None, "up"):
-        image = orientation.turn(image[np.newaxis], front)[0]
-        notes = [*notes, "turned front up, as the slices of the run's data"]
+    match = volumes.FILE_NAME.fullmatch(path.name)
     position = int(match[2]) if match and int(match[2]) in slice_positions else None
     return image[np.newaxis], [position], notes
 

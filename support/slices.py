@@ -49,16 +49,21 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
     listing = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
     key = json.dumps([str(paths[0].parent.resolve()), shape[1:], front, listing])
     file = Path(cache_dir) / f"slices-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # One name for whatever is unfinished: so what any killed process left is found and removed.
-        with unfinished(file.parent / "slices") as new:
-            with open(new, "wb") as stream:  # through a map, a full disk would kill the process (SIGBUS)
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(stream, header)
-                for image in images:
-                    stream.write(image)
-            new.replace(file)
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        pass
+    except ValueError:  # damaged; it is ours, by its name
+        file.unlink()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # One name for whatever is unfinished: so what any killed process left is found and removed.
+    with unfinished(file.parent / "slices") as new:
+        with open(new, "wb") as stream:  # through a map, a full disk would kill the process (SIGBUS)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for image in images:
+                stream.write(image)
+        new.replace(file)
     return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
