@@ -53,7 +53,7 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         pass
-    except ValueError:  # damaged; it is ours, by its name
+    except (ValueError, EOFError):  # damaged; it is ours, by its name
         file.unlink()
     file.parent.mkdir(parents=True, exist_ok=True)
     # One name for whatever is unfinished: so what any killed process left is found and removed.

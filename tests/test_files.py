@@ -1,7 +1,9 @@
 """Files and folders that are whole or not there, and folders of results in which only ours is replaced."""
 
+import contextlib
 import json
 import os
+from pathlib import Path
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from tests.conftest import script_environment
 
 def write_results(folder, **contents):
     """Writes files of some contents as results."""
-    with files.results_folder(folder, "--output-dir") as new:
+    with files.results_folder(folder, "--output-dir", "predict.py") as new:
         for name, text in contents.items():
             (new / f"{name}.txt").write_text(text)
 
@@ -35,48 +37,72 @@ def test_results_replace_what_was_ours_and_nothing_else(tmp_path):
     folder = tmp_path / "new" / "results"
     write_results(folder, first="1", second="2")
     assert read(folder) == {"first.txt": "1", "second.txt": "2"}
+    folder.chmod(0o2770)
     (folder / "notes.txt").write_text("mine")
-    (folder / "scans").mkdir()
-    (folder / "scans" / "a.txt").write_text("mine too")
-    write_results(folder, second="3")
-    assert read(folder) == {"second.txt": "3", "notes.txt": "mine", "scans/a.txt": "mine too"}
+    with files.results_folder(folder, "--output-dir", "predict.py") as new:
+        (new / "second.txt").write_text("3")
+        (folder / "late.txt").write_text("mine too")  # while it computes
+    assert read(folder) == {"second.txt": "3", "notes.txt": "mine", "late.txt": "mine too"}
+    assert folder.stat().st_mode & 0o7777 == 0o2770
     with pytest.raises(UserError, match="notes.txt is not ours"):
         write_results(folder, notes="ours")
     assert read(folder)["notes.txt"] == "mine" and names(folder.parent) == ["results"]
 
 
-def test_a_folder_of_other_files_is_refused_before_anything_is_computed(tmp_path):
-    foreign = tmp_path / "study"
-    foreign.mkdir()
-    write_results(foreign, a="an empty folder is taken")
-    (foreign / files.WRITTEN).unlink()
-    (tmp_path / "file").touch()
-    for folder, reason in ((foreign, "no files.json"), (tmp_path / "file", "is no folder"),
-                           ("/proc", "is a mount point")):
-        with pytest.raises(UserError, match=reason), files.results_folder(folder, "--output-dir"):
+def test_a_folder_of_other_files_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    def refused(folder, reason, made_by="predict.py"):
+        folder = Path(folder)
+        before = read(folder) if folder.is_dir() and folder != Path("/proc") else None
+        with pytest.raises(UserError, match=reason), files.results_folder(folder, "--output-dir", made_by):
             raise AssertionError("nothing may be begun")
-    (foreign / files.WRITTEN).write_text('{"a')
-    with pytest.raises(UserError, match="no files.json"):
-        write_results(foreign, a="1")
-    assert read(foreign) == {"a.txt": "an empty folder is taken"}
+        assert before is None or read(folder) == before
+
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / ".DS_Store").write_text("of the system: no obstacle")
+    write_results(folder, a="1")
+    assert read(folder) == {"a.txt": "1", ".DS_Store": "of the system: no obstacle"}
+    refused(folder, "holds what predict.py wrote", made_by="predict.py --images")
+    monkeypatch.chdir(folder)
+    refused(".", "where you are now")
+    (folder / "scans").mkdir()
+    refused(folder, "scans is a folder or somebody else's")
+    (folder / "scans").rmdir()
+    for text in ('{"a', '["a.txt"]', '{"a.txt": {}}'):  # a list, but not ours
+        (folder / files.WRITTEN).write_text(text)
+        refused(folder, "files.json is not ours")
+    (folder / files.WRITTEN).unlink()
+    refused(folder, "no files.json")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", "is no folder")
+    refused("/proc", "is a mount point")
 
 
-@pytest.mark.parametrize("has_exchange", (True, False))
-def test_an_exchange_leaves_both_folders_whole(tmp_path, monkeypatch, has_exchange):
-    if not has_exchange:
-        monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    files._exchange(tmp_path / "a", tmp_path / "b")
-    assert names(tmp_path) == ["a", "b"] and names(tmp_path / "a") == ["b"] and names(tmp_path / "b") == ["a"]
+@pytest.mark.parametrize("fails_at", (None, 0, 1, 2))
+def test_a_system_that_cannot_exchange_loses_nothing(tmp_path, monkeypatch, fails_at):
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
+    write_results(tmp_path / "results", old="1")
+    (tmp_path / "results" / "notes.txt").write_text("mine")
+    rename, calls = Path.rename, []
+
+    def fail(path, target):
+        calls.append(path)
+        if len(calls) - 1 == fails_at:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with contextlib.suppress(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        write_results(tmp_path / "results", new="2")
+    new = {"new.txt": "2"} if fails_at in (None, 2) else {"old.txt": "1"}
+    assert read(tmp_path / "results") == {**new, "notes.txt": "mine"}
 
 
 WRITES_ON = """
 import sys
 from support import files
 while True:
-    with files.results_folder(sys.argv[1], "--output-dir") as new:
+    with files.results_folder(sys.argv[1], "--output-dir", "predict.py") as new:
         for number in range(200):
             (new / f"{number}.txt").write_text(sys.argv[2])
 """

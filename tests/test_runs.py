@@ -87,14 +87,28 @@ def test_a_history_is_cut_back_to_the_epochs_that_were_saved(run):
 
 
 def test_finished_epochs_stand_in_the_backup(run):
-    assert run.finished_epochs("vqvae") == 0
+    assert run.finished_epochs("vqvae", 4) == 0
     with zipfile.ZipFile(run.backup_path("vqvae"), "w") as archive:
         archive.writestr(runs.EPOCHS_FILE, "3")
-    assert run.finished_epochs("vqvae") == 3
+    assert run.finished_epochs("vqvae", 4) == 3
     for spoil in (lambda path: zipfile.ZipFile(path, "w").close(), lambda path: path.write_bytes(b"PK")):
         spoil(run.backup_path("vqvae"))
-        with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*remove it to begin"):
-            run.finished_epochs("vqvae")
+        with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*remove it and .* to begin"):
+            run.finished_epochs("vqvae", 4)
+    run.finish_stage("vqvae")
+    assert run.finished_epochs("vqvae", 4) == 4  # a finished stage needs no backup
+
+
+def test_a_finished_model_is_never_trained_over(run):
+    """Without metrics.json and backup: it counts as finished if its history is whole, else it is refused."""
+    run.model_path("vqvae").touch()
+    for rows, expected in ((4, 4), (1, 0)):  # 1: killed between two files of the first epoch
+        run.history_path("vqvae").write_text("epoch\n" + "0\n" * rows)
+        assert run.finished_epochs("vqvae", 4) == expected
+    for rows in (0, 2, 3, 5):
+        run.history_path("vqvae").write_text("epoch\n" + "0\n" * rows)
+        with pytest.raises(cli.UserError, match="vqvae.keras has no backup to go on from; remove it"):
+            run.finished_epochs("vqvae", 4)
 
 
 def test_the_newest_run_is_a_finished_one_if_there_is_any(tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ def test_a_run_that_is_stopped_in_both_stages_resumes_to_the_same_bits(trained, 
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
             patch.setattr(stages.Checkpoints, "on_epoch_end", save_and_stop)
             train.main(resume(begun))
-        assert stop.value.code == 130 and begun.finished_epochs(name) == 1
+        assert stop.value.code == 130 and begun.finished_epochs(name, 2) == 1
         command = f"python train.py --run-dir {begun.folder} --resume"
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said == f"Stopped. All finished epochs are saved; {command} goes on."
