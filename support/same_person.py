@@ -49,6 +49,6 @@ def warn_of_shared_people(splits):
     if example:
         one, another = (f"case_{split.cases[index]:03d}_slice_{split.positions[index]} of {split.name}"
                         for split, index in example)
-        print_on_chief(f"Warning: the same person seems to be in two splits: {one} and {another} are "
-                       f"nearly one image ({count:,} such pairs; in very smooth images they may be two people). Keep "
-                       "each person in one split, or results on held-out people mean nothing.")
+        print_on_chief(f"Warning: the same person seems to be in two splits: {one} and {another} are nearly "
+                       f"one image ({count:,} such pairs; smooth images may be of two people). Keep each "
+                       "person in one split, or results on held-out people mean nothing.")

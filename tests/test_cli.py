@@ -166,8 +166,8 @@ def test_a_thread_runs_without_signal_handlers():
     (OSError(errno.ENOSPC, "No space left on device", "a/b.png"), "a/b.png", "No space left on device"),
     (tf.errors.ResourceExhaustedError(None, None, "a; File too large\n more"), "a", "File too large"),
     (tf.errors.UnknownError(None, None, "a; Input/output error"), "a", "Input/output error"),
-    (tf.errors.ResourceExhaustedError(None, None, "{{function_node __wrapped__SaveV2}} a/v.data; "
-                                      "No space left on device [Op:SaveV2]"), "a/v.data", "No space left on device"),
+    (tf.errors.ResourceExhaustedError(None, None, "{{function_node SaveV2}} a/v; Disk quota exceeded [Op:A]"),
+     "a/v", "Disk quota exceeded"),
     (RuntimeError("Can't decrement id ref count (file write failed: errno = 28, error message = '...')"),
      None, "No space left on device"),
     (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), None, None),

@@ -65,6 +65,7 @@ def test_a_folder_of_other_files_is_refused_before_anything_is_computed(tmp_path
     refused(folder, "holds what predict.py wrote", made_by="predict.py --images")
     monkeypatch.chdir(folder)
     refused(".", "where you are now")
+    monkeypatch.chdir(tmp_path)
     (folder / "scans").mkdir()
     refused(folder, "scans is a folder or somebody else's")
     (folder / "scans").rmdir()
