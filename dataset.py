@@ -26,10 +26,10 @@ from support.images import crop, empty_margin, in_chunks, read_slice
 from support.import_volumes import convert_volumes, find_nifti, find_oasis1
 from support.people import PICTURE_SIDE
 from support.same_person import warn_of_shared_people
-from support.slices import read_images
+from support.slices import FOLDERS, list_slices, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
-from support.volumes import FILE_NAME, FRAME_MM, NUM_POSITIONS, SPLITS
+from support.volumes import FRAME_MM, NUM_POSITIONS
 
 # What training hides from the prior or corrupts: while sampling, the slices below are its own, with errors
 CONDITION_DROPOUT = {
@@ -45,7 +45,6 @@ SOURCES = "--from-oasis1", "--from-nifti", "--simulate"
 OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--image-size": ("--simulate",),
                   "--seed": ("--from-oasis1", "--from-nifti"),
                   "--pattern": ("--from-nifti",), "--person-pattern": ("--from-nifti",)}
-FOLDERS = "keras_png_slices_train, _validate and _test"
 
 
 # PNG files -> Split -----------------------------------------------------------------------------------------
@@ -136,28 +135,6 @@ def find_data(data_dir=None):
     return make_demo_cohort(), True
 
 
-def _list_slices(data_dir, name, limit):
-    """One split's files, [(case, position, path)], ordered by case, then position."""
-    folder = Path(data_dir) / f"keras_png_slices_{name}"
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing; the data folder must hold {FOLDERS}.")
-    files = {}
-    for path in folder.iterdir():
-        if path.suffix.lower() != ".png" or path.name.startswith("."):  # macOS writes a ._NAME beside each
-            continue
-        match = FILE_NAME.fullmatch(path.name)
-        if not match or int(match[2]) >= NUM_POSITIONS:
-            raise UserError(f"{path} is not named case_NNN_slice_K.nii.png, K from 0 to {NUM_POSITIONS - 1}.")
-        key = int(match[1]), int(match[2])
-        if key in files:
-            raise UserError(f"{path} and {files[key]} are the same case and slice; remove one of them.")
-        files[key] = path
-    if not files:
-        raise UserError(f"{folder} holds no PNG files; put the slices case_NNN_slice_K.nii.png there.")
-    people = set(sorted({case for case, _ in files})[:limit])
-    return [(case, position, files[case, position]) for case, position in sorted(files) if case in people]
-
-
 def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
     """Reads splits from the PNG folders; says so if images are padded, or if splits seem to share a person.
 
@@ -170,7 +147,7 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
         A dict of `Split` by name. No case is in two. All images are squares of a multiple of 32 pixels.
         UserError if a folder is missing or empty, a file is no slice, or all do not fit into memory.
     """
-    listed = {name: _list_slices(data_dir, name, limit) for name in names}
+    listed = {name: list_slices(data_dir, name, limit) for name in names}
     owner = {}
     for name, files in listed.items():
         for case, _, path in files:
@@ -194,7 +171,7 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
 
 def find_geometry(data_dir, limit=None, front=None, spacing=None):
     """`orientation.find_geometry` of the training slices, measured on the first `limit` people."""
-    files = _list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
+    files = list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
     _, positions, paths = zip(*files)
     images = read_images(paths, "train", paths[0])
     return orientation.find_geometry(images, np.array(positions), front, spacing)

@@ -11,7 +11,6 @@ References:
 """
 
 import contextlib
-import functools
 import hashlib
 import math
 
@@ -460,7 +459,6 @@ class PixelCNN(Network):
         self.picture_to_grid = people.picture_to_grid(grid_size)
         names = "bits_per_code", "bits_per_code_no_context", "bits_per_code_alone"
         self.trackers = [keras.metrics.Mean(name) for name in names]
-        self.compiled_sampler = tf.function(functools.partial(sampler.sample_codes, self), jit_compile=True)
         self.built = True
         self({"codes": tf.zeros((1, grid_size, grid_size), tf.int32), "positions": tf.zeros(1, tf.int32)})
 

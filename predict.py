@@ -26,8 +26,9 @@ from support import cli, devices, figures, judge, metrics, report, runs, sampler
 from support.cli import UserError
 from support.files import check_results_folder, results_folder, write_json
 from support.images import in_chunks, spread, to_uint8, to_unit
-from support.own_images import read_own_files, regular_positions
+from support.own_images import read_own_files
 from support.runs import Run
+from support.slices import SPLITS
 
 NUM_EXAMPLES = 10  # test images that are written beside their reconstructions
 PICTURED_HEADS = 3  # in head.png and report.html
@@ -79,7 +80,7 @@ def parse_arguments(argv):
         useless.append(("--ventricles", "--heads 0"))
     if useless:
         raise UserError("{} is of no use with {}; leave out the one or the other.".format(*useless[0]))
-    if "write_dataset" in given and given.get("heads", 0) < len(volumes.SPLITS):
+    if "write_dataset" in given and given.get("heads", 0) < len(SPLITS):
         raise UserError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
     if "ventricles" in given and "evaluate" in given:
         raise UserError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
@@ -162,7 +163,7 @@ def load_data(arguments, run, vqvae):
     trained_on, side = run.config["data"], vqvae.image_size
     folder, splits = find_folder_of_splits(arguments.data_dir, trained_on), None
     if folder:
-        names = volumes.SPLITS if arguments.evaluate else ["test"]
+        names = SPLITS if arguments.evaluate else ["test"]
         splits = dataset.load_splits(folder, names, run.settings["limit"], arguments.cache_dir,
                                      trained_on["front"])
         found = splits["test"].images.shape[1]
@@ -315,7 +316,7 @@ def persons_of_heads(arguments, run, prior):
 
 def fill_gaps(heads, slice_positions, geometry):
     """Heads, uint8 (N, S, H, W), black where training people have gaps; their positions; their geometry."""
-    positions = regular_positions(slice_positions)
+    positions = volumes.regular_positions(slice_positions)
     filled = np.zeros((len(heads), len(positions), *heads.shape[2:]), np.uint8)
     filled[:, np.isin(positions, slice_positions)] = heads
     missing = ", ".join(str(position) for position in positions if position not in slice_positions)

@@ -43,7 +43,7 @@ from tqdm import tqdm
 from benchmarks import common
 import dataset
 import predict
-from support import cli, figures, metrics
+from support import cli, figures, metrics, sampler
 from support.cli import UserError
 from support.images import in_chunks, spread, to_unit
 from support.people import PERSON_BITS
@@ -158,7 +158,8 @@ def choose_codes(vqvae, prior, images, positions, weight, context=None, persons=
         context = prior.no_context(len(images)) if context is None else tf.constant(context)
         persons = tf.zeros((len(images), prior.person_size)) if persons is None else tf.constant(persons)
         noise = rate_noise(vqvae, vectors, weight)
-        codes = prior.compiled_sampler(tf.constant(positions), noise, tf.constant(1.0), context, persons)
+        sample = sampler.compiled_sampler(prior)
+        codes = sample(tf.constant(positions), noise, tf.constant(1.0), context, persons)
     return codes, -prior.log_prob(codes, positions, context, persons).numpy() / math.log(2)
 
 

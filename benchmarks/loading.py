@@ -33,7 +33,7 @@ from PIL import Image
 
 from benchmarks import common
 import dataset
-from support import cli, template, volumes
+from support import cli, slices, template, volumes
 
 EPOCH_PEOPLE = 10, 40, 160  # 1, 4 and 16 times the images
 IMAGE_SIZE = 256
@@ -42,7 +42,7 @@ IMAGE_SIZE = 256
 def load_theirs(folder, _):
     """PatternFlow's way: the images of each split, float64 (N, H, W)."""
     splits = []
-    for name in volumes.SPLITS:
+    for name in slices.SPLITS:
         images = []
         for path in (Path(folder) / f"keras_png_slices_{name}").glob("*.png"):
             images.append(np.asarray(Image.open(path)).astype("float64") / 255)

@@ -63,7 +63,7 @@ def compare(prior, batch):
     slow = tf.function(lambda codes: prior({"codes": codes, **conditions}))
 
     def fast():
-        return prior.compiled_sampler(positions, noise, tf.constant(1.0), context, person).numpy()
+        return sampler.compiled_sampler(prior)(positions, noise, tf.constant(1.0), context, person).numpy()
 
     compilation, codes = seconds_of(fast)
     scores = slow(codes) + noise

@@ -31,7 +31,7 @@ import dataset
 from support import cli, synthetic
 from support.cli import UserError
 from support.runs import Run
-from support.volumes import SPLITS
+from support.slices import SPLITS
 
 QUALITY = "ssim", "ssim_foreground", "psnr"
 SIDES = "real", "as_many", "more"

@@ -42,6 +42,23 @@ def read_slice(path, size=None, reference=None):
     return np.asarray(image)
 
 
+def pad_to_square(images, side):
+    """Images (N, height, width) in the middle of black squares: (N, side, side)."""
+    margins = [((side - length) // 2, (side - length + 1) // 2) for length in images.shape[1:]]
+    return np.pad(images, ((0, 0), *margins))
+
+
+def turn(images, front):
+    """Turns images (N, S, S), whose front lies on the side `front`, front up.
+
+    Left and right cannot be told: a brain is nearly its own mirror image. So the turn is that of the usual
+    cause, volumes in RAS order (x to the right, y to the front) written with y along the rows (front down:
+    the rows are reversed) or the columns (front right: a quarter turn). There left comes to lie on the left.
+    """
+    return {"up": images, "down": images[:, ::-1],
+            "left": np.rot90(images, -1, (1, 2)), "right": np.rot90(images, 1, (1, 2))}[front]
+
+
 def read_own_png(path):
     """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts).
 
@@ -61,12 +78,6 @@ def read_own_png(path):
     if (channels[..., :3] != channels[..., :1]).any():
         raise UserError(f"{path} is in colour; the model works on gray only, so convert it.")
     return channels[..., 0], [f"mode {image.mode} turned to gray (all its pixels are)"]
-
-
-def pad_to_square(images, side):
-    """Images (N, height, width) in the middle of black squares: (N, side, side)."""
-    margins = [((side - length) // 2, (side - length + 1) // 2) for length in images.shape[1:]]
-    return np.pad(images, ((0, 0), *margins))
 
 
 def fit_to_square(images, size, is_volume=False):
@@ -96,6 +107,12 @@ def to_uint8(images):
 def to_unit(images):
     """(N, H, W, 1) in [-1, 1] -> float64 NumPy (N, H, W) in [0, 1]."""
     return (np.asarray(images, np.float64)[..., 0] + 1) / 2
+
+
+def in_chunks(function, array, size=32):
+    """Applies a function to up to `size` rows at a time of an array (N, ...), N > 0: NumPy (N, ...)."""
+    starts = range(0, len(array), size)
+    return np.concatenate([function(array[start:start + size]) for start in starts])
 
 
 def empty_margin(images, multiple):
@@ -128,9 +145,3 @@ def brain_box(heads, rim=0):
 def spread(count, wanted):
     """Up to `wanted` of the indices 0 to `count` - 1, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
-
-
-def in_chunks(function, array, size=32):
-    """Applies a function to up to `size` rows at a time of an array (N, ...), N > 0: NumPy (N, ...)."""
-    starts = range(0, len(array), size)
-    return np.concatenate([function(array[start:start + size]) for start in starts])

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from support.cli import UserError
 from support.files import whole_folder
+from support.slices import slice_file, SPLITS
 from support.template import share_of_people
-from support.volumes import is_dicom, read_slices, slice_file, SPLITS, VOLUME_ENDINGS, VolumeError
+from support.volumes import is_dicom, read_slices, VOLUME_ENDINGS, VolumeError
 from support.whose_head import ENDING, OTHER_NAMES, people_of, T1_NAMES
 
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.transform import resize_local_mean
 
-from support.images import spread
+from support.images import spread, turn
 from support.template import cut_axial, load_mni152
 from support.volumes import FRAME_MM, SliceGeometry
 
@@ -27,17 +27,6 @@ class Match(NamedTuple):
     lowest: float  # height of slice 0 above the anterior commissure, in the data's mm
     correlation: float  # of the best fit, the mean over slices; 0 where no fit was possible
     margin: float  # by how much the best fit of any other side is worse
-
-
-def turn(images, front):
-    """Turns images (N, S, S), whose front lies on the side `front`, front up.
-
-    Left and right cannot be told: a brain is nearly its own mirror image. So the turn is that of the usual
-    cause, volumes in RAS order (x to the right, y to the front) written with y along the rows (front down:
-    the rows are reversed) or the columns (front right: a quarter turn). There left comes to lie on the left.
-    """
-    return {"up": images, "down": images[:, ::-1],
-            "left": np.rot90(images, -1, (1, 2)), "right": np.rot90(images, 1, (1, 2))}[front]
 
 
 def match_template(slices, positions):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support import orientation, volumes
+from support import slices, volumes
 from support.cli import UserError
-from support.images import fit_to_square, read_own_png
+from support.images import fit_to_square, read_own_png, turn
 
 
 class OwnFile(NamedTuple):
@@ -44,8 +44,8 @@ def read_own_files(paths, run, size, slice_positions):
         names |= {name, *titles}
         images, changes = fit_to_square(images, size, is_volume)
         front = run.config["data"]["front"]
-        if not is_volume and volumes.FILE_NAME.fullmatch(path.name) and front not in (None, "up"):
-            images = orientation.turn(images, front)  # after they are padded, as in training
+        if not is_volume and slices.FILE_NAME.fullmatch(path.name) and front not in (None, "up"):
+            images = turn(images, front)  # after they are padded, as in training
             changes.append("turned front up, as the slices of the run's data")
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
         files.append(OwnFile(str(path), name, titles, images, positions))
@@ -55,7 +55,7 @@ def read_own_files(paths, run, size, slice_positions):
 def _read_png(path, run, slice_positions):
     """(uint8 (1, height, width); [the position in its name, or None]; what was done, a list of texts)."""
     image, notes = read_own_png(path)
-    match = volumes.FILE_NAME.fullmatch(path.name)
+    match = slices.FILE_NAME.fullmatch(path.name)
     position = int(match[2]) if match and int(match[2]) in slice_positions else None
     return image[np.newaxis], [position], notes
 
@@ -69,15 +69,9 @@ def _read_volume(path, run, slice_positions):
     if run.config["data"]["front"] is None:
         notes = [*notes, "which side is the front in the run's own slices is unknown: they may lie otherwise"]
     # Those of a head that this run sampled, or of any other volume
-    for positions in (regular_positions(slice_positions), range(volumes.NUM_POSITIONS)):
+    for positions in (volumes.regular_positions(slice_positions), range(volumes.NUM_POSITIONS)):
         if len(images) == len(positions):
             known = [position for position in positions if position in slice_positions]
             return images[np.isin(positions, known)], known, [f"{len(known)} axial slices", *notes]
     # A head that another run sampled, with another number of slices
     return images, [None] * len(images), [f"{len(images)} axial slices of unknown position", *notes]
-
-
-def regular_positions(slice_positions):
-    """The slice positions of a volume, whose slices lie evenly: the range of those of training people."""
-    step = int(np.gcd.reduce(np.diff(slice_positions))) if len(slice_positions) > 1 else 1
-    return range(slice_positions[0], slice_positions[-1] + 1, step)

@@ -1,5 +1,6 @@
 """Sampling from `prior`, a `modules.PixelCNN`: noise, the exact cached sampler, slices, heads, exports."""
 
+import functools
 import math
 import zlib
 
@@ -104,6 +105,12 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
         return tf.transpose(codes.stack(), (1, 0, 2))
 
 
+@functools.lru_cache(maxsize=2)
+def compiled_sampler(prior):
+    """`sample_codes` of a prior under XLA, kept: compiling it takes seconds."""
+    return tf.function(functools.partial(sample_codes, prior), jit_compile=True)
+
+
 def _vertical_row(prior, vertical, condition, row, windows, keys):
     """The vertical stack on one row, (B, 1, g, F).
 
@@ -186,7 +193,7 @@ def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, per
 def _run_sampler(prior, positions, noise, temperature, context, persons):
     """The compiled `sample_codes`, without TensorFloat-32."""
     with prior.full_float32():
-        return prior.compiled_sampler(positions, noise, tf.cast(temperature, tf.float32), context, persons)
+        return compiled_sampler(prior)(positions, noise, tf.cast(temperature, tf.float32), context, persons)
 
 
 def _slices_of_heads(prior, sample, indices, seed, temperature, persons, stream):

@@ -1,27 +1,58 @@
-"""The PNG slices of a data set, decoded: into memory, or into a cache that is mapped into memory."""
+"""The PNG slices of a data set: their names, and their pixels, in memory or in a cache mapped into memory."""
 
 from concurrent.futures import ThreadPoolExecutor
 import hashlib
 from itertools import chain
 import json
 from pathlib import Path
+import re
 
 import numpy as np
 from tqdm import tqdm
 
 from support.cli import UserError
 from support.files import unfinished
-from support.images import pad_to_square, read_slice
-from support.orientation import turn
+from support.images import pad_to_square, read_slice, turn
+from support.volumes import NUM_POSITIONS
 
+FOLDERS = "keras_png_slices_train, _validate and _test"
+SPLITS = ("train", "validate", "test")
+FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png", re.IGNORECASE)
 BLOCK = 256  # files at a time
+
+
+def slice_file(folder, split, case, position):
+    """The path of one slice below a data folder: keras_png_slices_SPLIT/case_NNN_slice_K.nii.png."""
+    return Path(folder) / f"keras_png_slices_{split}" / f"case_{case:03d}_slice_{position}.nii.png"
+
+
+def list_slices(data_dir, name, limit):
+    """One split's files, [(case, position, path)], ordered by case, then position."""
+    folder = Path(data_dir) / f"keras_png_slices_{name}"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; the data folder must hold {FOLDERS}.")
+    files = {}
+    for path in folder.iterdir():
+        if path.suffix.lower() != ".png" or path.name.startswith("."):  # macOS writes a ._NAME beside each
+            continue
+        match = FILE_NAME.fullmatch(path.name)
+        if not match or int(match[2]) >= NUM_POSITIONS:
+            raise UserError(f"{path} is not named case_NNN_slice_K.nii.png, K from 0 to {NUM_POSITIONS - 1}.")
+        key = int(match[1]), int(match[2])
+        if key in files:
+            raise UserError(f"{path} and {files[key]} are the same case and slice; remove one of them.")
+        files[key] = path
+    if not files:
+        raise UserError(f"{folder} holds no PNG files; put the slices case_NNN_slice_K.nii.png there.")
+    people = set(sorted({case for case, _ in files})[:limit])
+    return [(case, position, files[case, position]) for case, position in sorted(files) if case in people]
 
 
 def read_images(paths, name, first_path, front=None, cache_dir=None):
     """Decodes the N PNG files of a split, in one folder; all must have the size of the file `first_path`.
 
     Args:
-        front: the side of the pictures to turn up, see `orientation.turn`; None to leave them as they are.
+        front: the side of the pictures to turn up, see `images.turn`; None to leave them as they are.
         cache_dir: folder to keep them in: the next start maps them into memory.
 
     Returns:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from support import template
 from support.files import whole_folder, write_json
-from support.volumes import slice_file
+from support.slices import slice_file
 
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of each synthetic data set, for people who find it
 DESCRIPTION = "dataset.json"  # beside it, for programs

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from support.cli import UserError
 from support.files import whole_folder
 from support.images import pad_to_square
-from support.volumes import NUM_POSITIONS, slice_file, SLICE_SPACING, SPLITS
+from support.slices import slice_file, SPLITS
+from support.volumes import NUM_POSITIONS, SLICE_SPACING
 
 DEMO_VERSION = 2  # in the cache folder's name and each person's seed: raise it if the simulation changes
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}

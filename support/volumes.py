@@ -4,14 +4,12 @@ import contextlib
 import dataclasses
 import logging
 from pathlib import Path
-import re
 
 import numpy as np
 from scipy import ndimage
 
 from support.images import pad_to_square
 
-SPLITS = ("train", "validate", "test")
 NUM_POSITIONS = 32  # axial slices per person
 SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 FRAME_MM = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
@@ -20,7 +18,6 @@ MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axi
 MAX_LENGTH = 1000  # mm along an axis
 MIN_HEAD_AREA = 2000  # mm2 of head in each slice; a brain has three times as much
 MAX_TOP_AREA = 4000  # mm2 of head in the topmost plane; more of it, and the top is about 1 cm higher
-FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png", re.IGNORECASE)
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")  # read, or told how to convert
 UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # by NIfTI's code: name, and how many millimetres
 OUR_HEAD = "brain-vqvae head; "  # how the description of a volume begins that `write_nifti_heads` wrote
@@ -38,11 +35,6 @@ class SliceGeometry:
     spacing: float = SLICE_SPACING  # between neighbouring slices
     lowest: float = -8.0  # height of slice 0 above the anterior commissure; negative below it
     axes_known: bool = True  # whether front is known to be up, as measured or stated; else nothing is claimed
-
-
-def slice_file(folder, split, case, position):
-    """The path of one slice below a data folder: keras_png_slices_SPLIT/case_NNN_slice_K.nii.png."""
-    return Path(folder) / f"keras_png_slices_{split}" / f"case_{case:03d}_slice_{position}.nii.png"
 
 
 def is_dicom(path):
@@ -262,3 +254,9 @@ def write_nifti_heads(heads, positions, geometry, folder):
         image.header["descrip"] = f"{OUR_HEAD}its origin is a convention, {unknown} unknown"
         image.header["intent_name"] = "L/R unknown"
         nibabel.save(image, folder / f"head_{number:03d}.nii.gz")
+
+
+def regular_positions(slice_positions):
+    """The slice positions of a volume, whose slices lie evenly: the range of those of training people."""
+    step = int(np.gcd.reduce(np.diff(slice_positions))) if len(slice_positions) > 1 else 1
+    return range(slice_positions[0], slice_positions[-1] + 1, step)

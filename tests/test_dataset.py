@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from benchmarks.tiny import write_cohort
 import dataset
-from support import cli, devices, same_person, slices, template, volumes
+from support import cli, devices, same_person, slices, template
 from support.images import empty_margin, fit_to_square, to_uint8
 from support.same_person import warn_of_shared_people
 from tests.conftest import check_refused
@@ -63,7 +63,7 @@ def test_splits_hold_the_files_pixels_in_order_of_case_and_slice(cohort, tmp_pat
     path.with_name(f"._{path.name}").write_bytes(b"what macOS writes beside a file on another disk")
     splits = dataset.load_splits(cohort)
     train = splits["train"]
-    assert [splits[name].num_people for name in volumes.SPLITS] == [4, 2, 2]
+    assert [splits[name].num_people for name in slices.SPLITS] == [4, 2, 2]
     assert list(zip(train.cases, train.positions)) == [(case, k) for case in (1, 2, 3, 4) for k in range(8)]
     assert_array_equal(train.images[11], expected)
     assert train.images.dtype == np.uint8

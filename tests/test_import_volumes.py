@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 import dataset
-from support import import_volumes, volumes, whose_head
+from support import import_volumes, slices, volumes, whose_head
 from support.cli import UserError
 from tests.conftest import check_refused, script_environment
 from tests.test_volumes import expected_slices, head, save_nifti
@@ -63,7 +63,7 @@ def test_oasis1_pairs_become_the_expected_pixels(tmp_path, capsys):
         images = split.images[split.cases == int(row["case"])]
         np.testing.assert_array_equal(images, expected_slices(sources[session]))
     assert len({row["split"] for row in rows if row["person"] == "OAS1_0003"}) == 1
-    folders = {f"keras_png_slices_{name}" for name in volumes.SPLITS}
+    folders = {f"keras_png_slices_{name}" for name in slices.SPLITS}
     assert {path.name for path in out.iterdir()} == {"cases.csv", *folders}
     assert {path.name for path in tmp_path.iterdir()} == {"discs", "out"}
 
@@ -157,7 +157,7 @@ def test_the_split_is_by_person_seeded_and_85_10_5(tmp_path):
     assert [int(row["case"]) for row in table] == list(range(1, 81))
     assert [row["split"] for row in table] == 68 * ["train"] + 8 * ["validate"] + 4 * ["test"]
     for row in table:
-        with Image.open(volumes.slice_file(tmp_path / "a", row["split"], int(row["case"]), 0)) as image:
+        with Image.open(slices.slice_file(tmp_path / "a", row["split"], int(row["case"]), 0)) as image:
             assert (row["person"], row["source"]) == rows[image.getpixel((0, 0))]
     assert not list((tmp_path / "a").glob("*.npy"))
 
@@ -390,15 +390,15 @@ def test_names_in_cases_csv_are_whole_in_a_plain_locale(tmp_path):
 def test_sampled_heads_are_converted_as_they_are(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     heads = np.random.default_rng(0).integers(0, 256, (4, 8, 16, 16), np.uint8)
-    for number, slices in enumerate(heads):
-        slices = slices[np.newaxis, :, :8, :8] if number == 3 else slices[np.newaxis]
-        volumes.write_nifti_heads(slices, range(8), volumes.SliceGeometry(), tmp_path)
+    for number, written in enumerate(heads):
+        written = written[np.newaxis, :, :8, :8] if number == 3 else written[np.newaxis]
+        volumes.write_nifti_heads(written, range(8), volumes.SliceGeometry(), tmp_path)
         (tmp_path / "head_000.nii.gz").rename(tmp_path / "in" / f"head_{number:03d}.nii.gz")
     rows = convert(tmp_path / "in", tmp_path / "out")
     said = capsys.readouterr().out
     assert "head_003.nii.gz: has slices of 8x8 pixels, the first one 16x16" in said
     assert f"Note: {tmp_path / 'in' / 'head_000.nii.gz'}: a head that predict.py wrote" in said
     for row, position in itertools.product(rows, range(8)):
-        file = volumes.slice_file(tmp_path / "out", row["split"], int(row["case"]), position)
+        file = slices.slice_file(tmp_path / "out", row["split"], int(row["case"]), position)
         with Image.open(file) as image:
             np.testing.assert_array_equal(image, heads[int(row["person"]), position])

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import modules
+from support import sampler
 from tests.small import random_conditions, random_vectors, small_prior, small_vqvae
 
 
@@ -244,7 +245,7 @@ def test_codes_code_lengths_and_samples_are_of_full_float32_whatever_the_model_t
     expected = vqvae.encode_to_codes(images)
     np.testing.assert_array_equal(mixed_vqvae.encode_to_codes(images), expected)
     np.testing.assert_array_equal(mixed_prior.log_prob(*given), prior.log_prob(*given))
-    monkeypatch.setattr(prior, "compiled_sampler", spy(lambda *_: np.zeros((1, 6, 6), np.int32)))
+    monkeypatch.setattr(sampler, "compiled_sampler", lambda _: spy(lambda *_: np.zeros((1, 6, 6), np.int32)))
     prior.sample([0])
     prior.sample_heads(1)
     assert flags == [False] * (4 + 1 + 4) and enabled()

@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from support import orientation, template
+from support.images import turn
 from support.volumes import SliceGeometry
 
 QUARTER_TURNS = {"up": 0, "left": 1, "down": 2, "right": 3}  # anticlockwise
@@ -54,7 +55,7 @@ def test_turn_brings_the_front_up_and_keeps_every_pixel(front):
     images = np.random.default_rng(0).integers(0, 200, (2, 6, 6), np.uint8)
     row, column = {"up": (0, 2), "down": (-1, 2), "left": (2, 0), "right": (2, -1)}[front]
     images[:, row, column] = 255
-    turned = orientation.turn(images, front)
+    turned = turn(images, front)
     assert (turned[:, 0].max(axis=1) == 255).all() and (turned[:, 1:] < 255).all()
     np.testing.assert_array_equal(np.sort(turned, axis=None), np.sort(images, axis=None))
 
@@ -64,7 +65,7 @@ def test_turn_brings_the_front_up_and_keeps_every_pixel(front):
 def test_turn_undoes_the_usual_writing_of_ras_volumes(cause, front):
     volume = np.random.default_rng(0).random((5, 5, 3))  # x to the right, y to the front, z up
     expected = volume[:, ::-1].transpose(2, 1, 0)  # front up, left on the left
-    np.testing.assert_array_equal(orientation.turn(cause(volume), front), expected)
+    np.testing.assert_array_equal(turn(cause(volume), front), expected)
 
 
 @pytest.mark.parametrize("front", orientation.FRONTS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dataset
-from support import template, volumes
+from support import slices, template
 from support.images import empty_margin
 from tests.conftest import check_refused, script_environment
 
@@ -39,7 +39,7 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     assert empty_margin(images, 16) == 16
     assert 0.6 < (images == 0).mean() < 0.8  # as OASIS: about 70 % black
     assert (images != splits["validate"].images).any()
-    cases = [np.unique(splits[name].cases).tolist() for name in volumes.SPLITS]
+    cases = [np.unique(splits[name].cases).tolist() for name in slices.SPLITS]
     assert cases == [[1], [402], [441]]  # as OASIS numbers them
     fields = images[[3, 16, 28], 24:104, 28:100].reshape(3, 4, 20, 4, 18).mean(axis=(2, 4))
     np.testing.assert_allclose(fields.ravel(), DEMO_PERSON, atol=0.06, err_msg="raise DEMO_VERSION")
@@ -98,7 +98,7 @@ def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, caps
 def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path):
     cases = template.make_splits(tmp_path, {"train": 500, "validate": 50, "test": 50})
     assert len({case for _, case in cases}) == 600
-    first = {name: min(case for split, case in cases if split == name) for name in volumes.SPLITS}
+    first = {name: min(case for split, case in cases if split == name) for name in slices.SPLITS}
     assert first == {"train": 1, "validate": 501, "test": 551}
 
 
@@ -116,7 +116,7 @@ def test_of_two_processes_at_once_one_makes_the_cohort(tmp_path):
     program = ("import time; from support import template\n"
                "template.simulate_person = lambda *_: time.sleep(1) or []\n"
                "template._load_template = lambda _: None\n"
-               "template.DEMO_PEOPLE = dict.fromkeys(template.SPLITS, 1)\n"
+               "template.DEMO_PEOPLE = dict.fromkeys(slices.SPLITS, 1)\n"
                "print(template.make_demo_cohort(), flush=True)")
     environment = script_environment(XDG_CACHE_HOME=str(tmp_path))
     command = [sys.executable, "-c", program]
