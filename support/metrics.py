@@ -79,8 +79,9 @@ def code_metrics(codes, num_embeddings):
 @functools.lru_cache(maxsize=2)
 def _compiled_log_prob(prior):
     """The log probability of each code as one graph per prior: tracing it takes seconds."""
-    def log_prob(codes, *conditions):
-        return prior.distribution(codes, *conditions).log_prob(codes)
+    # Not *conditions: `reduce_retracing` fails if calls differ in their number of arguments.
+    def log_prob(codes, positions, context=None, person=None):
+        return prior.distribution(codes, positions, context, person).log_prob(codes)
 
     return tf.function(log_prob, reduce_retracing=True)
 

@@ -221,7 +221,7 @@ def test_out_of_memory_is_one_sentence(begun, monkeypatch, capsys):
     (["--data-dir", "cohort", "--run-dir", "/proc/run"], "/proc/run: No such file"),
     (["--data-dir", "runs"], "keras_png_slices_train is missing"),
     (["--data-dir", "nowhere", "--run-dir", "none", "--resume"], "--data-dir names nowhere"),
-    (["--run-dir", "cohort", "--resume"], "cohort holds no run, but other files"),
+    (["--run-dir", "BARE", "--resume"], "BARE holds no run, but vqvae.keras"),
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16"),
     (["--run-dir", "BEGUN", "--resume", "--data-dir", "OTHER"], "are not those"),
