@@ -231,7 +231,9 @@ def test_bad_input_is_refused_and_nothing_is_written(
     monkeypatch.chdir(trained)
     if "OTHER" in arguments:
         write_cohort(tmp_path / "OTHER", people=(2, 1, 1))
-    replaced = {"BEGUN": str(begun.folder), "OTHER": str(tmp_path / "OTHER")}
+    (tmp_path / "BARE").mkdir()
+    (tmp_path / "BARE" / "vqvae.keras").touch()
+    replaced = {"BEGUN": str(begun.folder), **{name: str(tmp_path / name) for name in ("OTHER", "BARE")}}
     before = sorted(trained.rglob("*"))
     check_refused(train.main, [replaced.get(word, word) for word in arguments], expected, capsys)
     assert sorted(trained.rglob("*")) == before
