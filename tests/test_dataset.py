@@ -179,6 +179,9 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
     assert_array_equal(again["train"].images, plain["train"].images)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert len(dataset.load_splits(cohort, limit=1, cache_dir=cache)["train"].images) == 8
+    for file in cache.iterdir():
+        file.write_bytes(file.read_bytes()[:200])  # damaged
+    assert dataset.fingerprints(dataset.load_splits(cohort, cache_dir=cache)) == dataset.fingerprints(plain)
 
 
 def test_a_failure_is_told_and_nothing_unfinished_stays_in_the_cache(cohort, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 import re
 import shutil
+from types import SimpleNamespace
 import zipfile
 
 import keras
@@ -14,12 +15,13 @@ import numpy as np
 from PIL import Image
 import pytest
 from skimage.transform import downscale_local_mean
+import tensorflow as tf
 
 from benchmarks.tiny import write_cohort
 import dataset
 import modules
 import predict
-from support import cli, judge, metrics, own_images, runs, sampler, volumes
+from support import cli, judge, metrics, own_images, runs, sampler, slices, volumes
 from support.runs import Run
 from support.template import cut_axial, load_mni152
 from tests.conftest import check_refused
@@ -300,6 +302,16 @@ def test_what_stops_in_the_middle_leaves_old_results(evaluated, tmp_path, monkey
     assert bytes_below(tmp_path) == before
 
 
+def test_an_export_that_fails_leaves_the_results(tmp_path, monkeypatch, capsys):
+    full = tf.errors.ResourceExhaustedError(None, None, "a/v.data; No space left on device [Op:SaveV2]")
+    monkeypatch.setattr(predict, "load_data", lambda *_: None)
+    monkeypatch.setattr(sampler, "export", raiser(full))
+    command = ["--output-dir", str(tmp_path / "out"), "--num-samples", "2", "--heads", "0"]
+    check_refused(predict.main, [*command, "--export", str(tmp_path / "exported")],
+                  "a/v.data: No space left on device", capsys)
+    assert names_in(tmp_path) == {"out"} and "samples.png" in names_in(tmp_path / "out")
+
+
 def test_results_and_export_need_folders_apart(tmp_path, capsys):
     out = tmp_path / "out"
     (tmp_path / "mine").mkdir()
@@ -328,10 +340,23 @@ def test_a_test_slice_gives_what_the_test_split_gives(models, tmp_path, capsys):
     assert (row["slice"], row["file"]) == (3, SLICE)
     np.testing.assert_array_equal(np.load(out / f"{stem}_codes.npy"), coded.codes[0, index])
     np.testing.assert_array_equal(pixels(out / f"{stem}_original.png"), pixels(SLICE))
+    before = bytes_below(out)
+    for option, name in (("--images", f"{stem}_original.png"), ("--codes", f"{stem}_codes.npy")):
+        check_refused(predict.main, [option, str(out / name), "--output-dir", str(out)],
+                      f"{name} lies in {out}, whose old results will go", capsys)
+    assert bytes_below(out) == before
     predict.main(["--codes", str(out / f"{stem}_codes.npy"), "--output-dir", str(tmp_path / "decoded")])
     image, = (tmp_path / "decoded").glob("*.png")
     assert image.name == f"{stem}_codes_0000.png"
     assert np.abs(pixels(image).astype(int) - pixels(out / f"{stem}_reconstruction.png")).max() <= 1
+
+
+@pytest.mark.parametrize("front", ("down", "left", "right"))
+def test_a_png_named_like_the_data_lies_as_in_training(tmp_path, front):
+    path, run = tmp_path / "case_001_slice_0.png", SimpleNamespace(config={"data": {"front": front}})
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (51, 47), np.uint8)).save(path)
+    file, = own_images.read_own_files([path], run, 64, [0])
+    np.testing.assert_array_equal(file.images, slices.read_images([path], "test", path, front))
 
 
 def test_images_of_any_size_depth_and_number(tmp_path, capsys):

@@ -33,7 +33,9 @@ def test_a_new_run_writes_its_config_and_loads_as_it_was(run):
     assert run.model_path("vqvae").parent == run.history_path("vqvae").parent == run.folder
     assert run.backup_path("vqvae").parent == run.folder / "backup"
     assert run.results_path("a") == run.folder / "a"
-    assert Run(runs.PRETRAINED, CONFIG).results_path("a") == runs.SHIPPED_WEIGHTS / "a"
+    (run.folder / "link").symlink_to(runs.ROOT)
+    for folder in (runs.PRETRAINED, run.folder / "link" / "assets" / "pretrained"):
+        assert Run(folder, CONFIG).results_path("a") == runs.SHIPPED_WEIGHTS / "a"
 
 
 @pytest.mark.parametrize("text, expected", (
@@ -55,6 +57,10 @@ def test_two_trainings_cannot_share_a_folder_and_one_of_no_result_leaves_none(tm
         with pytest.raises(cli.UserError, match="Another training is at work in"), runs.take_folder(folder):
             pass
     assert not folder.exists()
+    folder.mkdir()  # the user's
+    with runs.take_folder(folder):
+        pass
+    assert folder.exists()
 
     def refuse(*_):
         raise OSError(37, "No locks available")

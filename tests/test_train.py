@@ -243,6 +243,7 @@ def test_one_command_serves_the_first_start_a_restart_and_the_end(trained, tmp_p
     """As a queue needs it: --resume begins where nothing is, and ends at once where all is done."""
     run = tmp_path / "run"
     (run / f".config.json-{UNFINISHED}").mkdir(parents=True)  # the rest of an interrupted start
+    (run / "queue.log").touch()
     command = ["--data-dir", str(trained / "cohort"), "--run-dir", str(run), *TINY, "--resume"]
     arguments = train.parse_arguments(command)
     with train.open_run(arguments) as (begun, _):
