@@ -492,16 +492,6 @@ class PixelCNN(Network):
         self.person_shift = self.add_weight((size,), "zeros", name="person_shift", **fixed)
         self.person_scale = self.add_weight((size,), "ones", name="person_scale", **fixed)
 
-    def fit_people(self, pictures):
-        """Fits the space of persons to the pictures of training heads: see `people.fit`."""
-        space = self.mean_picture, self.components, self.quantiles
-        for weight, value in zip(space, people.fit(pictures, self.person_size)):
-            weight.assign(value)
-
-    def encode_people(self, pictures):
-        """The persons of heads, float32 (N, P), from their pictures: see `people.encode`."""
-        return people.encode(pictures, self.mean_picture.numpy(), self.components.numpy())
-
     def condition_features(self, positions, context=None, person=None):
         """What the slice's own codes do not change: a condition (B, 1, 1, F), grid features (B, g, g, F)."""
         count = tf.shape(positions)[0]
@@ -519,6 +509,16 @@ class PixelCNN(Network):
     def no_context(self, count):
         """The context of slices by themselves, int32 (count, S, g, g)."""
         return tf.fill((count, len(self.steps_below), self.grid_size, self.grid_size), self.num_embeddings)
+
+    def fit_people(self, pictures):
+        """Fits the space of persons to the pictures of training heads: see `people.fit`."""
+        space = self.mean_picture, self.components, self.quantiles
+        for weight, value in zip(space, people.fit(pictures, self.person_size)):
+            weight.assign(value)
+
+    def encode_people(self, pictures):
+        """The persons of heads, float32 (N, P), from their pictures: see `people.encode`."""
+        return people.encode(pictures, self.mean_picture.numpy(), self.components.numpy())
 
     def call(self, inputs, training=False):
         """The logits of every code given those before it, float32 (B, g, g, K).

@@ -106,7 +106,7 @@ def main(argv=None):
         if arguments.images:
             predict_images(arguments, run, vqvae, prior)
         elif arguments.codes is not None:
-            decode_codes(arguments, run, vqvae)
+            predict_codes(arguments, run, vqvae)
         elif arguments.write_dataset is not None:
             write_dataset(arguments, run, vqvae, prior)
         else:
@@ -453,7 +453,7 @@ def read_codes(path, vqvae):
     return np.asarray(codes, np.int32).reshape(-1, grid, grid)
 
 
-def decode_codes(arguments, run, vqvae):
+def predict_codes(arguments, run, vqvae):
     """Writes the images of the codes in a file as FILE_NNNN.png."""
     codes = read_codes(arguments.codes, vqvae)
     folder = Path(arguments.output_dir or run.results_path("codes"))

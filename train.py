@@ -165,16 +165,6 @@ def new_run(folder, arguments):
     return Run(folder, config), splits
 
 
-def find_geometry(data_dir, is_demo, settings):
-    """(front or None, `SliceGeometry`), measured unless stated; prints the result."""
-    front = settings.orientation.removeprefix("front-") if settings.orientation else None
-    if is_demo and not front and not settings.slice_spacing:
-        return "up", SliceGeometry(FRAME_MM / DEMO_IMAGE_SIZE)  # as it was simulated
-    front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
-    print(line, flush=True)
-    return front, geometry
-
-
 def model_arguments(train, settings):
     """The arguments of `modules.VQVAE` and of `modules.PixelCNN` by the training split and the settings."""
     size = train.images.shape[1]
@@ -187,6 +177,16 @@ def model_arguments(train, settings):
                 "dropout": settings.prior_dropout, "num_positions": NUM_POSITIONS,
                 "slice_positions": np.unique(train.positions).tolist()}
     return vqvae, pixelcnn
+
+
+def find_geometry(data_dir, is_demo, settings):
+    """(front or None, `SliceGeometry`), measured unless stated; prints the result."""
+    front = settings.orientation.removeprefix("front-") if settings.orientation else None
+    if is_demo and not front and not settings.slice_spacing:
+        return "up", SliceGeometry(FRAME_MM / DEMO_IMAGE_SIZE)  # as it was simulated
+    front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
+    print(line, flush=True)
+    return front, geometry
 
 
 def check_settings(run, arguments):
@@ -479,7 +479,8 @@ def finish(run, vqvae, prior, splits):
 
 def draw_figures(run, vqvae, prior, splits, codes):
     """Draws the run's progress.gif, and figures/*.png from networks, histories and the test images' codes."""
-    figures.write_gif(sorted(run.frames_dir.glob("*.png")), run.folder / "progress.gif")
+    if frames := sorted(run.frames_dir.glob("*.png")):  # none if a finished run is measured again
+        figures.write_gif(frames, run.folder / "progress.gif")
     folder = run.folder / "figures"
     folder.mkdir(exist_ok=True)
     test, history = splits["test"], run.read_history("vqvae")
@@ -515,7 +516,8 @@ def print_results(measured, baselines, test, vqvae):
 
 def run_stages(run, splits):
     """Trains both networks, then finishes the run."""
-    run.frames_dir.mkdir(parents=True, exist_ok=True)
+    if devices.is_chief():
+        run.frames_dir.mkdir(parents=True, exist_ok=True)
     vqvae = VQVAEStage(run, splits).train()
     prior = PixelCNNStage(run, splits, vqvae).train()
     devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one

@@ -59,46 +59,6 @@ def turn(images, front):
             "left": np.rot90(images, -1, (1, 2)), "right": np.rot90(images, 1, (1, 2))}[front]
 
 
-def read_own_png(path):
-    """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts).
-
-    UserError if it is no PNG, is damaged, too large, or has colour or transparency.
-    """
-    image = _load_png(path, MAX_OWN_SIDE, "give grayscale PNG images or NIfTI volumes")
-    if image.mode == "L":
-        return np.asarray(image), []
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.float64)
-        brightest = int(deep.max())
-        note = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
-        return np.uint8(np.round(deep * 255 / max(brightest, 1))), [note]
-    channels = np.asarray(image.convert("RGBA"))
-    if (channels[..., 3] < 255).any():
-        raise UserError(f"{path} is partly transparent; save it as grayscale without transparency.")
-    if (channels[..., :3] != channels[..., :1]).any():
-        raise UserError(f"{path} is in colour; the model works on gray only, so convert it.")
-    return channels[..., 0], [f"mode {image.mode} turned to gray (all its pixels are)"]
-
-
-def fit_to_square(images, size, is_volume=False):
-    """Brings images to the model's size: padded with black; larger or much smaller ones are resampled first.
-
-    From uint8 (N, height, width) to (uint8 (N, size, size), what was done, a list of texts). Slices of a
-    volume (`is_volume`), whose frame is the model's, are always resampled.
-    """
-    height, width = images.shape[1:]
-    changes, longer = [], max(height, width)
-    if longer > size or 2 * longer < size or is_volume and longer != size:
-        shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
-        resized = [transform.resize(image / 255, shape, 1, anti_aliasing=longer > size) for image in images]
-        images = np.uint8(np.round(np.stack(resized) * 255))
-        changes.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
-        height, width = shape
-    if (height, width) != (size, size):
-        changes.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
-    return pad_to_square(images, size), changes
-
-
 def to_uint8(images):
     """The inverse of `dataset.normalise`, for NumPy: floats in [-1, 1] (clipped) -> uint8 in [0, 255]."""
     return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
@@ -145,3 +105,43 @@ def brain_box(heads, rim=0):
 def spread(count, wanted):
     """Up to `wanted` of the indices 0 to `count` - 1, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
+
+
+def read_own_png(path):
+    """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts).
+
+    UserError if it is no PNG, is damaged, too large, or has colour or transparency.
+    """
+    image = _load_png(path, MAX_OWN_SIDE, "give grayscale PNG images or NIfTI volumes")
+    if image.mode == "L":
+        return np.asarray(image), []
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.float64)
+        brightest = int(deep.max())
+        note = f"16 bits scaled to 8 (its brightest, {brightest}, becomes 255)"
+        return np.uint8(np.round(deep * 255 / max(brightest, 1))), [note]
+    channels = np.asarray(image.convert("RGBA"))
+    if (channels[..., 3] < 255).any():
+        raise UserError(f"{path} is partly transparent; save it as grayscale without transparency.")
+    if (channels[..., :3] != channels[..., :1]).any():
+        raise UserError(f"{path} is in colour; the model works on gray only, so convert it.")
+    return channels[..., 0], [f"mode {image.mode} turned to gray (all its pixels are)"]
+
+
+def fit_to_square(images, size, is_volume=False):
+    """Brings images to the model's size: padded with black; larger or much smaller ones are resampled first.
+
+    From uint8 (N, height, width) to (uint8 (N, size, size), what was done, a list of texts). Slices of a
+    volume (`is_volume`), whose frame is the model's, are always resampled.
+    """
+    height, width = images.shape[1:]
+    changes, longer = [], max(height, width)
+    if longer > size or 2 * longer < size or is_volume and longer != size:
+        shape = tuple(max(1, round(length * size / longer)) for length in (height, width))
+        resized = [transform.resize(image / 255, shape, 1, anti_aliasing=longer > size) for image in images]
+        images = np.uint8(np.round(np.stack(resized) * 255))
+        changes.append(f"resampled from {width}x{height} to {shape[1]}x{shape[0]} pixels")
+        height, width = shape
+    if (height, width) != (size, size):
+        changes.append(f"padded with black from {width}x{height} to {size}x{size} pixels")
+    return pad_to_square(images, size), changes

@@ -192,6 +192,13 @@ def test_a_run_that_is_stopped_in_both_stages_resumes_to_the_same_bits(trained, 
     assert names(begun.folder) == names(trained / "runs" / "tiny")
 
 
+def test_a_finished_run_that_lost_its_metrics_is_measured_again(trained, tmp_path):
+    run = shutil.copytree(trained / "runs" / "tiny", tmp_path / "run")
+    (run / "metrics.json").unlink()
+    train.main(["--run-dir", str(run), "--resume"])
+    assert_same_run(run, trained / "runs" / "tiny")
+
+
 def test_a_full_disk_is_one_sentence_and_loses_nothing(begun, small_files, capsys):
     expected = f"{begun.backup_path('vqvae')}: File too large; finished epochs are saved; python train.py"
     check_refused(train.main, resume(begun), expected, capsys)
