@@ -24,7 +24,7 @@ import dataset
 import modules
 from support import cli, devices, figures, judge, metrics, report, runs, sampler, synthetic, template, volumes
 from support.cli import UserError
-from support.files import check_results_folder, results_folder, write_json
+from support.files import check_results_folder, results_folder, scratch_array, write_json
 from support.images import in_chunks, spread, to_uint8, to_unit
 from support.own_images import read_own_files
 from support.runs import Run
@@ -196,9 +196,9 @@ def decode(vqvae, codes):
     return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(np.int32(chunk))), codes, size=16)
 
 
-def decode_heads(vqvae, heads):
-    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W): as floats, many would not fit into memory."""
-    decoded = np.zeros((*heads.shape[:2], vqvae.image_size, vqvae.image_size), np.uint8)
+def decode_heads(vqvae, heads, cache_dir=None):
+    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W), mapped from a file in `cache_dir` if given."""
+    decoded = scratch_array((*heads.shape[:2], vqvae.image_size, vqvae.image_size), cache_dir)
     for index, head in enumerate(heads):
         decoded[index] = in_chunks(
             lambda codes: to_uint8(vqvae.decode_codes(np.int32(codes)).numpy()[..., 0]), head, size=16)
@@ -248,7 +248,8 @@ def predict_people(arguments, run, vqvae, prior):
         if len(shown):
             figures.head_figure(shown, head_positions, geometry, new / "head.png")
         if arguments.evaluate:
-            judged = judge_heads(new, heads[:num_judged], vqvae, prior, splits, coded, bits)
+            judged = judge_heads(new, heads[:num_judged], vqvae, prior, splits, coded, bits,
+                                 arguments.cache_dir)
             judged |= {"seed": arguments.seed, "temperature": arguments.temperature}
             page["head_table"] = judge.head_table(judged)
         report.write_report(new / "report.html", **facts_of_page(arguments, run), **page, margin=vqvae.margin,
@@ -346,14 +347,16 @@ def keep_evaluation(path, judged):
         print(f"Note: {path} cannot be written ({error.strerror}), so --write-dataset will not know of it.")
 
 
-def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits):
+def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits, cache_dir):
     """The figures of sampled heads, uint8 (N, S, H, W), beside people; `test_bits` (M,) is of test images."""
     print("Judging whole heads ...", flush=True)
     indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
     people_codes = {name: coded[name].codes[0][indices[name]] for name in splits}
-    reconstructed = {name: decode_heads(vqvae, codes) for name, codes in people_codes.items()}
+    reconstructed = {name: decode_heads(vqvae, codes, cache_dir) for name, codes in people_codes.items()}
     train, train_indices = splits["train"], indices["train"]
-    originals = train.images[train_indices]
+    originals = scratch_array(reconstructed["train"].shape, cache_dir)
+    for head, head_indices in zip(originals, train_indices):
+        head[:] = train.images[head_indices]
     noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3))
     measured, details = judge.evaluate_heads(heads, reconstructed, originals, noise)
     train_bits = metrics.code_lengths_of_heads(prior, coded["train"], train_indices, MEMBERS)

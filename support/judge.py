@@ -174,7 +174,8 @@ def told_apart_heads(sampled, reconstructed, noise):
     for suffix, heads in {"": sampled[box], "_fake_noise": noise[box]}.items():
         quarter = max(1, len(heads) // 4)
         fakes[suffix] = heads[quarter:], heads[:quarter]
-    fakes |= {"_fake_mean_person": (mean, mean), "_fake_mixed_people": (mix_people(train), mix_people(test))}
+    mixed = mix_people(train[:NUM_HEADS]), mix_people(test)  # no more, for this is in memory
+    fakes |= {"_fake_mean_person": (mean, mean), "_fake_mixed_people": mixed}
     for name, channels in JUDGES.items():
         channels = tuple(channel for channel in channels if channel < train.shape[1])
         for suffix, (to_learn, to_try) in fakes.items():
@@ -298,13 +299,13 @@ def coarse(heads):
 
 
 def find_nearest(heads, train_features):
-    """The nearest training people of heads (N, S, H, W), by `coarse` rows of them and of their mirror images.
+    """The nearest training people, by their `coarse` rows, of heads (N, S, H, W) and of their mirror images.
 
     Returns a dict of (N,): `distances`; `nearest`, their indices; `mirrored`, whether their mirror image is
     nearer (the same person: the prior learns both); `over_second`, the distance over the second nearest's.
     """
-    features = coarse(heads)
-    both = np.stack([euclidean_distances(features, reference) for reference in train_features])
+    both = np.stack([euclidean_distances(coarse(either), train_features)
+                     for either in (heads, heads[..., ::-1])])
     distances = both.min(axis=0)
     nearest, rows = distances.argmin(axis=1), np.arange(len(distances))
     first, second = np.partition(distances, 1, axis=1)[:, :2].T
@@ -316,7 +317,7 @@ def find_nearest(heads, train_features):
 def evaluate_copies(sampled, reconstructed):
     """The figures on copies, and the details, of `evaluate_heads`."""
     train = reconstructed["train"]
-    features = coarse(train), coarse(train[..., ::-1])
+    features = coarse(train)
     nearest, test, validate = (find_nearest(heads, features)
                                for heads in (sampled, reconstructed["test"], reconstructed["validate"]))
     new_people = np.concatenate([test["over_second"], validate["over_second"]])

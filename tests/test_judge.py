@@ -149,7 +149,7 @@ def test_nearest_is_the_nearest_or_its_mirror_image():
     rng = np.random.default_rng(0)
     heads, train = (rng.integers(0, 256, (count, 2, 3, 4), np.uint8) for count in (20, 30))
     heads[:2] = train[4], train[7, ..., ::-1]
-    found = judge.find_nearest(heads, (judge.coarse(train), judge.coarse(train[..., ::-1])))
+    found = judge.find_nearest(heads, judge.coarse(train))
     rows, people = (group.mean(axis=1) / 255 for group in (heads, train))  # blocks of two slices
     both = np.stack([people, people[..., ::-1]])
     between = np.linalg.norm(rows[np.newaxis, :, np.newaxis] - both[:, np.newaxis], axis=(3, 4))
