@@ -149,8 +149,9 @@ def sample_grid(images, positions, margin, path):
     """Draws sampled images, four in a row, each with its slice position inside."""
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = new_figure(rows * WIDTH / 4, rows, columns, columns * WIDTH / 4, squeeze=False)
-    figure.get_layout_engine().set(w_pad=0, h_pad=0, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(columns * WIDTH / 4, rows * WIDTH / 4))  # without the space for labels
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02, hspace=0.02)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, position in zip(axes.flat, crop(images, margin), positions):
