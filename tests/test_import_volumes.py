@@ -234,7 +234,7 @@ UNDERSTOOD = {
     "NACC": paths("{who}_{v}/mri{v}.nii", v=(100, 200), who=("NACC000034", "NACC000067")),
     "Cam-CAN": {"sub-CC110033/anat/sub-CC110033_T1w.nii": "CC110033", "CC110037_T1w.nii": "CC110037"},
     "IXI": {"IXI002-Guys-0828-T1.nii.gz": "IXI002", "IXI012-HH-1211-T1.nii.gz": "IXI012"},
-    "ABIDE": {f"{site}_{n}/anat.nii": str(n) for site, low in (("Yale", 50551), ("Caltech", 51456))
+    "ABIDE": {f"{site}_00{n}/anat.nii": f"00{n}" for site, low in (("UM_1", 50272), ("Caltech", 51456))
               for n in range(low, low + 5)},
     "CoRR": paths("{who}/session_{v}/anat_1/anat.nii.gz", v=(1, 2), who=("0025427", "0025428", "0025429")),
     "AOMIC": paths("ds002785/{who}/anat/{who}_T1w.nii", v="1", who=("sub-0001", "sub-0002")),
@@ -245,8 +245,8 @@ UNDERSTOOD = {
 }
 REFUSED = {  # the paths, and some of the readings
     "unknown visits above": (
-        paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), "4 people with 3 sessions each (such as 1)",
-        "12 people with 1 session each (such as A/1)", "3 people with 4 sessions each (such as A)"),
+        paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), "4 people with 3 sessions each (such as 1",
+        "12 people with 1 session each (such as A/1", "3 people with 4 sessions each (such as A"),
     "sites of unknown names": (
         paths("{v}/{who}/T1.nii", v=("NYU", "Yale"), who=NUMBERS), "3 people", "6 people", "2 people"),
     "unknown visits below": (paths("{who}/{v}/T1.nii", v="AB", who=PATIENTS), "3 people with 2", "6 people"),
@@ -267,7 +267,7 @@ REFUSED = {  # the paths, and some of the readings
         {f"{who}/{ord(who[0]) * 100 + v}.nii" for who in ("JD", "MK") for v in (1, 2)}, "4 people", "2"),
     "nothing but visits": (paths("scan{who}.nii", "1", ONE_TO_FOUR), "1 person with 4", "4 people with 1"),
     "too many visits": (paths("{v}/scan{who}.nii", v=("NYU", "UM"), who=range(20)), "2 people", "40 people"),
-    "some at sites": (("site_A/P1.nii", "site_A/P2.nii", "P1.nii"), "2 people with 1 to 2", "3 people"),
+    "some at sites": (("site_A/P1.nii", "site_A/P2.nii", "P1.nii"), "2 people with 1-2", "3 people"),
 }
 
 
