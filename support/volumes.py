@@ -138,6 +138,10 @@ def _to_ras(image, notes):
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
+        # What lies between two numbers of a row is not outside of the head.
+        within_rows = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
+        if 2 * finite.sum() <= within_rows.sum():
+            raise VolumeError("holds no picture (most of its voxels are not numbers)")
         notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
         volume = np.where(finite, volume, volume[finite].min(initial=0))
     low, high = _levels(volume)

@@ -1,7 +1,6 @@
 """Whose head a file of a study is, by its path: understood, or refused with the possible readings.
 
-One person in two splits makes every result on held-out people wrong, so nothing is guessed here: people
-are told only if no other reading of the paths, in which two of them are one, can be thought of.
+One person in two splits makes every result on held-out people wrong, so nothing is guessed here.
 """
 
 from collections import Counter, defaultdict, namedtuple
@@ -14,15 +13,12 @@ from support.cli import UserError
 STUDY_NAME = re.compile("|".join((
     r"(?<!\d)\d{3}_S_\d{4,5}(?!\d)|ADNI\d{3}S\d{4,5}(?!\d)",
     r"(?<![A-Za-z0-9])(?:AIBL|PPMI)_\d+(?=_MR_)",  # as LONI names files; PPMI_2 may be a part of a download
-    r"(?<![A-Za-z0-9])OAS(?:[12]_\d{4}|[34]\d{4})(?!\d)",  # OASIS-1 to 4: OAS1_0001_MR1, OAS30001_MR_d0129
-    r"(?<![A-Za-z0-9])IXI\d{3}(?!\d)",
+    # OASIS-1 to 4 (OAS1_0001_MR1, OAS30001_MR_d0129), NACC, Cam-CAN, HCP of ageing and development
+    r"(?<![A-Za-z0-9])(?:OAS[12]_\d{4}|OAS[34]\d{4}|IXI\d{3}|NACC\d{6}|CC\d{6}|HC[AD]\d{7})(?!\d)",
+    r"(?<![A-Za-z0-9])BraTS(?:\d{4}_\d{5}|\d\d_[A-Za-z0-9]+_[A-Za-z0-9]+|-[A-Za-z]+-\d{5})",
     r"NDAR(?:INV[A-Za-z0-9]{8}|[A-Z]{2}\d{3}[A-Z0-9]{3})(?![A-Za-z0-9])",  # ABCD; Healthy Brain Network
     r"(?<=[A-Za-z12]_)005[01]\d{3}(?!\d)",  # ABIDE: Caltech_0051456, UM_1_0050272
-    r"(?<![A-Za-z0-9])NACC\d{6}(?!\d)",
-    r"(?<![A-Za-z0-9])CC\d{6}(?!\d)",  # Cam-CAN
-    r"(?<!\d)\d{7}(?=_2\d{4}_\d+_\d+(?!\d))",  # UK Biobank: PERSON_FIELD_INSTANCE_ARRAY
-    r"(?<![A-Za-z0-9])HC[AD]\d{7}(?!\d)",  # HCP, ageing and development: HCA6002236_V1_MR
-    r"(?<![A-Za-z0-9])BraTS(?:\d{4}_\d{5}|\d\d_[A-Za-z0-9]+_[A-Za-z0-9]+|-[A-Za-z]+-\d{5})")))
+    r"(?<!\d)\d{7}(?=_2\d{4}_\d+_\d+(?!\d))")))  # UK Biobank: PERSON_FIELD_INSTANCE_ARRAY
 ENDING = re.compile(r"\.(nii|nii\.gz|mgz|hdr|img)$", re.IGNORECASE)
 
 # The words of a path that say when and how a head was scanned, not whose it is
@@ -39,14 +35,14 @@ OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|
 GROUP = (r"(?:site|cent(?:er|re)|hospital)[-_ ]?[a-z0-9]+|controls?|healthy|hc|patients?|cases?"
          r"|(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci"
          r"|ad|cn|nc|nl|smc|ftd|(?:very)?mild|moderate|(?:non)?-?demented|converted|dementia")
-WORD = re.compile(rf"(?<![a-z0-9])(?:(?P<bids>sub-[a-z0-9]+(?=[_/]|$))|(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}"
-                  rf"|(?P<group>{GROUP}))(?![a-z0-9]))|(?P<name>[^\W_]+)", re.IGNORECASE)
+WORD = re.compile(rf"(?<![a-z0-9])(?:(?P<bids>sub-[a-z0-9]+(?=[_/]|$))|(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|"
+                  rf"(?P<group>{GROUP}))(?![a-z0-9]))|(?P<name>[^\W_]+)", re.IGNORECASE)
 DATE = r"(?:19|20)\d\d[01]\d[0-3]\d"
-PART = re.compile(rf"{DATE}|\d+?(?={DATE}|\D|$)|[^\W\d_]+")
+PART = re.compile(rf"{DATE}|\d+?(?={DATE}|\D|$)|[^\W\d_]+")  # of P01a20120502: P, 01, a, 20120502
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
-# The words of a path but for visits, contrasts, and what stands in all paths. `name` probably is the person: a
-# name of `kind` study or bids, else the first word with a digit, else the first. Lists: the words `above` and
-# `below` it, and `parts`, the numbers and letters that may be a person, so without groups.
+# The words of a path but for visits, contrasts, and what stands in all paths: `name`, which probably is the
+# person and of `kind` study, bids, or name; lists of what stands `above` and `below` it; and `parts`, the
+# numbers and letters of all words but groups, each of which may be a person.
 PathWords = namedtuple("PathWords", "kind above name below parts")
 
 
@@ -59,10 +55,8 @@ def people_of(paths, pattern=None):
         pattern: a regular expression whose one group is the person, in place of all rules.
 
     Returns:
-        A list of texts; None where `pattern` finds nothing.
-
-    Raises:
-        UserError: if there is more than one reading, with the readings; or if `pattern` cannot be used.
+        A list of texts; None where `pattern` finds nothing. A `UserError` if there is more than one reading,
+        with the readings, or if `pattern` cannot be used.
     """
     if pattern is None:
         return _understand(paths) if paths else []
@@ -102,7 +96,7 @@ def _read_words(paths):
     spellings, found, rows = {}, [], []
     for path in paths:
         path = ENDING.sub("", path)
-        # Two spellings of one name: 002_S_0413, sub-ADNI002S0413
+        # 002_S_0413 and sub-ADNI002S0413 are one name.
         studies = {re.sub("_|ADNI", "", match[0]): match[0] for match in STUDY_NAME.finditer(path)}
         if len(studies) == 1:
             words = [("study", *studies.popitem())]
@@ -134,33 +128,32 @@ def _common(lists):
 
 
 def _shared_parts(rows):
-    """The numbers and letters, a set of texts, that two names have in their paths: either may be the person's.
-
-    So P01 and preP01, I123_P01 and I124_P01, P1V1 and P1V2. What only studies' names have is left out.
-    """
+    """The numbers and letters in the paths of two names, a set of texts: P01 and preP1, I12_P01 and I13_P01."""
     owners = defaultdict(set)
     for row in rows:
         for part in row.parts:
             owners[part].add((row.name, row.kind))
-    return {part for part, names in owners.items() if len(names) > 1 and {kind for _, kind in names} != {"study"}
+    return {part for part, names in owners.items() if len(names) > 1
+            and {kind for _, kind in names} != {"study"}  # names of a study may share numbers
             # Letters of many people are a place or a class; those in all paths say nothing.
             and (part.isdigit() or len(names) <= MAX_SESSIONS and any(part not in row.parts for row in rows))}
 
 
 def _glued_digits(rows):
     """Readings, lists of people, in which a long number is a person and a visit without a letter between."""
-    numbers = [max(re.findall(r"\d+", "/".join([row.name, *row.above, *row.below])), key=len, default="")
-               for row in rows if row.kind != "study"]
-    names, readings = sorted(set(numbers)), []
+    numbers = ["" if row.kind == "study" else
+               max(re.findall(r"\d+", "/".join([row.name, *row.above, *row.below])), key=len, default="")
+               for row in rows]
+    names, readings = sorted(set(numbers), key=lambda number: int(number or 0)), []
     if len(names) < 3 or "" in names or int(names[-1]) - int(names[0]) < 1.5 * len(names):
         return []  # numbers without large gaps are of people
     for cut, visit_first in itertools.product(range(1, len(names[-1])), (False, True)):
         person, visit = (slice(cut, None), slice(cut)) if visit_first else (slice(-cut), slice(-cut, None))
-        sessions, visits = Counter(name[person] for name in names), {name[visit] for name in names}
-        is_grid = len(visits) <= min(MAX_SESSIONS if cut > 1 else 4, len(names) / 1.5)
-        is_dated = cut >= 6 and len(names[-1]) - cut >= 3  # dates, and numbers of images, may all be different
-        if (3 <= len(sessions) <= len(names) / 1.2 and max(sessions.values()) <= MAX_SESSIONS
-                and (is_grid or is_dated)):
+        sessions, num_visits = Counter(name[person] for name in names), len({name[visit] for name in names})
+        is_grid = num_visits <= min(MAX_SESSIONS if cut > 1 else 4, len(names) / 1.5)
+        is_dated = cut >= 6 and len(names[-1]) - cut >= 3  # dates and numbers of images may all be different
+        if ((is_grid or is_dated) and 3 <= len(sessions) <= len(names) / 1.2
+                and max(sessions.values()) <= MAX_SESSIONS):
             readings.append([number[person] for number in numbers])
     return readings
 
@@ -173,8 +166,8 @@ def _partition(people):
 
 def _pattern_for(paths, reading):
     """A --person-pattern that gives this reading, in words for the user; or nothing."""
-    names = ("([^/]+)", "([^/_.-]+)", "[^/_.-]+[_.-]([^/_.-]+)", "[^/0-9]*0*([0-9]+)",
-             "[^/]*?0*([0-9]+)[^/0-9]*(?:/|$)")
+    first_number, last_number = "[^/0-9]*0*([0-9]+)", "[^/]*?0*([0-9]+)[^/0-9]*(?:/|$)"
+    names = "([^/]+)", "([^/_.-]+)", "[^/_.-]+[_.-]([^/_.-]+)", first_number, last_number
     for level, name in itertools.product(range(5), names):
         pattern = f"^{'[^/]+/' * level}{name}"
         people = people_of(paths, pattern)
@@ -189,9 +182,9 @@ def _refusal(paths, readings):
     for reading in {_partition(reading): reading for reading in readings[::-1]}.values():
         sessions = Counter(reading)
         number = "-".join(map(str, sorted({min(sessions.values()), max(sessions.values())})))
-        descriptions.insert(0, f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'} with {number} "
-                            f"session{'s' * (number != '1')} each (such as {', '.join(list(sessions)[:2])}"
-                            f"{_pattern_for(paths, reading)})")
+        people = f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'}"
+        descriptions.insert(0, f"{people} with {number} session{'s' * (number != '1')} each (such as "
+                            f"{', '.join(list(sessions)[:2])}{_pattern_for(paths, reading)})")
     descriptions += ["fewer people"] * (len(descriptions) == 1)
     return UserError(
         f"It cannot be told whose heads these {len(paths)} sessions are: {', or '.join(descriptions)}? "
