@@ -35,15 +35,15 @@ OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|
 GROUP = (r"(?:site|cent(?:er|re)|hospital)[-_ ]?[a-z0-9]+|controls?|healthy|hc|patients?|cases?"
          r"|(?:group|class|cohort|batch|dis[ck]|part|fold)[-_ ]?\d+|train(?:ing)?|val(?:idation)?|[elps]?mci"
          r"|ad|cn|nc|nl|smc|ftd|(?:very)?mild|moderate|(?:non)?-?demented|converted|dementia")
-WORD = re.compile(rf"(?<![a-z0-9])(?:(?P<bids>sub-[a-z0-9]+(?=[_/]|$))|(?:{VISIT}|{T1_NAMES}|{OTHER_NAMES}|"
-                  rf"(?P<group>{GROUP}))(?![a-z0-9]))|(?P<name>[^\W_]+)", re.IGNORECASE)
+WORD = re.compile(rf"(?<![a-z0-9])(?:(?P<bids>sub-[a-z0-9]+(?=[_/]|$))|(?:(?P<visit>{VISIT})|{T1_NAMES}|"
+                  rf"{OTHER_NAMES}|(?P<group>{GROUP}))(?![a-z0-9]))|(?P<name>[^\W_]+)", re.IGNORECASE)
 DATE = r"(?:19|20)\d\d[01]\d[0-3]\d"
 PART = re.compile(rf"{DATE}|\d+?(?={DATE}|\D|$)|[^\W\d_]+")  # of P01a20120502: P, 01, a, 20120502
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
 # The words of a path but for visits, contrasts, and what stands in all paths: `name`, which probably is the
-# person and of `kind` study, bids, or name; lists of what stands `above` and `below` it; and `parts`, the
-# numbers and letters of all words but groups, each of which may be a person.
-PathWords = namedtuple("PathWords", "kind above name below parts")
+# person and of `kind` study, bids, or name; lists of what stands `above` and `below` it; `parts`, the numbers
+# and letters of all words but groups, each of which may be a person; and the first `visit` with a number.
+PathWords = namedtuple("PathWords", "kind above name below parts visit")
 
 
 def people_of(paths, pattern=None):
@@ -80,6 +80,11 @@ def _understand(paths):
         ["/".join([*row.above, row.name]) for row in rows],  # equal names in several folders: several people
         ["/".join([row.name, *row.below]) for row in rows],  # what follows the name belongs to it
         *_glued_digits(rows)]
+    scans = {(row.name, *row.visit) for row in rows if row.kind == "name"}
+    names, visits = {scan[0] for scan in scans}, {scan[1:] for scan in scans}
+    # Visits that no one has two of, or that are more than there are people, may be people: m01, V01.
+    if len(names) < len(visits) or 1 < len(visits) < len(names) == len(scans):
+        readings.append([(row.visit or [row.name])[0] for row in rows])
     sessions = Counter(row.name for row in rows if row.kind == "name")  # some patients of studies have more
     if max(sessions.values(), default=0) > MAX_SESSIONS:
         readings.append(paths)
@@ -93,7 +98,7 @@ def _understand(paths):
 
 def _read_words(paths):
     """The `PathWords` of each path; `UserError` if one has no word left that may be a name."""
-    spellings, found, rows = {}, [], []
+    spellings, visits, found, rows = {}, [], [], []
     for path in paths:
         path = ENDING.sub("", path)
         # 002_S_0413 and sub-ADNI002S0413 are one name.
@@ -103,11 +108,12 @@ def _read_words(paths):
         else:  # P01, p01 and sub-P01 are one word, and each counts once.
             words = [(match.lastgroup, match[0].casefold().removeprefix("sub-"), match[0])
                      for match in WORD.finditer(path) if match.lastgroup]
-        found.append({spellings.setdefault(key, text): kind for kind, key, text in words})
+        visits.append([key for kind, key, _ in words if kind == "visit" and re.search(r"\D\d{1,3}$", key)])
+        found.append({spellings.setdefault(key, text): kind for kind, key, text in words if kind != "visit"})
     common = _common([list(words) for words in found])
     if any(common.issuperset(words) for words in found):
         common = set()  # of one person alone all words are in all paths
-    for words in found:
+    for words, visit in zip(found, visits):
         texts = [text for text in words if text not in common]
         names = [text for text in texts if words[text] != "group"]
         if not names:
@@ -115,7 +121,7 @@ def _read_words(paths):
         name = next((text for text in names if words[text] in ("study", "bids")),
                     next((text for text in names if re.search(r"\d", text)), names[0]))
         start, parts = texts.index(name), PART.findall(" ".join(names).replace("sub-", ""))
-        rows.append(PathWords(words[name], texts[:start], name, texts[start + 1:], parts))
+        rows.append(PathWords(words[name], texts[:start], name, texts[start + 1:], parts, visit[:1]))
     common = _common([row.parts for row in rows])
     return [row._replace(parts=[part.lstrip("0") or part[:1] for part in row.parts if part not in common])
             for row in rows]
@@ -128,7 +134,7 @@ def _common(lists):
 
 
 def _shared_parts(rows):
-    """The numbers and letters in the paths of two names, a set of texts: P01 and preP1, I12_P01 and I13_P01."""
+    """The numbers and letters in the paths of two names, a set of texts: P01 and preP1, I2_P01 and I3_P01."""
     owners = defaultdict(set)
     for row in rows:
         for part in row.parts:
@@ -141,17 +147,17 @@ def _shared_parts(rows):
 
 def _glued_digits(rows):
     """Readings, lists of people, in which a long number is a person and a visit without a letter between."""
-    numbers = ["" if row.kind == "study" else
-               max(re.findall(r"\d+", "/".join([row.name, *row.above, *row.below])), key=len, default="")
+    numbers = [max(re.findall(r"\d+", " ".join([row.name, *row.above, *row.below])), key=len, default="0")
                for row in rows]
-    names, readings = sorted(set(numbers), key=lambda number: int(number or 0)), []
-    if len(names) < 3 or "" in names or int(names[-1]) - int(names[0]) < 1.5 * len(names):
+    names, readings = sorted(set(numbers), key=int), []
+    if any(row.kind == "study" for row in rows) or int(names[-1]) - int(names[0]) < 1.5 * len(names):
         return []  # numbers without large gaps are of people
-    for cut, visit_first in itertools.product(range(1, len(names[-1])), (False, True)):
+    length = len(names[-1])
+    for cut, visit_first in itertools.product(range(1, length), (False, True)):
         person, visit = (slice(cut, None), slice(cut)) if visit_first else (slice(-cut), slice(-cut, None))
         sessions, num_visits = Counter(name[person] for name in names), len({name[visit] for name in names})
         is_grid = num_visits <= min(MAX_SESSIONS if cut > 1 else 4, len(names) / 1.5)
-        is_dated = cut >= 6 and len(names[-1]) - cut >= 3  # dates and numbers of images may all be different
+        is_dated = cut >= 6 and length - cut >= 3  # dates and numbers of images may all be different
         if ((is_grid or is_dated) and 3 <= len(sessions) <= len(names) / 1.2
                 and max(sessions.values()) <= MAX_SESSIONS):
             readings.append([number[person] for number in numbers])

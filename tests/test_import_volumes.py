@@ -215,7 +215,7 @@ UNDERSTOOD = {
     "visits below": paths("{who}/{v}/T1.nii.gz", v=("bl", "m12", "m120"), who=PATIENTS),
     "visits above files": paths("{v}/{who}_T1.nii.gz", v=("V1", "V2"), who=NUMBERS),
     "flat files": paths("{who}_V{v}_T1.nii", v=(1, 2), who=("P000", "P001", "P002")),
-    "visits of many kinds": paths("{who}_{v}_T1.nii", v=VISITS, who=("S001", "S002", "S003")),
+    "visits of many kinds": paths("{who}_{v}_T1.nii", v=VISITS, who=[f"S{n:03}" for n in range(12)]),
     "classes above": {f"{c}/P{n}/T1.nii": f"P{n}" for c, n in (("AD", 1), ("AD", 2), ("CN", 3), ("MCI", 4))},
     "sites with their own numbers": {f"site{n // 3}/00{n}/T1.nii": f"00{n}" for n in range(6)},
     "UK Biobank": paths("{who}_20252_{v}_0.nii.gz", v=(2, 3), who=(1000012, 1000013, 1000014)),
