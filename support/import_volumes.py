@@ -129,7 +129,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
         fewer than three people are left, or the folder exists.
     """
     people = sorted({person for person, _ in sessions})
-    examples = ", ".join(people[:3]) + (", ..." if len(people) > 3 else "")
+    examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
     rows, notes, first = [], [], None
     with whole_folder(output_dir, "--output-dir") as unfinished:

@@ -58,11 +58,8 @@ def read_slices(path, geometry=SliceGeometry()):
     """Reads the axial slices of a head from a volume that nibabel reads.
 
     A head that `write_nifti_heads` wrote gives its slices as they are; any other is cut at the heights of
-    `geometry` into 32 slices of 256 x 256 pixels of 1 mm.
-
-    Returns:
-        (uint8 (N, S, S), front up, the lowest first; notes on the file, a list of texts). A `VolumeError` if
-        it cannot be used.
+    `geometry` into 32 slices of 256 x 256 pixels of 1 mm. Returns (uint8 (N, S, S), front up, the lowest
+    first; notes on the file, a list of texts). A `VolumeError` if it cannot be used.
     """
     image, notes = _open(Path(path))
     width, height, count = image.shape

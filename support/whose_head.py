@@ -75,18 +75,16 @@ def _understand(paths):
     """The person of each path, a list of texts; `UserError` if another reading gives other people."""
     rows = _read_words(paths)
     people = [row.name for row in rows]
-    readings = [
-        people,
-        ["/".join([*row.above, row.name]) for row in rows],  # equal names in several folders: several people
-        ["/".join([row.name, *row.below]) for row in rows],  # what follows the name belongs to it
-        *_glued_digits(rows)]
+    readings = [people,
+                ["/".join([*row.above, row.name]) for row in rows],  # equal names in two folders: two people
+                ["/".join([row.name, *row.below]) for row in rows],  # what follows the name belongs to it
+                *_glued_digits(rows)]
     scans = {(row.name, *row.visit) for row in rows if row.kind == "name"}
     names, visits = {scan[0] for scan in scans}, {scan[1:] for scan in scans}
     # Visits that no one has two of, or that are more than there are people, may be people: m01, V01.
     if len(names) < len(visits) or 1 < len(visits) < len(names) == len(scans):
         readings.append([(row.visit or [row.name])[0] for row in rows])
-    sessions = Counter(row.name for row in rows if row.kind == "name")  # some patients of studies have more
-    if max(sessions.values(), default=0) > MAX_SESSIONS:
+    if max(Counter(row.name for row in rows if row.kind == "name").values(), default=0) > MAX_SESSIONS:
         readings.append(paths)
     shared = _shared_parts(rows)
     for order in (1, -1):
@@ -136,9 +134,8 @@ def _common(lists):
 def _shared_parts(rows):
     """The numbers and letters in the paths of two names, a set of texts: P01 and preP1, I2_P01 and I3_P01."""
     owners = defaultdict(set)
-    for row in rows:
-        for part in row.parts:
-            owners[part].add((row.name, row.kind))
+    for row, part in ((row, part) for row in rows for part in row.parts):
+        owners[part].add((row.name, row.kind))
     return {part for part, names in owners.items() if len(names) > 1
             and {kind for _, kind in names} != {"study"}  # names of a study may share numbers
             # Letters of many people are a place or a class; those in all paths say nothing.
@@ -191,7 +188,6 @@ def _refusal(paths, readings):
         people = f"{len(sessions)} {'people' if len(sessions) > 1 else 'person'}"
         descriptions.insert(0, f"{people} with {number} session{'s' * (number != '1')} each (such as "
                             f"{', '.join(list(sessions)[:2])}{_pattern_for(paths, reading)})")
-    descriptions += ["fewer people"] * (len(descriptions) == 1)
     return UserError(
         f"It cannot be told whose heads these {len(paths)} sessions are: {', or '.join(descriptions)}? "
         "Give --person-pattern, a regular expression for the paths whose one group is the person.")
