@@ -108,11 +108,7 @@ def _read_words(paths):
                      for match in WORD.finditer(path) if match.lastgroup]
         visits.append([key for kind, key, _ in words if kind == "visit" and re.search(r"\D\d{1,3}$", key)])
         found.append({spellings.setdefault(key, text): kind for kind, key, text in words if kind != "visit"})
-    common = _common([list(words) for words in found])
-    if any(common.issuperset(words) for words in found):
-        common = set()  # of one person alone all words are in all paths
-    for words, visit in zip(found, visits):
-        texts = [text for text in words if text not in common]
+    for words, texts, visit in zip(found, _without_common(map(list, found)), visits):
         names = [text for text in texts if words[text] != "group"]
         if not names:
             raise _refusal(paths, [["all"] * len(paths), paths])
@@ -120,22 +116,26 @@ def _read_words(paths):
                     next((text for text in names if re.search(r"\d", text)), names[0]))
         start, parts = texts.index(name), PART.findall(" ".join(names).replace("sub-", ""))
         rows.append(PathWords(words[name], texts[:start], name, texts[start + 1:], parts, visit[:1]))
-    common = _common([row.parts for row in rows])
-    return [row._replace(parts=[part.lstrip("0") or part[:1] for part in row.parts if part not in common])
-            for row in rows]
+    return [row._replace(parts=[part.lstrip("0") or part[:1] for part in parts])
+            for row, parts in zip(rows, _without_common(row.parts for row in rows))]
 
 
-def _common(lists):
-    """What stands in all lists, at one place counted from the first or from the last: a set."""
-    columns = [column for order in (1, -1) for column in zip(*(items[::order] for items in lists))]
-    return {column[0] for column in columns if len(set(column)) == 1}
+def _without_common(lists):
+    """The lists without what stands in all of them at one place, counted from the first or from the last."""
+    lists = list(lists)
+    front, back = ({place for place, column in enumerate(zip(*(items[::order] for items in lists)))
+                    if len(set(column)) == 1} for order in (1, -1))
+    shorter = [[item for place, item in enumerate(items)
+                if place not in front and len(items) - 1 - place not in back] for items in lists]
+    return shorter if all(shorter) else lists  # of one person alone, all is in all paths
 
 
 def _shared_parts(rows):
     """The numbers and letters in the paths of two names, a set of texts: P01 and preP1, I2_P01 and I3_P01."""
     owners = defaultdict(set)
-    for row, part in ((row, part) for row in rows for part in row.parts):
-        owners[part].add((row.name, row.kind))
+    for row in rows:
+        for part in row.parts:
+            owners[part].add((row.name, row.kind))
     return {part for part, names in owners.items() if len(names) > 1
             and {kind for _, kind in names} != {"study"}  # names of a study may share numbers
             # Letters of many people are a place or a class; those in all paths say nothing.

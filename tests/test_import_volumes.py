@@ -287,9 +287,9 @@ def test_where_it_cannot_be_told_the_readings_are_shown(tmp_path, capsys, layout
 
 SPELLINGS = """P{n:03}/11{n:02}01_MR/T1 P{n:03}/12{n:02}05_MR/T1; 11{n:02}01_MR/P{n} 12{n:02}05_MR/P{n}
 0{n:03}_11{n:02}01_MR/T1 0{n:03}_12{n:02}05_MR/T1; P{n}/4820{n:02}_3T P{n}/7193{n:02}_3T; P{n} P{n:02}
-11{n:02}01/T1w/P{n} 12{n:02}05/T1w/P{n}; P{n:02}visit001 P{n:02}visit002; sub-{n:03}visit001 sub-{n:03}visit002
-sub-{n}ses2019 sub-{n}ses2021; P{n}y2012 P{n}y2014; P{n}V1 P{n}V2; subj{n}s1 subj{n}s2; pre{n:02} post{n:02}
-sub-pre{n} sub-post{n}; AP{n} BP{n}; P{n} rP{n}; P{n:03} newP{n:03}; wmP{n:02} mP{n:02}; V1P{n} V2P{n}; {n}a {n}b
+11{n:02}01/T1w/P{n} 12{n:02}05/T1w/P{n}; P{n}visit001 P{n}visit002; sub-{n}visit01 sub-{n}visit02; {n}a {n}b
+sub-{n}ses2019 sub-{n}ses2021; P{n}y2012 P{n}y2014; P{n}V1 P{n}V2; subj{n}s1 subj{n}s2; pre{n} post{n}
+sub-pre{n} sub-post{n}; AP{n} BP{n}; P{n} rP{n}; P{n} newP{n}; wmP{n:02} mP{n:02}; V1P{n} V2P{n}
 co{n:02}MPRAGE {n:02}MPRAGE; P{n}_old P{n}_new; baseline/{n} followup/{n:02}; I3{n:02}_P{n} I4{n:02}_P{n}
 10{n:02}s001a001 10{n:02}FU2s001a001; P{n} P_{n}; P{n}/a sub-P{n}/a"""
 
@@ -337,12 +337,12 @@ def test_no_layout_parts_a_person():
 
 def test_other_contrasts_are_left_out_by_name_whatever_the_case(tmp_path):
     t1 = ("BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii.gz", "BraTS-GLI-00000-000-t1n.nii.gz",
-          "IXI002-Guys-0828-T1.nii.gz", "sub-01/anat/sub-01_t1w.nii", "sub-02/anat/sub-02_T1W.NII.GZ",
+          "IXI012-Guys-0828-T1.nii.gz", "sub-01/anat/sub-01_t1w.nii", "sub-02/anat/sub-02_T1W.NII.GZ",
           "PD_017_T1.nii", "100307/T1w/T1w_acpc_dc_restore.nii.gz")
     other = {"BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1ce.nii.gz": "t1ce",
              "BraTS19_CBICA_AAB_1_flair.nii.gz": "flair", "BraTS-GLI-00000-000-t2f.nii.gz": "t2f",
-             "BraTS-GLI-00000-000-t1c.nii.gz": "t1c", "IXI002-Guys-0828-PD.nii.gz": "PD",
-             "IXI002-Guys-0828-MRA.nii": "MRA", "bold/run1.nii": "bold",
+             "BraTS-GLI-00000-000-t1c.nii.gz": "t1c", "IXI012-Guys-0828-PD.nii.gz": "PD",
+             "IXI012-Guys-0828-MRA.nii": "MRA", "bold/run1.nii": "bold",
              "sub-01/dwi/sub-01_DWI.nii": "DWI", "sub-01/func/sub-01_task-rest_bold.nii": "bold",
              "100307/T1w/T2w_acpc_dc_restore.nii.gz": "T2w", "sub-03_T1w_reg_T2starw.nii": "T2starw",
              "sub-03_inv-1_MP2RAGE.nii": "inv-1"}
