@@ -1,6 +1,5 @@
-"""Whose head a file of a study is, by its path: understood, or refused with the possible readings.
-
-One person in two splits makes every result on held-out people wrong, so nothing is guessed here.
+"""Whose head a file of a study is, by its path: understood, or refused with the possible readings. Nothing is
+guessed, for one person in two splits makes every result on held-out people wrong.
 """
 
 from collections import Counter, defaultdict, namedtuple
@@ -97,8 +96,7 @@ def _understand(paths):
 def _read_words(paths):
     """The `PathWords` of each path; `UserError` if one has no word left that may be a name."""
     spellings, visits, found, rows = {}, [], [], []
-    for path in paths:
-        path = ENDING.sub("", path)
+    for path in (ENDING.sub("", path) for path in paths):
         # 002_S_0413 and sub-ADNI002S0413 are one name.
         studies = {re.sub("_|ADNI", "", match[0]): match[0] for match in STUDY_NAME.finditer(path)}
         if len(studies) == 1:
@@ -149,12 +147,11 @@ def _glued_digits(rows):
     names, readings = sorted(set(numbers), key=int), []
     if any(row.kind == "study" for row in rows) or int(names[-1]) - int(names[0]) < 1.5 * len(names):
         return []  # numbers without large gaps are of people
-    length = len(names[-1])
-    for cut, visit_first in itertools.product(range(1, length), (False, True)):
+    for cut, visit_first in itertools.product(range(1, len(names[-1])), (False, True)):
         person, visit = (slice(cut, None), slice(cut)) if visit_first else (slice(-cut), slice(-cut, None))
         sessions, num_visits = Counter(name[person] for name in names), len({name[visit] for name in names})
         is_grid = num_visits <= min(MAX_SESSIONS if cut > 1 else 4, len(names) / 1.5)
-        is_dated = cut >= 6 and length - cut >= 3  # dates and numbers of images may all be different
+        is_dated = cut >= 6 and len(names[-1]) - cut >= 3  # dates and numbers of images may all be different
         if ((is_grid or is_dated) and 3 <= len(sessions) <= len(names) / 1.2
                 and max(sessions.values()) <= MAX_SESSIONS):
             readings.append([number[person] for number in numbers])

@@ -1,6 +1,6 @@
 """From a study's files to the PNG folders: which files, whose heads, and the split by person."""
 
-from collections import Counter
+import contextlib
 import csv
 import itertools
 import os
@@ -212,10 +212,10 @@ def paths(template, v, who):
 
 ADNI = "ADNI_{who}_MR_MPR__GradWarp__B1_Correction__N3__Scaled_Br_{v}_S13893_I{v}7.nii"
 VISITS = "ses1 ses-M12 screening T0 followup fu2 year1 wave2 scan1 timepoint-3 2012-05-02".split()
-ONE_TO_FOUR, NUMBERS, PATIENTS = range(1, 5), ("000", "001", "002"), ("P01", "P02", "P03")
+ONE_TO_FOUR, NUMBERS = range(1, 5), ("000", "001", "002")
 UNDERSTOOD = {
     "visits above": paths("{v}/{who}/T1.nii.gz", v=("baseline", "month06", "month12"), who=NUMBERS),
-    "visits below": paths("{who}/{v}/T1.nii.gz", v=("bl", "m12", "m120"), who=PATIENTS),
+    "visits below": paths("{who}/{v}/T1.nii.gz", v=("baseline", "m12"), who=("P001", "P002", "P003")),
     "visits of many kinds": paths("{who}_{v}_T1.nii", v=VISITS, who=[f"S{n:03}" for n in range(12)]),
     "classes above": {f"{c}/P{n}/T1.nii": f"P{n}" for c, n in (("AD", 1), ("AD", 2), ("CN", 3), ("MCI", 4))},
     "sites with their own numbers": {f"site{n // 3}/00{n}/T1.nii": f"00{n}" for n in range(6)},
@@ -228,10 +228,8 @@ UNDERSTOOD = {
     "AIBL and PPMI": paths("MPRAGE/201{v}-01-02_10_11_12.0/I{v}/{who}_MR_MPRAGE_br_raw_S{v}_I{v}.nii",
                            v=(1, 2), who=("AIBL_18", "PPMI_3001")),
     "HCP": paths("{who}{v}/T1w/T1w_acpc_dc_restore.nii.gz", v=("", "_V2_MR"), who=range(100206, 123456, 999)),
-    "HCP, ageing": paths("{who}_V{v}_MR/unprocessed/T1w.nii", v=(1, 2), who=("HCA6002236", "HCD0001305")),
     "ABCD": paths("sub-{who}/ses-{v}/anat/T1w.nii", v=("baselineYear1Arm1", "2YearFollowUpYArm1"),
                   who=("NDARINV003RTV85", "NDARINV00CY2MDM")),
-    "NACC": paths("{who}_{v}/mri{v}.nii", v=(100, 200), who=("NACC000034", "NACC000067")),
     "Cam-CAN": {"sub-CC110033/anat/sub-CC110033_T1w.nii": "CC110033", "CC110037_T1w.nii": "CC110037"},
     "IXI": {"IXI002-Guys-0828-T1.nii.gz": "IXI002", "IXI012-HH-1211-T1.nii.gz": "IXI012"},
     "ABIDE": {f"{site}_00{n}/anat.nii": f"00{n}" for site, low in (("UM_1", 50272), ("Caltech", 51456))
@@ -245,15 +243,10 @@ UNDERSTOOD = {
     "in upper and lower case": {"V1/p01.nii": "p01", "V2/P01.nii": "p01", "V2/P02.nii": "P02"},
 }
 REFUSED = {  # the paths, and some of the readings
-    "unknown visits above": (
-        paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), "4 people with 3 sessions each (such as 1",
-        "12 people with 1 session each (such as A/1", "3 people with 4 sessions each (such as A"),
-    "sites with equal numbers": (
-        paths("site{v}/{who}/T1.nii", v="12", who=NUMBERS), "3 people with 2", "6 people with 1 session"),
-    "several BIDS sets": (paths("{v}/sub-{who}_T1w.nii", v=("ds1", "ds2"), who=NUMBERS), "3 people", "6"),
+    "unknown visits above": (paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), "4 people with 3 sessions",
+                             "12 people with 1 session each (such as A/1", "3 people with 4"),
+    "BIDS sets": (paths("site{v}/sub-{who}_T1w.nii", v="12", who=NUMBERS), "3 people with 2", "6 people with 1"),
     "image numbers": ({f"{n}/I{10 * n + v}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "4 people", "8"),
-    "image numbers before names": (
-        {f"I{ord(who[0]) + v}/{who}.nii" for v in (1, 200) for who in ("anna", "bob")}, "4 people", "2"),
     "initials": (
         {f"{who}/{ord(who[0]) * 100 + v}.nii" for who in ("JD", "MK") for v in (1, 2)}, "4 people", "2"),
     "nothing but visits": (paths("scan{who}.nii", "1", ONE_TO_FOUR), "1 person with 4", "4 people with 1"),
@@ -314,8 +307,8 @@ VISIT_FORMS = "V{v} m{v:02} -{v} X{v} I{i} -{i} -{d} 20{d} ses-{v} visit{v} y201
 
 def test_no_layout_parts_a_person():
     """By brute force: people, visits and groups in all forms and places. It is refused, or all are whole."""
-    rng, outcomes = random.Random(0), Counter()
-    for _ in range(2000):
+    rng, num_understood = random.Random(0), 0
+    for _ in range(1000):
         names = rng.sample((rng.choice(PERSON_FORMS), rng.choice(VISIT_FORMS)), 2)
         template = rng.choice(("", "ds1/IMAGEN_")) + rng.choice(("", "", "site{g}/", "Yale{g}_", "AD/"))
         between = rng.choice(("_" if "}{" in "".join(names) else "", "/", "_"))  # no digits behind digits
@@ -325,14 +318,10 @@ def test_no_layout_parts_a_person():
             if v == 1 or rng.random() < chance:
                 date = f"{10 + v}{4 if is_one_day else n % 12 + 1:02}{12 if is_one_day else 10 + n}"
                 truth[f"{template}.nii".format(n=n, v=v, g=n % 3, d=date, i=rng.randint(10000, 99999))] = n
-        try:
-            found = whose_head.people_of(list(truth))
-        except UserError:
-            outcomes["refused"] += 1
-        else:
-            outcomes["understood"] += 1
-            assert is_true(found, truth.values()), list(truth)
-    assert min(outcomes.values()) > 200
+        with contextlib.suppress(UserError):
+            assert is_true(whose_head.people_of(list(truth)), truth.values()), list(truth)
+            num_understood += 1
+    assert 100 < num_understood < 900
 
 
 def test_other_contrasts_are_left_out_by_name_whatever_the_case(tmp_path):
