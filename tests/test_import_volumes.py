@@ -245,7 +245,7 @@ UNDERSTOOD = {
 REFUSED = {  # the paths, and some of the readings
     "unknown visits above": (paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), "4 people with 3 sessions",
                              "12 people with 1 session each (such as A/1", "3 people with 4"),
-    "BIDS sets": (paths("site{v}/sub-{who}_T1w.nii", v="12", who=NUMBERS), "3 people with 2", "6 people with 1"),
+    "BIDS sets": (paths("site{v}/sub-{who}_T1w.nii", v="12", who=NUMBERS), "3 people", "6 people with 1"),
     "image numbers": ({f"{n}/I{10 * n + v}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "4 people", "8"),
     "initials": (
         {f"{who}/{ord(who[0]) * 100 + v}.nii" for who in ("JD", "MK") for v in (1, 2)}, "4 people", "2"),
