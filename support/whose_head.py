@@ -80,9 +80,9 @@ def _understand(paths):
                 *_glued_digits(rows)]
     scans = {(row.name, *row.visit) for row in rows if row.kind == "name"}
     names, visits = {scan[0] for scan in scans}, {scan[1:] for scan in scans}
-    # Visits that no one has two of, more than there are people, or alone with numbers may be people: m01, V01.
-    are_words = not any(re.search(r"\d", name) for name in names)
-    if len(names) < len(visits) or 1 < len(visits) and (are_words or len(visits) < len(names) == len(scans)):
+    # Visits that no one has two of, more than there are people, or alone with numbers may be people: m01.
+    no_digit = not any(re.search(r"\d", name) for name in names)
+    if len(names) < len(visits) or 1 < len(visits) and (no_digit or len(visits) < len(names) == len(scans)):
         readings.append([(row.visit or [row.name])[0] for row in rows])
     if max(Counter(row.name for row in rows if row.kind == "name").values(), default=0) > MAX_SESSIONS:
         readings.append(paths)
