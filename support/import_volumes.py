@@ -37,8 +37,7 @@ def _walk(root):
 def find_oasis1(folder):
     """Lists the atlas-registered volumes of OASIS-1, one per session: the brain alone, else with its skull.
 
-    Returns:
-        (sessions, a list of (person, path); reasons, a list of texts, for what was left out).
+    Returns (sessions, a list of (person, path); reasons, a list of texts, for what was left out).
     """
     sessions, reasons = [], []
     for atlas, files in _walk(folder):
@@ -59,10 +58,8 @@ def find_nifti(folder, pattern=None, person_pattern=None):
 
     Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
     refuses those that are not named so); and, where some files are named T1, those that are not. `pattern`, a
-    glob relative to the folder, decides in place of these rules. For `person_pattern` see `people_of`.
-
-    Raises:
-        UserError: if one of the patterns cannot be used, or it cannot be told whose the volumes are.
+    glob relative to the folder, decides in place of these rules. For `person_pattern` see `people_of`. A
+    `UserError` if one of the patterns cannot be used, or it cannot be told whose the volumes are.
     """
     folder = Path(folder)
     paths, reasons = _list_volumes(folder)
@@ -129,13 +126,11 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
         reasons: a list of texts, to which is added why a session cannot be used.
 
     Returns:
-        ({split: (number of sessions, of people)}, notes on the volumes, a list of texts).
-
-    Raises:
-        UserError: if fewer than three people are left, or the folder exists.
+        ({split: (number of sessions, of people)}, notes on the volumes, a list of texts). A `UserError` if
+        fewer than three people are left, or the folder exists.
     """
     people = sorted({person for person, _ in sessions})
-    examples = ", ".join(people[:3]) + (", ..." if len(people) > 3 else "")
+    examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
     rows, notes, first = [], [], None
     with whole_folder(output_dir, "--output-dir") as unfinished:

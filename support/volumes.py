@@ -50,11 +50,8 @@ def read_slices(path, geometry=SliceGeometry()):
     """Reads the axial slices of a head from a volume that nibabel reads.
 
     A head that `write_nifti_heads` wrote gives its slices as they are; any other is cut at the heights of
-    `geometry` into 32 slices of 256 x 256 pixels of 1 mm.
-
-    Returns:
-        (uint8 (N, S, S), front up, the lowest first; notes on the file, a list of texts). A `VolumeError` if
-        it cannot be used.
+    `geometry` into 32 slices of 256 x 256 pixels of 1 mm. Returns (uint8 (N, S, S), front up, the lowest
+    first; notes on the file, a list of texts). A `VolumeError` if it cannot be used.
     """
     image, notes = _open(Path(path))
     width, height, count = image.shape
@@ -130,6 +127,10 @@ def _to_ras(image, notes):
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
+        # What lies between two numbers of a row is not outside of the head.
+        within_rows = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
+        if 2 * finite.sum() <= within_rows.sum():
+            raise VolumeError("holds no picture (most of its voxels are not numbers)")
         notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
         volume = np.where(finite, volume, volume[finite].min(initial=0))
     low, high = _levels(volume)

@@ -1,8 +1,11 @@
 """From a study's files to the PNG folders: which files, whose heads, and the split by person."""
 
+import contextlib
 import csv
 import itertools
 import os
+import random
+import re
 import subprocess
 import sys
 
@@ -209,17 +212,14 @@ def paths(template, v, who):
 
 ADNI = "ADNI_{who}_MR_MPR__GradWarp__B1_Correction__N3__Scaled_Br_{v}_S13893_I{v}7.nii"
 VISITS = "ses1 ses-M12 screening T0 followup fu2 year1 wave2 scan1 timepoint-3 2012-05-02".split()
-ONE_TO_FOUR, NUMBERS, PATIENTS = range(1, 5), ("000", "001", "002"), ("P01", "P02", "P03")
+ONE_TO_FOUR, NUMBERS = range(1, 5), ("000", "001", "002")
 UNDERSTOOD = {
     "visits above": paths("{v}/{who}/T1.nii.gz", v=("baseline", "month06", "month12"), who=NUMBERS),
-    "visits below": paths("{who}/{v}/T1.nii.gz", v=("bl", "m12", "m120"), who=PATIENTS),
-    "visits above files": paths("{v}/{who}_T1.nii.gz", v=("V1", "V2"), who=NUMBERS),
-    "flat files": paths("{who}_V{v}_T1.nii", v=(1, 2), who=("P000", "P001", "P002")),
-    "visits of many kinds": paths("{who}_{v}_T1.nii", v=VISITS, who=("S001", "S002", "S003")),
+    "visits below": paths("{who}/{v}/T1.nii.gz", v=("baseline", "m12"), who=("P001", "P002", "P003")),
+    "visits of many kinds": paths("{who}_{v}_T1.nii", v=VISITS, who=[f"S{n:03}" for n in range(12)]),
     "classes above": {f"{c}/P{n}/T1.nii": f"P{n}" for c, n in (("AD", 1), ("AD", 2), ("CN", 3), ("MCI", 4))},
     "sites with their own numbers": {f"site{n // 3}/00{n}/T1.nii": f"00{n}" for n in range(6)},
     "UK Biobank": paths("{who}_20252_{v}_0.nii.gz", v=(2, 3), who=(1000012, 1000013, 1000014)),
-    "UK Biobank, folders": paths("{who}_20252_{v}_0/T1/T1.nii.gz", v=(2, 3), who=(1000012, 1000013)),
     "BIDS": paths("{who}/ses-{v}/anat/{who}_ses-{v}_T1w.nii", v=(1, 2), who=("sub-01", "sub-A2")),
     "OASIS-1 and 2": {"OAS1_0001_MR1/RAW/mpr-1.nii": "OAS1_0001", "OAS2_0002_MR2_mpr.nii": "OAS2_0002"},
     "OASIS-3 and 4": paths("{who}_MR_d0{v}/anat2/sub-{who}_T1w.nii", v=(1, 7), who=("OAS30001", "OAS42001")),
@@ -227,47 +227,35 @@ UNDERSTOOD = {
     "ADNI, progressed": paths("{v}/{who}/MP-RAGE/2006-05-02/I1.nii", v=("MCI", "AD"), who=("003_S_1059",)),
     "AIBL and PPMI": paths("MPRAGE/201{v}-01-02_10_11_12.0/I{v}/{who}_MR_MPRAGE_br_raw_S{v}_I{v}.nii",
                            v=(1, 2), who=("AIBL_18", "PPMI_3001")),
-    "HCP": paths("{who}{v}/T1w/T1w_acpc_dc_restore.nii.gz", v=("", "_V2_MR"), who=(100206, 100307)),
-    "HCP, ageing": paths("{who}_V{v}_MR/unprocessed/T1w.nii", v=(1, 2), who=("HCA6002236", "HCD0001305")),
+    "HCP": paths("{who}{v}/T1w/T1w_acpc_dc_restore.nii.gz", v=("", "_V2_MR"), who=range(100206, 123456, 999)),
     "ABCD": paths("sub-{who}/ses-{v}/anat/T1w.nii", v=("baselineYear1Arm1", "2YearFollowUpYArm1"),
                   who=("NDARINV003RTV85", "NDARINV00CY2MDM")),
-    "NACC": paths("{who}_{v}/mri{v}.nii", v=(100, 200), who=("NACC000034", "NACC000067")),
     "Cam-CAN": {"sub-CC110033/anat/sub-CC110033_T1w.nii": "CC110033", "CC110037_T1w.nii": "CC110037"},
     "IXI": {"IXI002-Guys-0828-T1.nii.gz": "IXI002", "IXI012-HH-1211-T1.nii.gz": "IXI012"},
-    "ABIDE": {f"{site}_{n}/anat.nii": str(n) for site, low in (("Yale", 50551), ("Caltech", 51456))
+    "ABIDE": {f"{site}_00{n}/anat.nii": f"00{n}" for site, low in (("UM_1", 50272), ("Caltech", 51456))
               for n in range(low, low + 5)},
     "CoRR": paths("{who}/session_{v}/anat_1/anat.nii.gz", v=(1, 2), who=("0025427", "0025428", "0025429")),
-    "AOMIC": paths("ds002785/{who}/anat/{who}_T1w.nii", v="1", who=("sub-0001", "sub-0002")),
+    "ADNI, two spellings": {"002_S_0413/T1.nii": "002_S_0413", "sub-ADNI002S0413/T1.nii": "002_S_0413"},
+    "plain numbers": {f"P{n:03}.nii.gz": f"P{n:03}" for n in range(1, 201)},
     "FreeSurfer": paths("{who}/mri/T1.mgz", v="1", who=("bert", "ernie", "anna")),
     "BraTS": paths("{who}-00{v}-t1n.nii.gz", v=(0, 1), who=("BraTS-GLI-00000", "BraTS-GLI-00002")),
     "unique names": {"healthy/p1.nii": "p1", "patients/p2.nii": "p2", "p3.nii": "p3"},
     "in upper and lower case": {"V1/p01.nii": "p01", "V2/P01.nii": "p01", "V2/P02.nii": "P02"},
 }
 REFUSED = {  # the paths, and some of the readings
-    "unknown visits above": (
-        paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), "4 people with 3 sessions each (such as 1)",
-        "12 people with 1 session each (such as A/1)", "3 people with 4 sessions each (such as A)"),
-    "sites of unknown names": (
-        paths("{v}/{who}/T1.nii", v=("NYU", "Yale"), who=NUMBERS), "3 people", "6 people", "2 people"),
-    "unknown visits below": (paths("{who}/{v}/T1.nii", v="AB", who=PATIENTS), "3 people with 2", "6 people"),
-    "letters behind the number": (paths("{who}{v}.nii", v="ab", who=PATIENTS), "6 people", "3 people"),
-    "visits without a space": (paths("{who}V{v}.nii", v=(1, 2), who=PATIENTS), "6 people", "3 people"),
-    "words behind the number": (paths("{who}_{v}.nii", v=("old", "new"), who=PATIENTS), "3 people", "6"),
-    "sites with equal numbers": (
-        paths("site{v}/{who}/T1.nii", v="12", who=NUMBERS), "3 people with 2", "6 people with 1 session"),
-    "groups with equal numbers": (
-        paths("{v}_{who}.nii", v=("control", "case"), who=NUMBERS), "3 people with 2", "6 people with 1"),
-    "equal names in classes": (paths("{v}/{who}.nii", v=("AD", "MCI"), who=PATIENTS), "3 people", "6 people"),
-    "several BIDS sets": (paths("{v}/sub-{who}_T1w.nii", v=("ds1", "ds2"), who=NUMBERS), "3 people", "6"),
+    "unknown visits above": (paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), "4 people with 3 sessions",
+                             "12 people with 1 session each (such as A/1", "3 people with 4"),
+    "BIDS sets": (paths("site{v}/sub-{who}_T1w.nii", v="12", who=NUMBERS), "3 people", "6 people with 1"),
     "image numbers": ({f"{n}/I{10 * n + v}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "4 people", "8"),
-    "image numbers first": ({f"I{10 * n + v}_P{n}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, "8 people"),
-    "image numbers before names": (
-        {f"I{ord(who[0]) + v}/{who}.nii" for v in (1, 200) for who in ("anna", "bob")}, "4 people", "2"),
     "initials": (
         {f"{who}/{ord(who[0]) * 100 + v}.nii" for who in ("JD", "MK") for v in (1, 2)}, "4 people", "2"),
     "nothing but visits": (paths("scan{who}.nii", "1", ONE_TO_FOUR), "1 person with 4", "4 people with 1"),
     "too many visits": (paths("{v}/scan{who}.nii", v=("NYU", "UM"), who=range(20)), "2 people", "40 people"),
-    "some at sites": (("site_A/P1.nii", "site_A/P2.nii", "P1.nii"), "2 people with 1 to 2", "3 people"),
+    "people like visits": (paths("V{who}/mprage_{v}.nii", "123", range(9)), "3 people", "9 people with 3"),
+    "a download in parts": (paths("PPMI_{v}/{who}/T1.nii", "12", (3001, 3002, 3003)), "2 people", "3 people"),
+    "centres": (paths("sub-{v}-00{who}.nii", ("OSL", "BER"), ONE_TO_FOUR), "4 people with 2", "8 people"),
+    "digits behind digits": (paths("0{who}0{v}.nii", "12", NUMBERS), "6 people with 1", "3 people with 2"),
+    "some at sites": (("site_A/P1.nii", "site_A/P2.nii", "P1.nii"), "2 people with 1-2", "3 people"),
 }
 
 
@@ -290,35 +278,60 @@ def test_where_it_cannot_be_told_the_readings_are_shown(tmp_path, capsys, layout
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(("who", "visit", "group"))))
-def test_no_layout_parts_a_person(order):
-    """By brute force: people, visits and groups at all places of a path. It is refused, or all are whole."""
-    visits, groups, num_understood = ("V1", "month06", "A", "I7"), ("AD", "site1", "Yale", "ds2"), 0
-    counts = 1, 2, 3
-    for first, second, num_visits, num_groups, shift in itertools.product("/_", "/_", counts, counts, (0, 1)):
-        truth = {}
-        for person, visit in itertools.product(range(9), range(num_visits)):
-            words = {"who": f"P{person:02}", "visit": visits[(visit + shift * person) % 4],
-                     "group": groups[person % num_groups]}
-            a, b, c = (words[word] for word in order)
-            truth[f"{a}{first}{b}{second}{c}"] = person
-        try:
-            found = whose_head.people_of(list(truth))
-        except UserError:
-            continue
-        num_understood += 1
-        assert len(set(found)) == len(set(zip(truth.values(), found))) == 9, list(truth)
-    assert num_understood > 5
+SPELLINGS = """P{n:03}/11{n:02}01_MR/T1 P{n:03}/12{n:02}05_MR/T1; 11{n:02}01_MR/P{n} 12{n:02}05_MR/P{n}
+0{n:03}_11{n:02}01_MR/T1 0{n:03}_12{n:02}05_MR/T1; P{n}/4820{n:02}_3T P{n}/7193{n:02}_3T; P{n} P{n:02}
+11{n:02}01/T1w/P{n} 12{n:02}05/T1w/P{n}; P{n}visit001 P{n}visit002; sub-{n}visit01 sub-{n}visit02; {n}a {n}b
+sub-{n}ses2019 sub-{n}ses2021; P{n}y2012 P{n}y2014; P{n}V1 P{n}V2; subj{n}s1 subj{n}s2; pre{n} post{n}
+sub-pre{n} sub-post{n}; AP{n} BP{n}; P{n} rP{n}; P{n} newP{n}; wmP{n:02} mP{n:02}; V1P{n} V2P{n}
+co{n:02}MPRAGE {n:02}MPRAGE; P{n}_old P{n}_new; baseline/{n} followup/{n:02}; I3{n:02}_P{n} I4{n:02}_P{n}
+10{n:02}s001a001 10{n:02}FU2s001a001; P{n} P_{n}; P{n}/a sub-P{n}/a"""
+
+
+def is_true(found, truth):
+    """Whether the files of each person are the same, whatever the names."""
+    return len(set(found)) == len(set(truth)) == len(set(zip(found, truth)))
+
+
+@pytest.mark.parametrize("spellings", SPELLINGS.replace("\n", "; ").split("; "))
+def test_two_names_of_one_person_are_refused_with_a_pattern_that_tells_them(spellings):
+    truth = {f"{name}.nii".format(n=n): n for n in range(1, 10) for name in spellings.split()}
+    with pytest.raises(UserError, match="9 people with 2 sessions each") as refusal:
+        whose_head.people_of(list(truth))
+    pattern = re.search(r"9 people [^;]*; --person-pattern '([^']*)'", str(refusal.value))[1]
+    assert is_true(whose_head.people_of(list(truth), pattern), truth.values())
+
+
+PERSON_FORMS = "{n} {n:02} {n:03} P{n:03} sub-{n:02} S_{n} pt-{n:02} AB{n}".split()
+VISIT_FORMS = "V{v} m{v:02} -{v} X{v} I{i} -{i} -{d} 20{d} ses-{v} visit{v} y201{v}".split()
+
+
+def test_no_layout_parts_a_person():
+    """By brute force: people, visits and groups in all forms and places. It is refused, or all are whole."""
+    rng, num_understood = random.Random(0), 0
+    for _ in range(1000):
+        names = rng.sample((rng.choice(PERSON_FORMS), rng.choice(VISIT_FORMS)), 2)
+        template = rng.choice(("", "ds1/IMAGEN_")) + rng.choice(("", "", "site{g}/", "Yale{g}_", "AD/"))
+        between = rng.choice(("_" if "}{" in "".join(names) else "", "/", "_"))  # no digits behind digits
+        template += between.join(names) + rng.choice(("", "_T1", "/T1w/T1", "_MR/x", "s003a001"))
+        is_one_day, chance, truth = rng.random() < 0.5, rng.choice((1, 0.6)), {}
+        for n, v in itertools.product(range(1, rng.randint(4, 16)), range(1, rng.randint(2, 5))):
+            if v == 1 or rng.random() < chance:
+                date = f"{10 + v}{4 if is_one_day else n % 12 + 1:02}{12 if is_one_day else 10 + n}"
+                truth[f"{template}.nii".format(n=n, v=v, g=n % 3, d=date, i=rng.randint(10000, 99999))] = n
+        with contextlib.suppress(UserError):
+            assert is_true(whose_head.people_of(list(truth)), truth.values()), list(truth)
+            num_understood += 1
+    assert 100 < num_understood < 900
 
 
 def test_other_contrasts_are_left_out_by_name_whatever_the_case(tmp_path):
     t1 = ("BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii.gz", "BraTS-GLI-00000-000-t1n.nii.gz",
-          "IXI002-Guys-0828-T1.nii.gz", "sub-01/anat/sub-01_t1w.nii", "sub-02/anat/sub-02_T1W.NII.GZ",
+          "IXI012-Guys-0828-T1.nii.gz", "sub-01/anat/sub-01_t1w.nii", "sub-02/anat/sub-02_T1W.NII.GZ",
           "PD_017_T1.nii", "100307/T1w/T1w_acpc_dc_restore.nii.gz")
     other = {"BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1ce.nii.gz": "t1ce",
              "BraTS19_CBICA_AAB_1_flair.nii.gz": "flair", "BraTS-GLI-00000-000-t2f.nii.gz": "t2f",
-             "BraTS-GLI-00000-000-t1c.nii.gz": "t1c", "IXI002-Guys-0828-PD.nii.gz": "PD",
-             "IXI002-Guys-0828-MRA.nii": "MRA", "bold/run1.nii": "bold",
+             "BraTS-GLI-00000-000-t1c.nii.gz": "t1c", "IXI012-Guys-0828-PD.nii.gz": "PD",
+             "IXI012-Guys-0828-MRA.nii": "MRA", "bold/run1.nii": "bold",
              "sub-01/dwi/sub-01_DWI.nii": "DWI", "sub-01/func/sub-01_task-rest_bold.nii": "bold",
              "100307/T1w/T2w_acpc_dc_restore.nii.gz": "T2w", "sub-03_T1w_reg_T2starw.nii": "T2starw",
              "sub-03_inv-1_MP2RAGE.nii": "inv-1"}
