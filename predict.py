@@ -237,11 +237,9 @@ def predict_people(arguments, run, vqvae, prior):
         figures.sample_grid(samples, positions, vqvae.margin, new / "samples.png")
         num_judged = min(judge.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
         count = max(arguments.heads, num_judged)
-        heads = np.zeros((0, len(prior.slice_positions), vqvae.grid_size, vqvae.grid_size), np.int32)
-        if count:
-            print(f"Sampling whole heads: {count} ...", flush=True)
-            heads = sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons)
-        heads = decode_heads(vqvae, heads)
+        print(f"Sampling whole heads: {count} ...", flush=True)
+        heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature,
+                                                         persons=persons))
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
         shown, head_positions, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
                                                     prior.slice_positions, run.geometry)

@@ -376,16 +376,23 @@ class PixelCNNStage(stages.Stage):
         return prior
 
     def resume(self, first_epoch):
-        devices.on_chief(self.check_codebook)
+        path = self.run.backup_path("pixelcnn")
+        with devices.fail_together(), self.explain_damage(self.begin_again):
+            if devices.is_chief():
+                self.check_codebook(path, modules.load_model(path, compile=False))
         return super().resume(first_epoch)
 
-    def check_codebook(self):
-        """Raises UserError if the backup was trained on the codes of another VQ-VAE."""
-        path = self.run.backup_path("pixelcnn")
+    def load_best(self):
+        prior = super().load_best()
+        devices.on_chief(self.check_codebook, self.run.model_path("pixelcnn"), prior)
+        return prior
+
+    def check_codebook(self, path, prior):
+        """Raises UserError if a prior, loaded from a file, was trained on the codes of another VQ-VAE."""
         try:
-            modules.check_match(self.vqvae, modules.load_model(path, compile=False))
+            modules.check_match(self.vqvae, prior)
         except ValueError as error:
-            raise UserError(f"{path}: {error}; remove it to begin this stage again.") from error
+            raise UserError(f"{path}: {error}; {self.begin_again}.") from error
 
     def batches(self, prior, first_epoch):
         train = self.splits["train"]
@@ -528,20 +535,21 @@ def main(argv=None):
     """Runs both stages and measures the result on the test people."""
     arguments = parse_arguments(argv)
     device = devices.prepare()
-    run_dir = arguments.run_dir or "RUN"
-    resume = f"finished epochs are saved; python train.py --run-dir {run_dir} --resume goes on"
-    with devices.explain_failures(f"give a smaller --batch-size; {resume}", resume):
+    with devices.explain_failures("give a smaller --batch-size"):
         devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
         devices.try_xla()
         if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
             devices.on_chief(lambda: check_settings(Run.load(arguments.run_dir), arguments))
+            # Still there if it was killed just before this was done
+            shutil.rmtree(Path(arguments.run_dir) / "backup", ignore_errors=True)
             devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
             return
         with open_run(arguments) as (run, splits):
             if devices.is_chief():
                 say_what_begins(run, splits, device)
-            with cli.message_on_signals("Stopped. All finished epochs are saved; python train.py --run-dir "
-                                        f"{run.folder} --resume goes on."):
+            resume = f"finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on"
+            advice = f"give a smaller --batch-size; {resume}"
+            with cli.message_on_signals(f"Stopped. All {resume}."), devices.explain_failures(advice, resume):
                 run_stages(run, splits)
     devices.print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 

@@ -152,6 +152,9 @@ def results_folder(folder, option, made_by):
         for path in kept:
             if path.name in names:
                 raise UserError(f"{path} is not ours, but would be replaced; give another {option}.")
+            if path.is_dir():  # hidden: of an editor or Jupyter
+                shutil.copytree(path, new / path.name, symlinks=True)
+                continue
             try:
                 os.link(path, new / path.name, follow_symlinks=False)
             except OSError:  # a file system without links
@@ -195,7 +198,8 @@ def _user_files(target, folder, option, made_by):
     if not ours and any(not path.name.startswith(".") for path in kept):
         refuse(f"{folder} holds files, but no {WRITTEN} that says which are ours")
     for path in kept:
-        if path.lstat().st_uid != os.getuid() or path.is_dir() and not path.is_symlink():
+        is_folder = path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+        if path.lstat().st_uid != os.getuid() or is_folder:
             refuse(f"{path} is a folder or somebody else's, so it cannot be kept beside new results")
     return kept
 

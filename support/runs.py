@@ -52,6 +52,7 @@ class Run:
             raise UserError(f"{folder} holds no run (no config.json); train.py trains one.")
         try:
             config = json.loads(path.read_text())
+            config["data"].setdefault("geometry", config["data"].pop("frame", None))  # its name in older runs
             _ = [config[part][key] for part, keys in REQUIRED.items() for key in keys]
             SliceGeometry(**config["data"]["geometry"])
         except (ValueError, KeyError, TypeError) as error:

@@ -147,7 +147,7 @@ def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
     positions = np.asarray(positions, np.int32)
     if not np.isin(positions, prior.slice_positions).all():
         raise ValueError(f"positions must be among {list(prior.slice_positions)}, got {positions.tolist()}.")
-    size, codes = _batch_size(prior, batch_size, len(positions)), []
+    size, codes = _batch_size(prior, batch_size, len(positions)), [_no_codes(prior)]
     for first in tqdm(range(0, len(positions), size), "Sampling", unit=" batches", leave=False, disable=None):
         # The last batch is filled up: another size would be compiled anew.
         batch = tf.constant(np.resize(positions[first:first + size], size))
@@ -155,6 +155,10 @@ def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
         noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
         codes.append(_run_sampler(prior, batch, noise, temperature, prior.no_context(size), persons))
     return np.concatenate(codes)[:len(positions)]
+
+
+def _no_codes(prior, *axes):
+    return np.zeros((0, *axes, prior.grid_size, prior.grid_size), np.int32)
 
 
 def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
@@ -170,7 +174,7 @@ def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons
         stream: the name of the random stream.
     """
     heads = heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream)
-    return np.concatenate(list(heads))
+    return np.concatenate([_no_codes(prior, len(prior.slice_positions)), *heads])
 
 
 def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
@@ -210,8 +214,8 @@ def _slices_of_heads(prior, sample, indices, seed, temperature, persons, stream)
 def _batch_size(prior, wanted, count):
     """How many samples go side by side: batches of one size, so that little has to be filled up."""
     noise_bytes = 4 * prior.grid_size ** 2 * prior.num_embeddings
-    num_batches = math.ceil(count / (wanted or samples_at_once(noise_bytes)))
-    return math.ceil(count / num_batches)
+    num_batches = max(1, math.ceil(count / (wanted or samples_at_once(noise_bytes))))
+    return max(1, math.ceil(count / num_batches))
 
 
 def export(vqvae, prior, folder):

@@ -1,5 +1,6 @@
 """What both stages of a training share: the run through the epochs, its optimiser and its Keras callbacks."""
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -35,6 +36,11 @@ class Stage:
         self.steps_per_epoch = len(splits["train"].images) // self.batch_size
         self.precision = "mixed_bfloat16" if settings.mixed_precision else "float32"
 
+    @property
+    def begin_again(self):
+        """Advice for a stage whose files cannot be used."""
+        return f"remove it and {self.run.model_path(self.name)} to begin this stage again"
+
     def train(self):
         """Runs the epochs that are missing; returns the model of the best epoch on validation people."""
         devices.print_on_chief(f"{self.title}, {self.epochs} epochs.")
@@ -66,7 +72,11 @@ class Stage:
         with devices.new_scope():
             model = self.build()  # not the saved one: how that was compiled may not suit other devices
             model.optimizer.build(model.trainable_variables)
-        self.load_on_chief(model, self.run.backup_path(self.name), "remove it to begin this stage again")
+        path = self.run.backup_path(self.name)
+        with devices.fail_together(), self.explain_damage(self.begin_again):
+            if devices.is_chief():
+                runs.read_model_file(path, lambda: model.load_weights(path))
+        devices.broadcast_variables(model.variables + model.optimizer.variables)
         model.optimizer.iterations.assign(self.steps_before(first_epoch))
         return model
 
@@ -94,20 +104,30 @@ class Stage:
         return []
 
     def load_best(self):
-        """The model of the best epoch, without optimiser."""
-        model = self.make_model()
-        self.load_on_chief(model, self.run.model_path(self.name), "put back the file, or start a new run")
+        """Loads the model of the best epoch, without optimiser.
+
+        The chief loads it whole: so layers have the same names in a resumed run, for some last bits depend on
+        them. Other machines build theirs, and get its variables.
+        """
+        path = self.run.model_path(self.name)
+
+        def load():
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+
+        with devices.fail_together(), self.explain_damage("put back the file, or start a new run"):
+            model = runs.read_model_file(path, load) if devices.is_chief() else self.make_model()
+        devices.broadcast_variables(model.variables)
         return model
 
-    def load_on_chief(self, model, path, advice):
-        """Loads a file that the chief alone has; the other machines get copies of all variables."""
-        with devices.fail_together():
-            try:
-                if devices.is_chief():
-                    runs.read_model_file(path, lambda: model.load_weights(path))
-            except ValueError as error:
-                raise UserError(f"{error}; {advice}.") from error
-        devices.broadcast_variables(model.variables + (model.optimizer.variables if model.compiled else []))
+    @contextlib.contextmanager
+    def explain_damage(self, advice):
+        """Turns the ValueError of a file that cannot be used into a UserError."""
+        try:
+            yield
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{error}; {advice}.") from error
 
 
 def new_optimizer(peak, rising_steps, total_steps):
@@ -200,7 +220,8 @@ class Checkpoints(keras.callbacks.Callback):
             self.model.save(new)
             with zipfile.ZipFile(new, "a") as archive:
                 archive.writestr(runs.EPOCHS_FILE, json.dumps(epoch + 1))
-            if self.best is None or stage.better(value, self.best) != self.best:
+            # Written so that a NaN is never the best.
+            if self.best is None or value != self.best and stage.better(value, self.best) == value:
                 copy = new.with_name(f"copy-{new.name}")
                 shutil.copyfile(new, copy)
                 copy.replace(stage.run.model_path(stage.name))

@@ -95,6 +95,8 @@ def _open(path):
     size = " x ".join(map(str, shape))
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise VolumeError(f"has {len(shape)} dimensions ({size}), not 3; give one volume")
+    if not all(shape):
+        raise VolumeError(f"has no voxels by its header ({' x '.join(map(str, shape))})")
     if np.prod(shape, dtype=float) > MAX_VOXELS:
         raise VolumeError(f"has {size} voxels by its header, too many for a head; correct or resample it")
     if dtype.names or dtype.kind == "c":

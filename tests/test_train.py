@@ -295,10 +295,11 @@ def test_a_prior_of_another_codebook_is_not_resumed(finished):
     shutil.copy(finished.model_path("pixelcnn"), finished.backup_path("pixelcnn"))
     vqvae = modules.load_model(finished.model_path("vqvae"))
     stage = train.PixelCNNStage(finished, splits_of(finished), vqvae)
-    stage.check_codebook()
+    stage.load_best()
     vqvae.quantizer.embeddings.assign(vqvae.quantizer.embeddings + 0.001)
-    with pytest.raises(train.UserError, match="pixelcnn.keras: .*another codebook; remove it"):
-        stage.resume(1)
+    for load in (lambda: stage.resume(1), stage.load_best):
+        with pytest.raises(train.UserError, match="pixelcnn.keras: .*another codebook; remove it and .* to begin"):
+            load()
 
 
 def test_few_people_are_told_before_training_what_will_not_be_possible(trained, capsys):
