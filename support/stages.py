@@ -52,6 +52,9 @@ class Stage:
                       steps_per_epoch=self.steps_per_epoch, epochs=self.epochs, initial_epoch=first_epoch,
                       shuffle=False, verbose=0, callbacks=self.callbacks(first_epoch))
             devices.on_chief(self.run.finish_stage, self.name)
+        else:
+            with devices.new_scope():
+                self.make_model()  # so that what follows is named as after a training: see `new_scope`
         return self.load_best()
 
     def begin(self):

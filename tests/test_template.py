@@ -116,7 +116,7 @@ def test_of_two_processes_at_once_one_makes_the_cohort(tmp_path):
     program = ("import time; from support import template\n"
                "template.simulate_person = lambda *_: time.sleep(1) or []\n"
                "template._load_template = lambda _: None\n"
-               "template.DEMO_PEOPLE = dict.fromkeys(slices.SPLITS, 1)\n"
+               "template.DEMO_PEOPLE = dict.fromkeys(('train', 'validate', 'test'), 1)\n"
                "print(template.make_demo_cohort(), flush=True)")
     environment = script_environment(XDG_CACHE_HOME=str(tmp_path))
     command = [sys.executable, "-c", program]
