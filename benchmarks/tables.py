@@ -249,17 +249,6 @@ def epochs(results):
             *(cells(row, formats) for row in results["loading"]["epochs"])]
 
 
-def memory(results):
-    """benchmarks/memory.py: the whole of both commands, without a limit and within one."""
-    formats = ("{people}", "{images:,}", "{image_gigabytes:.2f} GB", "{train_gigabytes:.2f} GB",
-               "{predict_gigabytes:.2f} GB")
-    rows = [["people", "images", "pixels", "`train.py`", "`predict.py --evaluate`", "limits"]]
-    for row in results["memory"]["rows"]:
-        limit = "{train_limit_gigabytes:.2f} and {predict_limit_gigabytes:.2f} GB"
-        rows.append([*cells(row, formats), limit.format(**row) if row["train_limit_gigabytes"] else "none"])
-    return rows
-
-
 def training(results):
     """benchmarks/training.py: speed beside the plain keras-io way."""
     formats = ("{images_per_second[median]:.1f}", "{multiply_adds_million:,.0f}", "{share_of_peak:.0%}",
@@ -371,7 +360,7 @@ def machines(results):
 
 TABLES = {function.__name__: function for function in (
     summary, heads, judges, runs, pretrained, reconstruction, utility, chain, codecs, head_codecs, head_bytes,
-    sampling, ventricles, loading, epochs, memory, training, scaling, gpu, faults, origins, machines)}
+    sampling, ventricles, loading, epochs, training, scaling, gpu, faults, origins, machines)}
 
 
 @exit_on_user_error

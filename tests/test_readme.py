@@ -17,7 +17,7 @@ DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in tab
 README = DOCUMENTS["README.md"]
 ONE_LINE = " ".join(README.split())
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
-BENCHMARKS = {"codecs", "faults", "gpu", "loading", "memory", "reconstruction", "sampling", "scaling",
+BENCHMARKS = {"codecs", "faults", "gpu", "loading", "reconstruction", "sampling", "scaling",
               "training", "utility", "ventricles"}
 RUNS = {"real_slices", "heads", "demo", "pretrained", "pretrained_heads"}
 
