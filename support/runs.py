@@ -218,12 +218,18 @@ def newest():
 
 
 def build_info():
-    """What last bits of results depend on: a dict of `packages`, `python`, `processor` and `cores`."""
+    """What last bits depend on: `packages`, `python`, `processor`, its `cores` and `vector_instructions`."""
     # Not metadata.version: TensorFlow may be installed under another name, tensorflow-cpu say.
     versions = {item.metadata["Name"].lower(): item.version for item in metadata.distributions()}
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
     return {"packages": {"tensorflow": tf.__version__, **{name: versions.get(name) for name in PACKAGES}},
             "python": platform.python_version(), "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "vector_instructions": [flag for flag in flags if flag.startswith(("sse", "avx", "fma", "amx"))]}
 
 
 def git_commit():
