@@ -215,49 +215,51 @@ def inner_slices(count, wanted):
     return spread(count, wanted + 2)[1:-1] if count > 2 else np.arange(count)
 
 
+def stack_name(geometry, count):
+    """What `count` slices of a `volumes.SliceGeometry` are: "whole brain" or "slab of 45 mm"."""
+    height = count * geometry.spacing
+    return "whole brain" if height >= 110 else f"slab of {height:.0f} mm"
+
+
 def head_figure(heads, positions, geometry, path):
-    """Draws each head as a row: five axial slices from low to high, and both cuts, one above the other.
+    """Draws each head as a row on black, in true proportions.
 
-    Heads are uint8 (N, S, H, W), of S `positions`; their `volumes.SliceGeometry` gives the proportions, and
-    what may be said of the axes.
+    A whole brain is shown by three cuts through its middle in one scale, and six smaller axial slices; a slab
+    by five axial slices, and both cuts enlarged, one above the other.
+
+    Args:
+        heads: uint8 (N, S, H, W), of `positions`, S slice numbers.
+        geometry: their `volumes.SliceGeometry`, which also tells what may be said of the axes.
+        path: PNG to write.
     """
-    heads = heads[brain_box(heads, rim=2)]
-    indices = inner_slices(heads.shape[1], 5)
-    # Lengths are in mm of the axial slices. The cuts are drawn larger: two are nearly as high as a slice.
-    height, width = (pixels * geometry.pixel_size for pixels in heads.shape[2:])
-    depth, gap, line = heads.shape[1] * geometry.spacing, 5, 24
-    scale = min(MAX_CUT_SCALE, (height - 3 * gap) / (2 * depth))
-    cuts_left = len(indices) * (width + gap)
-    cuts_width = max(scale * max(height, width), height)  # at least as wide as their title
-    cuts_middle = cuts_left + cuts_width / 2
-    full_width, full_height = cuts_left + cuts_width, 2 * line + len(heads) * (height + gap)
-    figure = Figure(figsize=(10, 10 * full_height / full_width), facecolor="black")
-    # One axes over the whole figure, in mm, y down.
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-
-    def draw(picture, left, top, width, height):
-        _show(axes, picture, interpolation="bilinear", extent=(left, left + width, top + height, top))
-
-    def write(text, middle, top):
-        axes.text(middle, top, text, color="0.8", fontsize=10, ha="center", va="center")
-
-    for column, index in enumerate(indices):
-        write(f"slice {positions[index]}", column * (width + gap) + width / 2, line / 2)
-    for row, head in enumerate(heads):
-        top = line + row * (height + gap)
-        for column, index in enumerate(indices):
-            draw(head[index], column * (width + gap), top, width, height)
-        cut_top = top + (height - 2 * scale * depth - gap) / 2
-        for cut in head_cuts(head)[::-1]:
-            cut_width = scale * cut.shape[1] * geometry.pixel_size
-            draw(cut, cuts_middle - cut_width / 2, cut_top, cut_width, scale * depth)
-            cut_top += scale * depth + gap
-    title = "sagittal and coronal cut" if geometry.axes_known else "cuts along columns, rows"
-    write(title, cuts_middle, line / 2)
-    write(axes_caption(geometry), full_width / 2, full_height - line / 2)
-    axes.set(xlim=(0, full_width), ylim=(full_height, 0), aspect="equal")  # last: imshow changes the limits
-    figure.savefig(path, dpi=166, facecolor="black")  # 1660 pixels wide: sharp at half of that
+    name, heads = stack_name(geometry, len(positions)), heads[brain_box(heads, rim=2)]
+    depth, height, width = np.multiply(heads.shape[1:], [geometry.spacing, *[geometry.pixel_size] * 2])  # mm
+    is_whole = name == "whole brain" and len(positions) > 7
+    axial = dict(zip("123456", inner_slices(len(positions), 6 if is_whole else 5)))
+    if is_whole:
+        layout, widths = "mcs123;mcs456", [width, width, height, *[width / 2] * 3]
+        axial["m"], tallest = len(positions) // 2, max(depth, height)
+    else:
+        layout = ";".join("".join(axial) + cut for cut in "sc")
+        widths, tallest = [*[width] * len(axial), MAX_CUT_SCALE * max(height, width)], height
+    figure = Figure((10, 0.6 + len(heads) * (0.3 + 10 * tallest / sum(widths))), facecolor="black",
+                    layout="constrained")
+    figure.suptitle(f"{name[0].upper()}{name[1:]}", color="0.8", fontsize=10)
+    figure.supxlabel(axes_caption(geometry), color="0.8", fontsize=10)
+    for row, head in zip(np.atleast_1d(figure.subfigures(len(heads))), heads):
+        pictures = {key: (f"slice {positions[index]}", head[index], height) for key, index in axial.items()}
+        pictures |= {key: (title, cut, depth)
+                     for key, title, cut in zip("cs", cut_names(geometry), head_cuts(head))}
+        for key, axes in row.subplot_mosaic(layout, width_ratios=widths).items():
+            title, picture, picture_height = pictures[key]
+            right = picture.shape[1] * geometry.pixel_size / 2
+            _show(axes, picture, interpolation="bicubic",
+                  extent=(-right, right, -picture_height / 2, picture_height / 2))
+            axes.set_title(title, color="0.8", fontsize=10)
+            axes.axis("off")
+            if key in "cs" and not is_whole:  # both in one scale
+                axes.set_xlim(-max(height, width) / 2, max(height, width) / 2)
+    figure.savefig(path, dpi=166)  # 1660 pixels wide: sharp at half of that
 
 
 def progress_frame(originals, reconstructions, margin, title):

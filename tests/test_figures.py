@@ -163,36 +163,43 @@ def test_cuts_of_a_head_have_top_and_front_where_they_are_said_to_be():
     assert (sagittal[:, 3] == 60).all() and (sagittal[:, -4] != 60).all()  # front on the left
 
 
-@pytest.mark.parametrize("pixel_size, spacing", ((1.0, 1.4), (2.0, 1.4), (1.0, 3.0)))
-def test_head_figure_keeps_proportions(tmp_path, pixel_size, spacing):
-    """A block of 40 x 30 mm and 8 slices: five slices and both cuts of it, for each of two heads."""
-    head = np.zeros((8, 60, 60), np.uint8)
-    rows, columns = int(40 / pixel_size), int(30 / pixel_size)
-    head[:, 10:10 + rows, 15:15 + columns] = 200
-    path, geometry = tmp_path / "head.png", SliceGeometry(pixel_size, spacing)
-    figures.head_figure(np.stack([head, head]), range(len(head)), geometry, path)
-    picture = np.asarray(Image.open(path).convert("L")).astype(int)
+@pytest.mark.parametrize("geometry, count, scales", (
+    (SliceGeometry(1.0, 1.4), 8, [1] * 5 + [2] * 2), (SliceGeometry(2.0, 1.4), 8, [1] * 5 + [2] * 2),
+    (SliceGeometry(1.0, 3.0), 8, None), (SliceGeometry(2.0, 4.0), 30, [1] * 3 + [0.5] * 6)))
+def test_head_figure_shows_slab_or_whole_brain_in_true_proportions(tmp_path, geometry, count, scales):
+    """Two heads, each a block: from left to right its slices and cuts, in millimetres across and down."""
+    rows, columns = 80, 60
+    heads = np.zeros((2, count, 100, 100), np.uint8)
+    heads[:, :, 10:10 + rows, 15:15 + columns] = 200
+    figures.head_figure(heads, range(count), geometry, tmp_path / "head.png")
+    picture = np.asarray(Image.open(tmp_path / "head.png").convert("L")).astype(int)
+    depth = count * geometry.spacing
+    axial, coronal, sagittal = [(width * geometry.pixel_size, height) for width, height in (
+        (columns, rows * geometry.pixel_size), (columns, depth), (rows, depth))]
+    expected = [axial] * 5 + [sagittal, coronal] if count == 8 else [axial, coronal, sagittal] + [axial] * 6
     # Pixels are interpolated: an edge is where half is reached.
-    boxes = [tuple(box[2:]) for box in boxes_of(picture > 100, 60)]
-    slices = [box for box in boxes if box[0] > box[1]]
-    assert len(slices) == 2 * 5 and len(boxes) == 2 * 7
-    for height, width in slices:
-        assert height / width == pytest.approx(40 / 30, rel=0.03)
-    lengths = sorted(width / height for height, width in boxes if width > height)
-    np.testing.assert_allclose(lengths, [30 / (8 * spacing)] * 2 + [40 / (8 * spacing)] * 2, rtol=0.05)
+    boxes = sorted(boxes_of(picture > 100, 20), key=lambda box: (box[0] > len(picture) / 2, box[1]))
+    assert len(boxes) == 2 * len(expected) and len(picture[0]) == 1660
+    measured = np.array([(width / across, height / down) for (*_, height, width), (across, down)
+                         in zip(boxes, expected * 2)])  # pixels in each millimetre
+    np.testing.assert_allclose(measured[:, 0], measured[:, 1], rtol=0.05)
+    if scales:
+        np.testing.assert_allclose(measured[:, 0] / measured[0, 0], scales * 2, rtol=0.05)
 
 
-def test_head_figure_claims_front_only_where_it_is_known(tmp_path, monkeypatch):
+@pytest.mark.parametrize("axes_known", (True, False))
+@pytest.mark.parametrize("count, name", ((32, "Slab of 45 mm"), (79, "Whole brain"), (76, "Slab of 106 mm")))
+def test_head_figure_says_what_it_shows_and_claims_front_only_if_known(monkeypatch, axes_known, count, name):
     words = []
-    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **kwargs: words.append(text))
-    for axes_known in (True, False):
-        words.clear()
-        geometry = SliceGeometry(axes_known=axes_known)
-        figures.head_figure(draw_marked_head()[np.newaxis], range(32), geometry, tmp_path / "head.png")
-        page = " ".join(words)
-        assert all((word in page) == axes_known for word in ("Front is up", "sagittal", "coronal"))
-        assert ("columns, rows" in page and "Which way is front was not told" in page) == (not axes_known)
-        assert "Left and right are unknown." in page
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: words.extend(
+        text.get_text() for text in self.findobj(matplotlib.text.Text)))
+    heads = draw_marked_head()[np.newaxis, np.arange(count) % 8]
+    figures.head_figure(heads, range(count), SliceGeometry(axes_known=axes_known), None)
+    assert name in words and f"slice {count // 2}" in words
+    page = " ".join(words)
+    assert all((word in page) == axes_known for word in ("Front is up", "sagittal", "coronal"))
+    assert ("cut along rows" in page and "Which way is front was not told" in page) == (not axes_known)
+    assert "Left and right are unknown." in page
 
 
 def test_compared_heads_are_rows_of_the_same_slices_unstretched_and_without_border(tmp_path, monkeypatch):
