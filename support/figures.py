@@ -57,9 +57,8 @@ def plot_ssim(history, path):
 def plot_prior(history, code_entropy, path):
     """Draws stage 2's bits per code, by pixelcnn_history.csv, and the entropy that the prior has to beat.
 
-    Without the slices below, training and validation give different things: training hides them from a part
-    of the slices, most of which still know their person; validation people are also measured slice by slice,
-    without person. The latter tells whether single samples can be good.
+    Without the slices below, training and validation differ: in training most slices still know their person.
+    In validation they do not: that tells whether single samples can be good.
     """
     curves = {"bits_per_code": ("training, with dropout", "C0o-"),
               "val_bits_per_code": ("validation, given slices below and person", "C0s--"),
@@ -132,17 +131,13 @@ def neighbour_grid(samples, neighbours, captions, path):
 
 def plot_errors(ssims, positions, errors, margin, path):
     """Draws the SSIM (N,) by slice position (N,), and the mean absolute error of each pixel, (H, W)."""
-    figure, (curve, picture) = new_figure(4, columns=2, width=9, width_ratios=(1.25, 1))
+    figure, (boxes, picture) = new_figure(4, columns=2, width=9, width_ratios=(1.25, 1))
     present = np.unique(positions)
-    worst, low, middle, high = np.transpose([np.quantile(ssims[positions == position], (0, 0.1, 0.5, 0.9))
-                                             for position in present])
-    curve.fill_between(present, low, high, alpha=0.25, linewidth=0, label="middle 80 % of the images")
-    curve.plot(present, middle, "C0o-", markersize=3, label="median")
-    curve.plot(present, worst, "kv", markersize=3, label="worst image")
-    curve.set(xlabel="slice position, 0 the lowest", ylabel="SSIM (7x7 window)",
-              title=f"SSIM of {len(ssims)} test images")
-    curve.grid(alpha=0.3)
-    curve.legend(fontsize="small")
+    by_position = [ssims[positions == position] for position in present]
+    boxes.boxplot(by_position, positions=present, whis=(0, 100), widths=0.7, manage_ticks=False)
+    boxes.set(xlabel="slice position, 0 the lowest", ylabel="SSIM (7x7 window)",
+              title=f"SSIM of {len(ssims)} test images: range and quartiles")
+    boxes.grid(alpha=0.3)
     error_map = picture.imshow(crop(errors, margin), cmap="magma", vmin=0)
     picture.set(xticks=[], yticks=[], title="mean absolute error of each pixel")
     figure.colorbar(error_map, ax=picture, label="intensity, 0 black to 1 white")

@@ -1,10 +1,10 @@
 """The page that support/report.py writes, as a browser would find it."""
 
 import base64
-from html.parser import HTMLParser
 import io
 import math
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -16,41 +16,24 @@ from support.volumes import SliceGeometry
 SIZE, MARGIN, GRID = 32, 4, 4
 
 
-class Page(HTMLParser):
-    """A page's tags, the pixels of its pictures by their description, cells of tables, words and script."""
+class Page:
+    """A page's elements, the pixels of its pictures by their description, cells of tables, words and script.
+
+    But for its first line and for tags that HTML does not close, the page is XML: so all others are closed.
+    """
 
     def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.pictures, self.rows, self.words, self.script = [], [], {}, [], "", ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append((tag, attributes))
-        if tag == "img":
-            kind, data = attributes["src"].split(",")
+        xml = re.sub("<((?:img|input|meta) [^>]*)>", r"<\1/>", text.removeprefix("<!doctype html>\n"))
+        root = ElementTree.fromstring(xml)
+        self.elements, self.pictures = list(root.iter()), {}
+        self.script = root.findtext(".//script")
+        self.words = "".join(root.find("body").itertext()).replace(self.script, "")
+        self.rows = [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+        for image in root.iter("img"):
+            kind, data = image.get("src").split(",")
             assert kind == "data:image/png;base64"
             picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-            self.pictures.setdefault(attributes["alt"], []).append(picture)
-        elif tag == "tr":
-            self.rows.append([])
-        elif tag in ("th", "td"):
-            self.rows[-1].append("")
-        if tag not in ("img", "input", "meta"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.script += data
-        elif self.open and self.open[-1] != "style":
-            self.words += data
-            if self.open[-1] in ("th", "td"):
-                self.rows[-1][-1] += data
+            self.pictures.setdefault(image.get("alt"), []).append(picture)
 
 
 BITS = np.zeros((6, GRID, GRID))
@@ -95,7 +78,7 @@ def page(text):
 def test_page_is_whole_and_needs_no_network(text, page):
     without_pictures = re.sub(r"base64,[\w+/=]+", "", text)
     assert not re.search(r"(?i)//|url\(|@import|fetch|XMLHttpRequest|import\(", without_pictures)
-    assert all(value.startswith("data:") for _, attributes in page.tags for name, value in attributes.items()
+    assert all(value.startswith("data:") for element in page.elements for name, value in element.items()
                if name in ("src", "href", "srcset", "data", "action"))
     assert {name: len(pictures) for name, pictures in page.pictures.items()} == {
         "original": 4, "reconstruction": 4, "codes": 4, "0.00 bits per code": 3, "0.41 bits per code": 1,
@@ -151,7 +134,7 @@ def test_page_shows_what_it_was_given(text, page):
     assert (np.delete(last.reshape(16, 3), 11, axis=0) == first[0, 0]).all()
     assert "from 0  to 7." in page.words
     # Code maps keep their squares, and an example's pictures stay in one row, however narrow the page.
-    assert sum(attributes.get("class") == "map" for _, attributes in page.tags) == 8
+    assert sum(element.get("class") == "map" for element in page.elements) == 8
     assert ".map { image-rendering: pixelated }" in text and "columns: repeat(3, minmax(0, 272px))" in text
 
 
@@ -168,7 +151,7 @@ def test_a_head_is_scrolled_in_three_planes_in_millimetres(text, page):
     # 38 x 28 pixels of 2 mm, 8 slices 3 mm apart
     assert re.findall("aspect-ratio: ([^\"]+)\"", text) == ["56.0 / 76.0", "56.0 / 24.0", "76.0 / 24.0"]
     assert re.findall("flex: ([0-9.]+);", text) == ["56.0", "56.0", "76.0"]
-    assert [attributes["max"] for tag, attributes in page.tags if "max" in attributes] == ["7", "37", "27"]
+    assert [element.get("max") for element in page.elements if element.get("max")] == ["7", "37", "27"]
     assert 'data-positions="[0, 1, 2, 3, 4, 5, 6, 7]"' in text
     assert all(words in page.script for words in ("--across", "{grid, row, column}", "--share-"))
 

@@ -56,48 +56,45 @@ def test_cached_sampling_equals_full_forwards_code_by_code(prior, temperature, o
     assert (alone != slow).any()
 
 
-def test_slices_depend_on_the_seed_but_not_on_the_batch_size(prior):
-    codes = prior.sample([0, 1, 0], seed=1)
-    assert codes.shape == (3, 6, 6) and codes.dtype == np.int32
+def test_samples_depend_on_seed_and_stream_but_not_on_the_batch_size(prior):
+    codes, heads = prior.sample([0, 1, 0], seed=1), prior.sample_heads(3, seed=1)
+    assert codes.shape == (3, 6, 6) and heads.shape == (3, 10, 6, 6)
+    assert codes.dtype == heads.dtype == np.int32
     np.testing.assert_array_equal(prior.sample([0, 1, 0, 3, 2], seed=1, batch_size=3)[:3], codes)
     np.testing.assert_array_equal(prior.sample([0, 1, 0], seed=1, batch_size=2), codes)
-    assert (prior.sample([0, 1, 0], seed=2) != codes).any()
+    np.testing.assert_array_equal(prior.sample_heads(4, seed=1, batch_size=3)[:3], heads)
+    batches = list(sampler.heads_in_batches(prior, 3, seed=1, batch_size=2))
+    assert [len(batch) for batch in batches] == [2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), heads)
+    assert prior.sample_heads(0).shape == (0, 10, 6, 6)
+    assert (prior.sample([0, 1, 0], seed=2) != codes).any() and (prior.sample_heads(3, seed=2) != heads).any()
+    assert (prior.sample_heads(3, seed=1, stream="calibration 1") != heads).any()
     assert (codes[0] != codes[2]).any()  # one position, other noise
 
 
-def expected_slices(prior, heads, below, position, persons, seed, temperature):
-    """The codes of three heads at one position, the slow way, given their slices of the indices `below`."""
-    none = np.full((3, 6, 6), 11, np.int32)
-    context = np.stack([none if index is None else heads[:, index] for index in below], axis=1)
-    noise = sampler.gumbel_noise(prior, seed, "heads", tf.range(3) * 10 + position)
-    return sample_by_full_forwards(prior, tf.fill([3], position), noise, temperature, context, persons)
-
-
-def test_heads_are_sampled_upwards_each_slice_given_those_sampled_below(prior):
+@pytest.mark.parametrize("positions, contexts", (
+    (range(10), {0: (None,) * 4, 1: (0, None, None, None), 9: (8, 7, 5, 1)}),
+    ((2, 3, 7), {7: (None, None, 3, None)})))  # of 6, 5, 3 and -1 there is 3 alone
+def test_heads_are_sampled_upwards_each_slice_given_those_below_that_training_people_have(
+        prior, monkeypatch, positions, contexts):
+    monkeypatch.setattr(prior, "slice_positions", positions)
     assert prior.steps_below == (1, 2, 4, 8)
     heads = prior.sample_heads(3, seed=5, temperature=0.9)
-    assert heads.shape == (3, 10, 6, 6) and heads.dtype == np.int32
-    np.testing.assert_array_equal(prior.sample_heads(4, seed=5, temperature=0.9, batch_size=3)[:3], heads)
-    assert (prior.sample_heads(3, seed=6, temperature=0.9) != heads).any()
     persons = sampler.sample_people(prior, 5, "heads", tf.range(3))
     persons = np.float32(np.linspace(-1, 1, 24) + np.linspace(1, 2, 24) * persons)
-    for position, below in ((0, [None] * 4), (1, [0, None, None, None]), (9, [8, 7, 5, 1])):
-        expected = expected_slices(prior, heads, below, position, persons, 5, 0.9)
-        np.testing.assert_array_equal(heads[:, position], expected)
+    slices = dict(zip(positions, heads.swapaxes(0, 1))) | {None: np.full((3, 6, 6), 11, np.int32)}
+    for position, below in contexts.items():
+        context = np.stack([slices[other] for other in below], axis=1)
+        noise = sampler.gumbel_noise(prior, 5, "heads", tf.range(3) * 10 + position)
+        slow = sample_by_full_forwards(prior, tf.fill([3], position), noise, 0.9, context, persons)
+        np.testing.assert_array_equal(slices[position], slow)
     # Given persons are taken as they are.
     np.testing.assert_array_equal(prior.sample_heads(3, 5, 0.9, persons=persons), heads)
-    for other in ({"persons": persons - 1}, {"persons": persons, "stream": "calibration 1"}):
-        assert (prior.sample_heads(3, 5, 0.9, **other) != heads).any()
+    assert (prior.sample_heads(3, 5, 0.9, persons=persons - 1) != heads).any()
 
 
 def test_only_positions_that_training_people_have_are_sampled(prior, monkeypatch):
     monkeypatch.setattr(prior, "slice_positions", (2, 3, 7))
-    heads = prior.sample_heads(3)
-    assert heads.shape == (3, 3, 6, 6)
-    persons = sampler.calibrated_people(prior, 0, "heads", tf.range(3))
-    # Of 6, 5, 3 and -1, those below slice 7, there is 3, the second.
-    expected = expected_slices(prior, heads, [None, None, 1, None], 7, persons, 0, 1.0)
-    np.testing.assert_array_equal(heads[:, 2], expected)
     for position in (0, 4):
         with pytest.raises(ValueError, match=rf"positions must be among \[2, 3, 7\], got \[3, {position}\]"):
             prior.sample([3, position])
@@ -130,6 +127,7 @@ def test_samples_follow_the_distribution():
 OTHER_PROCESS = """
 import os
 import sys
+from unittest.mock import patch
 import numpy as np, tensorflow as tf
 encoder, decoder, sampler, head_sampler = (
     tf.saved_model.load(name) for name in ("encoder", "decoder", "sampler", "head_sampler"))
@@ -152,14 +150,12 @@ def refused():
     except ImportError as error:
         print(error)
 
-backend, sys.modules["keras"] = keras.backend.backend, None  # as where keras.json names what is not there
-refused()
-sys.modules["keras"], keras.backend.backend = keras, lambda: "jax"
-refused()
-keras.backend.backend = backend
-keras.config.set_image_data_format("channels_first")
-refused()
-keras.config.set_image_data_format("channels_last")
+with patch.dict(sys.modules, keras=None):  # as where keras.json names what is not there
+    refused()
+with patch("keras.backend.backend", lambda: "jax"):
+    refused()
+with patch("keras.config.image_data_format", lambda: "channels_first"):
+    refused()
 before = dict(os.environ)
 import modules
 assert dict(os.environ) == before
