@@ -56,7 +56,8 @@ def test_pictures_stand_in_rows_unstretched_without_margin_and_without_an_empty_
         pair = (np.uint8(np.round(squares(value)[:, 8:24, 8:24] * 255)) for value in (0.5, 0.8))
         figures.neighbour_grid(*pair, captions, path)
     columns = count if kind in ("frame", "reconstructions") else min(count, 4)
-    assert Image.open(path).width < 250 * columns + 150
+    width = Image.open(path).width
+    assert 830 <= width <= 860 if columns == 4 else width < 250 * columns + 150
     boxes = {name: boxes_of_colour(path, colour) for name, colour in rows.items()}
     for name, found in boxes.items():
         assert len(found) == count, name
@@ -103,44 +104,33 @@ def test_like_codes_have_like_colours():
         assert colours.shape == (len(few), 3) and np.isfinite(colours).all()
 
 
-def test_histories_are_plotted_under_what_each_curve_is(monkeypatch):
-    curves, options = {}, []
-    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *args, label, **kwargs: curves.update({label: y[0]}))
-    monkeypatch.setattr(Axes, "set", lambda self, **kwargs: options.append(kwargs))
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: None)
+def test_plots_name_each_curve_and_fit_a_page_of_830_pixels(monkeypatch):
+    """At most 1080 pixels wide: then text of 8 points is at least 10 pixels high at 830 pixels."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     columns = ("bits_per_code", "val_bits_per_code", "bits_per_code_no_context", "val_bits_per_code_alone",
-               "loss", "val_loss", "reconstruction_loss", "val_reconstruction_loss", "vq_loss", "val_vq_loss")
+               "loss", "val_loss", "reconstruction_loss", "val_reconstruction_loss", "vq_loss", "val_vq_loss",
+               "val_ssim", "test_ssim")
     history = {"epoch": np.arange(3)} | {name: np.arange(3) + 10 * i for i, name in enumerate(columns)}
     figures.plot_prior(history, 7.0, None)
     figures.plot_losses(history, None)
-    assert curves == {
+    figures.plot_ssim(history, None)
+    assert {line.get_label(): line.get_ydata()[0] for figure in drawn for line in figure.axes[0].lines} == {
         "training, with dropout": 0, "validation, given slices below and person": 10,
         "training, slices below hidden, person mostly given": 20,
         "validation, slice alone: neither of both given": 30, "entropy of independent codes": 7,
         "total: training": 40, "total: validation": 50, "MSE / variance: training": 60,
         "MSE / variance: validation": 70, "vector quantisation: training": 80,
-        "vector quantisation: validation": 90}
-    assert options[1]["yscale"] == "log" and all(axes["xlabel"] == "epoch" for axes in options)
-
-
-def test_figures_are_made_for_a_page_of_830_pixels(monkeypatch):
-    """At most 1080 pixels wide: then text of 8 points is at least 10 pixels high at 830 pixels."""
-    widths = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: widths.append(self.bbox.width))
-    images, positions = np.zeros((4, 8, 8)), np.arange(4)
-    columns = "loss", "reconstruction_loss", "vq_loss", "bits_per_code", "ssim"
-    history = {name: np.ones(2) for column in columns for name in (column, f"val_{column}", f"test_{column}")}
-    names = "epoch", "bits_per_code_no_context", "val_bits_per_code_alone"
-    history |= {name: np.arange(2) for name in names}
-    figures.plot_losses(history, None)
-    figures.plot_ssim(history, None)
-    figures.plot_prior(history, 7.0, None)
-    figures.reconstruction_grid(images, images, np.zeros((4, 2, 2), int), "abcd", np.ones((1, 3)), 0, None)
-    figures.sample_grid(images, positions, 0, None)
-    figures.neighbour_grid(images, np.uint8(images), "abcd", None)
-    figures.plot_errors(np.ones(4), positions, images[0], 0, None)
+        "vector quantisation: validation": 90, "fixed validation images": 100,
+        "10 random test images: nothing is selected by them": 110}
+    assert [figure.axes[0].get_yscale() for figure in drawn] == ["linear", "log", "linear"]
+    ssims, positions = np.array([0.5, 0.7, 0.6, 0.9]), np.array([4, 4, 4, 7])
+    figures.plot_errors(ssims, positions, np.zeros((8, 8)), 0, None)
+    lines = drawn[3].axes[0].lines
+    assert [line.get_xydata().mean(axis=0).tolist() for line in lines if line.get_color() == "C1"] == [
+        [4, 0.6], [7, 0.9]]  # the medians
     ventricles.head_comparison(np.full((3, 8, 8, 8), 99, np.uint8), np.arange(8), "abc", "title", None)
-    assert len(widths) == 8 and all(830 <= width <= 1080 for width in widths)
+    assert all(830 <= figure.bbox.width <= 1080 for figure in drawn)
 
 
 def draw_marked_head():

@@ -53,9 +53,6 @@ def prior(twins):
     return twins[1][0]
 
 
-# Vector quantiser
-
-
 @pytest.mark.parametrize("decay", (0.99, None))
 @pytest.mark.parametrize("shape", ((2, 5, 4, 3), (7, 3), (0, 2, 2, 3)))
 def test_codes_are_the_nearest_rows_with_losses_and_gradients_of_2017(decay, shape):
@@ -151,9 +148,6 @@ def test_what_does_not_fit_is_refused(make, words):
         make()
 
 
-# Encoder, decoder, VQ-VAE
-
-
 @pytest.mark.parametrize("downsample", (4, 8))
 @pytest.mark.parametrize("margin", (0, 8, 16, 24))
 def test_encoder_and_decoder_mirror_each_other(downsample, margin):
@@ -234,9 +228,6 @@ def test_codes_code_lengths_and_samples_are_of_full_float32_whatever_the_model_t
     assert enabled() and mixed_vqvae.encode(images).dtype == tf.bfloat16
 
 
-# PixelCNN
-
-
 def test_each_code_depends_on_all_codes_before_it_and_on_none_after():
     prior = small_prior(grid_size=9, num_layers=4)  # 4 layers: the fewest whose windows span 9 codes
     position, codes = tf.constant([1]), np.random.default_rng(0).integers(0, 11, 81, np.int32)
@@ -308,9 +299,6 @@ def test_the_whole_distribution_sums_to_one():
     conditions = [np.repeat(value, 81, axis=0) for value in random_conditions(prior, 1)]
     log_prob = prior.log_prob(all_codes, np.zeros(81, np.int32), *conditions).numpy()
     assert np.exp(log_prob.astype(float)).sum() == pytest.approx(1, abs=1e-4)
-
-
-# Files
 
 
 def assert_same_weights(one, other):

@@ -41,7 +41,7 @@ def test_noise_is_gumbel_noise_independent_between_streams_seeds_items_and_purpo
 
 
 @pytest.mark.parametrize("temperature, other", (
-    (1.0, {}), (0.5, {"kernel_size": 5, "dtype": "mixed_bfloat16"})))
+    (1.0, {}), (0.0, {"kernel_size": 5, "dtype": "mixed_bfloat16"})))
 def test_cached_sampling_equals_full_forwards_code_by_code(prior, temperature, other):
     prior, positions = small_prior(**other) if other else prior, tf.constant([0, 1, 3])
     noise = sampler.gumbel_noise(prior, 7, "slices", tf.range(3))
@@ -91,13 +91,8 @@ def test_heads_are_sampled_upwards_each_slice_given_those_below_that_training_pe
     # Given persons are taken as they are.
     np.testing.assert_array_equal(prior.sample_heads(3, 5, 0.9, persons=persons), heads)
     assert (prior.sample_heads(3, 5, 0.9, persons=persons - 1) != heads).any()
-
-
-def test_only_positions_that_training_people_have_are_sampled(prior, monkeypatch):
-    monkeypatch.setattr(prior, "slice_positions", (2, 3, 7))
-    for position in (0, 4):
-        with pytest.raises(ValueError, match=rf"positions must be among \[2, 3, 7\], got \[3, {position}\]"):
-            prior.sample([3, position])
+    with pytest.raises(ValueError, match=rf"positions must be among \[.*{positions[-1]}\], got \[2, 11\]"):
+        prior.sample([2, 11])
 
 
 def test_steered_people_have_the_size_asked_for_and_else_stay_as_they_are(prior):
@@ -110,17 +105,6 @@ def test_steered_people_have_the_size_asked_for_and_else_stay_as_they_are(prior)
         np.testing.assert_allclose(3 + persons @ weights, sizes, atol=1e-4)
         moves = persons - uncorrected
         np.testing.assert_allclose(moves, np.outer(moves @ weights / (weights @ weights), weights), atol=1e-4)
-
-
-def test_samples_follow_the_distribution():
-    prior = small_prior(grid_size=1, num_embeddings=4)
-    noise = np.float32(np.random.default_rng(0).gumbel(size=(4000, 1, 1, 4)))
-    codes = sampler.sample_codes(prior, tf.zeros(4000, tf.int32), noise, 1.0)
-    distribution = prior.distribution(np.zeros((1, 1, 1), np.int32), np.zeros(1, np.int32))
-    expected = distribution.probs_parameter().numpy().ravel()
-    share = np.bincount(np.ravel(codes), minlength=4) / 4000
-    np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / 4000))
-    assert sampler.sample_codes(prior, tf.constant([0]), noise[:1], 0.0).numpy().item() == expected.argmax()
 
 
 # What one process exports or saves, another uses: first without this repository, then as a notebook does.
