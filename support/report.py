@@ -73,8 +73,11 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, b
     if samples is not None:
         content["samples"] = list(zip(map(_png, crop(samples, margin)), sample_positions))
     if len(heads):
-        content |= {"heads": [_head_pictures(head, geometry) for head in heads],
-                    "positions": list(map(int, head_positions)),
+        # Of each plane: name, all cuts as one picture, their number, width and height in mm
+        planes = [[(name, _png(montage(cuts)), len(cuts), *sides)
+                   for name, cuts, *sides in figures.head_planes(head, geometry)]
+                  for head in heads[brain_box(heads, rim=2)]]
+        content |= {"heads": planes, "positions": list(map(int, head_positions)),
                     "kind": figures.stack_name(geometry, len(head_positions)),
                     "axes_caption": figures.axes_caption(geometry)}
     if head_table:
@@ -112,13 +115,6 @@ def _png(picture):
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _head_pictures(head, geometry):
-    """Of each plane of a head: (name, all cuts as one picture, their number, width and height in mm)."""
-    head = head[brain_box(head[np.newaxis], rim=2)[1:]]
-    return [(name, _png(montage(cuts)), len(cuts), *sides)
-            for name, cuts, *sides in figures.head_planes(head, geometry)]
 
 
 def _example_pictures(examples, margin, colours):
