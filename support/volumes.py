@@ -10,8 +10,6 @@ from scipy import ndimage
 
 from support.images import pad_to_square
 
-NUM_POSITIONS = 32  # axial slices per person
-SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 FRAME_MM = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
 COMMISSURE = 78  # mm from the top of an average head down to its anterior commissure
 MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axis
@@ -32,9 +30,19 @@ class SliceGeometry:
     """Where the slices of a data set lie, in millimetres."""
 
     pixel_size: float = 1.0  # of the slices' square pixels
-    spacing: float = SLICE_SPACING  # between neighbouring slices
+    spacing: float = 1.4  # between neighbouring slices
     lowest: float = -8.0  # height of slice 0 above the anterior commissure; negative below it
     axes_known: bool = True  # whether front is known to be up, as measured or stated; else nothing is claimed
+
+    def heights(self, num_slices):
+        """The heights, (num_slices,) in mm above the anterior commissure, of slices 0, 1 and so on."""
+        return self.lowest + self.spacing * np.arange(num_slices)
+
+
+SLAB, SLAB_SLICES = SliceGeometry(), 32  # what is simulated or cut from volumes by default
+# From the lower end of the cerebellum to the vertex of the template and of all who are simulated from it
+WHOLE_BRAIN, WHOLE_BRAIN_SLICES = SliceGeometry(2.0, 2.0, -66.0), 74
+NUM_POSITIONS = SLAB_SLICES
 
 
 def is_dicom(path):
