@@ -386,7 +386,7 @@ def write_dataset(arguments, run, vqvae, prior):
     description = synthetic.describe(run, prior.slice_positions, count, arguments.seed, arguments.temperature,
                                      arguments.ventricles)
     with cli.message_on_signals(f"Stopped: {folder} was not written."):
-        synthetic.write_png_heads(folder, heads, description, run.geometry)
+        synthetic.write_png_heads(folder, heads, description)
     counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
     print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
 

@@ -52,12 +52,14 @@ def test_heads_are_written_in_order_split_by_head_with_their_slice_positions(tmp
     assert not (tmp_path / "a" / "set" / "SIMULATED.txt").exists()
     written = json.loads((tmp_path / "a" / "set" / "dataset.json").read_text())
     expected = {"kind": "synthetic", "git_commit": "abc", "seed": 3, "temperature": 0.5, "ventricles": 0.9,
-                "front": "up", "slice_positions": POSITIONS, "mm_per_pixel": 4.0, "mm_between_positions": 2.5,
+                "front": "up", "slice_positions": POSITIONS, "geometry": GEOMETRY,
                 "heads": template.split_people(11), "prior": None,
                 "trained_on": {"is_simulated": False, "front": "down", "fingerprints": {"train": "a"},
                                "limit": None}}
     assert {key: written[key] for key in expected} == expected
     assert written["prior_says"].startswith("Not judged")
+    front, geometry, _ = dataset.find_geometry(tmp_path / "a" / "set")
+    assert front == "up" and vars(geometry) == GEOMETRY
 
 
 def test_what_was_judged_of_the_prior_is_copied(tmp_path):

@@ -31,8 +31,9 @@ def names(folder):
 
 def test_training_leaves_a_whole_run_folder(trained):
     run = trained / "runs" / "tiny"
-    assert names(run) == {"config.json", "vqvae.keras", "pixelcnn.keras", "vqvae_history.csv", "metrics.json",
-                          "pixelcnn_history.csv", "ventricles.json", "figures", "progress.gif", "logs"}
+    assert names(run) == {"config.json", "vqvae.keras", "pixelcnn.keras", "vqvae_history.csv",
+                          "decoder_history.csv", "pixelcnn_history.csv", "ventricles.json", "metrics.json",
+                          "figures", "progress.gif", "logs"}
     assert names(run / "figures") == {"losses.png", "ssim.png", "prior.png", "reconstructions.png"}
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["num_embeddings"] == 16 and config["settings"]["batch_size"] == 8
@@ -43,6 +44,8 @@ def test_training_leaves_a_whole_run_folder(trained):
     loss = history["reconstruction_loss"] + history["vq_loss"]
     np.testing.assert_allclose(history["loss"], loss, rtol=1e-4)
     assert history["reconstruction_loss"][1] < history["reconstruction_loss"][0]
+    in_head = Run.load(run).read_history("decoder")["val_reconstruction_loss"]
+    assert in_head.min() < history["val_reconstruction_loss"].min()
     assert len(imageio.imread(run / "progress.gif")) == 3  # before the first epoch, and after each
     assert list((run / "logs").glob("*/train/*tfevents*"))
     vqvae, prior = (modules.load_model(run / f"{name}.keras") for name in ("vqvae", "pixelcnn"))
@@ -113,7 +116,7 @@ def test_a_second_round_of_calibration_starts_from_what_the_first_corrected(monk
 
     monkeypatch.setattr(sampler, "sample_heads", sample_heads)
     monkeypatch.setattr(prior, "encode_people", lambda pictures: outcome(conditions[-1]))
-    vqvae = types.SimpleNamespace(decode_codes=lambda codes: tf.zeros((len(codes), 32, 32, 1)), margin=0)
+    vqvae = types.SimpleNamespace(decode_head=lambda codes, _: np.zeros((len(codes), 32, 32, 1)), margin=0)
     prior.slice_positions = 0, 1
     run = Run("", {"settings": dataclasses.asdict(train.Settings(seed=3))})
     train.calibrate_prior(run, vqvae, prior, num_people=20)
