@@ -2,6 +2,7 @@
 
 from collections import Counter
 import csv
+import dataclasses
 import glob
 import os
 from pathlib import Path
@@ -12,10 +13,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from support.cli import UserError
-from support.files import whole_folder
+from support.files import whole_folder, write_json
+from support.images import FOREGROUND
 from support.slices import slice_file, SPLITS
 from support.template import share_of_people
-from support.volumes import is_dicom, read_slices, VOLUME_ENDINGS, VolumeError
+from support.volumes import (is_dicom, read_slices, SLAB, SLAB_SLICES, VOLUME_ENDINGS, VolumeError, WHOLE_BRAIN,
+                             WHOLE_BRAIN_SLICES)
 from support.whose_head import ENDING, OTHER_NAMES, people_of, T1_NAMES
 
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
@@ -116,14 +119,17 @@ def _why_no_head(path):
     return None if contrast is None or contrast[1] else f"is {contrast[0]} by its name, not T1"
 
 
-def convert_volumes(sessions, reasons, output_dir, seed=0):
+def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, center=(0.0, 0.0)):
     """Prints how many volumes and people there are, then writes PNG folders and cases.csv into a new folder.
 
-    Training, validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions.
+    Training, validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions. All
+    have the same slices, of which geometry.json tells the heights.
 
     Args:
         sessions: list of (person, path), each of which becomes a case.
         reasons: a list of texts, to which is added why a session cannot be used.
+        whole_brain: to cut `WHOLE_BRAIN`, less the slices at its ends that are black in everyone; else `SLAB`.
+        center: as of `volumes.axial_slices`.
 
     Returns:
         ({split: (number of sessions, of people)}, notes on the volumes, a list of texts). A `UserError` if
@@ -132,27 +138,55 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
-    rows, notes, first = [], [], None
+    stack = (WHOLE_BRAIN, WHOLE_BRAIN_SLICES) if whole_brain else (SLAB, SLAB_SLICES)
+    rows, notes, first, areas = [], [], None, 0
     with whole_folder(output_dir, "--output-dir") as unfinished:
         for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
             try:
-                slices, remarks = read_slices(path)
+                cut = read_slices(path, *stack, center)
             except VolumeError as error:
                 reasons.append(f"{path}: {error}")
                 continue
-            size = f"{slices.shape[2]}x{slices.shape[1]}"
-            first = first or size
-            if size != first:
-                reasons.append(f"{path}: has slices of {size} pixels, the first one {first}")
+            kind = _describe(cut)
+            first = first or kind
+            if kind != first:
+                reasons.append(f"{path}: has {kind}, the first one {first}")
                 continue
-            notes += [f"{path}: {remark}" for remark in remarks]
-            np.save(unfinished / f"{len(rows)}.npy", slices)
+            notes += [f"{path}: {note}" for note in cut.notes]
+            np.save(unfinished / f"{len(rows)}.npy", cut.slices)
             rows.append((person, path))
-        return _split_by_person(unfinished, rows, seed), notes
+            geometry = cut.geometry
+            lit = (cut.slices > FOREGROUND * 255).sum(axis=(1, 2)) * geometry.pixel_size ** 2
+            areas = np.maximum(areas, lit)
+        counts = _split_by_person(unfinished, rows, seed, shown := _shown_slices(areas, whole_brain))
+        if geometry.axes_known:
+            lowest = geometry.lowest + geometry.spacing * shown.start
+            write_geometry(unfinished, dataclasses.replace(geometry, lowest=lowest))
+        return counts, notes
 
 
-def _split_by_person(folder, rows, seed):
-    """Writes PNG folders and cases.csv from N.npy of (person, path) N: {split: (sessions, people)}."""
+def write_geometry(folder, geometry):
+    write_json(folder / "geometry.json", {"front": "up", **dataclasses.asdict(geometry)})
+
+
+def _describe(cut):
+    """What the slices of all volumes of a data set must have in common, a text."""
+    geometry, (count, height, width) = cut.geometry, cut.slices.shape
+    return (f"{count} slices of {width}x{height} pixels, {geometry.spacing:g} mm apart from "
+            f"{geometry.lowest:g} mm on")
+
+
+def _shown_slices(areas, whole_brain):
+    """The slices to keep: of a whole brain those between the ends where anyone shows 1 cm2 of head."""
+    shown = np.flatnonzero(np.asarray(areas) >= 100) if whole_brain else np.arange(np.size(areas))
+    return slice(shown[0], shown[-1] + 1) if len(shown) else slice(0)
+
+
+def _split_by_person(folder, rows, seed, shown=slice(None)):
+    """Writes PNG folders and cases.csv from N.npy of (person, path) N: {split: (sessions, people)}.
+
+    Of each (S, H, W) the slices `shown` are written, numbered from 0.
+    """
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
         raise UserError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "
@@ -167,7 +201,7 @@ def _split_by_person(folder, rows, seed):
     order = sorted(range(len(rows)), key=lambda index: SPLITS.index(split_of[rows[index][0]]))
     for case, index in enumerate(order, 1):
         name = split_of[rows[index][0]]
-        for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)):
+        for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)[shown]):
             Image.fromarray(image).save(slice_file(folder, name, case, position))
         (folder / f"{index}.npy").unlink()
         # Names as text whatever the locale; bytes that are no UTF-8 as backslash escapes
