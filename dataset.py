@@ -19,17 +19,17 @@ from PIL import Image
 from skimage import util
 import tensorflow as tf
 
-from support import orientation
+from support import orientation, volumes
 from support.cli import exit_on_user_error, MAX_SEED, number, script_parser, UserError
 from support.devices import print_on_chief
 from support.images import crop, empty_margin, in_chunks, read_slice
 from support.import_volumes import convert_volumes, find_nifti, find_oasis1
 from support.people import PICTURE_SIDE
 from support.same_person import warn_of_shared_people
-from support.slices import FOLDERS, list_slices, read_images, SPLITS
+from support.slices import FOLDERS, list_slices, read_geometry, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
-from support.volumes import FRAME_MM, NUM_POSITIONS
+from support.volumes import FRAME_MM
 
 # What training hides from the prior or corrupts: while sampling, the slices below are its own, with errors
 CONDITION_DROPOUT = {
@@ -43,6 +43,7 @@ DEFAULT_FOLDER = Path("keras_png_slices_data")
 SOURCES = "--from-oasis1", "--from-nifti", "--simulate"
 # The sources that each other option goes with; None is the folder of PNG slices
 OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--image-size": ("--simulate",),
+                  "--whole-brain": ("--from-nifti", "--simulate"),
                   "--seed": ("--from-oasis1", "--from-nifti"),
                   "--pattern": ("--from-nifti",), "--person-pattern": ("--from-nifti",)}
 
@@ -170,7 +171,15 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
 
 
 def find_geometry(data_dir, limit=None, front=None, spacing=None):
-    """`orientation.find_geometry` of the training slices, measured on the first `limit` people."""
+    """Where slices lie: (front or None, `SliceGeometry`, a line that says it).
+
+    It is known if the folder was made here and nothing is stated (`front`, `spacing`); else what is not
+    stated is measured, on the first `limit` people.
+    """
+    known_front, geometry = read_geometry(data_dir)
+    if geometry and not front and not spacing:
+        return known_front, geometry, (f"Slices lie front-{known_front}, {geometry.spacing:.3g} mm apart, as "
+                                       f"{data_dir} says.")
     files = list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
     _, positions, paths = zip(*files)
     images = read_images(paths, "train", paths[0])
@@ -288,7 +297,7 @@ def encode_split(vqvae, prior, *versions):
     """The `CodedSplit` of a `Split`, of which all versions are given: as it is, and mirrored, say."""
     persons = []
     for version in versions:
-        pictures, head_numbers = head_pictures(version, vqvae.margin)
+        pictures, head_numbers = head_pictures(version, vqvae.margin, prior.num_positions)
         persons.append(prior.encode_people(pictures)[head_numbers])
     codes, split = np.stack([encode(vqvae, version) for version in versions]), versions[0]
     context = context_indices(split, prior.steps_below)
@@ -302,10 +311,10 @@ def encode(vqvae, split):
     return np.concatenate([np.asarray(vqvae.encode_to_codes(images), dtype) for images, _ in batches])
 
 
-def head_pictures(split, margin):
+def head_pictures(split, margin, num_positions):
     """Coarse pictures of the heads of a split: each slice less `margin` pixels at each side, averaged.
 
-    (float32 (people, NUM_POSITIONS, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)
+    (float32 (people, num_positions, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)
     """
     cases, head_numbers = np.unique(split.cases, return_inverse=True)
     shape = PICTURE_SIDE, PICTURE_SIDE
@@ -313,7 +322,7 @@ def head_pictures(split, margin):
     def shrink(images):
         return tf.image.resize(crop(images, margin)[..., np.newaxis], shape, "area")[..., 0] / 255
 
-    pictures = np.full((len(cases), NUM_POSITIONS, *shape), np.nan, np.float32)
+    pictures = np.full((len(cases), num_positions, *shape), np.nan, np.float32)
     pictures[head_numbers, split.positions] = in_chunks(shrink, split.images, size=256)
     return pictures, head_numbers
 
@@ -376,10 +385,13 @@ def main(argv=None):
         convert(arguments)
     elif arguments.simulate:
         people, size = split_people(arguments.simulate), arguments.image_size or DEMO_IMAGE_SIZE
-        write_cohort(arguments.output_dir, people, size)
+        stack = volumes.SLAB, volumes.SLAB_SLICES
+        if arguments.whole_brain:
+            stack = volumes.WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES
+        write_cohort(arguments.output_dir, people, size, *stack)
         counts = ", ".join(f"{people[name]} {name}" for name in SPLITS)
-        print(f"{arguments.output_dir}: {arguments.simulate} simulated people ({counts}), {NUM_POSITIONS} "
-              f"slices each of {size}x{size} pixels. Simulated: no evidence about patients.")
+        print(f"{arguments.output_dir}: {arguments.simulate} simulated people ({counts}), {stack[1]} slices "
+              f"each of {size}x{size} pixels. Simulated: no evidence about patients.")
     else:
         data_dir, is_demo = find_data(arguments.data_dir)
         show(load_splits(data_dir))
@@ -400,6 +412,9 @@ def parse_arguments(argv):
     add("--data-dir", metavar="DIR", help="without a source: the folder of keras_png_slices_{train,validate,"
         f"test}} to show (default: $OASIS_DIR, ./{DEFAULT_FOLDER}, or the demo cohort)")
     add("--output-dir", metavar="DIR", help="with a source: the folder to make for the slices")
+    add("--whole-brain", action="store_true", default=None, help="with --from-nifti or --simulate: slices of "
+        "2 mm from below the cerebellum to the vertex, of 128x128 pixels (default: a slab of 32 slices, "
+        f"{volumes.SLAB.spacing} mm apart)")
     add("--image-size", type=int, choices=(128, 256),
         help=f"with --simulate: pixels of a side (default: {DEMO_IMAGE_SIZE})")
     add("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
@@ -437,7 +452,8 @@ def convert(arguments):
     try:
         if not sessions:
             raise UserError(f"{source} holds no {kind} that can be used.")
-        counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0)
+        counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
+                                        bool(arguments.whole_brain))
     finally:
         for reason in reasons:
             print(f"Skipped {reason}")

@@ -28,7 +28,7 @@ from support.files import check_results_folder, results_folder, scratch_array, w
 from support.images import in_chunks, spread, to_uint8, to_unit
 from support.own_images import read_own_files
 from support.runs import Run
-from support.slices import SPLITS
+from support.slices import MAX_POSITIONS, SPLITS
 
 NUM_EXAMPLES = 10  # test images that are written beside their reconstructions
 PICTURED_HEADS = 3  # in head.png and report.html
@@ -57,10 +57,10 @@ def parse_arguments(argv):
     command.add_argument("--write-dataset", metavar="DIR",
                          help="write --heads sampled heads, and nothing else, as PNG splits")
     add("--num-samples", type=cli.number(int, 1), metavar="N", help="single slices to sample (default: 16)")
-    add("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
+    add("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 is the lowest, "
         "or all for one sample of each (default: --num-samples spread over all)")
     add("--heads", type=cli.number(int, 0), metavar="N",
-        help="whole heads to sample, all slices of one new person each (default: 1)")
+        help="heads to sample: all slices of one new person each (default: 1)")
     add("--ventricles", type=cli.number(float, 0), metavar="Q", help="size of the heads' ventricles, from 0 "
         "to 1: a quantile, among training people, of the dark share of the brain's inner half (default: any)")
     add("--temperature", type=cli.number(float, 0), metavar="T",
@@ -91,7 +91,7 @@ def parse_arguments(argv):
 
 def slice_argument(text):
     """An argparse type: "all" or a slice position."""
-    return text if text == "all" else cli.number(int, 0, volumes.NUM_POSITIONS)(text)
+    return text if text == "all" else cli.number(int, 0, MAX_POSITIONS)(text)
 
 
 @cli.exit_on_user_error
@@ -167,6 +167,10 @@ def load_data(arguments, run, vqvae):
         splits = dataset.load_splits(folder, names, run.settings["limit"], arguments.cache_dir,
                                      trained_on["front"])
         found = splits["test"].images.shape[1]
+        if max(split.positions.max() for split in splits.values()) >= run.num_positions:
+            raise UserError(f"People in {folder} have more slices than the {run.num_positions}, 0 to "
+                            f"{run.num_positions - 1}, that {run.folder} knows; give --data-dir or --run-dir "
+                            "to match.")
         if found != side and arguments.data_dir:
             raise UserError(f"The images in {folder} are {found}x{found} pixels but the run in {run.folder} "
                             f"was trained on {side}x{side}; give --data-dir or --run-dir to match.")
@@ -237,7 +241,7 @@ def predict_people(arguments, run, vqvae, prior):
         figures.sample_grid(samples, positions, vqvae.margin, new / "samples.png")
         num_judged = min(judge.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
         count = max(arguments.heads, num_judged)
-        print(f"Sampling whole heads: {count} ...", flush=True)
+        print(f"Sampling heads: {count} ...", flush=True)
         heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature,
                                                          persons=persons))
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
@@ -347,7 +351,7 @@ def keep_evaluation(path, judged):
 
 def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits, cache_dir):
     """The figures of sampled heads, uint8 (N, S, H, W), beside people; `test_bits` (M,) is of test images."""
-    print("Judging whole heads ...", flush=True)
+    print("Judging heads ...", flush=True)
     indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
     people_codes = {name: coded[name].codes[0][indices[name]] for name in splits}
     reconstructed = {name: decode_heads(vqvae, codes, cache_dir) for name, codes in people_codes.items()}
@@ -381,7 +385,7 @@ def write_dataset(arguments, run, vqvae, prior):
     description = synthetic.describe(run, prior.slice_positions, count, arguments.seed, arguments.temperature,
                                      arguments.ventricles)
     with cli.message_on_signals(f"Stopped: {folder} was not written."):
-        synthetic.write_png_heads(folder, heads, description)
+        synthetic.write_png_heads(folder, heads, description, run.geometry)
     counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
     print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
 

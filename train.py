@@ -27,11 +27,11 @@ import modules
 from support import cli, devices, figures, judge, metrics, orientation, people, runs, sampler, stages
 from support.cli import UserError
 from support.files import UNFINISHED, whole_file, write_json
-from support.images import empty_margin, in_chunks, spread, to_uint8, to_unit
+from support.images import brain_box, empty_margin, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 from support.synthetic import is_synthetic
-from support.template import DEMO_IMAGE_SIZE, is_simulated, make_demo_cohort
-from support.volumes import FRAME_MM, NUM_POSITIONS, SliceGeometry
+from support.template import is_simulated, make_demo_cohort
+from support.volumes import FRAME_MM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +149,13 @@ def new_run(folder, arguments):
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = dataclasses.replace(DEMO if is_demo else Settings(), **stated_settings(arguments))
     devices.check_precision(settings.mixed_precision)
-    front, geometry = find_geometry(data_dir, is_demo, settings)
+    front, geometry = find_geometry(data_dir, settings)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
     devices.global_batch(settings.batch_size, len(splits["train"].images))
-    vqvae, pixelcnn = model_arguments(splits["train"], settings)
+    vqvae, pixelcnn = model_arguments(splits, settings)
     data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
             "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
-            "front": front, "geometry": vars(geometry),
+            "front": front, "geometry": vars(geometry), "center": brain_center(splits["train"]),
             "images": {name: len(split.images) for name, split in splits.items()},
             "people": {name: split.num_people for name, split in splits.items()}}
     config = {"settings": vars(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
@@ -165,8 +165,9 @@ def new_run(folder, arguments):
     return Run(folder, config), splits
 
 
-def model_arguments(train, settings):
-    """The arguments of `modules.VQVAE` and of `modules.PixelCNN` by the training split and the settings."""
+def model_arguments(splits, settings):
+    """The arguments of `modules.VQVAE` and of `modules.PixelCNN` by the data and the settings."""
+    train = splits["train"]
     size = train.images.shape[1]
     # The border that is black in all training images gets no codes; a quarter of the side must remain.
     margin = min(empty_margin(train.images, size // 8), 3 * size // 8)
@@ -174,16 +175,23 @@ def model_arguments(train, settings):
              "num_embeddings": settings.num_embeddings, "embedding_dim": settings.embedding_dim,
              "data_variance": max(dataset.pixel_statistics(train.images)[1], 1e-6)}
     pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
-                "dropout": settings.prior_dropout, "num_positions": NUM_POSITIONS,
+                "dropout": settings.prior_dropout,
+                "num_positions": 1 + max(int(split.positions.max()) for split in splits.values()),
                 "slice_positions": np.unique(train.positions).tolist()}
     return vqvae, pixelcnn
 
 
-def find_geometry(data_dir, is_demo, settings):
-    """(front or None, `SliceGeometry`), measured unless stated; prints the result."""
+def brain_center(train):
+    """The mean over people of the middle of their brain: [down, right] in mm from the middle of the frame."""
+    size = train.images.shape[1]
+    boxes = [[side.indices(size)[:2] for side in brain_box(train.images[train.cases == case][np.newaxis])[2:]]
+             for case in np.unique(train.cases)]
+    return ((np.mean(boxes, axis=(0, 2)) - size / 2) * FRAME_MM / size).tolist()
+
+
+def find_geometry(data_dir, settings):
+    """(front or None, `SliceGeometry`), stated, known or measured; prints the result."""
     front = settings.orientation.removeprefix("front-") if settings.orientation else None
-    if is_demo and not front and not settings.slice_spacing:
-        return "up", SliceGeometry(FRAME_MM / DEMO_IMAGE_SIZE)  # as it was simulated
     front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
     print(line, flush=True)
     return front, geometry
@@ -372,7 +380,8 @@ class PixelCNNStage(stages.Stage):
         arguments = {**self.run.config["pixelcnn"], "codebook_digest": quantizer.digest()}
         prior = modules.PixelCNN(**arguments, dtype=self.precision)
         start_embeddings(prior, quantizer.embeddings, self.run.seed)
-        prior.fit_people(dataset.head_pictures(self.splits["train"], self.vqvae.margin)[0])
+        prior.fit_people(dataset.head_pictures(self.splits["train"], self.vqvae.margin,
+                                               prior.num_positions)[0])
         return prior
 
     def resume(self, first_epoch):
@@ -440,7 +449,8 @@ def calibrate_prior(run, vqvae, prior, num_people):
         codes = sampler.sample_heads(prior, count, run.seed, persons=conditions[-1], stream=stream)
         images = np.stack([to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
         heads = dataset.Split.from_heads(images, prior.slice_positions)
-        outcomes.append(prior.encode_people(dataset.head_pictures(heads, vqvae.margin)[0]))
+        pictures, _ = dataset.head_pictures(heads, vqvae.margin, prior.num_positions)
+        outcomes.append(prior.encode_people(pictures))
         shift, scale = people.calibrate(np.concatenate(conditions), np.concatenate(outcomes))
         prior.person_shift.assign(shift)
         prior.person_scale.assign(scale)
@@ -456,7 +466,7 @@ def fit_ventricles(run, prior, train, margin):
         return  # a line through two people says nothing
     dark = judge.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
-    persons = prior.encode_people(dataset.head_pictures(train, margin)[0])
+    persons = prior.encode_people(dataset.head_pictures(train, margin, prior.num_positions)[0])
     weights, offset = people.fit_measure(persons, sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
     write_json(run.folder / "ventricles.json",

@@ -177,12 +177,12 @@ def noise_split(people, image_size, margin=0):
         image_size: side of a slice, in pixels.
         margin: width of the black border, in pixels.
     """
-    heads = np.zeros((people, volumes.NUM_POSITIONS, image_size, image_size), np.uint8)
+    heads = np.zeros((people, volumes.SLAB_SLICES, image_size, image_size), np.uint8)
     inside = slice(margin, image_size - margin)
     rng = np.random.default_rng(0)
     for image in heads.reshape(-1, image_size, image_size):
         image[inside, inside] = rng.integers(0, 256, image[inside, inside].shape, np.uint8)
-    return dataset.Split.from_heads(heads, range(volumes.NUM_POSITIONS))
+    return dataset.Split.from_heads(heads, range(volumes.SLAB_SLICES))
 
 
 def random_codes(split, prior):

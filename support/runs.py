@@ -75,6 +75,16 @@ class Run:
         return SliceGeometry(**self.config["data"]["geometry"])
 
     @property
+    def num_positions(self):
+        """N, the number of slices that a head can have: 0 to N - 1."""
+        return self.config["pixelcnn"]["num_positions"]
+
+    @property
+    def center(self):
+        """Where the middle of people's brains lies: (down, right) in mm from the middle of the frame."""
+        return tuple(self.config["data"].get("center", (0.0, 0.0)))
+
+    @property
     def is_simulated(self):
         """Whether the people are simulated."""
         return self.config["data"].get("is_simulated", self.config["data"]["is_demo"])

@@ -7,7 +7,7 @@ from PIL import Image
 
 from support import template
 from support.files import whole_folder, write_json
-from support.slices import slice_file
+from support.slices import slice_file, write_geometry
 
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of each synthetic data set, for people who find it
 DESCRIPTION = "dataset.json"  # beside it, for programs
@@ -50,13 +50,14 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
             "prior": prior, "prior_says": says}
 
 
-def write_png_heads(folder, heads, description):
+def write_png_heads(folder, heads, description, geometry):
     """Writes heads as the three PNG folders, in their order: the first of them to train.
 
     Args:
         folder: to make; whole afterwards, or not there. A `UserError` if it exists.
         heads: an iterable of uint8 (S, H, W), which is read one head at a time.
         description: of them, from `describe`.
+        geometry: their `SliceGeometry`, written too if it is known how they lie.
     """
     with whole_folder(folder, "--write-dataset") as new:
         cases = template.make_splits(new, description["heads"])
@@ -68,3 +69,5 @@ def write_png_heads(folder, heads, description):
         if description["trained_on"]["is_simulated"]:
             (new / template.SIMULATED_NOTE).write_text(text)
         write_json(new / DESCRIPTION, description)
+        if geometry.axes_known:
+            write_geometry(new, geometry)

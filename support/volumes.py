@@ -42,7 +42,6 @@ class SliceGeometry:
 SLAB, SLAB_SLICES = SliceGeometry(), 32  # what is simulated or cut from volumes by default
 # From the lower end of the cerebellum to the vertex of the template and of all who are simulated from it
 WHOLE_BRAIN, WHOLE_BRAIN_SLICES = SliceGeometry(2.0, 2.0, -66.0), 74
-NUM_POSITIONS, SLICE_SPACING = SLAB_SLICES, SLAB.spacing
 
 
 def is_whole_brain(geometry, num_slices):
