@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from support import volumes
 from support.cli import UserError
-from support.files import whole_folder, write_json
+from support.files import whole_folder
 from support.images import FOREGROUND
-from support.slices import slice_file, SPLITS
+from support.slices import slice_file, SPLITS, write_geometry
 from support.template import share_of_people
-from support.volumes import (is_dicom, read_slices, SLAB, SLAB_SLICES, VOLUME_ENDINGS, VolumeError, WHOLE_BRAIN,
-                             WHOLE_BRAIN_SLICES)
+from support.volumes import is_dicom, read_slices, VOLUME_ENDINGS, VolumeError
 from support.whose_head import ENDING, OTHER_NAMES, people_of, T1_NAMES
 
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
@@ -128,7 +128,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
     Args:
         sessions: list of (person, path), each of which becomes a case.
         reasons: a list of texts, to which is added why a session cannot be used.
-        whole_brain: to cut `WHOLE_BRAIN`, less the slices at its ends that are black in everyone; else `SLAB`.
+        whole_brain: whether to cut `WHOLE_BRAIN`, less the slices at its ends that are black in everyone.
         center: as of `volumes.axial_slices`.
 
     Returns:
@@ -138,7 +138,9 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
-    stack = (WHOLE_BRAIN, WHOLE_BRAIN_SLICES) if whole_brain else (SLAB, SLAB_SLICES)
+    stack = volumes.SLAB, volumes.SLAB_SLICES
+    if whole_brain:
+        stack = volumes.WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES
     rows, notes, first, areas = [], [], None, 0
     with whole_folder(output_dir, "--output-dir") as unfinished:
         for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
@@ -163,10 +165,6 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
             lowest = geometry.lowest + geometry.spacing * shown.start
             write_geometry(unfinished, dataclasses.replace(geometry, lowest=lowest))
         return counts, notes
-
-
-def write_geometry(folder, geometry):
-    write_json(folder / "geometry.json", {"front": "up", **dataclasses.asdict(geometry)})
 
 
 def _describe(cut):

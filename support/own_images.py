@@ -68,7 +68,7 @@ def _read_png(path, slice_positions):
 
 
 def _read_volume(path, run, slice_positions):
-    """(A `Cut`; bool (slices,), which of them lie where training people have some; their positions; notes)."""
+    """(A `Cut`; which of its slices lie where training people have some, bool; their positions; notes)."""
     try:
         cut = volumes.read_slices(path, run.geometry, run.num_positions, run.center)
     except volumes.VolumeError as error:
@@ -78,10 +78,10 @@ def _read_volume(path, run, slice_positions):
         notes = [*notes, "which side is the front in the run's own slices is unknown: they may lie otherwise"]
     # Those of a head that this run sampled, or of any other volume
     for positions in (volumes.regular_positions(slice_positions), range(run.num_positions)):
-        if count == len(positions):
+        heights = run.geometry.lowest + run.geometry.spacing * np.array(positions)
+        if count == len(positions) and np.allclose(cut.geometry.heights(count), heights, atol=1):
             used = np.isin(positions, slice_positions)
-            name = volumes.stack_name(cut.geometry, count)
-            return cut, used, np.array(positions)[used].tolist(), [f"{used.sum()} axial slices ({name})", *notes]
-    # A head that another run sampled, with another number of slices
+            return cut, used, np.array(positions)[used].tolist(), [f"{used.sum()} axial slices", *notes]
+    # A head that another run sampled, with other slices
     notes = [f"{count} axial slices of unknown position", *notes]
     return cut, np.full(count, True), [None] * count, notes

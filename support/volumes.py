@@ -271,11 +271,11 @@ def head_extent(region, heights):
     """Where a head begins and ends: int ((top, bottom), (left, right)) in pixels, the ends excluded.
 
     Of a mask (N, H, W) of slices at `heights` (N,) in mm those above the anterior commissure count, for nose,
-    chin and neck lie below; of their rows and columns those that show more than 2 % of what the fullest does.
+    chin and neck lie below; of rows and columns those that show over a tenth of what the fullest does.
     """
     region = region[heights >= 0] if region[heights >= 0].any() else region
     profiles = (region.sum(axis=(0, 2)), region.sum(axis=(0, 1)))
-    return np.array([np.flatnonzero(profile > 0.02 * profile.max())[[0, -1]] + [0, 1]
+    return np.array([np.flatnonzero(profile > 0.1 * profile.max())[[0, -1]] + [0, 1]
                      for profile in profiles])
 
 

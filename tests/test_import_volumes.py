@@ -18,7 +18,7 @@ import dataset
 from support import import_volumes, slices, volumes, whose_head
 from support.cli import UserError
 from tests.conftest import check_refused, script_environment
-from tests.test_volumes import expected_slices, head, save_nifti
+from tests.test_volumes import AFFINE, expected_slices, head, phantom, save, save_nifti
 
 
 def touch(folder, *names):
@@ -67,7 +67,8 @@ def test_oasis1_pairs_become_the_expected_pixels(tmp_path, capsys):
         np.testing.assert_array_equal(images, expected_slices(sources[session]))
     assert len({row["split"] for row in rows if row["person"] == "OAS1_0003"}) == 1
     folders = {f"keras_png_slices_{name}" for name in slices.SPLITS}
-    assert {path.name for path in out.iterdir()} == {"cases.csv", *folders}
+    assert {path.name for path in out.iterdir()} == {"cases.csv", "geometry.json", *folders}
+    assert slices.read_geometry(out) == ("up", volumes.SLAB)
     assert {path.name for path in tmp_path.iterdir()} == {"discs", "out"}
 
 
@@ -79,6 +80,19 @@ def test_nifti_of_any_orientation_gives_the_same_pixels(tmp_path):
     for split in dataset.load_splits(tmp_path / "out").values():
         for case in np.unique(split.cases):
             np.testing.assert_array_equal(split.images[split.cases == case], expected_slices(head()))
+
+
+def test_whole_brains_have_the_same_slices_less_those_that_are_black_in_everyone(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, lowest in enumerate((40, 50, 45)):  # where each volume begins, in mm from the phantom's end
+        save(tmp_path / "in" / f"P{number}.nii", phantom()[..., lowest:], AFFINE)
+    source, out = str(tmp_path / "in"), str(tmp_path / "out")
+    dataset.main(["--from-nifti", source, "--whole-brain", "--output-dir", out])
+    splits = dataset.load_splits(out)
+    for split in splits.values():
+        assert split.images.shape == (55, 128, 128) and split.positions.tolist() == list(range(55))
+    front, geometry = slices.read_geometry(out)
+    assert front == "up" and geometry == volumes.SliceGeometry(2.0, 2.0, volumes.WHOLE_BRAIN.lowest + 2 * 18)
 
 
 def make_bids(folder):
@@ -409,7 +423,8 @@ def test_sampled_heads_are_converted_as_they_are(tmp_path, capsys):
         (tmp_path / "head_000.nii.gz").rename(tmp_path / "in" / f"head_{number:03d}.nii.gz")
     rows = convert(tmp_path / "in", tmp_path / "out")
     said = capsys.readouterr().out
-    assert "head_003.nii.gz: has slices of 8x8 pixels, the first one 16x16" in said
+    assert ("head_003.nii.gz: has 8 slices of 8x8 pixels, 1.4 mm apart from -8 mm on, the first one 8 slices "
+            "of 16x16 pixels, 1.4 mm") in said
     assert f"Note: {tmp_path / 'in' / 'head_000.nii.gz'}: a head that predict.py wrote" in said
     for row, position in itertools.product(rows, range(8)):
         file = slices.slice_file(tmp_path / "out", row["split"], int(row["case"]), position)
