@@ -87,7 +87,7 @@ def _list_volumes(folder):
     """(Paths of volumes relative to `folder`, reasons why others are none); no pipes: they would wait."""
     paths, reasons = [], []
     for place, names in _walk(folder):
-        files = [place / name for name in names if (place / name).is_file() or (place / name).is_symlink()]
+        files = [place / name for name in names if (place / name).is_file() or not (place / name).exists()]
         paths += [path.relative_to(folder) for path in files  # a broken link is told when it is read
                   if path.name.lower().endswith((".nii", ".nii.gz", ".mgz", ".hdr"))]
         if any(volumes.is_dicom(path) for path in files if path.suffix.lower() in (".dcm", ".ima", "")):
@@ -157,8 +157,8 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
         shown = np.flatnonzero(np.atleast_1d(areas) >= (100 if whole_brain else 0))  # mm2 of head in anyone
         kept = slice(shown[0], shown[-1] + 1) if rows else slice(0)
         counts = _split_by_person(unfinished, rows, seed, kept)
-        geometry = first[1]
-        geometry = dataclasses.replace(geometry, lowest=float(geometry.lowest + geometry.spacing * kept.start))
+        _, geometry = first
+        geometry = dataclasses.replace(geometry, lowest=geometry.lowest + geometry.spacing * int(kept.start))
         if geometry.axes_known:
             write_geometry(unfinished, geometry)
         return counts, notes
