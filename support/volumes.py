@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import interpolate, ndimage
-from skimage.transform import downscale_local_mean
+from scipy import ndimage
 
 FRAME_MM = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
 COMMISSURE = 78  # mm from the top of an average head down to its anterior commissure
@@ -62,8 +61,7 @@ class Cut(NamedTuple):
     slices: np.ndarray  # uint8 (N, S, S), front up, left on the left, the lowest first
     geometry: SliceGeometry  # where they lie
     notes: list  # texts on the file, for the user
-    affine: np.ndarray  # (4, 4): column, row from below and plane of a pixel -> mm in the volume's own space
-    planes: np.ndarray  # int (N,), the plane of each slice; ascending, black below 0
+    affine: np.ndarray  # (4, 4): column, row and number of the slice -> mm in the volume's own space
     levels: tuple  # the volume's intensities that became 0 and 255
     source: object = None  # the nibabel image, as stored
 
@@ -83,7 +81,7 @@ def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
     cannot be used.
     """
     source, image, notes = _open(Path(path))
-    width, height, count = image.shape
+    width, height, _ = image.shape
     sizes = [round(float(size), 4) for size in image.header.get_zooms()]
     description = image.header["descrip"].item().decode("latin-1")
     if (description.startswith(OUR_HEAD) and width == height and image.dataobj.dtype == np.uint8
@@ -91,8 +89,9 @@ def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
         slices = np.ascontiguousarray(np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1])
         own = SliceGeometry(sizes[0], sizes[2], round(float(image.affine[2, 3]), 4),
                             axes_known="all axes" not in description)
-        return Cut(slices, own, ["a head that predict.py wrote, its slices taken as they are"], image.affine,
-                   np.arange(count), (0, 255), source)
+        rows_from_above = np.array([[1, 0, 0, 0], [0, -1, 0, height - 1], [0, 0, 1, 0], [0, 0, 0, 1]])
+        return Cut(slices, own, ["a head that predict.py wrote, its slices taken as they are"],
+                   image.affine @ rows_from_above, (0, 255), source)
     cut = axial_slices(_to_ras(image, notes), geometry, num_slices, center)
     return cut._replace(notes=notes + cut.notes, source=source)
 
@@ -148,13 +147,6 @@ def _to_ras(image, notes):
     if not finite.all():
         notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
         volume = np.where(finite, volume, volume[finite].min(initial=0))
-    low, high = _levels(volume)
-    equal = []  # the share of equal pairs of bright neighbours along each axis
-    for planes in (np.moveaxis(volume, axis, 0) for axis in range(3)):
-        bright = np.minimum(planes[1:], planes[:-1]) > low + 0.1 * (high - low)
-        equal.append((planes[1:] == planes[:-1])[bright].mean() if bright.any() else 1.0)
-    if min(equal) > 0.6 and (volume == np.round(volume)).all():
-        raise VolumeError(f"holds labels, not a picture ({min(equal):.0%} of neighbouring voxels are equal)")
     image = nibabel.Nifti1Image(volume, image.affine)
     if np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
         return image
@@ -206,8 +198,8 @@ def _head_region(volume, low, high):
 def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
     """Cuts slices at the heights of a `SliceGeometry`, measured from the top of the head.
 
-    A slab gets 256 x 256 pixels of 1 mm; the planes of a whole brain are averaged to the pixels of `geometry`
-    if these are whole millimetres, and black where the volume ends.
+    A slab consists of the nearest planes, of 256 x 256 pixels of 1 mm. A whole brain is averaged to 2 mm if
+    pixels are at least as large, and black where the volume ends.
 
     Args:
         image: nibabel image of float32 (x, y, z), 1 mm, RAS.
@@ -217,76 +209,72 @@ def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
     Returns:
         A `Cut` without `source`. A `VolumeError` if there is no such stack of a head in the volume.
     """
+    import nibabel
+    from nibabel.processing import resample_from_to
+
     volume = np.asarray(image.dataobj)
     levels = low, high = _levels(volume)
     head, is_noise_bright = _head_region(volume, low, high)
-    planes = _find_planes(head.sum(axis=(0, 1)), geometry, num_slices)
-    pixel = 1
-    if is_whole_brain(geometry, num_slices):
-        pixel = round(geometry.pixel_size) if FRAME_MM % geometry.pixel_size == 0 else 1
-        volume = ndimage.convolve1d(volume, [0.25, 0.5, 0.25], axis=2)  # planes of 2 mm
-    within = planes.clip(0, volume.shape[2] - 1)
-    head, slices = (array[:, ::-1, within].transpose(2, 1, 0) for array in (head, volume))
-    slices = ((slices - low) / (high - low)).clip(0, 1) * (planes == within)[:, np.newaxis, np.newaxis]
+    commissure = _find_commissure(head.sum(axis=(0, 1)), geometry, num_slices)
     notes = []
     if is_noise_bright:
         # 2 mm more, which smoothing took: a simulated head loses nothing, and 2 % of the noise stays.
-        wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(region), iterations=2) for region in head]
-        slices[~np.array(wider)] = 0
+        wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(plane), iterations=2) for plane in head.T]
+        volume = np.where(np.transpose(wider), volume, low)
         notes.append("its noise is as bright as its head (as in MP2RAGE): set to black outside of the head")
-    extent = head_extent(head, geometry.heights(num_slices))
+    extent = head_extent(head.T, np.arange(volume.shape[2]) - commissure)
     if np.ptp(extent, axis=1).max() > FRAME_MM:
         raise VolumeError(f"shows a head of more than {FRAME_MM} mm across")
-    to_middle = (np.array(slices.shape[1:]) - FRAME_MM) / 2
-    if center is not None:
-        to_middle = extent.mean(axis=1) - FRAME_MM / 2 - center
-    top, left = to_middle.astype(int) if center is None else np.round(to_middle).astype(int)
-    slices = downscale_local_mean(_take_frame(slices, top, left), (1, pixel, pixel))
-    bottom = volume.shape[1] - FRAME_MM - top
-    affine = image.affine @ np.array([[pixel, 0, 0, left + (pixel - 1) / 2],
-                                      [0, pixel, 0, bottom + (pixel - 1) / 2], [0, 0, 1, 0], [0, 0, 0, 1]])
+    if center is None:
+        back, left = ((np.array(volume.shape[1::-1]) - FRAME_MM) / 2).astype(int)
+    else:
+        back, left = np.round(extent.mean(axis=1) - FRAME_MM / 2 - np.multiply(center, (-1, 1))).astype(int)
+    is_whole = is_whole_brain(geometry, num_slices)
+    pixel = 2 if is_whole and geometry.pixel_size >= 2 else 1
+    if is_whole:
+        volume = ndimage.convolve1d(volume, [0.25, 0.5, 0.25], axis=2)
+    # The grid of the slices, its rows from the front on: a pixel of 2 mm lies in the middle of four voxels.
+    grid = image.affine @ np.array([[pixel, 0, 0, left + (pixel - 1) / 2],
+                                    [0, -pixel, 0, back + FRAME_MM - (pixel + 1) / 2],
+                                    [0, 0, geometry.spacing, commissure + geometry.lowest], [0, 0, 0, 1]])
+    side = FRAME_MM // pixel
+    slices = resample_from_to(nibabel.Nifti1Image(volume, image.affine), ((side, side, num_slices), grid),
+                              order=int(is_whole), mode="grid-constant", cval=low).dataobj.T
+    slices = np.uint8(np.round(((slices - low) / (high - low)).clip(0, 1) * 255))
     geometry = dataclasses.replace(geometry, pixel_size=float(pixel), axes_known=True)
-    return Cut(np.uint8(np.round(slices * 255)), geometry, notes, affine, planes, levels)
+    return Cut(slices, geometry, notes, grid, levels)
 
 
 def head_extent(region, heights):
-    """Where a head begins and ends: int ((top, bottom), (left, right)) in pixels, the ends excluded.
+    """Where a head begins and ends: int ((first row, last), (first column, last)), the last ones excluded.
 
     Of a mask (N, H, W) of slices at `heights` (N,) in mm those above the anterior commissure count, for nose,
     chin and neck lie below; of rows and columns those that show over a tenth of what the fullest does.
     """
     region = region[heights >= 0] if region[heights >= 0].any() else region
-    profiles = (region.sum(axis=(0, 2)), region.sum(axis=(0, 1)))
-    return np.array([np.flatnonzero(profile > 0.1 * profile.max())[[0, -1]] + [0, 1]
-                     for profile in profiles])
+    profiles = region.sum(axis=(0, 2)), region.sum(axis=(0, 1))
+    return np.array([np.flatnonzero(profile > 0.1 * profile.max())[[0, -1]] + [0, 1] for profile in profiles])
 
 
-def _take_frame(slices, top, left):
-    """Of slices (N, H, W) the 256 x 256 pixels from row `top` and column `left` on; black around them."""
-    margins = [(max(0, -start), max(0, start + FRAME_MM - length))
-               for start, length in zip((top, left), slices.shape[1:])]
-    top, left = max(0, top), max(0, left)
-    return np.pad(slices, ((0, 0), *margins))[:, top:top + FRAME_MM, left:left + FRAME_MM]
-
-
-def _find_planes(areas, geometry, num_slices):
-    """The planes to cut, int (N,), given the mm2 of head in each plane of 1 mm; some may lie outside."""
+def _find_commissure(areas, geometry, num_slices):
+    """The plane of the anterior commissure, given the mm2 of head in each plane of 1 mm, if all is there."""
     top = np.flatnonzero(areas >= 100)  # a square centimetre
     if not top.size:
         raise VolumeError("shows no head (nothing stands out from its noise)")
     if areas[-1] > MAX_TOP_AREA:
         raise VolumeError("is cut off below the top of the head, from which heights are measured")
-    planes = np.round(top[-1] - COMMISSURE + geometry.heights(num_slices)).astype(int)
+    heights = geometry.heights(num_slices)
+    planes = np.round(top[-1] - COMMISSURE + heights).astype(int)
     is_whole, within = is_whole_brain(geometry, num_slices), (planes >= 0) & (planes < len(areas))
     if not is_whole and not within.all():
-        lowest, highest = geometry.heights(num_slices)[[0, -1]]
-        raise VolumeError(f"does not reach from {COMMISSURE - lowest:.0f} mm to {COMMISSURE - highest:.0f} mm "
-                          "below the head's top, where slices are to be cut")
+        lowest, highest = COMMISSURE - heights[[0, -1]]
+        raise VolumeError(f"does not reach from {lowest:.0f} to {highest:.0f} mm below the head's top, where "
+                          "slices are to be cut")
     num_small = num_slices - (areas[planes[within]] >= MIN_HEAD_AREA).sum()
     if num_small > (num_slices / 2 if is_whole else 0):
         raise VolumeError(f"shows less than {MIN_HEAD_AREA // 100} cm2 of head in {num_small} of "
                           f"{num_slices} slices")
-    return planes
+    return top[-1] - COMMISSURE
 
 
 def write_in_input_frame(cut, images, path):
@@ -301,18 +289,14 @@ def write_in_input_frame(cut, images, path):
     import nibabel
     from nibabel.processing import resample_from_to
 
-    pixel, first, last = cut.slices.shape[1] / images.shape[1], cut.planes[0], cut.planes[-1]
-    # Every plane of 1 mm, and one more at each end, for a slice is about as thick as that
-    places, images = np.r_[first - 1, cut.planes, last + 1], np.pad(images, ((1, 1), (0, 0), (0, 0)), "edge")
-    planes = interpolate.interp1d(places, images, axis=0)(np.arange(first - 1, last + 2))
-    stack = np.float32(planes[:, ::-1].transpose(2, 1, 0))
+    source, pixel = cut.source, cut.slices.shape[1] / images.shape[1]
     affine = cut.affine @ np.array([[pixel, 0, 0, (pixel - 1) / 2], [0, pixel, 0, (pixel - 1) / 2],
-                                    [0, 0, 1, first - 1], [0, 0, 0, 1]])
-    grid = cut.source.shape[:3], cut.source.affine
-    volume = np.asarray(resample_from_to(nibabel.Nifti1Image(stack, affine), grid, order=1).dataobj)
+                                    [0, 0, 1, 0], [0, 0, 0, 1]])
+    stack = nibabel.Nifti1Image(np.float32(images.T), affine)
+    volume = resample_from_to(stack, (source.shape[:3], source.affine), order=1, mode="grid-constant").dataobj
     low, high = map(np.float32, cut.levels)
-    image = nibabel.Nifti1Image((low + volume * (high - low)).reshape(cut.source.shape), cut.source.affine,
-                                cut.source.header)
+    volume = (low + volume * (high - low)).reshape(source.shape)
+    image = nibabel.Nifti1Image(volume, source.affine, source.header)
     image.set_data_dtype(np.float32)
     nibabel.save(image, path)
 
