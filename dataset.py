@@ -26,7 +26,7 @@ from support.images import crop, empty_margin, in_chunks, read_slice
 from support.import_volumes import convert_volumes, find_nifti, find_oasis1
 from support.people import PICTURE_SIDE
 from support.same_person import warn_of_shared_people
-from support.slices import FOLDERS, list_slices, read_geometry, read_images, SPLITS
+from support.slices import FOLDERS, list_slices, neighbours, read_geometry, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
 from support.volumes import FRAME_MM
@@ -35,10 +35,13 @@ from support.volumes import FRAME_MM
 CONDITION_DROPOUT = {
     "context": 0.25,  # share of the slices: all slices below hidden
     "further_context": 0.05,  # share of the slices: all slices below but the nearest hidden
-    "context_codes": 0.03,  # share of the codes of slices below: replaced at random
+    "noise": 0.3,  # of the codes of slices below, at most: replaced by one of the `NEAR_CODES`
+    "no_noise": 1 / 3,  # share of the slices: nothing is replaced
     "person": 0.2,  # share of the slices: the person hidden
     "person_noise": 0.15,  # standard deviation of noise on the person, where people's is 1
 }
+NEAR_CODES = 12  # in the codebook, by which noise replaces a code
+ALONE_SHARE = 0.1  # of the slices that the decoder learns to paint without those below and above
 DEFAULT_FOLDER = Path("keras_png_slices_data")
 SOURCES = "--from-oasis1", "--from-nifti", "--simulate"
 # The sources that each other option goes with; None is the folder of PNG slices
@@ -276,14 +279,25 @@ class CodedSplit:
         positions: int32 (N,), the place of each slice in its head.
         context: int32 (N, S), the indices of the slices below each slice; N where there is none.
         persons: float32 (V, N, P), the person of each slice.
-        num_embeddings: K; as a code of a slice below, it stands for "no slice".
+        neighbours: int (2, N), see `slices.neighbours`.
+        near_codes: int32 (K, 12), the codes nearest to each. As a code of a slice below, K is "no slice".
     """
 
     codes: np.ndarray
     positions: np.ndarray
     context: np.ndarray
     persons: np.ndarray
-    num_embeddings: int
+    neighbours: np.ndarray
+    near_codes: np.ndarray
+
+    @property
+    def num_embeddings(self):
+        """K, the number of codes."""
+        return len(self.near_codes)
+
+    def decode(self, vqvae, indices):
+        """The images (B, S, S, 1) of the slices `indices`, int (B,), as they are, each in its head."""
+        return vqvae.decode_codes(*(self.codes[0][rows] for rows in (indices, *self.neighbours[:, indices])))
 
     def slices(self, indices, version=0):
         """The codes, int32 (..., g, g), at `indices`, int (...); index N gives "no slice", all K."""
@@ -301,7 +315,37 @@ def encode_split(vqvae, prior, *versions):
         persons.append(prior.encode_people(pictures)[head_numbers])
     codes, split = np.stack([encode(vqvae, version) for version in versions]), versions[0]
     context = context_indices(split, prior.steps_below)
-    return CodedSplit(codes, split.positions, context, np.stack(persons), prior.num_embeddings)
+    return CodedSplit(codes, split.positions, context, np.stack(persons),
+                      neighbours(split.cases, split.positions), near_codes(vqvae.quantizer))
+
+
+def near_codes(quantizer):
+    """The codes nearest to each code of a `modules.VectorQuantizer`: int32 (K, 12, or K - 1 of few)."""
+    distances = np.array(quantizer.distances(quantizer.embeddings))
+    np.fill_diagonal(distances, np.inf)
+    return np.argsort(distances)[:, :min(NEAR_CODES, len(distances) - 1)].astype(np.int32)
+
+
+def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
+    """Batches for a decoder that sees neighbours, as `image_batches`: (images, int32 codes (B, 3, g, g)).
+
+    `codes`, (N, g, g), are those of the split; of each slice, of that right below and right above it. In
+    training a share of the slices is without these two, `ALONE_SHARE`: its own codes stand in for them.
+    """
+    around = neighbours(split.cases, split.positions)
+
+    def look_up(rows):
+        return split.images[rows], np.int32(codes[np.stack([rows, *around[:, rows]], axis=1)])
+
+    def batch(step, indices):
+        images, batch_codes = _look_up(look_up, indices)
+        if seed is not None:
+            shape = tf.size(indices), 1, 1, 1
+            drawn = tf.random.stateless_uniform(shape, [tf.constant(seed, tf.int64), step])
+            batch_codes = tf.where(drawn < ALONE_SHARE, batch_codes[:, :1], batch_codes)
+        return normalise(images)[..., tf.newaxis], batch_codes
+
+    return _batches(batch, len(split.images), batch_size, seed, first_epoch)
 
 
 def encode(vqvae, split):
@@ -350,20 +394,25 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
             step_seed, count = tf.stack([tf.constant(seed, tf.int64), step]), tf.shape(indices)
             version = tf.random.stateless_uniform(count, step_seed, maxval=len(coded.codes), dtype=tf.int32)
         found = dict(zip(("codes", "positions", "context", "person"), _look_up(look_up, indices, version)))
-        return found if seed is None else _drop_conditions(found, coded.num_embeddings, step_seed)
+        return found if seed is None else _drop_conditions(found, coded.near_codes, step_seed)
 
     return _batches(batch, len(coded.positions), batch_size, seed, first_epoch)
 
 
-def _drop_conditions(batch, num_embeddings, seed):
-    """A training batch of the prior with `CONDITION_DROPOUT` applied."""
-    shares = CONDITION_DROPOUT
+def _drop_conditions(batch, near_codes, seed):
+    """A training batch of the prior with `CONDITION_DROPOUT` applied; `noise_share`, float (B,), is new."""
+    shares, num_embeddings = CONDITION_DROPOUT, len(near_codes)
     context, person, count = batch["context"], batch["person"], tf.shape(batch["person"])[0]
-    seeds = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(5)]
+    seeds = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(7)]
     shape = tf.shape(context)
-    random_codes = tf.random.stateless_uniform(shape, seeds[0], maxval=num_embeddings, dtype=tf.int32)
-    corrupted = tf.random.stateless_uniform(shape, seeds[1]) < shares["context_codes"]
-    context = tf.where(corrupted & (context < num_embeddings), random_codes, context)
+    # Sampled slices below have errors. The network is told how many it has to expect (GameNGen, 2408.14837).
+    noise = shares["noise"] * tf.random.stateless_uniform((count,), seeds[5])
+    noise = tf.where(tf.random.stateless_uniform((count,), seeds[6]) < shares["no_noise"], 0.0, noise)
+    is_replaced = tf.random.stateless_uniform(shape, seeds[1]) < noise[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    which = tf.random.stateless_uniform(shape, seeds[0], maxval=near_codes.shape[1], dtype=tf.int32)
+    is_code = context < num_embeddings
+    near = tf.gather_nd(near_codes, tf.stack([tf.where(is_code, context, 0), which], axis=-1))
+    context = tf.where(is_replaced & is_code, near, context)
     # The nearest slice may be visible while further ones are hidden, as in the second slice of a head.
     further = shares["context"] + shares["further_context"]
     hidden_shares = [shares["context"]] + [further] * (context.shape[1] - 1)
@@ -371,7 +420,7 @@ def _drop_conditions(batch, num_embeddings, seed):
     context = tf.where(visible[:, :, tf.newaxis, tf.newaxis], context, num_embeddings)
     person += shares["person_noise"] * tf.random.stateless_normal(tf.shape(person), seeds[3])
     person = tf.where(tf.random.stateless_uniform((count, 1), seeds[4]) >= shares["person"], person, 0.0)
-    return {**batch, "context": context, "person": person}
+    return {**batch, "context": context, "person": person, "noise_share": noise}
 
 
 # The command ------------------------------------------------------------------------------------------------

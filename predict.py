@@ -134,7 +134,7 @@ def find_run(run_dir):
 
 def load_models(run):
     """A run's VQ-VAE and PixelCNN; a `UserError` if a file is damaged, or they do not belong together."""
-    expected = run.config["vqvae"]
+    expected = {name: value for name, value in run.config["vqvae"].items() if name != "sees_neighbours"}
     try:
         vqvae, prior = (modules.load_model(run.model_path(name), compile=False)
                         for name in ("vqvae", "pixelcnn"))
@@ -200,12 +200,11 @@ def decode(vqvae, codes):
     return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(np.int32(chunk))), codes, size=16)
 
 
-def decode_heads(vqvae, heads, cache_dir=None):
-    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W), mapped from a file in `cache_dir` if given."""
+def decode_heads(vqvae, heads, positions, cache_dir=None):
+    """Codes of heads, int (N, S, g, g), at S positions -> uint8 (N, S, H, W), in a file of `cache_dir`."""
     decoded = scratch_array((*heads.shape[:2], vqvae.image_size, vqvae.image_size), cache_dir)
     for index, head in enumerate(heads):
-        decoded[index] = in_chunks(
-            lambda codes: to_uint8(vqvae.decode_codes(np.int32(codes)).numpy()[..., 0]), head, size=16)
+        decoded[index] = to_uint8(vqvae.decode_head(head, positions)[..., 0])
     return decoded
 
 
@@ -242,8 +241,8 @@ def predict_people(arguments, run, vqvae, prior):
         num_judged = min(judge.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
         count = max(arguments.heads, num_judged)
         print(f"Sampling heads: {count} ...", flush=True)
-        heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature,
-                                                         persons=persons))
+        codes = sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons)
+        heads = decode_heads(vqvae, codes, prior.slice_positions)
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
         shown, head_positions, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
                                                     prior.slice_positions, run.geometry)
@@ -283,11 +282,11 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     captions = np.array([f"case {case}, slice {position}\nSSIM {value:.3f}"
                          for case, position, value in zip(test.cases, test.positions, ssim)])
     shown = test.examples(4)
-    figures.reconstruction_grid(test.images[shown] / 255, decode(vqvae, codes[shown]), codes[shown],
+    figures.reconstruction_grid(test.images[shown] / 255, to_unit(coded.decode(vqvae, shown)), codes[shown],
                                 captions[shown], colours, vqvae.margin, folder / "reconstructions.png")
     count = min(NUM_EXAMPLES, len(test.images))
     drawn = np.sort(np.random.default_rng(seed).choice(len(test.images), count, replace=False))
-    examples = report.Examples(test.images[drawn] / 255, decode(vqvae, codes[drawn]), codes[drawn],
+    examples = report.Examples(test.images[drawn] / 255, to_unit(coded.decode(vqvae, drawn)), codes[drawn],
                                metrics.bits_per_place(prior, coded, drawn), captions[drawn])
     for i, original, reconstruction in zip(drawn, examples.originals, examples.reconstructions):
         name = f"original_vs_reconstructed_case_{test.cases[i]:03d}_slice_{test.positions[i]}.png"
@@ -354,12 +353,14 @@ def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits, cache_dir
     print("Judging heads ...", flush=True)
     indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
     people_codes = {name: coded[name].codes[0][indices[name]] for name in splits}
-    reconstructed = {name: decode_heads(vqvae, codes, cache_dir) for name, codes in people_codes.items()}
+    reconstructed = {name: decode_heads(vqvae, codes, prior.slice_positions, cache_dir)
+                     for name, codes in people_codes.items()}
     train, train_indices = splits["train"], indices["train"]
     originals = scratch_array(reconstructed["train"].shape, cache_dir)
     for head, head_indices in zip(originals, train_indices):
         head[:] = train.images[head_indices]
-    noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3))
+    noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3),
+                         prior.slice_positions)
     measured, details = judge.evaluate_heads(heads, reconstructed, originals, noise)
     train_bits = metrics.code_lengths_of_heads(prior, coded["train"], train_indices, MEMBERS)
     # Four slices of the first heads over those of the training heads nearest to them
@@ -381,7 +382,7 @@ def write_dataset(arguments, run, vqvae, prior):
     folder, count = arguments.write_dataset, arguments.heads
     batches = sampler.heads_in_batches(prior, count, arguments.seed, arguments.temperature,
                                        persons=persons_of_heads(arguments, run, prior))
-    heads = (head for batch in batches for head in decode_heads(vqvae, batch))
+    heads = (head for batch in batches for head in decode_heads(vqvae, batch, prior.slice_positions))
     description = synthetic.describe(run, prior.slice_positions, count, arguments.seed, arguments.temperature,
                                      arguments.ventricles)
     with cli.message_on_signals(f"Stopped: {folder} was not written."):
@@ -495,7 +496,7 @@ def predict_codes(arguments, run, vqvae):
     folder = Path(arguments.output_dir or run.results_path("codes"))
     refuse_inputs_in(folder, [arguments.codes])
     with results_folder(folder, "--output-dir", "predict.py --codes") as new:
-        for number, image in enumerate(decode_heads(vqvae, codes[np.newaxis])[0]):
+        for number, image in enumerate(decode_heads(vqvae, codes[np.newaxis], None)[0]):
             Image.fromarray(image).save(new / f"{Path(arguments.codes).stem}_{number:04d}.png")
     print(f"Done: see {folder}.")
 

@@ -50,6 +50,8 @@ class Settings:
     batch_size: int = 8  # small batches train better per second on a CPU
     learning_rate: float = 2e-3  # at its peak
     autoencoder_steps: int = 60  # of plain autoencoding before the codebook starts
+    decoder_epochs: int = 4  # of the decoder alone, at the end: it then sees the codes of three slices
+    decoder_learning_rate: float = 1e-3
     # stage 2, the PixelCNN
     prior_epochs: int = 20
     prior_batch_size: int = 8
@@ -63,7 +65,8 @@ class Settings:
     mixed_precision: bool = False
 
 
-DEMO = Settings(num_embeddings=128, epochs=4, prior_epochs=3, prior_dropout=0.0, calibration_heads=20)
+DEMO = Settings(num_embeddings=128, epochs=4, decoder_epochs=2, prior_epochs=3, prior_dropout=0.0,
+                calibration_heads=20)
 
 
 def parse_arguments(argv):
@@ -177,6 +180,7 @@ def model_arguments(splits, settings):
     pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
                 "dropout": settings.prior_dropout,
                 "num_positions": 1 + max(int(split.positions.max()) for split in splits.values()),
+                "knows_noise": True,
                 "slice_positions": np.unique(train.positions).tolist()}
     return vqvae, pixelcnn
 
@@ -360,6 +364,35 @@ class Reconstructions(keras.callbacks.Callback):
         return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, to_uint8(decoded[..., 0])
 
 
+class DecoderStage(stages.Stage):
+    """The end of stage 1: the decoder learns to see the codes of the slices right below and above, too."""
+
+    title, name = "Stage 1, its end: the decoder sees three slices", "decoder"
+    monitor, better = "val_reconstruction_loss", min
+    line = "error {val_reconstruction_loss:.4f} on validation people, each slice in its head"
+    advice = "start again with a lower decoder_learning_rate in train.py"
+
+    def __init__(self, run, splits, vqvae):
+        settings = Settings(**run.settings)
+        super().__init__(run, splits, settings, settings.decoder_epochs, settings.batch_size,
+                         settings.decoder_learning_rate)
+        self.vqvae = vqvae
+
+    def make_model(self):
+        model = modules.VQVAE(**{**self.run.config["vqvae"], "sees_neighbours": True}, dtype=self.precision)
+        model.copy_from(self.vqvae)
+        return model
+
+    def batches(self, vqvae, first_epoch):
+        train = self.splits["train"]
+        return dataset.decoder_batches(dataset.encode(vqvae, train), train, self.batch_size, self.run.seed,
+                                       first_epoch)
+
+    def validation_batches(self, vqvae):
+        split = self.splits["validate"]
+        return dataset.decoder_batches(dataset.encode(vqvae, split), split, 32)
+
+
 class PixelCNNStage(stages.Stage):
     """Stage 2: the prior over the codes of stage 1."""
 
@@ -447,7 +480,8 @@ def calibrate_prior(run, vqvae, prior, num_people):
         stream = f"calibration {number}"
         conditions.append(sampler.calibrated_people(prior, run.seed, stream, tf.range(count)).numpy())
         codes = sampler.sample_heads(prior, count, run.seed, persons=conditions[-1], stream=stream)
-        images = np.stack([to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+        images = np.stack([to_uint8(vqvae.decode_head(head, prior.slice_positions)[..., 0])
+                           for head in codes])
         heads = dataset.Split.from_heads(images, prior.slice_positions)
         pictures, _ = dataset.head_pictures(heads, vqvae.margin, prior.num_positions)
         outcomes.append(prior.encode_people(pictures))
@@ -481,21 +515,26 @@ def finish(run, vqvae, prior, splits):
     train, test = splits["train"], splits["test"]
     calibrate_prior(run, vqvae, prior, train.num_people)
     fit_ventricles(run, prior, train, vqvae.margin)
-    for name, model in (("vqvae", vqvae), ("pixelcnn", prior)):
-        with whole_file(run.model_path(name)) as new:
-            model.save(new)
+    save(prior, run.model_path("pixelcnn"))
     print("Measuring on the test people ...", flush=True)
     coded = dataset.encode_split(vqvae, prior, test)
     measured, _ = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     baselines = metrics.baselines(train.images, test.images)
-    draw_figures(run, vqvae, prior, splits, coded.codes[0])
+    draw_figures(run, vqvae, prior, splits, coded)
+    save(vqvae, run.model_path("vqvae"))  # not before: it replaces the one that `DecoderStage` begins with
     write_json(run.folder / "metrics.json", measured)
     shutil.rmtree(run.folder / "backup", ignore_errors=True)
     print_results(measured, baselines, test, vqvae)
 
 
-def draw_figures(run, vqvae, prior, splits, codes):
-    """Draws the run's progress.gif, and figures/*.png from networks, histories and the test images' codes."""
+def save(model, path):
+    """Saves a model without its optimiser."""
+    with whole_file(path) as new:
+        model.save(new)
+
+
+def draw_figures(run, vqvae, prior, splits, coded):
+    """Draws the run's progress.gif, and figures/*.png from networks, histories and the coded test people."""
     if frames := sorted(run.frames_dir.glob("*.png")):  # none if a finished run is measured again
         figures.write_gif(frames, run.folder / "progress.gif")
     folder = run.folder / "figures"
@@ -506,12 +545,12 @@ def draw_figures(run, vqvae, prior, splits, codes):
     use = metrics.code_metrics(dataset.encode(vqvae, splits["validate"]), prior.num_embeddings)
     figures.plot_prior(run.read_history("pixelcnn"), use["code_entropy"], folder / "prior.png")
     examples = test.examples(4)
-    originals, reconstructions = test.images[examples] / 255, to_unit(vqvae.decode_codes(codes[examples]))
+    originals, reconstructions = test.images[examples] / 255, to_unit(coded.decode(vqvae, examples))
     captions = [f"slice {position}, SSIM {metrics.ssim(*pair):.3f}"
                 for position, *pair in zip(test.positions[examples], originals, reconstructions)]
     colours = figures.code_colours(vqvae.quantizer.embeddings)
-    figures.reconstruction_grid(originals, reconstructions, codes[examples], captions, colours, vqvae.margin,
-                                folder / "reconstructions.png")
+    figures.reconstruction_grid(originals, reconstructions, coded.codes[0][examples], captions, colours,
+                                vqvae.margin, folder / "reconstructions.png")
 
 
 def print_results(measured, baselines, test, vqvae):
@@ -536,6 +575,8 @@ def run_stages(run, splits):
     if devices.is_chief():
         run.frames_dir.mkdir(parents=True, exist_ok=True)
     vqvae = VQVAEStage(run, splits).train()
+    if not vqvae.sees_neighbours:  # as that of a finished run does, which is measured again
+        vqvae = DecoderStage(run, splits, vqvae).train()
     prior = PixelCNNStage(run, splits, vqvae).train()
     devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one
 

@@ -26,8 +26,8 @@ SHIPPED_WEIGHTS = Path("runs/shipped-weights")  # where results of PRETRAINED go
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
 PACKAGES = "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
 # What train.py writes into the folder; another file, a queue's log say, is no obstacle to --resume.
-OURS = {"config.json", *MODEL_FILES, "vqvae_history.csv", "pixelcnn_history.csv", "ventricles.json",
-        "metrics.json", "progress.gif", "figures", "logs", "backup"}
+OURS = {"config.json", *MODEL_FILES, "vqvae_history.csv", "decoder_history.csv", "pixelcnn_history.csv",
+        "ventricles.json", "metrics.json", "progress.gif", "figures", "logs", "backup"}
 REQUIRED = {"settings": ("limit", "seed"), "data": ("folder", "is_demo", "fingerprints", "front", "geometry")}
 
 
@@ -104,8 +104,8 @@ class Run:
         return (SHIPPED_WEIGHTS if self.folder.resolve() == PRETRAINED else self.folder) / name
 
     def model_path(self, name):
-        """Where the best epoch of the model "vqvae" or "pixelcnn" lies."""
-        return self.folder / f"{name}.keras"
+        """Where the best epoch of a stage's model lies; that of "decoder" becomes vqvae.keras in the end."""
+        return self.folder / ("backup/best_decoder.keras" if name == "decoder" else f"{name}.keras")
 
     def backup_path(self, name):
         """Where the latest epoch of a model lies, optimiser included, to resume from."""

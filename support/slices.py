@@ -47,6 +47,16 @@ def read_geometry(folder):
                         "remove the file: then it is measured.") from error
 
 
+def neighbours(cases, positions):
+    """The indices, int (2, N), of the slices right below and right above each of N, its own where none is.
+
+    The slices are ordered by case, then by position.
+    """
+    is_joined = (np.diff(cases) == 0) & (np.diff(positions) == 1)
+    own = np.arange(len(positions))
+    return np.stack([own - np.append(False, is_joined), own + np.append(is_joined, False)])
+
+
 def list_slices(data_dir, name, limit):
     """One split's files, [(case, position, path)], ordered by case, then position."""
     folder = Path(data_dir) / f"keras_png_slices_{name}"

@@ -21,7 +21,7 @@ DEMO_VERSION = 2  # in the cache folder's name and each person's seed: raise it 
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
 SIMULATED_NOTE = "SIMULATED.txt"  # lies in the folder of each simulated data set
 DEMO_IMAGE_SIZE = 128  # pixels
-DEMO_GEOMETRY = SliceGeometry(2.0, 4.7, -66.0)  # of its 32 slices: as high as WHOLE_BRAIN
+DEMO_GEOMETRY = SliceGeometry(2.0, 4.25, -58.0)  # of its 32 slices: the cerebellum to near the vertex
 HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head can reach
 
 
