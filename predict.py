@@ -295,7 +295,7 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, "
           f"inside the brain {measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per "
           f"code, {measured['bytes_per_image']:.0f} bytes per image.", flush=True)
-    return measured, per_image["bits_per_code"], {"metrics": measured, "examples": examples, "codes": codes}
+    return measured, per_image["bits_per_code"], {"metrics": measured, "examples": examples}
 
 
 def sample_positions(slice_, num_samples, positions):
