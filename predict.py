@@ -406,7 +406,8 @@ def predict_images(arguments, run, vqvae, prior):
         for file in files:
             codes, bits, sizes = encode_own(vqvae, prior, file)
             np.save(new / f"{file.name}_codes.npy", codes if len(codes) > 1 else codes[0])
-            originals, reconstructions = file.images / 255, decode(vqvae, codes)
+            positions = None if None in file.positions else file.positions
+            originals, reconstructions = file.images / 255, to_unit(vqvae.decode_head(codes, positions))
             ssim = [metrics.ssim(*pair) for pair in zip(originals, reconstructions)]
             for index, (title, position) in enumerate(zip(file.titles, file.positions)):
                 save_unit(originals[index], new / f"{title}_original.png")
@@ -423,7 +424,7 @@ def predict_images(arguments, run, vqvae, prior):
                 stack = np.zeros((len(file.cut.slices), *originals.shape[1:]))
                 stack[file.used] = reconstructions
                 volumes.write_in_input_frame(file.cut, stack, new / f"{file.name}_reconstruction.nii.gz")
-                if None not in file.positions:
+                if positions:
                     heads.append(to_uint8(reconstructions * 2 - 1))
         examples = report.Examples(*map(np.concatenate, zip(*examples)))
         picture_own(new, arguments, run, vqvae, prior, examples, heads[:PICTURED_HEADS],
@@ -435,7 +436,7 @@ def predict_images(arguments, run, vqvae, prior):
 def picture_own(folder, arguments, run, vqvae, prior, examples, heads, names):
     """Writes reconstructions.png and report.html of one's own images: `report.Examples`, uint8 (S, H, W)."""
     colours = figures.code_colours(vqvae.quantizer.embeddings)
-    originals, reconstructions, codes, _, captions = (part[spread(len(part), 4)] for part in examples)
+    originals, reconstructions, codes, bits, captions = (part[spread(len(part), 4)] for part in examples)
     figures.reconstruction_grid(originals, reconstructions, codes, captions, colours, vqvae.margin,
                                 folder / "reconstructions.png")
     page, geometry, positions = facts_of_page(arguments, run), run.geometry, ()
@@ -443,10 +444,10 @@ def picture_own(folder, arguments, run, vqvae, prior, examples, heads, names):
     page["notice"] = page["notice"] and f"Of what the model has learnt from: {page['notice']}"
     if heads:
         heads, positions, geometry = fill_gaps(np.stack(heads), prior.slice_positions, geometry)
-    shown = report.Examples(*(part[spread(len(part), NUM_EXAMPLES)] for part in examples))
+    bits = None if np.isnan(bits).any() else bits
+    shown = report.Examples(originals, reconstructions, codes, bits, captions)
     report.write_report(folder / "report.html", **page, margin=vqvae.margin, colours=colours, examples=shown,
-                        samples=originals[:0], sample_positions=(), heads=heads, head_positions=positions,
-                        geometry=geometry)
+                        heads=heads, head_positions=positions, geometry=geometry)
 
 
 def refuse_inputs_in(folder, files):

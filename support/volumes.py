@@ -253,7 +253,8 @@ def head_extent(region, heights):
     """
     region = region[heights >= 0] if region[heights >= 0].any() else region
     profiles = region.sum(axis=(0, 2)), region.sum(axis=(0, 1))
-    return np.array([np.flatnonzero(profile > 0.1 * profile.max())[[0, -1]] + [0, 1] for profile in profiles])
+    shown = [np.flatnonzero(profile >= 0.1 * profile.max()) for profile in profiles]
+    return np.array([[places[0], places[-1] + 1] for places in shown])
 
 
 def _find_commissure(areas, geometry, num_slices):
