@@ -502,7 +502,8 @@ def convert(arguments):
         if not sessions:
             raise UserError(f"{source} holds no {kind} that can be used.")
         counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
-                                        bool(arguments.whole_brain))
+                                        bool(arguments.whole_brain),
+                                        center=None if arguments.from_oasis1 else (0.0, 0.0))  # an atlas
     finally:
         for reason in reasons:
             print(f"Skipped {reason}")

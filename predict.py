@@ -295,7 +295,7 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, "
           f"inside the brain {measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per "
           f"code, {measured['bytes_per_image']:.0f} bytes per image.", flush=True)
-    return measured, per_image["bits_per_code"], {"metrics": measured, "examples": examples, "codes": codes}
+    return measured, per_image["bits_per_code"], {"metrics": measured, "examples": examples}
 
 
 def sample_positions(slice_, num_samples, positions):
@@ -392,33 +392,62 @@ def write_dataset(arguments, run, vqvae, prior):
 
 
 def predict_images(arguments, run, vqvae, prior):
-    """Writes the reconstructions of one's own images, their codes and metrics.json, and prints a table."""
+    """Writes the reconstructions of one's own images, their codes, a report and metrics.json; prints a table.
+
+    A volume's reconstruction is also written as a volume, on its own grid of voxels.
+    """
     files = read_own_files(arguments.images, run, vqvae.image_size, prior.slice_positions)
     dataset.warn_of_lost_border("given", np.concatenate([file.images for file in files]), vqvae.margin)
     folder = Path(arguments.output_dir or run.results_path("images"))
     refuse_inputs_in(folder, arguments.images)
-    rows, shown = [], []
+    rows, means, examples, heads = [], [], [], []
     with results_folder(folder, "--output-dir", "predict.py --images") as new:
         print(f"{'image':32}{'SSIM':>8}{'bytes':>8}  slice position")
         for file in files:
-            codes, sizes = encode_own(vqvae, prior, file)
+            codes, bits, sizes = encode_own(vqvae, prior, file)
             np.save(new / f"{file.name}_codes.npy", codes if len(codes) > 1 else codes[0])
-            for title, image, reconstruction, image_codes, size, position in zip(
-                    file.titles, file.images / 255, decode(vqvae, codes), codes, sizes, file.positions):
-                ssim = metrics.ssim(image, reconstruction)
-                save_unit(image, new / f"{title}_original.png")
-                save_unit(reconstruction, new / f"{title}_reconstruction.png")
-                rows.append({"image": title, "file": file.path, "ssim": ssim, "bytes": size,
+            positions = None if None in file.positions else file.positions
+            originals, reconstructions = file.images / 255, to_unit(vqvae.decode_head(codes, positions))
+            ssim = [metrics.ssim(*pair) for pair in zip(originals, reconstructions)]
+            for index, (title, position) in enumerate(zip(file.titles, file.positions)):
+                save_unit(originals[index], new / f"{title}_original.png")
+                save_unit(reconstructions[index], new / f"{title}_reconstruction.png")
+                rows.append({"image": title, "file": file.path, "ssim": ssim[index], "bytes": sizes[index],
                              "slice": position})
-                shown.append((image, reconstruction, image_codes, f"SSIM {ssim:.3f}"))
-                texts = ("-", "unknown") if position is None else (f"{size:.0f}", position)
-                print(f"{title:32}{ssim:8.3f}{texts[0]:>8}  {texts[1]}")
-        originals, reconstructions, codes, captions = zip(*(shown[index] for index in spread(len(shown), 4)))
-        figures.reconstruction_grid(np.stack(originals), np.stack(reconstructions), np.stack(codes), captions,
-                                    figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin,
-                                    new / "reconstructions.png")
-        write_json(new / "metrics.json", {"images": rows})
-    print(f"Done: see {folder}.")
+                texts = ("-", "unknown") if position is None else (f"{sizes[index]:.0f}", position)
+                print(f"{title:32}{ssim[index]:8.3f}{texts[0]:>8}  {texts[1]}")
+            captions = [f"{title}\nSSIM {value:.3f}" for title, value in zip(file.titles, ssim)]
+            examples.append(report.Examples(originals, reconstructions, codes, bits, captions))
+            if file.cut:
+                print(f"{file.name + ', mean':32}{np.mean(ssim):8.3f}")
+                means.append({"file": file.path, "ssim": float(np.mean(ssim))})
+                stack = np.zeros((len(file.cut.slices), *originals.shape[1:]))
+                stack[file.used] = reconstructions
+                volumes.write_in_input_frame(file.cut, stack, new / f"{file.name}_reconstruction.nii.gz")
+                if positions:
+                    heads.append(to_uint8(reconstructions * 2 - 1))
+        examples = report.Examples(*map(np.concatenate, zip(*examples)))
+        picture_own(new, arguments, run, vqvae, prior, examples, heads[:PICTURED_HEADS],
+                    [Path(file.path).name for file in files])
+        write_json(new / "metrics.json", {"images": rows, "volumes": means})
+    print(f"Done. Open {folder / 'report.html'}")
+
+
+def picture_own(folder, arguments, run, vqvae, prior, examples, heads, names):
+    """Writes reconstructions.png and report.html of one's own images: `report.Examples`, uint8 (S, H, W)."""
+    colours = figures.code_colours(vqvae.quantizer.embeddings)
+    originals, reconstructions, codes, bits, captions = (part[spread(len(part), 4)] for part in examples)
+    figures.reconstruction_grid(originals, reconstructions, codes, captions, colours, vqvae.margin,
+                                folder / "reconstructions.png")
+    page, geometry, positions = facts_of_page(arguments, run), run.geometry, ()
+    page["facts"]["files"] = ", ".join(names)
+    page["notice"] = page["notice"] and f"Of what the model has learnt from: {page['notice']}"
+    if heads:
+        heads, positions, geometry = fill_gaps(np.stack(heads), prior.slice_positions, geometry)
+    bits = None if np.isnan(bits).any() else bits
+    shown = report.Examples(originals, reconstructions, codes, bits, captions)
+    report.write_report(folder / "report.html", **page, margin=vqvae.margin, colours=colours, examples=shown,
+                        heads=heads, head_positions=positions, geometry=geometry)
 
 
 def refuse_inputs_in(folder, files):
@@ -429,18 +458,21 @@ def refuse_inputs_in(folder, files):
 
 
 def encode_own(vqvae, prior, file):
-    """The codes, int32 (N, g, g), of an `OwnFile`, and the bytes of each image, None if its position is."""
-    is_known = None not in file.positions
-    positions = file.positions if is_known else range(len(file.images))
-    coded = dataset.encode_split(vqvae, prior, dataset.Split.from_heads(file.images[np.newaxis], positions))
+    """Of an `OwnFile` the codes, int32 (N, g, g), their bits, float (N, g, g), and the bytes of each image.
+
+    Where the images' positions are unknown, bits are NaN and bytes None.
+    """
+    if None in file.positions:
+        codes = np.int32(dataset.encode(vqvae, dataset.Split.from_heads(file.images[np.newaxis],
+                                                                        range(len(file.images)))))
+        return codes, np.full(codes.shape, np.nan), [None] * len(codes)
+    split = dataset.Split.from_heads(file.images[np.newaxis], file.positions)
+    coded = dataset.encode_split(vqvae, prior, split)
     codes = np.int32(coded.codes[0])
-    if not is_known:
-        return codes, file.positions
     # Several images are one head's: each is given those below it, and bears its share of the person's bytes.
-    bits = metrics.code_lengths(prior, coded, conditional=len(codes) > 1)
-    if len(codes) > 1:
-        bits += metrics.person_bits_per_code(coded)
-    return codes, (bits * codes[0].size / 8).tolist()
+    bits = metrics.bits_per_place(prior, coded, np.arange(len(codes)), conditional=len(codes) > 1)
+    person_bits = metrics.person_bits_per_code(coded) if len(codes) > 1 else 0
+    return codes, bits, ((bits.mean(axis=(1, 2)) + person_bits) * codes[0].size / 8).tolist()
 
 
 def read_codes(path, vqvae):

@@ -27,11 +27,11 @@ import modules
 from support import cli, devices, figures, judge, metrics, orientation, people, runs, sampler, stages
 from support.cli import UserError
 from support.files import UNFINISHED, whole_file, write_json
-from support.images import brain_box, empty_margin, in_chunks, spread, to_uint8, to_unit
+from support.images import empty_margin, FOREGROUND, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 from support.synthetic import is_synthetic
 from support.template import is_simulated, make_demo_cohort
-from support.volumes import FRAME_MM
+from support.volumes import FRAME_MM, head_extent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def new_run(folder, arguments):
     vqvae, pixelcnn = model_arguments(splits, settings)
     data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
             "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
-            "front": front, "geometry": vars(geometry), "center": brain_center(splits["train"]),
+            "front": front, "geometry": vars(geometry), "center": head_center(splits["train"], geometry),
             "images": {name: len(split.images) for name, split in splits.items()},
             "people": {name: split.num_people for name, split in splits.items()}}
     config = {"settings": vars(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
@@ -185,12 +185,12 @@ def model_arguments(splits, settings):
     return vqvae, pixelcnn
 
 
-def brain_center(train):
-    """The mean over people of the middle of their brain: [down, right] in mm from the middle of the frame."""
-    size = train.images.shape[1]
-    boxes = [[side.indices(size)[:2] for side in brain_box(train.images[train.cases == case][np.newaxis])[2:]]
-             for case in np.unique(train.cases)]
-    return ((np.mean(boxes, axis=(0, 2)) - size / 2) * FRAME_MM / size).tolist()
+def head_center(train, geometry):
+    """The mean over people of the middle of their head: [down, right] in mm from the middle of the frame."""
+    size, heights = train.images.shape[1], geometry.lowest + geometry.spacing * train.positions
+    people = [train.cases == case for case in np.unique(train.cases)]
+    extents = [head_extent(train.images[rows] > FOREGROUND * 255, heights[rows]) for rows in people]
+    return ((np.mean(extents, axis=(0, 2)) - size / 2) * FRAME_MM / size).tolist()
 
 
 def find_geometry(data_dir, settings):

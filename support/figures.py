@@ -5,9 +5,9 @@ each side: they are left out."""
 
 import imageio.v3 as imageio
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from sklearn.decomposition import PCA
 
 from support.images import brain_box, crop, spread
@@ -15,61 +15,43 @@ from support.images import brain_box, crop, spread
 matplotlib.rcdefaults()  # whatever a matplotlibrc says
 DPI = 120
 WIDTH = 7  # inches: at 120 dots per inch the width of a page on GitHub
-MAX_DIFFERENCE = 0.25  # end of the colour scale of differences, of intensities in [0, 1]
-NO_TICKS = {"xticks": [], "yticks": []}
-MAX_CUT_SCALE = 2  # of the cuts through a head, beside its slices: few slices make flat cuts
+GRAYS, BYTES = {"cmap": "gray", "vmin": 0, "vmax": 1}, {"cmap": "gray", "vmin": 0, "vmax": 255}
+DIFFERENCES = {"cmap": "RdBu_r", "vmin": -0.25, "vmax": 0.25}  # of intensities in [0, 1]
 
 
 def new_figure(height, rows=1, columns=1, width=WIDTH, **options):
     """A figure of `width` x `height` inches, and its axes, by `options` of matplotlib's `Figure.subplots`."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
-def _show(axes, image, **options):
-    """Draws an image, (H, W) in [0, 1] or uint8, in grays."""
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1, **options)
-
-
-def _finish(axes, xlabel):
-    """Names an x axis of whole numbers and draws the grid."""
-    axes.set_xlabel(xlabel)
+def _plot_epochs(history, curves, path, **options):
+    """Plots columns of a history, {column: (label, line)}, over the epochs; `options` are of the axes."""
+    figure, axes = new_figure(4.5)
+    for name, (label, line) in curves.items():
+        axes.plot(history["epoch"] + 1, history[name], line, markersize=3, label=label)
+    axes.set(xlabel="epoch", **options)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-
-
-def _save_curves(figure, axes, path, columns=2):
-    """Writes a plot over epochs; its legend is that of `axes`, beside the curves, not over them."""
-    handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize="small")
-    figure.savefig(path, dpi=DPI)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # beside the curves, not over them
+    figure.savefig(path)
 
 
 def plot_losses(history, path):
-    """Draws stage 1's losses, columns of vqvae_history.csv, on a linear and a logarithmic axis."""
-    curves = {"loss": ("total", "C0"), "reconstruction_loss": ("reconstruction (MSE / variance)", "C1"),
-              "vq_loss": ("vector quantisation", "C2")}
-    figure, panels = new_figure(4, columns=2)
-    epochs = history["epoch"] + 1
-    for axes, scale in zip(panels, ("linear", "log")):
-        for name, (label, colour) in curves.items():
-            axes.plot(epochs, history[name], "o-", color=colour, markersize=3, label=f"{label}: training")
-            axes.plot(epochs, history[f"val_{name}"], "s--", color=colour, markersize=3, label="validation")
-        axes.set(ylabel="loss", yscale=scale, title=f"{'logarithmic' if scale == 'log' else scale} axis")
-        _finish(axes, "epoch")
-    panels[0].set_ylim(0, None)
-    _save_curves(figure, panels[0], path, columns=3)
+    """Draws stage 1's losses, columns of vqvae_history.csv."""
+    losses = {"loss": "total", "reconstruction_loss": "MSE / variance", "vq_loss": "vector quantisation"}
+    curves = {}
+    for number, (name, label) in enumerate(losses.items()):
+        curves |= {name: (f"{label}: training", f"C{number}o-"),
+                   f"val_{name}": (f"{label}: validation", f"C{number}s--")}
+    _plot_epochs(history, curves, path, title="Losses of the VQ-VAE", ylabel="loss (log axis)", yscale="log")
 
 
 def plot_ssim(history, path):
     """Draws the SSIM of the monitored images after each epoch."""
-    figure, axes = new_figure(4.5)
-    epochs = history["epoch"] + 1
-    axes.plot(epochs, history["val_ssim"], "o-", markersize=3, label="fixed validation images")
-    axes.plot(epochs, history["test_ssim"], "s--", markersize=3, label="10 random test images")
-    axes.set(ylabel="mean SSIM (7x7 window)", title="SSIM of reconstructions", ylim=(None, 1))
-    _finish(axes, "epoch")
-    _save_curves(figure, axes, path)
+    curves = {"val_ssim": ("fixed validation images", "C0o-"),
+              "test_ssim": ("10 random test images: nothing is selected by them", "C1s--")}
+    _plot_epochs(history, curves, path, title="SSIM of reconstructions", ylabel="mean SSIM (7x7 window)")
 
 
 def plot_prior(history, code_entropy, path):
@@ -79,17 +61,14 @@ def plot_prior(history, code_entropy, path):
     of the slices, most of which still know their person; validation people are also measured slice by slice,
     without person. The latter tells whether single samples can be good.
     """
-    curves = {"bits_per_code": ("training, with dropout", "C0", "o-"),
-              "val_bits_per_code": ("validation, given slices below and person", "C0", "s--"),
-              "bits_per_code_no_context": ("training, slices below hidden, person mostly given", "C1", "o-"),
-              "val_bits_per_code_alone": ("validation, slice alone: neither of both given", "C2", "s--")}
-    figure, axes = new_figure(4.5)
-    for name, (label, colour, line) in curves.items():
-        axes.plot(history["epoch"] + 1, history[name], line, color=colour, markersize=3, label=label)
-    axes.axhline(code_entropy, color="0.5", linestyle=":", label="entropy of independent codes")
-    axes.set(ylabel="bits per code", title="PixelCNN prior", ylim=(0, None))
-    _finish(axes, "epoch")
-    _save_curves(figure, axes, path)
+    curves = {"bits_per_code": ("training, with dropout", "C0o-"),
+              "val_bits_per_code": ("validation, given slices below and person", "C0s--"),
+              "bits_per_code_no_context": ("training, slices below hidden, person mostly given", "C1o-"),
+              "val_bits_per_code_alone": ("validation, slice alone: neither of both given", "C2s--"),
+              "entropy": ("entropy of independent codes", "k:")}
+    columns = {name: history[name] for name in ("epoch", *curves) if name != "entropy"}
+    columns["entropy"] = np.full(len(history["epoch"]), code_entropy)
+    _plot_epochs(columns, curves, path, title="PixelCNN prior", ylabel="bits per code", ylim=(0, None))
 
 
 def code_colours(codebook):
@@ -103,27 +82,52 @@ def code_colours(codebook):
     return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 
+def _draw_rows(rows, most=None):
+    """Draws rows of N pictures, (label, images, N captions above or none, options of `imshow`).
+
+    After `most` pictures all begins anew below. Returns the figure and its axes, by row and column.
+    """
+    count = len(rows[0][1])
+    columns = min(count, most or count)
+    rows = [(label, images[i:i + columns], captions[i:i + columns], options)
+            for i in range(0, count, columns) for label, images, captions, options in rows]
+    side = (WIDTH - 0.8) / max(columns, 4)
+    height = sum(side + (0.4 if len(captions) else 0) for *_, captions, _ in rows)
+    figure, axes = new_figure(height, len(rows), columns, 0.8 + side * columns, squeeze=False,
+                              subplot_kw={"xticks": [], "yticks": [], "frame_on": False})
+    for axes_of_row, (label, images, captions, options) in zip(axes, rows):
+        axes_of_row[0].set_ylabel(label, fontsize="small")
+        for axis, image in zip(axes_of_row, images):
+            axis.imshow(image, **options)
+        for axis, caption in zip(axes_of_row, captions):
+            axis.set_title(caption, fontsize="small")
+    return figure, axes
+
+
 def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path):
     """Draws images, reconstructions, their differences and codes, int (N, g, g), a column per image.
 
     The N `captions` stand over the columns; `colours` are those of `code_colours`.
     """
-    count = len(originals)
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
-    side = (WIDTH - 0.8) / max(count, 4)
-    size = {"height": 0.5 + 4 * side, "width": 0.8 + side * count}
-    figure, axes = new_figure(**size, rows=4, columns=count, squeeze=False, subplot_kw=NO_TICKS)
-    for column in range(count):
-        axes[0, column].set_title(captions[column], fontsize="small")
-        _show(axes[0, column], originals[column])
-        _show(axes[1, column], reconstructions[column])
-        difference = axes[2, column].imshow(reconstructions[column] - originals[column], cmap="RdBu_r",
-                                            vmin=-MAX_DIFFERENCE, vmax=MAX_DIFFERENCE)
-        axes[3, column].imshow(colours[codes[column]], interpolation="nearest")
-    figure.colorbar(difference, ax=list(axes[2]), extend="both", shrink=0.95, pad=0.01, ticks=(-0.2, 0, 0.2))
-    for row, label in enumerate(("original", "reconstruction", "reconstruction - original", "codes")):
-        axes[row, 0].set_ylabel(label, fontsize="small")
-    figure.savefig(path, dpi=DPI)
+    figure, axes = _draw_rows([
+        ("original", originals, captions, GRAYS), ("reconstruction", reconstructions, [], GRAYS),
+        ("reconstruction - original", reconstructions - originals, [], DIFFERENCES),
+        ("codes", colours[codes], [], {"interpolation": "nearest"})])
+    figure.colorbar(axes[2, 0].images[0], ax=list(axes[2]), extend="both", pad=0.01, ticks=(-0.2, 0, 0.2))
+    figure.savefig(path)
+
+
+def sample_grid(images, positions, margin, path):
+    """Draws sampled images, four in a row, each with its slice position above."""
+    captions = [f"slice {position}" for position in positions]
+    _draw_rows([("", crop(images, margin), captions, GRAYS)], most=4)[0].savefig(path)
+
+
+def neighbour_grid(samples, neighbours, captions, path):
+    """Draws each sample over its nearest training image, both uint8, four in a row, with captions."""
+    rows = [("sample", samples, [], BYTES), ("nearest training", neighbours, captions, BYTES)]
+    _draw_rows(rows, most=4)[0].savefig(path)
 
 
 def plot_errors(ssims, positions, errors, margin, path):
@@ -132,75 +136,23 @@ def plot_errors(ssims, positions, errors, margin, path):
     present = np.unique(positions)
     worst, low, middle, high = np.transpose([np.quantile(ssims[positions == position], (0, 0.1, 0.5, 0.9))
                                              for position in present])
-    curve.fill_between(present, low, high, color="C0", alpha=0.25, linewidth=0,
-                       label="middle 80 % of the images")
-    curve.plot(present, middle, "o-", color="C0", markersize=3, label="median")
-    curve.plot(present, worst, "v", color="0.4", markersize=3, label="worst image")
-    curve.set(ylabel="SSIM (7x7 window)", title=f"SSIM of {len(ssims)} test images")
-    _finish(curve, "slice position, 0 the lowest")
+    curve.fill_between(present, low, high, alpha=0.25, linewidth=0, label="middle 80 % of the images")
+    curve.plot(present, middle, "C0o-", markersize=3, label="median")
+    curve.plot(present, worst, "kv", markersize=3, label="worst image")
+    curve.set(xlabel="slice position, 0 the lowest", ylabel="SSIM (7x7 window)",
+              title=f"SSIM of {len(ssims)} test images")
+    curve.grid(alpha=0.3)
     curve.legend(fontsize="small")
     error_map = picture.imshow(crop(errors, margin), cmap="magma", vmin=0)
-    picture.set(**NO_TICKS, title="mean absolute error of each pixel")
+    picture.set(xticks=[], yticks=[], title="mean absolute error of each pixel")
     figure.colorbar(error_map, ax=picture, label="intensity, 0 black to 1 white")
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path)
 
 
-def sample_grid(images, positions, margin, path):
-    """Draws sampled images, four in a row, each with its slice position inside."""
-    columns = min(4, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(columns * WIDTH / 4, rows * WIDTH / 4))  # without the space for labels
-    axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02, hspace=0.02)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, position in zip(axes.flat, crop(images, margin), positions):
-        _show(axis, image)
-        axis.text(0.03, 0.97, position, color="white", fontsize="medium", va="top", transform=axis.transAxes)
-    figure.savefig(path, dpi=DPI)
-
-
-def neighbour_grid(samples, neighbours, captions, path):
-    """Draws each sample over its nearest training image, both uint8, four in a row, a caption below each."""
-    columns = min(4, len(samples))
-    bands = -(-len(samples) // columns)
-    side = (WIDTH - 0.3) / columns
-    figure, axes = new_figure((2 * side + 0.4) * bands, 2 * bands, columns, squeeze=False,
-                              subplot_kw={**NO_TICKS, "frame_on": False})
-    for index, caption in enumerate(captions):
-        band, column = divmod(index, columns)
-        _show(axes[2 * band, column], samples[index])
-        _show(axes[2 * band + 1, column], neighbours[index])
-        axes[2 * band + 1, column].set_xlabel(caption, fontsize="small")
-    for upper, lower in zip(axes[::2, 0], axes[1::2, 0]):
-        upper.set_ylabel("sample")
-        lower.set_ylabel("nearest training")
-    figure.savefig(path, dpi=DPI)
-
-
-def code_use_plot(codes, num_embeddings):
-    """Draws how often each code is used, most used first; returns a matplotlib figure."""
-    use = np.sort(np.bincount(np.ravel(codes), minlength=num_embeddings))[::-1] / np.size(codes)
-    figure, axes = new_figure(2.6)
-    axes.bar(np.arange(num_embeddings), use, width=1.0, color="0.4")
-    axes.axhline(1 / num_embeddings, color="C3", linewidth=1, label="all used equally")
-    axes.set(xlabel="codes, most used first", ylabel="share of all codes", xlim=(-0.5, num_embeddings - 0.5))
-    axes.legend(fontsize="small")
-    return figure
-
-
-def head_cuts(head):
-    """The two cuts through the middle of a head, uint8 (S, H, W), its highest slice on top.
-
-    Returns (uint8 (S, W), along the middle row: the coronal cut, if front is up in the slices; uint8 (S, H),
-    along the middle column: then the sagittal cut, front on the left).
-    """
-    return head[::-1, head.shape[1] // 2], head[::-1, :, head.shape[2] // 2]
-
-
-def cut_names(geometry):
-    """The names of both `head_cuts`: anatomical only if a `volumes.SliceGeometry` knows the axes."""
-    return ("coronal cut", "sagittal cut") if geometry.axes_known else ("cut along rows", "cut along columns")
+def stack_name(geometry, count):
+    """What `count` slices of a `volumes.SliceGeometry` are: "whole brain" or "slab of 45 mm"."""
+    height = count * geometry.spacing
+    return "whole brain" if height >= 110 else f"slab of {height:.0f} mm"
 
 
 def axes_caption(geometry):
@@ -210,78 +162,77 @@ def axes_caption(geometry):
     return "Which way is front was not told. Left and right are unknown."
 
 
+def head_planes(head, geometry):
+    """All cuts through a head, uint8 (S, H, W), in three planes, of a `volumes.SliceGeometry`.
+
+    Returns three of (name, cuts, width and height of a cut in mm): the slices; the cuts along their rows,
+    uint8 (H, S, W), and along their columns, (W, S, H), the highest slice on top. If front is up in the
+    slices, the latter are coronal, and sagittal with front on the left.
+    """
+    depth, height, width = np.multiply(head.shape, [geometry.spacing, *[geometry.pixel_size] * 2]).tolist()
+    along_rows, along_columns = head[::-1].swapaxes(0, 1), head[::-1].transpose(2, 0, 1)
+    known = geometry.axes_known
+    return [("slice", head, width, height),
+            ("coronal cut" if known else "cut along rows", along_rows, width, depth),
+            ("sagittal cut" if known else "cut along columns", along_columns, height, depth)]
+
+
 def inner_slices(count, wanted):
     """Indices of up to `wanted` slices, spread evenly over a head of `count`, without its ends."""
     return spread(count, wanted + 2)[1:-1] if count > 2 else np.arange(count)
 
 
 def head_figure(heads, positions, geometry, path):
-    """Draws each head as a row: five axial slices from low to high, and both cuts, one above the other.
+    """Draws each head as a row on black, in true proportions.
 
-    Heads are uint8 (N, S, H, W), of S `positions`; their `volumes.SliceGeometry` gives the proportions, and
-    what may be said of the axes.
+    A whole brain is shown by three cuts through its middle in one scale, and six smaller axial slices; a slab
+    by five axial slices, and both cuts enlarged, one above the other.
+
+    Args:
+        heads: uint8 (N, S, H, W), of `positions`, S slice numbers.
+        geometry: their `volumes.SliceGeometry`, which also tells what may be said of the axes.
+        path: PNG to write.
     """
-    heads = heads[brain_box(heads, rim=2)]
-    indices = inner_slices(heads.shape[1], 5)
-    # Lengths are in mm of the axial slices. The cuts are drawn larger: two are nearly as high as a slice.
-    height, width = (pixels * geometry.pixel_size for pixels in heads.shape[2:])
-    depth, gap, line = heads.shape[1] * geometry.spacing, 5, 24
-    scale = min(MAX_CUT_SCALE, (height - 3 * gap) / (2 * depth))
-    cuts_left = len(indices) * (width + gap)
-    cuts_width = max(scale * max(height, width), height)  # at least as wide as their title
-    cuts_middle = cuts_left + cuts_width / 2
-    full_width, full_height = cuts_left + cuts_width, 2 * line + len(heads) * (height + gap)
-    figure = Figure(figsize=(10, 10 * full_height / full_width), facecolor="black")
-    # One axes over the whole figure, in mm, y down.
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-
-    def draw(picture, left, top, width, height):
-        _show(axes, picture, interpolation="bilinear", extent=(left, left + width, top + height, top))
-
-    def write(text, middle, top):
-        axes.text(middle, top, text, color="0.8", fontsize=10, ha="center", va="center")
-
-    for column, index in enumerate(indices):
-        write(f"slice {positions[index]}", column * (width + gap) + width / 2, line / 2)
-    for row, head in enumerate(heads):
-        top = line + row * (height + gap)
-        for column, index in enumerate(indices):
-            draw(head[index], column * (width + gap), top, width, height)
-        cut_top = top + (height - 2 * scale * depth - gap) / 2
-        for cut in head_cuts(head)[::-1]:
-            cut_width = scale * cut.shape[1] * geometry.pixel_size
-            draw(cut, cuts_middle - cut_width / 2, cut_top, cut_width, scale * depth)
-            cut_top += scale * depth + gap
-    title = "sagittal and coronal cut" if geometry.axes_known else "cuts along columns, rows"
-    write(title, cuts_middle, line / 2)
-    write(axes_caption(geometry), full_width / 2, full_height - line / 2)
-    axes.set(xlim=(0, full_width), ylim=(full_height, 0), aspect="equal")  # last: imshow changes the limits
-    figure.savefig(path, dpi=166, facecolor="black")  # 1660 pixels wide: sharp at half of that
+    name, heads = stack_name(geometry, len(positions)), heads[brain_box(heads, rim=2)]
+    (_, _, width, height), (_, _, _, depth), _ = head_planes(heads[0], geometry)
+    is_whole = name == "whole brain" and len(positions) > 7
+    few = inner_slices(len(positions), 6 if is_whole else 5)
+    digits = "123456"[:len(few)]
+    if is_whole:
+        layout, widths = "acs123;acs456", [width, width, height, *[width / 2] * 3]
+        tallest = max(depth, height)
+    else:
+        layout, widths = f"{digits}s;{digits}c", [*[width] * len(few), 2 * max(height, width)]
+        tallest = height
+    figure = Figure((10, 0.6 + len(heads) * (0.3 + 10 * tallest / sum(widths))), facecolor="black",
+                    layout="constrained")
+    text = {"color": "0.8", "fontsize": 10}
+    figure.suptitle(name[0].upper() + name[1:], **text)
+    figure.supxlabel(axes_caption(geometry), **text)
+    for row, head in zip(np.atleast_1d(figure.subfigures(len(heads))), heads):
+        planes = dict(zip("acs", head_planes(head, geometry)))
+        for key, axes in row.subplot_mosaic(layout, width_ratios=widths).items():
+            title, cuts, across, down = planes.get(key, planes["a"])
+            index = few[int(key) - 1] if key in digits else len(cuts) // 2
+            axes.set_title(f"slice {positions[index]}" if title == "slice" else title, **text)
+            axes.imshow(cuts[index], interpolation="bicubic", **BYTES,
+                        extent=(-across / 2, across / 2, -down / 2, down / 2))
+            axes.axis("off")
+            if key in "cs" and not is_whole:  # both in one scale
+                axes.set_xlim(-max(height, width) / 2, max(height, width) / 2)
+    figure.savefig(path, dpi=166)  # 1660 pixels wide: sharp at half of that
 
 
 def progress_frame(originals, reconstructions, margin, title):
-    """A frame of the progress GIF, uint8: N originals, their reconstructions (uint8) and what these miss.
-
-    It has a line of 24 pixels with the title, then three rows of pictures, at their left a strip of 24 pixels
-    with their names. Small pictures are enlarged by a whole factor, to about 800 pixels for all N.
-    """
+    """A frame of the progress GIF, uint8 (H, W): N originals, their reconstructions (uint8), the errors."""
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
-    errors = np.uint8((3 * np.abs(reconstructions.astype(int) - originals)).clip(0, 255))
-    rows = {"original": originals, "reconstruction": reconstructions, "error x 3": errors}
-    factor = max(1, round(800 / (len(originals) * originals.shape[-1])))
-    bands = []
-    for name, images in rows.items():
-        picture = np.kron(np.hstack(images), np.ones((factor, factor), np.uint8))
-        bands.append(np.hstack([np.rot90(_text_line(name, len(picture))), picture]))
-    return np.vstack([_text_line(title, bands[0].shape[1]), *bands])
-
-
-def _text_line(text, width):
-    """A line of white text on black: uint8 (24, width)."""
-    picture = Image.new("L", (width, 24))
-    ImageDraw.Draw(picture).text((6, 3), text, fill=255, font=ImageFont.load_default(14))
-    return np.asarray(picture)
+    rows = {"original": originals, "reconstruction": reconstructions,
+            "error x 3": 3 * np.abs(reconstructions.astype(int) - originals)}
+    figure, _ = _draw_rows([(name, images, [], BYTES) for name, images in rows.items()])
+    figure.suptitle(title, fontsize="small")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., 0]
 
 
 def write_gif(frame_paths, path, max_frames=10, levels=32):
@@ -292,8 +243,8 @@ def write_gif(frame_paths, path, max_frames=10, levels=32):
     """
     indices = np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1
     step = 255 / (levels - 1)
-    frames = [imageio.imread(frame_paths[index]) for index in indices]
-    frames = [np.uint8(np.round(np.round(frame / step) * step)) for frame in frames]
+    frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[index]) / step) * step))
+              for index in indices]
     durations = [1200, *[600] * (len(frames) - 2), 3000]
     # Of a single frame, Pillow wants a single duration.
     imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)

@@ -108,8 +108,14 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
 
 @functools.lru_cache(maxsize=2)
 def compiled_sampler(prior):
-    """`sample_codes` of a prior under XLA, kept: compiling it takes seconds."""
-    return tf.function(functools.partial(sample_codes, prior), jit_compile=True)
+    """`sample_codes` of a prior under XLA, without TensorFloat-32; kept, for compiling it takes seconds."""
+    compiled = tf.function(functools.partial(sample_codes, prior), jit_compile=True)
+
+    def sample(positions, noise, temperature, context, person):
+        with prior.full_float32():
+            return compiled(positions, noise, tf.cast(temperature, tf.float32), context, person)
+
+    return sample
 
 
 def _vertical_row(prior, vertical, condition, row, windows, keys):
@@ -141,29 +147,23 @@ def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
     sampled slices below do to a head.
 
     Args:
-        positions: int (N,), of each sample; ValueError if training people have no slices there.
+        positions: int (N,), N > 0, of each sample; ValueError if training people have no slices there.
         seed, temperature: see `uniform`, `sample_codes`.
         batch_size: samples side by side; by default as many as suit the machine.
     """
     positions = np.asarray(positions, np.int32)
     if not np.isin(positions, prior.slice_positions).all():
         raise ValueError(f"positions must be among {list(prior.slice_positions)}, got {positions.tolist()}.")
-    size, codes = _batch_size(prior, batch_size, len(positions)), [_no_codes(prior)]
-    for first in tqdm(range(0, len(positions), size), "Sampling", unit=" batches", leave=False, disable=None):
-        # The last batch is filled up: another size would be compiled anew.
-        batch = tf.constant(np.resize(positions[first:first + size], size))
-        indices = tf.range(first, first + size)
-        noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
-        codes.append(_run_sampler(prior, batch, noise, temperature, prior.no_context(size), persons))
-    return np.concatenate(codes)[:len(positions)]
 
+    def sample(indices):
+        chosen = tf.gather(positions, tf.minimum(indices, len(positions) - 1))
+        return _slice_codes(prior, compiled_sampler(prior), chosen, indices, seed, temperature)
 
-def _no_codes(prior, *axes):
-    return np.zeros((0, *axes, prior.grid_size, prior.grid_size), np.int32)
+    return np.concatenate(list(_in_batches(prior, len(positions), batch_size, sample)))
 
 
 def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
-    """Samples whole heads: codes, int32 NumPy (N, positions, g, g), of the prior's `slice_positions`.
+    """Samples heads: codes, int32 NumPy (N, positions, g, g), of the prior's `slice_positions`.
 
     They are sampled from the lowest slice up, each slice given the head's person and the slices below. Head i
     depends on (seed, stream, i) alone.
@@ -175,48 +175,48 @@ def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons
         stream: the name of the random stream.
     """
     heads = heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream)
-    return np.concatenate([_no_codes(prior, len(prior.slice_positions)), *heads])
+    none = np.zeros((0, len(prior.slice_positions), prior.grid_size, prior.grid_size), np.int32)
+    return np.concatenate([none, *heads])
 
 
 def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
     """Yields the heads of `sample_heads` in batches (B, positions, g, g): all need not fit in memory."""
-    slices, size = len(prior.slice_positions), _batch_size(prior, batch_size, count)
-    with tqdm(total=count * slices, desc="Sampling", unit=" slices", leave=False, disable=None) as progress:
-        for first in range(0, count, size):
-            indices = tf.range(first, first + size)  # filled up, as in `sample_slices`
-            if persons is None:
-                batch = calibrated_people(prior, seed, stream, indices)
-            else:
-                batch = tf.gather(tf.constant(persons, tf.float32), tf.minimum(indices, count - 1))
-            heads = []
-            for codes in _slices_of_heads(prior, _run_sampler, indices, seed, temperature, batch, stream):
-                heads.append(codes[:count - first])
-                progress.update(len(heads[-1]))
-            yield np.stack(heads, axis=1)
+    def sample(indices):
+        given = persons
+        if persons is not None:
+            given = tf.gather(tf.cast(persons, tf.float32), tf.minimum(indices, count - 1))
+        return _head_codes(prior, compiled_sampler(prior), indices, seed, temperature, given, stream)
+
+    return _in_batches(prior, count, batch_size, sample)
 
 
-def _run_sampler(prior, positions, noise, temperature, context, persons):
-    """The compiled `sample_codes`, without TensorFloat-32."""
-    with prior.full_float32():
-        return compiled_sampler(prior)(positions, noise, tf.cast(temperature, tf.float32), context, persons)
+def _in_batches(prior, count, batch_size, sample):
+    """Yields the codes that `sample` makes of items 0 to `count` - 1, given int32 indices (B,), as NumPy.
+
+    All batches have one size, for another would be compiled anew: the last is filled up, and cut.
+    """
+    batch_size = batch_size or samples_at_once(4 * prior.grid_size ** 2 * prior.num_embeddings)
+    size = max(1, math.ceil(count / max(1, math.ceil(count / batch_size))))  # so that little is filled up
+    for first in tqdm(range(0, count, size), "Sampling", unit=" batches", leave=False, disable=None):
+        yield sample(tf.range(first, first + size)).numpy()[:count - first]
 
 
-def _slices_of_heads(prior, sample, indices, seed, temperature, persons, stream):
-    """Yields the codes (B, g, g) of one position after the other; `sample` is `sample_codes`, compiled."""
+def _slice_codes(prior, sample, positions, indices, seed, temperature):
+    """Codes (B, g, g) of single slices; `sample` is `sample_codes` of the prior, compiled."""
+    noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
+    return sample(positions, noise, temperature, prior.no_context(tf.shape(indices)[0]), persons)
+
+
+def _head_codes(prior, sample, indices, seed, temperature, persons, stream):
+    """Codes (B, positions, g, g) of heads, of new persons if none are given; see `_slice_codes`."""
+    if persons is None:
+        persons = calibrated_people(prior, seed, stream, indices)
     sampled, no_slice = {}, prior.no_context(tf.shape(indices)[0])[:, 0]
-    for position in prior.slice_positions:
+    for position in tqdm(prior.slice_positions, "Heads", unit=" slices", leave=False, disable=None):
         noise = gumbel_noise(prior, seed, stream, indices * prior.num_positions + position)
         context = tf.stack([sampled.get(position - step, no_slice) for step in prior.steps_below], axis=1)
-        positions = tf.fill(tf.shape(indices), position)
-        sampled[position] = sample(prior, positions, noise, temperature, context, persons)
-        yield sampled[position]
-
-
-def _batch_size(prior, wanted, count):
-    """How many samples go side by side: batches of one size, so that little has to be filled up."""
-    noise_bytes = 4 * prior.grid_size ** 2 * prior.num_embeddings
-    num_batches = max(1, math.ceil(count / (wanted or samples_at_once(noise_bytes))))
-    return max(1, math.ceil(count / num_batches))
+        sampled[position] = sample(tf.fill(tf.shape(indices), position), noise, temperature, context, persons)
+    return tf.stack(list(sampled.values()), axis=1)
 
 
 def export(vqvae, prior, folder):
@@ -233,18 +233,13 @@ def export(vqvae, prior, folder):
     On a GPU the codes are those of this repository only if the process that loads them has called
     ``tf.config.experimental.enable_tensor_float_32_execution(False)``.
     """
-    def export_slices(positions, seed, temperature):
-        indices = tf.range(tf.shape(positions)[0])
-        noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
-        return sample_codes(prior, positions, noise, temperature, person=persons)
+    compiled = functools.partial(tf.function(sample_codes), prior)
 
-    compiled = tf.function(sample_codes)
+    def export_slices(positions, seed, temperature):
+        return _slice_codes(prior, compiled, positions, tf.range(tf.shape(positions)[0]), seed, temperature)
 
     def export_heads(count, seed, temperature):
-        indices = tf.range(count)
-        persons = calibrated_people(prior, seed, "heads", indices)
-        slices = _slices_of_heads(prior, compiled, indices, seed, temperature, persons, "heads")
-        return tf.stack(list(slices), axis=1)
+        return _head_codes(prior, compiled, tf.range(count), seed, temperature, None, "heads")
 
     around = neighbours(np.zeros(len(prior.slice_positions)), prior.slice_positions)
 

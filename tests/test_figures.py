@@ -22,18 +22,49 @@ def boxes_of(mask, least):
     return [box for box in boxes if min(box[2:]) > least]
 
 
-def test_progress_frame_shows_original_reconstruction_and_error_without_margin():
-    rng = np.random.default_rng(0)
-    originals = rng.integers(0, 255, (3, 48, 48), np.uint8)
-    frame = figures.progress_frame(originals, originals // 2, 8, "epoch 1")
-    factor = 8  # 3 pictures of 32 pixels, enlarged to about 800
-    assert frame.shape == (24 + 3 * 32 * factor, 24 + 3 * 32 * factor)
-    assert frame[:24].max() > 200 and frame[24:, :24].max() > 200  # title and labels are written
-    rows = frame[24::factor, 24::factor].reshape(3, 32, 3, 32).swapaxes(1, 2)
-    inner = originals[:, 8:40, 8:40].astype(int)
-    np.testing.assert_array_equal(rows[0], inner)
-    np.testing.assert_array_equal(rows[1], inner // 2)
-    np.testing.assert_array_equal(rows[2], np.minimum(255, 3 * (inner - inner // 2)))
+def boxes_of_colour(path, colour):
+    """`boxes_of` a colour (3,) in a picture, by rows, with sides over 100 pixels."""
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return sorted(boxes_of((np.abs(picture - colour) <= 2).all(axis=-1), 100))
+
+
+@pytest.mark.parametrize("kind", ("frame", "reconstructions", "samples", "neighbours"))
+@pytest.mark.parametrize("count", (1, 4, 5))
+def test_pictures_stand_in_rows_unstretched_without_margin_and_without_an_empty_page(tmp_path, kind, count):
+    """Five samples take two rows. A margin of 8 pixels leaves the middle alone."""
+    def squares(inner):
+        return np.pad(np.full((count, 16, 16), inner), ((0, 0), (8, 8), (8, 8)), constant_values=0.9)
+
+    path, captions = tmp_path / "grid.png", "abcde"[:count]
+    gray, light, green = (128, 128, 128), (204, 204, 204), np.array([[0.0, 1.0, 0.0]])
+    originals, others = squares(0.5), squares(0.8)
+    rows = {"original": gray, "other": light}
+    if kind == "frame":
+        frame = figures.progress_frame(np.uint8(originals * 255 + 0.5), np.uint8(others * 255), 8, "epoch 1")
+        assert frame.dtype == np.uint8
+        Image.fromarray(frame).save(path)
+        rows["error x 3"] = (3 * 76,) * 3
+    elif kind == "reconstructions":
+        codes = np.zeros((count, 4, 4), int)
+        figures.reconstruction_grid(originals, others, codes, captions, green, 8, path)
+        rows |= {"difference": np.round(255 * np.array(matplotlib.colormaps["RdBu_r"](1.0)[:3])),
+                 "codes": (0, 255, 0)}
+    elif kind == "samples":
+        figures.sample_grid(originals, range(count), 8, path)
+        del rows["other"]
+    else:
+        pair = (np.uint8(np.round(squares(value)[:, 8:24, 8:24] * 255)) for value in (0.5, 0.8))
+        figures.neighbour_grid(*pair, captions, path)
+    columns = count if kind in ("frame", "reconstructions") else min(count, 4)
+    assert Image.open(path).width < 250 * columns + 150
+    boxes = {name: boxes_of_colour(path, colour) for name, colour in rows.items()}
+    for name, found in boxes.items():
+        assert len(found) == count, name
+        assert all(abs(height - width) <= 2 for *_, height, width in found)
+    tops = [found[0][0] for found in boxes.values()]
+    assert tops == sorted(set(tops))
+    lefts = [sorted(left for _, left, *_ in found) for found in boxes.values()]
+    assert np.ptp(lefts, axis=0).max() <= 25  # in one column; the scale of colours stands beside one row
 
 
 def test_progress_gif_keeps_first_last_and_early_frames_and_rests(tmp_path):
@@ -57,16 +88,6 @@ def test_progress_gif_keeps_first_last_and_early_frames_and_rests(tmp_path):
     assert Image.open(tmp_path / "one.gif").n_frames == 1
 
 
-def test_samples_are_gray_unstretched_four_in_a_row_and_without_margin(tmp_path):
-    images = np.pad(np.full((5, 32, 32), 0.5), ((0, 0), (8, 8), (8, 8)), constant_values=1.0)
-    figures.sample_grid(images, [0, 5, 16, 30, 31], 8, tmp_path / "samples.png")
-    picture = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB")).astype(int)
-    assert np.ptp(picture, axis=-1).max() == 0
-    boxes = boxes_of(np.abs(picture[..., 0] - 127.5) < 1, 100)
-    assert len(boxes) == 5 and all(abs(height - width) <= 1 and width > 200 for *_, height, width in boxes)
-    assert 800 < picture.shape[1] < 860 and 400 < picture.shape[0] < 430
-
-
 def test_like_codes_have_like_colours():
     rng = np.random.default_rng(0)
     codebook = rng.normal(size=(30, 3)) * (3, 2, 1)  # in three dimensions, principal components lose nothing
@@ -82,53 +103,30 @@ def test_like_codes_have_like_colours():
         assert colours.shape == (len(few), 3) and np.isfinite(colours).all()
 
 
-@pytest.mark.parametrize("count", (1, 4))
-def test_reconstructions_show_the_signed_difference_inside_the_margin(tmp_path, count):
-    originals = np.full((count, 32, 32), 0.5)
-    reconstructions = originals.copy()
-    reconstructions[:, 8:24, 8:24] = 0.75  # by the end of the scale; a margin of 8 leaves this part alone
-    codes = np.zeros((count, 4, 4), int)
-    green = np.array([[0.0, 1.0, 0.0]])
-    path = tmp_path / "grid.png"
-    figures.reconstruction_grid(originals, reconstructions, codes, "abcd"[:count], green, 8, path)
-    picture = np.asarray(Image.open(path).convert("RGB"))
-    expected = {"original": (128, 128, 128), "reconstruction": (191, 191, 191), "codes": (0, 255, 0),
-                "difference": np.round(255 * np.array(matplotlib.colormaps["RdBu_r"](1.0)[:3]))}
-    lefts = {}
-    for name, colour in expected.items():
-        boxes = boxes_of((np.abs(picture.astype(int) - colour) <= 2).all(axis=-1), 120)
-        lefts[name] = [left for _, left, *_ in boxes]
-        assert len(boxes) == count, name
-    assert np.ptp(list(lefts.values()), axis=0).max() <= 25  # in one column; the scale stands beside one row
-    assert picture.shape[1] < 250 * count + 150  # no empty page around a single one
-
-
-def test_prior_is_plotted_under_what_each_curve_is(tmp_path, monkeypatch):
-    curves = {}
+def test_histories_are_plotted_under_what_each_curve_is(monkeypatch):
+    curves, options = {}, []
     monkeypatch.setattr(Axes, "plot", lambda self, x, y, *args, label, **kwargs: curves.update({label: y[0]}))
-    columns = "bits_per_code", "val_bits_per_code", "bits_per_code_no_context", "val_bits_per_code_alone"
-    history = {name: np.arange(3) + 10 * index for index, name in enumerate(columns)}
-    figures.plot_prior({"epoch": np.arange(3), **history}, 7.0, tmp_path / "prior.png")
+    monkeypatch.setattr(Axes, "set", lambda self, **kwargs: options.append(kwargs))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: None)
+    columns = ("bits_per_code", "val_bits_per_code", "bits_per_code_no_context", "val_bits_per_code_alone",
+               "loss", "val_loss", "reconstruction_loss", "val_reconstruction_loss", "vq_loss", "val_vq_loss")
+    history = {"epoch": np.arange(3)} | {name: np.arange(3) + 10 * i for i, name in enumerate(columns)}
+    figures.plot_prior(history, 7.0, None)
+    figures.plot_losses(history, None)
     assert curves == {
         "training, with dropout": 0, "validation, given slices below and person": 10,
         "training, slices below hidden, person mostly given": 20,
-        "validation, slice alone: neither of both given": 30}
-
-
-def test_losses_are_plotted_on_both_axes(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: drawn.extend(self.axes))
-    names = "loss", "reconstruction_loss", "vq_loss", "val_loss", "val_reconstruction_loss", "val_vq_loss"
-    history = {name: np.arange(2) + index for index, name in enumerate(names)}
-    figures.plot_losses({"epoch": np.arange(2), **history}, None)
-    scales = {axes.get_yscale(): sorted(line.get_ydata()[0] for line in axes.lines) for axes in drawn}
-    assert scales == {"linear": list(range(6)), "log": list(range(6))}
+        "validation, slice alone: neither of both given": 30, "entropy of independent codes": 7,
+        "total: training": 40, "total: validation": 50, "MSE / variance: training": 60,
+        "MSE / variance: validation": 70, "vector quantisation: training": 80,
+        "vector quantisation: validation": 90}
+    assert options[1]["yscale"] == "log" and all(axes["xlabel"] == "epoch" for axes in options)
 
 
 def test_figures_are_made_for_a_page_of_830_pixels(monkeypatch):
     """At most 1080 pixels wide: then text of 8 points is at least 10 pixels high at 830 pixels."""
     widths = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: widths.append(self.get_figwidth() * dpi))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: widths.append(self.bbox.width))
     images, positions = np.zeros((4, 8, 8)), np.arange(4)
     columns = "loss", "reconstruction_loss", "vq_loss", "bits_per_code", "ssim"
     history = {name: np.ones(2) for column in columns for name in (column, f"val_{column}", f"test_{column}")}
@@ -153,46 +151,59 @@ def draw_marked_head():
     return head
 
 
-def test_cuts_of_a_head_have_top_and_front_where_they_are_said_to_be():
+def test_planes_of_a_head_have_top_and_front_where_they_are_said_to_be():
     head = draw_marked_head()
-    coronal, sagittal = figures.head_cuts(head)
-    assert coronal.shape == (8, 30) and sagittal.shape == (8, 40)
-    np.testing.assert_array_equal(coronal[:, 15], np.arange(170, 90, -10))  # the highest slice on top
-    assert (coronal[:, 3] == 30).all() and (coronal[:, -4] == 90).all()  # columns in their order
-    np.testing.assert_array_equal(sagittal[:, 20], np.arange(170, 90, -10))
-    assert (sagittal[:, 3] == 60).all() and (sagittal[:, -4] != 60).all()  # front on the left
+    slices, coronal, sagittal = figures.head_planes(head, SliceGeometry(2.0, 3.0))
+    assert [name for name, *_ in (slices, coronal, sagittal)] == ["slice", "coronal cut", "sagittal cut"]
+    np.testing.assert_array_equal(slices[1], head)
+    # 40 x 30 pixels of 2 mm, 8 slices 3 mm apart
+    assert [tuple(plane[2:]) for plane in (slices, coronal, sagittal)] == [(60, 80), (60, 24), (80, 24)]
+    for row, column in ((20, 15), (3, 8)):
+        np.testing.assert_array_equal(coronal[1][row], head[::-1, row])
+        np.testing.assert_array_equal(sagittal[1][column], head[::-1, :, column])
+    cuts = coronal[1][20], sagittal[1][15]
+    assert all((cut[:, 12] == np.arange(170, 90, -10)).all() for cut in cuts)  # the highest slice on top
+    assert (cuts[0][:, 3] == 30).all() and (cuts[0][:, -4] == 90).all()  # columns in their order
+    assert (cuts[1][:, 3] == 60).all() and (cuts[1][:, -4] != 60).all()  # front on the left
 
 
-@pytest.mark.parametrize("pixel_size, spacing", ((1.0, 1.4), (2.0, 1.4), (1.0, 3.0)))
-def test_head_figure_keeps_proportions(tmp_path, pixel_size, spacing):
-    """A block of 40 x 30 mm and 8 slices: five slices and both cuts of it, for each of two heads."""
-    head = np.zeros((8, 60, 60), np.uint8)
-    rows, columns = int(40 / pixel_size), int(30 / pixel_size)
-    head[:, 10:10 + rows, 15:15 + columns] = 200
-    path, geometry = tmp_path / "head.png", SliceGeometry(pixel_size, spacing)
-    figures.head_figure(np.stack([head, head]), range(len(head)), geometry, path)
-    picture = np.asarray(Image.open(path).convert("L")).astype(int)
+@pytest.mark.parametrize("geometry, count, scales", (
+    (SliceGeometry(1.0, 1.4), 8, [1] * 5 + [2] * 2), (SliceGeometry(2.0, 1.4), 8, [1] * 5 + [2] * 2),
+    (SliceGeometry(1.0, 3.0), 8, None), (SliceGeometry(2.0, 4.0), 30, [1] * 3 + [0.5] * 6)))
+def test_head_figure_shows_slab_or_whole_brain_in_true_proportions(tmp_path, geometry, count, scales):
+    """Two heads, each a block: from left to right its slices and cuts, in millimetres across and down."""
+    rows, columns = 80, 60
+    heads = np.zeros((2, count, 100, 100), np.uint8)
+    heads[:, :, 10:10 + rows, 15:15 + columns] = 200
+    figures.head_figure(heads, range(count), geometry, tmp_path / "head.png")
+    picture = np.asarray(Image.open(tmp_path / "head.png").convert("L")).astype(int)
+    depth = count * geometry.spacing
+    axial, coronal, sagittal = [(width * geometry.pixel_size, height) for width, height in (
+        (columns, rows * geometry.pixel_size), (columns, depth), (rows, depth))]
+    expected = [axial] * 5 + [sagittal, coronal] if count == 8 else [axial, coronal, sagittal] + [axial] * 6
     # Pixels are interpolated: an edge is where half is reached.
-    boxes = [tuple(box[2:]) for box in boxes_of(picture > 100, 60)]
-    slices = [box for box in boxes if box[0] > box[1]]
-    assert len(slices) == 2 * 5 and len(boxes) == 2 * 7
-    for height, width in slices:
-        assert height / width == pytest.approx(40 / 30, rel=0.03)
-    lengths = sorted(width / height for height, width in boxes if width > height)
-    np.testing.assert_allclose(lengths, [30 / (8 * spacing)] * 2 + [40 / (8 * spacing)] * 2, rtol=0.05)
+    boxes = sorted(boxes_of(picture > 100, 20), key=lambda box: (box[0] > len(picture) / 2, box[1]))
+    assert len(boxes) == 2 * len(expected) and len(picture[0]) == 1660
+    measured = np.array([(width / across, height / down) for (*_, height, width), (across, down)
+                         in zip(boxes, expected * 2)])  # pixels in each millimetre
+    np.testing.assert_allclose(measured[:, 0], measured[:, 1], rtol=0.05)
+    if scales:
+        np.testing.assert_allclose(measured[:, 0] / measured[0, 0], scales * 2, rtol=0.05)
 
 
-def test_head_figure_claims_front_only_where_it_is_known(tmp_path, monkeypatch):
+@pytest.mark.parametrize("axes_known", (True, False))
+@pytest.mark.parametrize("count, name", ((32, "Slab of 45 mm"), (79, "Whole brain"), (76, "Slab of 106 mm")))
+def test_head_figure_says_what_it_shows_and_claims_front_only_if_known(monkeypatch, axes_known, count, name):
     words = []
-    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **kwargs: words.append(text))
-    for axes_known in (True, False):
-        words.clear()
-        geometry = SliceGeometry(axes_known=axes_known)
-        figures.head_figure(draw_marked_head()[np.newaxis], range(32), geometry, tmp_path / "head.png")
-        page = " ".join(words)
-        assert all((word in page) == axes_known for word in ("Front is up", "sagittal", "coronal"))
-        assert ("columns, rows" in page and "Which way is front was not told" in page) == (not axes_known)
-        assert "Left and right are unknown." in page
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: words.extend(
+        text.get_text() for text in self.findobj(matplotlib.text.Text)))
+    heads = draw_marked_head()[np.newaxis, np.arange(count) % 8]
+    figures.head_figure(heads, range(count), SliceGeometry(axes_known=axes_known), None)
+    assert name in words and f"slice {count // 2}" in words
+    page = " ".join(words)
+    assert all((word in page) == axes_known for word in ("Front is up", "sagittal", "coronal"))
+    assert ("cut along rows" in page and "Which way is front was not told" in page) == (not axes_known)
+    assert "Left and right are unknown." in page
 
 
 def test_compared_heads_are_rows_of_the_same_slices_unstretched_and_without_border(tmp_path, monkeypatch):

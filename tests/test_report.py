@@ -3,6 +3,7 @@
 import base64
 from html.parser import HTMLParser
 import io
+import math
 import re
 
 import numpy as np
@@ -52,28 +53,30 @@ class Page(HTMLParser):
                 self.rows[-1][-1] += data
 
 
-BITS = np.zeros((2, GRID, GRID))
-BITS[1, 2, 3] = 6.5
-HEAD = np.zeros((8, 40, 30), np.uint8)
-HEAD[:, 3:-3, 3:-3] = np.arange(100, 180, 10)[:, np.newaxis, np.newaxis]
-CODES, WHITE = np.arange(32).reshape(2, 4, 4) % 8, np.ones((2, SIZE, SIZE))
+BITS = np.zeros((6, GRID, GRID))
+BITS[5, 2, 3] = 6.5
+HEAD = np.random.default_rng(0).integers(100, 180, (8, 40, 30), np.uint8)
+HEAD[:, :3] = HEAD[:, -3:] = HEAD[..., :3] = HEAD[..., -3:] = 0
+CODES, WHITE = np.arange(96).reshape(6, 4, 4) % 8, np.ones((6, SIZE, SIZE))
+PLAIN = dict(title="A <title>", facts={"run": "one", "data": "<oasis>", "seed": 0, "commit": None}, notice="",
+             margin=MARGIN, colours=figures.code_colours(np.arange(8.0)[:, np.newaxis]))
+EXAMPLES = report.Examples(WHITE, 0 * WHITE, CODES, BITS, [f"case 7\nslice <{i}>" for i in range(6)])
+HEADS = dict(heads=HEAD[np.newaxis], head_positions=range(8), geometry=SliceGeometry(2.0, 3.0))
 CONTENT = dict(
-    title="A <title>", facts={"run": "one", "data": "<oasis>", "seed": 0, "commit": None}, notice="",
-    margin=MARGIN, colours=figures.code_colours(np.arange(8.0)[:, np.newaxis]), codes=CODES,
-    examples=report.Examples(WHITE, 0 * WHITE, CODES, BITS, ["slice <3>", "slice 9"]),
-    metrics={"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 160, "bits_per_code": 2.5, "strange": 0.5},
-    samples=np.full((3, SIZE, SIZE), 0.5), sample_positions=np.array([0, 16, 31]), heads=HEAD[np.newaxis],
-    head_positions=range(8), geometry=SliceGeometry(pixel_size=2.0, spacing=3.0),
+    **PLAIN, **HEADS, examples=EXAMPLES,
+    metrics={"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 160, "bits_per_code": 2.5},
+    baselines={"mean_image": {"ssim": 0.7}, "blurred_original": {"ssim": 0.95, "psnr": 30.0}},
+    samples=np.full((3, SIZE, SIZE), 0.5), sample_positions=np.array([0, 16, 31]),
     head_table=[("", "sampled heads"), ("dark_sd_ratio", "0.8 & more"), ("membership", "")])
 
 
 @pytest.fixture(scope="module")
 def write(tmp_path_factory):
-    """A function that writes the report, with some changes, and returns its text."""
+    """A function that writes the report of some content and returns its text."""
     path = tmp_path_factory.mktemp("report") / "report.html"
 
-    def write(**changes):
-        report.write_report(path, **{**CONTENT, **changes})
+    def write(**content):
+        report.write_report(path, **content)
         return path.read_text("utf-8")
 
     return write
@@ -81,7 +84,7 @@ def write(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(write):
-    return write()
+    return write(**CONTENT)
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +98,31 @@ def test_page_is_whole_and_needs_no_network(text, page):
     assert all(value.startswith("data:") for _, attributes in page.tags for name, value in attributes.items()
                if name in ("src", "href", "srcset", "data", "action"))
     assert {name: len(pictures) for name, pictures in page.pictures.items()} == {
-        "original": 2, "reconstruction": 2, "codes": 2, "bits per code": 2, "sample": 3, "coronal cut": 1,
-        "slices of a sampled head": 1, "sagittal cut": 1, "use of the codes": 1}
-    assert all(words in page.words for words in ("A <title>", "slice <3>", "<oasis>", "0.8 & more"))
+        "original": 4, "reconstruction": 4, "codes": 4, "0.00 bits per code": 3, "0.41 bits per code": 1,
+        "sample": 3, "slice": 1, "coronal cut": 1, "sagittal cut": 1}
+    assert all(words in page.words for words in ("A <title>", "case 7, slice <5>", "<oasis>", "0.8 & more"))
     assert page.rows[:3] == [["run", "one"], ["data", "<oasis>"], ["seed", "0"]]
 
 
-def test_figures_stand_in_groups_with_their_spread_and_meaning(page):
-    assert ["ssim", "0.917 ± 0.008", "structural similarity, 7x7 window, 1 is equal"] in page.rows
+def test_sections_come_in_order_and_those_without_content_are_left_out(write, text):
+    headings = re.compile("<h2>(.*?)</h2>")
+    assert headings.findall(text) == ["Sampled heads: slab of 24 mm", "Reconstruction", "Codes and bits",
+                                      "Reconstructions", "Samples", "Next"]
+    assert headings.findall(write(**PLAIN)) == []
+    # The page of given images: nothing in it was sampled, and what slices of unknown place cost is not known.
+    given = write(**PLAIN, examples=EXAMPLES._replace(bits=None), heads=HEAD[np.newaxis],
+                  head_positions=range(8), geometry=SliceGeometry(2.0, 15.0))
+    assert headings.findall(given) == ["Reconstructed heads: whole brain", "Reconstructions"]
+    assert "sampled" not in Page(given).words and not re.search(r"\bbits\b", Page(given).words)
+
+
+def test_figures_stand_in_groups_with_their_spread_baselines_and_meaning(page):
+    heading = ["figure", "value", "mean image", "blurred original", "what it is"]
+    short = ["figure", "value", "what it is"]
+    assert [row for row in page.rows if row[0] == "figure"] == [heading, short]
+    assert ["ssim", "0.9166 ± 0.0083", "0.7", "0.95", report.MEANINGS["Reconstruction"]["ssim"]] in page.rows
     assert ["dark_sd_ratio", "0.8 & more", judge.ROWS["dark_sd_ratio"]] in page.rows
-    assert ["strange", "0.5", ""] in page.rows
     assert "ssim_sd" not in [row[0] for row in page.rows]  # it stands beside its figure
-    words = "Reconstruction", "ssim", "Codes and bits", "bits_per_code", "Other figures", "strange"
-    order = [page.words.index(word) for word in words]
-    assert order == sorted(order)
     # Every figure that is measured has a meaning.
     names = {name for meanings in report.MEANINGS.values() for name in meanings}
     assert names == {*metrics.QUALITY, "num_images", "bits_per_code", "bits_per_code_alone",
@@ -117,73 +131,52 @@ def test_figures_stand_in_groups_with_their_spread_and_meaning(page):
 
 @pytest.mark.parametrize("changes, words", (
     ({"title": "run_\udcff", "facts": {"run": "\udcff"}}, "run_\\udcff"),  # a folder's name that is no text
-    ({"metrics": {"ssim": float("nan"), "ssim_sd": float("inf"), "psnr": None, "list": [1, 2]}}, "[1, 2]"),
-    ({"heads": np.zeros((1, 1, 8, 8), np.uint8), "head_positions": [3]}, "slice 3"),  # black, a single slice
+    ({"metrics": {"ssim": float("nan"), "ssim_sd": float("inf"), "psnr": None}}, "None"),
+    ({"heads": np.zeros((1, 1, 8, 8), np.uint8), "head_positions": [3]}, "slab of 3 mm"),  # black, one slice
     ({"notice": "Simulated <people>"}, "Simulated <people>"),
     ({"samples": np.full((1, SIZE, SIZE), np.nan), "sample_positions": [0]}, "slice 0"),
-    ({"examples": CONTENT["examples"]._replace(bits=np.where(CODES == 0, np.inf, BITS))}, "to 7 (bright)")))
+    ({"examples": EXAMPLES._replace(bits=np.where(CODES == 0, np.inf, BITS))}, "from 0  to 7.")))
 def test_odd_input_gives_a_page(write, changes, words):
     with np.errstate(invalid="ignore"):
-        assert words in Page(write(**changes)).words
+        assert words in Page(write(**{**CONTENT, **changes})).words
 
 
-@pytest.mark.parametrize("value, spread, expected", (
-    (0.91663, 0.0083, "0.917 ± 0.008"), (0.91663, 0.0113, "0.917 ± 0.011"), (31.244, 0.82, "31.2 ± 0.8"),
-    (321.4, 12.3, "321 ± 12"), (0.91663, 0.0, "0.9166"), (0.91663, float("nan"), "0.9166"),
-    (0.91663, None, "0.9166"), (160, None, "160"), ("none", None, "none")))
-def test_spread_gives_the_digits(value, spread, expected):
-    assert report.with_spread(value, spread) == expected
-
-
-def test_page_shows_what_it_was_given(page):
-    originals, reconstructions, codes, (first, second) = (
-        page.pictures[name] for name in ("original", "reconstruction", "codes", "bits per code"))
+def test_page_shows_what_it_was_given(text, page):
+    originals, reconstructions, codes, (first, *_), (last,) = (page.pictures[name] for name in (
+        "original", "reconstruction", "codes", "0.00 bits per code", "0.41 bits per code"))  # 6.5 / 16
     assert originals[0].shape == (SIZE - 2 * MARGIN,) * 2 and (originals[0] == 255).all()  # the margin is off
     assert (reconstructions[1] == 0).all()
     np.testing.assert_array_equal(codes[0][0, 0], codes[1][2, 0])  # code 0 in both
-    assert (first == first[0, 0]).all() and second[2, 3].sum() > 400
-    assert (np.delete(second.reshape(16, 3), 11, axis=0) == first[0, 0]).all()
-    assert "0.41 bits per code" in page.words and "from 0 (black) to 7 (bright)" in page.words  # 6.5 / 16
+    assert (first == first[0, 0]).all() and last[2, 3].sum() > 400
+    assert (np.delete(last.reshape(16, 3), 11, axis=0) == first[0, 0]).all()
+    assert "from 0  to 7." in page.words
+    # Code maps keep their squares, and an example's pictures stay in one row, however narrow the page.
+    assert sum(attributes.get("class") == "map" for _, attributes in page.tags) == 8
+    assert ".map { image-rendering: pixelated }" in text and "columns: repeat(3, minmax(0, 272px))" in text
 
 
-def test_sliders_move_and_pictures_are_wide_enough_and_code_maps_keep_their_squares(text, page):
-    assert sum(tag == "input" and attributes["type"] == "range" for tag, attributes in page.tags) == 2 + 1
-    assert sum("over" in attributes.get("class", "") for tag, attributes in page.tags) == 2
-    words = '".pair"', '".head"', '"input"', '".over"', "clipPath", '"--slice"', '"output"'
-    assert all(word in page.script for word in words)
-    sides = [int(side) for side in re.findall(r"(\d+)px\)|1 1 (\d+)px", text) for side in side if side]
-    assert len(sides) == 3 and min(sides) >= 256
-    # An example's pictures stay in one row, however narrow the page.
-    assert ".examples { grid-template-columns: repeat(3, minmax(0, " in text
-    assert "figure img, input { width: 100%; height: auto;" in text
-    assert sum(attributes.get("class") == "map" for _, attributes in page.tags) == 4
-    assert re.search(r"\.map \{ image-rendering: pixelated \}", text)
-
-
-def test_heads_are_shown_slice_by_slice_in_millimetres(text, page):
-    assert 'max="7" value="4"' in text and "slice 4" in page.words
+def test_a_head_is_scrolled_in_three_planes_in_millimetres(text, page):
     cropped = HEAD[:, 1:-1, 1:-1]
-    slices = page.pictures["slices of a sampled head"][0].reshape(cropped.shape)
-    np.testing.assert_array_equal(slices, cropped)
-    for name, cut in zip(("coronal cut", "sagittal cut"), figures.head_cuts(cropped)):
-        np.testing.assert_array_equal(page.pictures[name][0], cut)
+    expected = {"slice": cropped, "coronal cut": cropped[::-1].transpose(1, 0, 2),
+                "sagittal cut": cropped[::-1].transpose(2, 0, 1)}
+    for name, cuts in expected.items():
+        sheet, side = page.pictures[name][0], math.ceil(math.sqrt(len(cuts)))
+        assert sheet.shape == (side * cuts.shape[1], side * cuts.shape[2])
+        for index, cut in enumerate(cuts):  # as the page's script counts them
+            top, left = index // side * cut.shape[0], index % side * cut.shape[1]
+            np.testing.assert_array_equal(sheet[top:top + cut.shape[0], left:left + cut.shape[1]], cut)
     # 38 x 28 pixels of 2 mm, 8 slices 3 mm apart
-    assert re.findall("aspect-ratio: ([^\"]+)\"", text) == ["28 / 38", "56.0 / 24.0", "76.0 / 24.0"]
+    assert re.findall("aspect-ratio: ([^\"]+)\"", text) == ["56.0 / 76.0", "56.0 / 24.0", "76.0 / 24.0"]
+    assert re.findall("flex: ([0-9.]+);", text) == ["56.0", "56.0", "76.0"]
+    assert [attributes["max"] for tag, attributes in page.tags if "max" in attributes] == ["7", "37", "27"]
+    assert 'data-positions="[0, 1, 2, 3, 4, 5, 6, 7]"' in text
+    assert all(words in page.script for words in ("--across", "{grid, row, column}", "--share-"))
 
 
 def test_front_is_claimed_only_where_it_is_known(write, page):
     known = "Front is up; in sagittal cuts, front is on the left. Left and right are unknown."
     assert known in page.words
-    unknown = Page(write(geometry=SliceGeometry(axes_known=False)))
+    unknown = Page(write(**{**CONTENT, "geometry": SliceGeometry(axes_known=False)}))
     assert "Which way is front was not told. Left and right are unknown." in unknown.words
     assert "cut along rows" in unknown.pictures
     assert not re.search("(?i)front is up|sagittal|coronal", unknown.words)
-
-
-def test_sections_without_content_are_left_out(write, text):
-    headings = re.compile("<h2>(.*?)</h2>")
-    no_data = dict(metrics=None, examples=None, codes=None, head_table=[])
-    assert headings.findall(text) == ["What was measured", "Reconstructions of test images", "Samples",
-                                      "Heads", "Use of the codebook"]
-    assert headings.findall(write(**no_data)) == ["Samples", "Heads"]
-    assert headings.findall(write(**no_data, heads=[], samples=np.zeros((0, SIZE, SIZE)))) == []
