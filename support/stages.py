@@ -1,6 +1,5 @@
 """What both stages of a training share: the run through the epochs, its optimiser and its Keras callbacks."""
 
-import contextlib
 import json
 import shutil
 import tempfile
@@ -36,11 +35,6 @@ class Stage:
         self.steps_per_epoch = len(splits["train"].images) // self.batch_size
         self.precision = "mixed_bfloat16" if settings.mixed_precision else "float32"
 
-    @property
-    def begin_again(self):
-        """Advice for a stage whose files cannot be used."""
-        return f"remove it and {self.run.model_path(self.name)} to begin this stage again"
-
     def train(self):
         """Runs the epochs that are missing; returns the model of the best epoch on validation people."""
         devices.print_on_chief(f"{self.title}, {self.epochs} epochs.")
@@ -51,10 +45,11 @@ class Stage:
             model.fit(self.batches(model, first_epoch), validation_data=self.validation_batches(model),
                       steps_per_epoch=self.steps_per_epoch, epochs=self.epochs, initial_epoch=first_epoch,
                       shuffle=False, verbose=0, callbacks=self.callbacks(first_epoch))
-            devices.on_chief(self.run.finish_stage, self.name)
         else:
             with devices.new_scope():
                 self.make_model()  # so that what follows is named as after a training: see `new_scope`
+        if devices.is_chief():  # a damaged backup of a finished stage must not stop what follows
+            self.run.backup_path(self.name).unlink(missing_ok=True)
         return self.load_best()
 
     def begin(self):
@@ -72,13 +67,13 @@ class Stage:
 
     def resume(self, first_epoch):
         """The model with the weights and the optimiser of the backup."""
+        path = self.run.backup_path(self.name)
+        self.read(path)
         with devices.new_scope():
             model = self.build()  # not the saved one: how that was compiled may not suit other devices
             model.optimizer.build(model.trainable_variables)
-        path = self.run.backup_path(self.name)
-        with devices.fail_together(), self.explain_damage(self.begin_again):
-            if devices.is_chief():
-                runs.read_model_file(path, lambda: model.load_weights(path))
+        if devices.is_chief():
+            model.load_weights(path)
         devices.broadcast_variables(model.variables + model.optimizer.variables)
         model.optimizer.iterations.assign(self.steps_before(first_epoch))
         return model
@@ -86,6 +81,33 @@ class Stage:
     def steps_before(self, epoch):
         """How many steps the optimiser has made before an epoch, counted in steps of the batches used now."""
         return epoch * self.steps_per_epoch
+
+    def load_best(self):
+        """Loads the model of the best epoch, without optimiser.
+
+        The chief loads it whole: so layers have the same names in a resumed run, for some last bits depend on
+        them. Other machines build theirs, and get its variables.
+        """
+        model = self.read(self.run.model_path(self.name))
+        if not devices.is_chief():
+            model = self.make_model()
+        devices.broadcast_variables(model.variables)
+        return model
+
+    def read(self, path):
+        """The model in a file, on the chief; None on others. All stop if it is damaged or not this run's."""
+
+        def load():
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+            self.check(model)
+            return model
+
+        with devices.fail_together():
+            if devices.is_chief():
+                return runs.read_model_file(path, load, self.run.begin_again(self.name))
+
+    def check(self, model):
+        """Raises ValueError if a loaded model does not belong to this run."""
 
     def callbacks(self, first_epoch):
         """The callbacks of `fit`: what is measured goes into the logs, then logs are written, then the model.
@@ -95,8 +117,10 @@ class Stage:
         run, name = self.run, self.name
         if not devices.is_chief():
             return [EpochSeeds(run.seed), EpochLines(self), Checkpoints(self)]
-        run.trim_history(name, first_epoch)
-        best = self.better(run.read_history(name)[self.monitor]) if first_epoch else None
+        best = None
+        if first_epoch:
+            run.trim_history(name, first_epoch)
+            best = self.better(run.read_history(name)[self.monitor])
         return [EpochSeeds(run.seed), *self.measurements(), EpochLines(self),
                 keras.callbacks.CSVLogger(run.history_path(name), append=first_epoch > 0),
                 keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
@@ -105,32 +129,6 @@ class Stage:
     def measurements(self):
         """Callbacks that add to the logs."""
         return []
-
-    def load_best(self):
-        """Loads the model of the best epoch, without optimiser.
-
-        The chief loads it whole: so layers have the same names in a resumed run, for some last bits depend on
-        them. Other machines build theirs, and get its variables.
-        """
-        path = self.run.model_path(self.name)
-
-        def load():
-            return keras.models.load_model(path, compile=False, safe_mode=True)
-
-        with devices.fail_together(), self.explain_damage("put back the file, or start a new run"):
-            model = runs.read_model_file(path, load) if devices.is_chief() else self.make_model()
-        devices.broadcast_variables(model.variables)
-        return model
-
-    @contextlib.contextmanager
-    def explain_damage(self, advice):
-        """Turns the ValueError of a file that cannot be used into a UserError."""
-        try:
-            yield
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{error}; {advice}.") from error
 
 
 def new_optimizer(peak, rising_steps, total_steps):
@@ -162,40 +160,30 @@ class EpochLines(keras.callbacks.Callback):
 
     def __init__(self, stage):
         super().__init__()
-        self.stage, self.epochs = stage, stage.epochs
-        self.seconds = []
+        self.stage, self.seconds = stage, []
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.start = epoch, time.perf_counter()
-        self.bar = tqdm(desc=f"epoch {epoch + 1}/{self.epochs}", total=self.stage.steps_per_epoch,
+        self.bar = tqdm(desc=f"epoch {epoch + 1}/{self.stage.epochs}", total=self.stage.steps_per_epoch,
                         unit=" steps", leave=False, disable=None if devices.is_chief() else True)
 
     def on_train_batch_end(self, batch, logs):
         """Moves the bar; raises UserError at a diverged loss: what was saved before stays."""
         self.bar.update(batch + 1 - self.bar.n)
         if not all(abs(value) < MAX_LOSS for value in logs.values()):
-            stage, where = self.stage, f"epoch {self.epoch + 1}, step {batch + 1}"
-            path = stage.run.model_path(stage.name)
+            name, path = self.stage.name, self.stage.run.model_path(self.stage.name)
             best = f" The best model before is in {path}." if path.exists() else ""
-            raise UserError(f"Training {stage.name} diverged in {where}: its loss is not a number or above "
-                            f"{MAX_LOSS:.0e}.{best} To do: {stage.advice}.")
+            raise UserError(f"Training {name} diverged in epoch {self.epoch + 1}, step {batch + 1}: its loss "
+                            f"is not a number or above {MAX_LOSS:.0e}.{best} To do: {self.stage.advice}.")
 
     def on_epoch_end(self, epoch, logs):
         self.bar.close()
         logs["seconds"] = time.perf_counter() - self.start
         self.seconds.append(logs["seconds"])
-        if devices.is_chief():
-            left = duration(np.mean(self.seconds) * (self.epochs - epoch - 1))
-            print(f"  epoch {epoch + 1:{len(str(self.epochs))}}/{self.epochs}  {logs['seconds']:4.0f} s, "
-                  f"{left} left: {self.stage.line.format(**logs)}", flush=True)
-
-
-def duration(seconds):
-    """Seconds in words: "40 s", "12 min", "3 h 20 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+        epochs = self.stage.epochs
+        left = tqdm.format_interval(np.mean(self.seconds) * (epochs - epoch - 1))
+        devices.print_on_chief(f"  epoch {epoch + 1:{len(str(epochs))}}/{epochs}  {logs['seconds']:4.0f} s, "
+                               f"{left} left: {self.stage.line.format(**logs)}")
 
 
 class Checkpoints(keras.callbacks.Callback):
