@@ -148,7 +148,6 @@ def new_run(folder, arguments):
     """Begins a `Run` in an empty folder; returns it and its data."""
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = dataclasses.replace(DEMO if is_demo else Settings(), **stated_settings(arguments))
-    devices.check_precision(settings.mixed_precision)
     front, geometry = find_geometry(data_dir, is_demo, settings)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
     devices.global_batch(settings.batch_size, len(splits["train"].images))
@@ -209,9 +208,8 @@ def resumed_run(folder, arguments):
 
 
 def matching_splits(run, arguments):
-    """The splits that a run began with; UserError if they are others now, or this machine cannot train it."""
+    """The splits that a run began with; UserError if they are others now."""
     data, settings = run.config["data"], run.settings
-    devices.check_precision(settings["mixed_precision"])
     folder = arguments.data_dir or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
         folder = make_demo_cohort()  # another machine than the one that began

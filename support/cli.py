@@ -22,8 +22,9 @@ STOP_SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 # What TensorFlow says of a file: "{{function_node ...}} PATH; No space left on device [Op:SaveV2]"
 REASONS = "|".join(sorted(re.escape(os.strerror(number)) for number in errno.errorcode))
 FILE_ERROR = re.compile(rf"(?:\{{\{{.*?\}}\}} )?(.*); ({REASONS})(?: \[Op:\w+\])?$")
-# What TensorFlow raises on one machine of a cluster when another one is gone
-LOST = {"UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError"}
+# What TensorFlow raises on one machine of a cluster when another one is gone, or its own port is taken
+LOST = {"UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError",
+        "UnknownError"}
 
 
 class UserError(ValueError):
@@ -37,12 +38,9 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help.")
 
 
-def script_parser(doc, description=None):
-    """The parser of a script by its docstring: the first line, or `description`, and the examples."""
-    first, *lines = doc.split("\n")
-    examples = "\n".join(["examples:", *(line for line in lines if line.startswith("    "))])
-    return ArgumentParser(description=description or first, epilog=examples,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+def script_parser(doc):
+    """The parser of a script, whose docstring has the examples."""
+    return ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def number(kind, minimum, maximum=float("inf")):
@@ -83,7 +81,12 @@ def exit_on_user_error(main):
                 raise
             if os.environ.get(DEBUG):
                 traceback.print_exc()
-            _end_stdout()
+            try:
+                sys.stdout.flush()
+            except OSError:  # Python's own last words, the same again, go nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                sys.exit(EXIT_PIPE)
             with contextlib.suppress(OSError):  # of a closed terminal
                 print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_ERROR)
@@ -113,22 +116,12 @@ def explain(error):
     elif isinstance(error, MemoryError) or kind == "ResourceExhaustedError":
         sentence = f"Out of memory ({line}); free some, or give train.py a smaller --batch-size"
     elif kind in LOST and os.environ.get("TF_CONFIG"):
-        sentence = f"Another machine does not answer ({line})"
+        sentence = f"The machines of TF_CONFIG do not reach each other ({line})"
     else:
         return None
     # Under its final name, as the user knows it: see `files.unfinished`.
     sentence = re.sub(rf"\.[^/]*{re.escape(UNFINISHED)}/", "", sentence)
     return "; ".join([sentence, *getattr(error, "__notes__", [])]) + "."
-
-
-def _end_stdout():
-    """Writes what is left to say; if that fails, Python's own last words, the same again, go nowhere."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            sys.exit(EXIT_PIPE)
 
 
 @contextlib.contextmanager

@@ -49,23 +49,13 @@ def prepare(exact=False):
     if os.environ.get("XLA_FLAGS") or os.environ.get("TF_XLA_FLAGS"):
         # XLA ends the process at a flag that it does not know: now, at a trifle, and not after hours.
         tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
-    device = "CPU" if not gpus else "GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
+    device = kind() if len(gpus) < 2 else f"{len(gpus)} GPUs"
     return f"{device} of each of {len(_machines(cluster()))} machines" if cluster() else device
 
 
 def kind():
     """"GPU" or "CPU": what TensorFlow computes on."""
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-
-
-def check_precision(mixed):
-    """UserError if a run asks for mixed precision, and a GPU has no bfloat16."""
-    gpus = tf.config.list_physical_devices("GPU") if mixed else []
-    for details in map(tf.config.experimental.get_device_details, gpus):
-        major, minor = details.get("compute_capability", (0, 0))
-        if major < 8:
-            raise UserError("--mixed-precision needs GPUs of compute capability 8.0 or more (bfloat16), but "
-                            f"{details.get('device_name', 'this GPU')} has {major}.{minor}.")
 
 
 @contextlib.contextmanager
@@ -157,8 +147,9 @@ def cluster():
         return None
     try:
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
         return resolver if len(_machines(resolver)) > 1 else None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"TF_CONFIG describes no cluster ({error}); {NO_CLUSTER}.") from error
 
 
@@ -173,18 +164,14 @@ def _join_cluster():
           f"{JOIN_TIMEOUT} seconds (alarm clock), train.py does not run on one of them; {NO_CLUSTER}.",
           flush=True)
     # TensorFlow waits without end and holds Python's lock: so the system has to end it, at signals too.
-    signals = signal.SIGINT, signal.SIGTERM
-    handlers = [signal.signal(number, signal.SIG_DFL) for number in signals]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     signal.alarm(JOIN_TIMEOUT)
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster())
-    except (ValueError, LookupError, tf.errors.OpError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"The cluster of TF_CONFIG cannot be joined ({reason}); {NO_CLUSTER}.") from error
-    finally:
-        signal.alarm(0)
-        for number, handler in zip(signals, handlers):
-            signal.signal(number, handler)
+    joined = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster())
+    signal.alarm(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    return joined
 
 
 def is_chief():

@@ -100,14 +100,8 @@ def results_folder(folder, option, made_by):
     """Yields a new hidden folder, which takes the place of `folder` at the end, at one moment.
 
     The list `WRITTEN` in it names the files that are ours: they go. All else in it, the user's own, stays.
-
-    Args:
-        folder: of results.
-        option: of the command line that names it.
-        made_by: the command; results of another one are not replaced.
-
-    Raises:
-        UserError: if `folder` holds files and no list of ours, or a file of the user's has a new one's name.
+    UserError, which names `option`, if it holds files and no list, what another command than `made_by` wrote,
+    or a file of the user's with a new one's name.
     """
     target, _ = check_results_folder(folder, option, made_by)  # before the work begins
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +114,8 @@ def results_folder(folder, option, made_by):
             new.rename(target)
             return
         _, ours = check_results_folder(folder, option, made_by)  # there may be others now
-        for name in {path.name for path in target.iterdir()} - ours:
-            if name in names:
-                raise UserError(f"{folder}/{name} is not ours, but would be replaced; give another {option}.")
+        for name in set(os.listdir(target)).difference(ours).intersection(names):
+            raise UserError(f"{folder}/{name} is not ours, but would be replaced; give another {option}.")
         shutil.copytree(target, new, symlinks=True, dirs_exist_ok=True,
                         ignore=lambda inside, _: ours if inside == str(target) else ())
         _exchange(new, target)

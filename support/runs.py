@@ -89,14 +89,9 @@ class Run:
         return self.config["data"].get("is_simulated", self.config["data"]["is_demo"])
 
     @property
-    def is_synthetic(self):
-        """Whether the data are heads that a model sampled."""
-        return self.config["data"].get("is_synthetic", False)
-
-    @property
     def notice(self):
         """What has to be said of the data: see `synthetic.notice`."""
-        return synthetic.notice(self.is_simulated, self.is_synthetic)
+        return synthetic.notice(self.is_simulated, self.config["data"].get("is_synthetic", False))
 
     def results_path(self, name):
         """Where results lie if no place is named: in the run's folder, but not among our own files."""
@@ -194,8 +189,8 @@ def read_model_file(path, load, advice=""):
 def newest():
     """The newest run in runs/ that has both models, a finished one if there is any; or None."""
     folders = [folder for folder in Path("runs").glob("*") if Run.has_models(folder)]
-    ages = {folder: (Run.is_finished(folder), (folder / "config.json").stat().st_mtime) for folder in folders}
-    return max(folders, key=ages.get, default=None)
+    return max(folders, default=None,
+               key=lambda folder: (Run.is_finished(folder), (folder / "config.json").stat().st_mtime))
 
 
 def build_info():

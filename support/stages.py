@@ -48,9 +48,10 @@ class Stage:
         else:
             with devices.new_scope():
                 self.make_model()  # so that what follows is named as after a training: see `new_scope`
-        if devices.is_chief():  # a damaged backup of a finished stage must not stop what follows
+        best = self.load_best()
+        if devices.is_chief():
             self.run.backup_path(self.name).unlink(missing_ok=True)
-        return self.load_best()
+        return best
 
     def begin(self):
         """The model before its first epoch."""
@@ -114,14 +115,13 @@ class Stage:
 
         In this order a saved epoch always has its row in the history.
         """
-        run, name = self.run, self.name
+        run, name, best = self.run, self.name, None
         if not devices.is_chief():
-            return [EpochSeeds(run.seed), EpochLines(self), Checkpoints(self)]
-        best = None
+            return [Epochs(self), Checkpoints(self)]
         if first_epoch:
             run.trim_history(name, first_epoch)
             best = self.better(run.read_history(name)[self.monitor])
-        return [EpochSeeds(run.seed), *self.measurements(), EpochLines(self),
+        return [*self.measurements(), Epochs(self),
                 keras.callbacks.CSVLogger(run.history_path(name), append=first_epoch > 0),
                 keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
                 Checkpoints(self, best)]
@@ -139,21 +139,8 @@ def new_optimizer(peak, rising_steps, total_steps):
     return optimizers.Muon(schedule, beta_2=0.99, global_clipnorm=1.0)
 
 
-class EpochSeeds(keras.callbacks.Callback):
-    """Makes an epoch's draws of dropout depend on (seed, epoch) alone: Keras does not save their state."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self.seed = seed
-
-    def on_epoch_begin(self, epoch, logs=None):
-        states = (variable for variable in self.model.variables if "seed_generator_state" in variable.path)
-        for index, state in enumerate(states):
-            state.assign(np.random.default_rng([self.seed, epoch, index]).integers(0, 2 ** 31, state.shape))
-
-
-class EpochLines(keras.callbacks.Callback):
-    """Prints a stage's line per epoch, on a terminal a bar too; stops at a loss that is NaN or above 1e6.
+class Epochs(keras.callbacks.Callback):
+    """Seeds each epoch, prints its line, on a terminal a bar too; stops at a loss that is NaN or above 1e6.
 
     Adds the seconds of each epoch to the logs, all that was measured before this callback's turn included.
     """
@@ -163,6 +150,11 @@ class EpochLines(keras.callbacks.Callback):
         self.stage, self.seconds = stage, []
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Makes the draws of dropout depend on (seed, epoch) alone: Keras does not save their state."""
+        states = (variable for variable in self.model.variables if "seed_generator_state" in variable.path)
+        for index, state in enumerate(states):
+            rng = np.random.default_rng([self.stage.run.seed, epoch, index])
+            state.assign(rng.integers(0, 2 ** 31, state.shape))
         self.epoch, self.start = epoch, time.perf_counter()
         self.bar = tqdm(desc=f"epoch {epoch + 1}/{self.stage.epochs}", total=self.stage.steps_per_epoch,
                         unit=" steps", leave=False, disable=None if devices.is_chief() else True)
@@ -180,10 +172,11 @@ class EpochLines(keras.callbacks.Callback):
         self.bar.close()
         logs["seconds"] = time.perf_counter() - self.start
         self.seconds.append(logs["seconds"])
-        epochs = self.stage.epochs
-        left = tqdm.format_interval(np.mean(self.seconds) * (epochs - epoch - 1))
-        devices.print_on_chief(f"  epoch {epoch + 1:{len(str(epochs))}}/{epochs}  {logs['seconds']:4.0f} s, "
-                               f"{left} left: {self.stage.line.format(**logs)}")
+        if devices.is_chief():
+            epochs = self.stage.epochs
+            left = tqdm.format_interval(np.mean(self.seconds) * (epochs - epoch - 1))
+            print(f"  epoch {epoch + 1:{len(str(epochs))}}/{epochs}  {logs['seconds']:4.0f} s, {left} left: "
+                  f"{self.stage.line.format(**logs)}", flush=True)
 
 
 class Checkpoints(keras.callbacks.Callback):
