@@ -95,10 +95,7 @@ def exit_on_user_error(main):
 
 
 def explain(error):
-    """The sentence that ends a command, with what `advise` adds; None of a bug.
-
-    Knows what fails in files (Python's, HDF5's and TensorFlow's), in memory, and on other machines.
-    """
+    """The sentence that ends a command, if files, memory or other machines do so; None of a bug."""
     if isinstance(error, UserError):
         return str(error)
     line = (str(error).strip() or repr(error)).splitlines()[0][:300]
@@ -120,7 +117,7 @@ def explain(error):
     else:
         return None
     # Under its final name, as the user knows it: see `files.unfinished`.
-    sentence = re.sub(rf"\.[^/]*{re.escape(UNFINISHED)}/", "", sentence)
+    sentence = re.sub(rf"\.[^/]*{re.escape(UNFINISHED)}/?", "", sentence)
     return "; ".join([sentence, *getattr(error, "__notes__", [])]) + "."
 
 

@@ -1,7 +1,6 @@
 """What depends on the machine: one GPU, several, several machines, and the precision of their arithmetic.
 
-Like optimizers.py it overrides private methods of Keras: check both with each new version. See TensorFlow's
-guide, https://www.tensorflow.org/guide/distributed_training
+Like optimizers.py it overrides private methods of Keras: check both with each new version.
 """
 
 import contextlib
@@ -50,7 +49,7 @@ def prepare(exact=False):
         # XLA ends the process at a flag that it does not know: now, at a trifle, and not after hours.
         tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
     device = kind() if len(gpus) < 2 else f"{len(gpus)} GPUs"
-    return f"{device} of each of {len(_machines(cluster()))} machines" if cluster() else device
+    return f"{device} of each of {len(cluster()[0])} machines" if cluster() else device
 
 
 def kind():
@@ -75,10 +74,8 @@ def samples_at_once(bytes_each):
 
 
 def steps_per_execution(steps_per_epoch):
-    """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly.
-
-    Small steps on a GPU wait for Python more than they compute. On a CPU or many devices it is 1.
-    """
+    """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly."""
+    # Small steps on a GPU wait for Python more than they compute.
     if kind() == "CPU" or strategy().num_replicas_in_sync > 1:
         return 1
     return max(steps for steps in range(1, STEPS_AT_ONCE + 1) if steps_per_epoch % steps == 0)
@@ -142,32 +139,29 @@ def sum_over_replicas(values):
 
 @functools.cache
 def cluster():
-    """The resolver of the cluster that TF_CONFIG describes; None without one, or if it has one machine."""
+    """(The addresses of TF_CONFIG's machines, whether this one is the chief); None without several."""
     if not os.environ.get("TF_CONFIG"):
         return None
     try:
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-        resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
-        return resolver if len(_machines(resolver)) > 1 else None
+        config = json.loads(os.environ["TF_CONFIG"])
+        jobs, job, index = config["cluster"], config["task"]["type"], config["task"]["index"]
+        machines, _ = sum(jobs.values(), []), jobs[job][index]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"TF_CONFIG describes no cluster ({error}); {NO_CLUSTER}.") from error
-
-
-def _machines(resolver):
-    """The addresses of a cluster's machines."""
-    return sum(resolver.cluster_spec().as_dict().values(), [])
+        raise UserError(f"TF_CONFIG describes no cluster ({error!r}); {NO_CLUSTER}.") from error
+    is_first = index == 0 and job == ("chief" if "chief" in jobs else "worker")
+    return (machines, is_first) if len(machines) > 1 else None
 
 
 def _join_cluster():
     """The strategy of all machines of the cluster, once they are there."""
-    print(f"Waiting for the machines of TF_CONFIG: {', '.join(_machines(cluster()))} ... If this ends after "
+    print(f"Waiting for the machines of TF_CONFIG: {', '.join(cluster()[0])} ... If this ends after "
           f"{JOIN_TIMEOUT} seconds (alarm clock), train.py does not run on one of them; {NO_CLUSTER}.",
           flush=True)
     # TensorFlow waits without end and holds Python's lock: so the system has to end it, at signals too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.alarm(JOIN_TIMEOUT)
-    joined = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster())
+    joined = tf.distribute.MultiWorkerMirroredStrategy()
     signal.alarm(0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -176,11 +170,7 @@ def _join_cluster():
 
 def is_chief():
     """Whether this process writes the run folder: the chief, else worker 0, of a cluster; or without one."""
-    resolver = cluster()
-    if resolver is None:
-        return True
-    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
-    return (resolver.task_type, resolver.task_id) == (first, 0)
+    return cluster() is None or cluster()[1]
 
 
 def print_on_chief(text):
@@ -208,10 +198,10 @@ def fail_together():
         yield
     except Exception as error:
         failure = error
-    num_failed = _sum_over_machines(float(failure is not None)) if cluster() else 0
+    is_any = cluster() and _sum_over_machines(float(failure is not None)) > 0
     if failure is not None:
         raise failure
-    if num_failed:
+    if is_any:
         raise UserError("Another machine of the cluster has stopped; what it printed says why.")
 
 
@@ -241,8 +231,7 @@ class KerasFit:
     """`trackers`, and workarounds for bugs of `fit` in Keras 3.15 (hence its pin). Precedes `keras.Model`.
 
     Keras builds a model on a first batch that it averages over the replicas, which fails if their parts
-    differ in size; it averages the logs of several machines over an axis that scalars do not have; and it
-    builds the optimiser inside the first step, which is then traced twice: here it is built before.
+    differ in size; and it averages the logs of several machines over an axis that scalars do not have.
     """
 
     @property
@@ -251,6 +240,7 @@ class KerasFit:
         return self.trackers
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras would build it inside the first step, which is then traced twice.
         if self.optimizer is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)

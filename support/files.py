@@ -23,9 +23,9 @@ SETTLED = 10  # seconds after which a hidden folder that nobody locks is a kille
 
 @contextlib.contextmanager
 def lock(folder):
-    """Locks a folder while the block or the process runs; leaves no file in it, unlike filelock.
+    """Locks a folder while the block or the process runs, without a file in it; yields whether it is locked.
 
-    Yields whether it is locked: False if another process has it, None on a file system without locks.
+    False if another process has it; None on a file system without locks.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -41,13 +41,10 @@ def lock(folder):
 
 @contextlib.contextmanager
 def unfinished(target):
-    """Yields a free path in a hidden folder beside `target`; what is left there at the end is removed.
-
-    So are, at first, hidden folders that nobody locks: of killed processes.
-    """
+    """Yields a free path in a hidden folder beside `target`, which is removed at the end."""
     target = Path(target).absolute()
     prefix = f".{target.name[:40]}-"  # cut: a name may be 255 bytes long at most
-    for leftover in target.parent.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):  # of killed processes
         with contextlib.suppress(OSError), lock(leftover) as is_locked:
             # Another process may be about to lock what it has just made.
             if is_locked and time.time() - leftover.stat().st_mtime > SETTLED:

@@ -143,19 +143,15 @@ class Run:
             raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its end, "
                             "for three people or more.")
         ventricles = json.loads(path.read_text())
-        if not np.any(ventricles["weights"]):
-            raise UserError(f"In {self.folder} the size of ventricles does not follow from persons: "
-                            "leave out --ventricles.")
+        if not any(ventricles["weights"]):
+            raise UserError(f"In {path} the size of ventricles does not follow from persons; leave out "
+                            "--ventricles.")
         return ventricles
 
 
 @contextlib.contextmanager
 def take_folder(folder):
-    """Makes a folder (None: runs/DATE-TIME), locks it for one training and yields its path.
-
-    Raises:
-        UserError: if another training is at work in it.
-    """
+    """Makes a folder (None: runs/DATE-TIME), locks it for one training, or a UserError; yields its path."""
     folder = Path(folder or time.strftime("runs/%Y%m%d-%H%M%S"))
     is_new = not os.path.lexists(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -46,33 +46,31 @@ class Stage:
                       steps_per_epoch=self.steps_per_epoch, epochs=self.epochs, initial_epoch=first_epoch,
                       shuffle=False, verbose=0, callbacks=self.callbacks(first_epoch))
         else:
-            with devices.new_scope():
-                self.make_model()  # so that what follows is named as after a training: see `new_scope`
-        best = self.load_best()
+            self.build()  # so that what follows is named as after a training: see `devices.new_scope`
+        best = self.read(self.run.model_path(self.name))
         if devices.is_chief():
             self.run.backup_path(self.name).unlink(missing_ok=True)
         return best
 
     def begin(self):
         """The model before its first epoch."""
-        with devices.new_scope():
-            return self.build()
+        return self.build()
 
     def build(self):
         """The model with its optimiser, before any training."""
-        model = self.make_model()
-        steps = self.steps_before(self.epochs)
-        model.compile(new_optimizer(self.learning_rate, self.settings.rising_steps, steps),
-                      steps_per_execution=devices.steps_per_execution(self.steps_per_epoch))
+        with devices.new_scope():
+            model = self.make_model()
+            steps = self.steps_before(self.epochs)
+            model.compile(new_optimizer(self.learning_rate, self.settings.rising_steps, steps),
+                          steps_per_execution=devices.steps_per_execution(self.steps_per_epoch))
+            model.optimizer.build(model.trainable_variables)
         return model
 
     def resume(self, first_epoch):
         """The model with the weights and the optimiser of the backup."""
         path = self.run.backup_path(self.name)
         self.read(path)
-        with devices.new_scope():
-            model = self.build()  # not the saved one: how that was compiled may not suit other devices
-            model.optimizer.build(model.trainable_variables)
+        model = self.build()  # not the saved one: how that was compiled may not suit other devices
         if devices.is_chief():
             model.load_weights(path)
         devices.broadcast_variables(model.variables + model.optimizer.variables)
@@ -83,20 +81,12 @@ class Stage:
         """How many steps the optimiser has made before an epoch, counted in steps of the batches used now."""
         return epoch * self.steps_per_epoch
 
-    def load_best(self):
-        """Loads the model of the best epoch, without optimiser.
+    def read(self, path):
+        """The model in a file, without optimiser; UserError if it is damaged or does not belong to this run.
 
         The chief loads it whole: so layers have the same names in a resumed run, for some last bits depend on
         them. Other machines build theirs, and get its variables.
         """
-        model = self.read(self.run.model_path(self.name))
-        if not devices.is_chief():
-            model = self.make_model()
-        devices.broadcast_variables(model.variables)
-        return model
-
-    def read(self, path):
-        """The model in a file, on the chief; None on others. All stop if it is damaged or not this run's."""
 
         def load():
             model = keras.models.load_model(path, compile=False, safe_mode=True)
@@ -104,17 +94,16 @@ class Stage:
             return model
 
         with devices.fail_together():
-            if devices.is_chief():
-                return runs.read_model_file(path, load, self.run.begin_again(self.name))
+            model = (runs.read_model_file(path, load, self.run.begin_again(self.name))
+                     if devices.is_chief() else self.make_model())
+        devices.broadcast_variables(model.variables)
+        return model
 
     def check(self, model):
         """Raises ValueError if a loaded model does not belong to this run."""
 
     def callbacks(self, first_epoch):
-        """The callbacks of `fit`: what is measured goes into the logs, then logs are written, then the model.
-
-        In this order a saved epoch always has its row in the history.
-        """
+        """The callbacks of `fit`, in an order in which a saved epoch always has its row in the history."""
         run, name, best = self.run, self.name, None
         if not devices.is_chief():
             return [Epochs(self), Checkpoints(self)]
@@ -180,21 +169,15 @@ class Epochs(keras.callbacks.Callback):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """After each epoch: saves a stage's model to resume from; and as the result, if it is the best so far.
-
-    `best` is the best value in the epochs before, or None.
-    """
+    """After each epoch: saves a stage's model to resume from; and as the result, if it is the best so far."""
 
     def __init__(self, stage, best=None):
         super().__init__()
-        self.stage, self.best = stage, best
+        self.stage, self.best = stage, best  # the best value in the epochs before, or None
 
     def on_epoch_end(self, epoch, logs):
-        """Saves into a hidden folder; copies the file if it is the best; then renames both.
-
-        Saves once, for all machines have to take part in it, and only the chief knows whether it is the best.
-        """
-        if not devices.is_chief():
+        """Saves into a hidden folder; copies the file if it is the best; then renames both."""
+        if not devices.is_chief():  # but all have to take part in saving
             with tempfile.TemporaryDirectory() as folder:
                 self.model.save(f"{folder}/model.keras")
             return

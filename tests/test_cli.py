@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 
-import h5py
 import pytest
 import tensorflow as tf
 
@@ -175,14 +174,6 @@ def test_what_is_no_bug_ends_with_one_sentence(error, expected, monkeypatch, cap
     else:  # a bug keeps its traceback
         with pytest.raises(type(error)):
             cli.exit_on_user_error(fail)()
-
-
-def test_hdf5_says_why_it_cannot_write(tmp_path, small_files, capsys):
-    def write():
-        with h5py.File(tmp_path / "a.h5", "w") as file:
-            file["data"] = range(100_000)
-
-    assert end_of(write, capsys) == (2, "File too large.\n")
 
 
 def test_a_traceback_is_to_be_had(monkeypatch, capsys):

@@ -121,21 +121,6 @@ def test_a_changed_number_and_an_unmarked_table_are_seen():
         assert list(unmarked_tables(excused.replace("number", number))) == ["| a | b |"], number
 
 
-def test_numbers_are_written_as_the_readme_has_them_and_noise_gets_none():
-    record = {"bytes": 1152.4, "prior": 523.4, "seconds": {"median": 0.0504}}
-    formats = "{bytes:,.0f} / {prior:.0f}", "{seconds[median]:.3f}", "{missing:.1f}"
-    assert tables.cells(record, formats) == ["1,152 / 523", "0.050", ""]
-    assert tables.ratio({"median": 1.374, "min": 1.2, "max": 1.5}) == "1.37 (1.2 to 1.5)"
-    noise = {"verdict": "no difference measurable", "rounds": 5}
-    assert tables.ratio(noise) == "no difference measurable"
-    speeds = "vqvae_images_per_second", "pixelcnn_images_per_second", "sampling_seconds_per_image"
-    row = {"image_size": 256, "grid": 32, "num_embeddings": 512, "people": 20, "peak_gigabytes": 0.9,
-           **dict.fromkeys(speeds, {"median": 18.25})}
-    table = tables.scaling({"scaling": {"rows": {"start": row, "128 codes": row},
-                                        "ratios": {"128 codes": {speeds[0]: noise}}}})
-    assert table[2][4:6] == ["no difference", "18.2"]
-
-
 def test_the_record_says_where_everything_comes_from():
     assert RESULTS.keys() == BENCHMARKS | RUNS
     for key, entry in RESULTS.items():

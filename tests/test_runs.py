@@ -110,17 +110,14 @@ def test_the_newest_run_is_a_finished_one_if_there_is_any(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert runs.newest() is None
     both = ["config.json", *runs.MODEL_FILES]
-    for age, (name, files_of_run) in enumerate({
-            "begun": both[:2], "stopped": both, "old": [*both, "metrics.json"],
-            "finished": [*both, "metrics.json"], "stopped later": both}.items()):
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
-        for file in files_of_run:
-            (folder / file).touch()
-        os.utime(folder / "config.json", (age, age))
+    for age, (name, names) in enumerate((("begun", both[:2]), ("stopped", both),
+                                         ("finished", [*both, "metrics.json"]), ("stopped later", both))):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        for file in names:
+            (tmp_path / "runs" / name / file).touch()
+        os.utime(tmp_path / "runs" / name / "config.json", (age, age))
     assert runs.newest().name == "finished"
-    for name in ("finished", "old"):
-        (tmp_path / "runs" / name / "metrics.json").unlink()
+    (tmp_path / "runs" / "finished" / "metrics.json").unlink()
     assert runs.newest().name == "stopped later"
 
 
@@ -144,20 +141,17 @@ def test_a_run_says_on_what_machine_it_ran():
 
 
 def test_the_commit_is_that_of_this_repository_alone(tmp_path, monkeypatch):
-    def git(*command):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "a.py").write_text("1")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "outer"]):
         name = "-c", "user.name=a", "-c", "user.email=a"
         subprocess.run(["git", "-C", str(tmp_path), *name, *command], check=True)
-
-    git("init", "-q")
-    monkeypatch.setattr(runs, "ROOT", tmp_path / "inside")
-    (tmp_path / "inside").mkdir()
-    (tmp_path / "inside" / "a.py").write_text("1")
-    git("add", ".")
-    git("commit", "-qm", "outer")
+    monkeypatch.setattr(runs, "ROOT", inside)
     assert runs.git_commit() is None  # unpacked inside another repository
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     commit = runs.git_commit()
     assert len(commit) == 40
-    (tmp_path / "inside" / "a.py").write_text("2")
+    (inside / "a.py").write_text("2")
     assert runs.git_commit() == f"{commit}-dirty"

@@ -39,16 +39,15 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine():
     np.testing.assert_allclose(rates, [0.02, 1.01, 2, 1.02, 0.04, 0.04], rtol=1e-3)
 
 
-@pytest.mark.parametrize("loss", (float("nan"), float("inf"), 2e6))
-def test_a_diverged_loss_names_epoch_and_step_and_the_best_model(stage, loss):
+def test_a_diverged_loss_names_epoch_and_step_and_the_best_model(stage):
     best, epochs = stage.run.model_path("vqvae"), callback(stages.Epochs, stage)
     epochs.on_epoch_begin(3)
     epochs.on_train_batch_end(5, {"loss": 0.3})
-    with pytest.raises(cli.UserError, match="vqvae diverged in epoch 4, step 7.* lower --learn") as error:
-        epochs.on_train_batch_end(6, {"loss": loss})
-    assert "best model" not in str(error.value)
+    for loss in (float("nan"), float("inf"), 2e6):
+        with pytest.raises(cli.UserError, match="vqvae diverged in epoch 4, step 7: .*[0-9]. To do: start"):
+            epochs.on_train_batch_end(6, {"loss": loss})
     best.write_bytes(b"good")
-    with pytest.raises(cli.UserError, match=f"The best model before is in {best}"):
+    with pytest.raises(cli.UserError, match=f"The best model before is in {best}. To do: .* lower --learning"):
         epochs.on_train_batch_end(6, {"loss": loss})
 
 

@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(begun, small_files, capsy
 
 
 def test_a_start_that_diverges_stops_with_advice(begun, capsys):
-    begun.config["settings"].update(learning_rate=1e30, autoencoder_steps=3)
+    begun.settings.update(learning_rate=1e30, autoencoder_steps=3)
     write_json(begun.folder / "config.json", begun.config)
     check_refused(train.main, resume(begun), "lower --learning-rate", capsys)
     assert not begun.model_path("vqvae").exists()
