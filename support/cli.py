@@ -113,7 +113,7 @@ def explain(error):
     elif isinstance(error, MemoryError) or kind == "ResourceExhaustedError":
         sentence = f"Out of memory ({line}); free some, or give train.py a smaller --batch-size"
     elif kind in LOST and os.environ.get("TF_CONFIG"):
-        sentence = f"The machines of TF_CONFIG do not reach each other ({line})"
+        sentence = f"The cluster of TF_CONFIG failed ({line})"
     else:
         return None
     # Under its final name, as the user knows it: see `files.unfinished`.

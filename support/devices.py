@@ -18,7 +18,6 @@ from support.cli import UserError
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"
-CUDA_COMMAND = 'pip install "tensorflow[and-cuda]>=2.21,<2.22"'
 JOIN_TIMEOUT = 600  # seconds in which the other machines must start
 STEPS_AT_ONCE = 16  # at most, on a GPU: no callback can run between them
 SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
@@ -29,8 +28,8 @@ SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
 def prepare(exact=False):
     """Sets up TensorFlow before anything touches a device; returns in words what it computes on ("2 GPUs").
 
-    To train, it also joins the cluster, which has to come before any operation of TensorFlow. `exact` is to
-    predict: it turns TensorFloat-32 off, which on recent GPUs rounds the inputs of convolutions to 10 bits.
+    To train it also joins the cluster, which has to come first. `exact`, to predict, turns TensorFloat-32
+    off, which on recent GPUs rounds the inputs of convolutions to 10 bits.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -40,7 +39,7 @@ def prepare(exact=False):
         is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
         if shutil.which("nvidia-smi") and not is_hidden:
             print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
-                  f"To use the GPU: {CUDA_COMMAND}", flush=True)
+                  'To use the GPU: pip install "tensorflow[and-cuda]>=2.21,<2.22"', flush=True)
     if exact:
         tf.config.experimental.enable_tensor_float_32_execution(False)
     else:
@@ -95,8 +94,8 @@ def strategy():
 def new_scope():
     """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start.
 
-    TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one,
-    would else differ from an uninterrupted one in the last bits (4e-9 in the prior's embeddings).
+    TensorFlow orders some sums by those names: else a resumed run, which has loaded a model before it makes
+    one, has other last bits than an uninterrupted one.
     """
     keras.utils.clear_session(free_memory=False)
     return strategy().scope()
@@ -154,9 +153,8 @@ def cluster():
 
 def _join_cluster():
     """The strategy of all machines of the cluster, once they are there."""
-    print(f"Waiting for the machines of TF_CONFIG: {', '.join(cluster()[0])} ... If this ends after "
-          f"{JOIN_TIMEOUT} seconds (alarm clock), train.py does not run on one of them; {NO_CLUSTER}.",
-          flush=True)
+    print(f"Waiting for the machines of TF_CONFIG: {', '.join(cluster()[0])} ... (alarm clock: one did not "
+          f"start train.py within {JOIN_TIMEOUT} seconds; {NO_CLUSTER})", flush=True)
     # TensorFlow waits without end and holds Python's lock: so the system has to end it, at signals too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

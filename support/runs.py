@@ -31,16 +31,11 @@ REQUIRED = {"settings": ("limit", "seed"), "data": ("folder", "is_demo", "finger
 
 
 class Run:
-    """A run: its folder, and the dict in its config.json.
-
-    That has `settings` (see `train.Settings`), the arguments of both models (`vqvae`, `pixelcnn`), `data`,
-    `build` and `git_commit`.
-    """
+    """A run: its folder, and its config.json: `settings`, both models' arguments, `data`, `build`."""
 
     def __init__(self, folder, config):
         self.folder, self.config = Path(folder), config
-        self.settings = config["settings"]
-        self.seed = config["settings"]["seed"]  # of every random draw
+        self.settings, self.seed = config["settings"], config["settings"]["seed"]  # of every random draw
         self.frames_dir = self.folder / "backup" / "frames"  # of progress.gif, while training
 
     @classmethod

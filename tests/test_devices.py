@@ -76,7 +76,7 @@ def test_a_driver_whose_gpu_tensorflow_does_not_see_is_a_note(monkeypatch, capsy
     assert devices.prepare() == "CPU" and not capsys.readouterr().out  # hidden on purpose
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     devices.prepare()
-    assert devices.CUDA_COMMAND in capsys.readouterr().out
+    assert "tensorflow[and-cuda]" in capsys.readouterr().out
 
 
 def test_batches_are_shared_out_evenly_by_any_number_of_devices(monkeypatch):

@@ -47,7 +47,7 @@ def test_a_diverged_loss_names_epoch_and_step_and_the_best_model(stage):
         with pytest.raises(cli.UserError, match="vqvae diverged in epoch 4, step 7: .*[0-9]. To do: start"):
             epochs.on_train_batch_end(6, {"loss": loss})
     best.write_bytes(b"good")
-    with pytest.raises(cli.UserError, match=f"The best model before is in {best}. To do: .* lower --learning"):
+    with pytest.raises(cli.UserError, match=f"best model before is in {best}. To do: .* lower --learning"):
         epochs.on_train_batch_end(6, {"loss": loss})
 
 
