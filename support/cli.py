@@ -69,10 +69,10 @@ def exit_on_user_error(main):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
                 stream.reconfigure(errors="backslashreplace")  # a file name need not be text
+        before = {}
         if threading.current_thread() is threading.main_thread():  # others may not handle signals
-            for signal_number in STOP_SIGNALS:
-                if signal.getsignal(signal_number) != signal.SIG_IGN:  # as nohup sets SIGHUP
-                    signal.signal(signal_number, signal.default_int_handler)
+            before = {one: signal.signal(one, signal.default_int_handler) for one in STOP_SIGNALS
+                      if signal.getsignal(one) != signal.SIG_IGN}  # as nohup sets SIGHUP
         try:
             return main(*args, **kwargs)
         except (KeyboardInterrupt, Exception) as error:
@@ -90,6 +90,9 @@ def exit_on_user_error(main):
             with contextlib.suppress(OSError):  # of a closed terminal
                 print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_ERROR)
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
 
     return wrapper
 

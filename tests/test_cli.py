@@ -138,9 +138,10 @@ def test_signals_end_a_command_with_a_line(capsys):
     for number in (signal.SIGINT, *cli.STOP_SIGNALS):
         before = signal.signal(number, signal.SIG_IGN)
         cli.exit_on_user_error(wait)(number)  # what nohup started goes on
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
         assert end_of(lambda number=number: wait(number), capsys) == (130, "Stopped; all is saved.\n")
-        signal.signal(number, before)
+        assert signal.signal(number, before) == default
     ran = []
     thread = threading.Thread(target=cli.exit_on_user_error(lambda: ran.append(1)))  # may set no handlers
     thread.start()

@@ -218,8 +218,7 @@ def test_a_wait_for_machines_has_an_end_and_can_be_stopped(tmp_path):
     assert status == -signal.SIGALRM
     assert f"Waiting for the machines of TF_CONFIG: {', '.join(workers)} ..." in printed
     waiting = start_machine(1, free_addresses(2), tmp_path, "-c", JOINS.replace("= 3", "= 300"))
-    while "Waiting" not in waiting.stdout.readline():
-        pass
+    assert any("Waiting" in line for line in iter(waiting.stdout.readline, ""))
     waiting.terminate()
     assert waiting.wait(timeout=60) == -signal.SIGTERM
 

@@ -10,7 +10,7 @@ import pytest
 import modules
 from support import cli, stages
 from support.runs import Run
-from tests.small import small_prior, small_vqvae
+from tests.small import small_vqvae
 
 
 @pytest.fixture
@@ -49,16 +49,6 @@ def test_a_diverged_loss_names_epoch_and_step_and_the_best_model(stage):
     best.write_bytes(b"good")
     with pytest.raises(cli.UserError, match=f"best model before is in {best}. To do: .* lower --learning"):
         epochs.on_train_batch_end(6, {"loss": loss})
-
-
-def test_dropout_depends_on_seed_and_epoch_alone(stage):
-    inputs = {"codes": np.zeros((2, 6, 6), np.int32), "positions": np.array([0, 1], np.int32)}
-    prior, outputs = small_prior(dropout=0.5, num_layers=1), []
-    for stage.run.seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0)):
-        callback(stages.Epochs, stage, model=prior).on_epoch_begin(epoch)
-        outputs.append(prior(inputs, training=True).numpy())
-    np.testing.assert_array_equal(outputs[0], outputs[3])
-    assert (outputs[0] != outputs[1]).any() and (outputs[0] != outputs[2]).any()
 
 
 def first_count(path):

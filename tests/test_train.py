@@ -202,7 +202,6 @@ def test_a_start_that_diverges_stops_with_advice(begun, capsys):
     (["--data-dir", "cohort", "--run-dir", "runs/tiny"], "runs/tiny is not empty"),
     (["--data-dir", "cohort", "--run-dir", "/proc/run"], "/proc/run: No such file"),
     (["--data-dir", "runs"], "keras_png_slices_train is missing"),
-    (["--data-dir", "nowhere", "--run-dir", "none", "--resume"], "--data-dir names nowhere"),
     (["--run-dir", "BARE", "--resume"], "BARE holds no run, but vqvae.keras"),
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16"),
