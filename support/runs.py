@@ -166,9 +166,8 @@ def read_model_file(path, load, advice=""):
     """What `load()` returns, which reads a .keras file; UserError, with advice, if it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # Keras seeks in the file, where Python (from 3.13 on) checks no sum
-        if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
+            if damaged := archive.testzip():  # Keras seeks in it, where Python from 3.13 on checks no sum
+                raise ValueError(f"{damaged} in it is damaged")
         return load()
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise  # not the file's fault
