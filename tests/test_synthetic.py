@@ -78,7 +78,7 @@ def test_readers_call_synthetic_heads_what_they_are(tmp_path, monkeypatch, capsy
     description = describe(tmp_path, range(8), is_simulated=True)
     synthetic.write_png_heads(tmp_path / "set", draw_heads(3, range(8)), description)
     run = Run.load(new_run(tmp_path / "run", tmp_path / "set"))
-    assert run.is_synthetic and run.is_simulated and run.notice == description["says"]
+    assert run.is_simulated and run.notice == description["says"]
     dataset.main(["--data-dir", "set"])
     assert description["says"] in capsys.readouterr().out
     assert description["says"] in (tmp_path / "set" / "SYNTHETIC.txt").read_text()
