@@ -156,10 +156,10 @@ def splits_of(run):
     return train.matching_splits(run, train.parse_arguments([]))
 
 
-def test_a_run_that_is_stopped_in_both_stages_resumes_to_the_same_bits(trained, begun, monkeypatch, capsys):
+def test_a_run_that_is_stopped_in_every_stage_resumes_to_the_same_bits(trained, begun, monkeypatch, capsys):
     save = stages.Checkpoints.on_epoch_end
 
-    for name in ("vqvae", "pixelcnn"):
+    for name in ("vqvae", "decoder", "pixelcnn"):
         def save_and_stop(self, epoch, logs, name=name):
             save(self, epoch, logs)
             if self.stage.name == name:
@@ -168,7 +168,7 @@ def test_a_run_that_is_stopped_in_both_stages_resumes_to_the_same_bits(trained, 
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
             patch.setattr(stages.Checkpoints, "on_epoch_end", save_and_stop)
             train.main(resume(begun))
-        assert stop.value.code == 130 and begun.finished_epochs(name, 2) == 1
+        assert stop.value.code == 130 and begun.finished_epochs(name, 4) == 1
         command = f"python train.py --run-dir {begun.folder} --resume"
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.endswith(f": Stopped; finished epochs are saved; {command} goes on.")
