@@ -19,30 +19,34 @@ from PIL import Image
 from skimage import util
 import tensorflow as tf
 
-from support import orientation
+from support import orientation, volumes
 from support.cli import exit_on_user_error, MAX_SEED, number, script_parser, UserError
 from support.devices import print_on_chief
 from support.images import crop, empty_margin, in_chunks, read_slice
 from support.import_volumes import convert_volumes, find_nifti, find_oasis1
 from support.people import PICTURE_SIDE
 from support.same_person import warn_of_shared_people
-from support.slices import FOLDERS, list_slices, read_images, SPLITS
+from support.slices import FOLDERS, list_slices, neighbours, read_geometry, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
-from support.volumes import FRAME_MM, NUM_POSITIONS
+from support.volumes import FRAME_MM
 
 # What training hides from the prior or corrupts: while sampling, the slices below are its own, with errors
 CONDITION_DROPOUT = {
     "context": 0.25,  # share of the slices: all slices below hidden
     "further_context": 0.05,  # share of the slices: all slices below but the nearest hidden
-    "context_codes": 0.03,  # share of the codes of slices below: replaced at random
+    "noise": 0.3,  # of the codes of slices below, at most: replaced by one of the `NEAR_CODES`
+    "no_noise": 1 / 3,  # share of the slices: nothing is replaced
     "person": 0.2,  # share of the slices: the person hidden
     "person_noise": 0.15,  # standard deviation of noise on the person, where people's is 1
 }
+NEAR_CODES = 12  # in the codebook, by which noise replaces a code
+ALONE_SHARE = 0.1  # of the slices that the decoder learns to paint without those below and above
 DEFAULT_FOLDER = Path("keras_png_slices_data")
 SOURCES = "--from-oasis1", "--from-nifti", "--simulate"
 # The sources that each other option goes with; None is the folder of PNG slices
 OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--image-size": ("--simulate",),
+                  "--whole-brain": ("--from-nifti", "--simulate"),
                   "--seed": ("--from-oasis1", "--from-nifti"),
                   "--pattern": ("--from-nifti",), "--person-pattern": ("--from-nifti",)}
 
@@ -170,7 +174,15 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
 
 
 def find_geometry(data_dir, limit=None, front=None, spacing=None):
-    """`orientation.find_geometry` of the training slices, measured on the first `limit` people."""
+    """Where slices lie: (front or None, `SliceGeometry`, a line that says it).
+
+    It is known if the folder was made here and nothing is stated (`front`, `spacing`); else what is not
+    stated is measured, on the first `limit` people.
+    """
+    known_front, geometry = read_geometry(data_dir)
+    if geometry and not front and not spacing:
+        return known_front, geometry, (f"Slices lie front-{known_front}, {geometry.spacing:.3g} mm apart, as "
+                                       f"{data_dir} says.")
     files = list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
     _, positions, paths = zip(*files)
     images = read_images(paths, "train", paths[0])
@@ -267,14 +279,25 @@ class CodedSplit:
         positions: int32 (N,), the place of each slice in its head.
         context: int32 (N, S), the indices of the slices below each slice; N where there is none.
         persons: float32 (V, N, P), the person of each slice.
-        num_embeddings: K; as a code of a slice below, it stands for "no slice".
+        neighbours: int (2, N), see `slices.neighbours`.
+        near_codes: int32 (K, 12), the codes nearest to each. As a code of a slice below, K is "no slice".
     """
 
     codes: np.ndarray
     positions: np.ndarray
     context: np.ndarray
     persons: np.ndarray
-    num_embeddings: int
+    neighbours: np.ndarray
+    near_codes: np.ndarray
+
+    @property
+    def num_embeddings(self):
+        """K, the number of codes."""
+        return len(self.near_codes)
+
+    def decode(self, vqvae, indices):
+        """The images (B, S, S, 1) of the slices `indices`, int (B,), as they are, each in its head."""
+        return vqvae.decode_codes(*(self.codes[0][rows] for rows in (indices, *self.neighbours[:, indices])))
 
     def slices(self, indices, version=0):
         """The codes, int32 (..., g, g), at `indices`, int (...); index N gives "no slice", all K."""
@@ -288,11 +311,41 @@ def encode_split(vqvae, prior, *versions):
     """The `CodedSplit` of a `Split`, of which all versions are given: as it is, and mirrored, say."""
     persons = []
     for version in versions:
-        pictures, head_numbers = head_pictures(version, vqvae.margin)
+        pictures, head_numbers = head_pictures(version, vqvae.margin, prior.num_positions)
         persons.append(prior.encode_people(pictures)[head_numbers])
     codes, split = np.stack([encode(vqvae, version) for version in versions]), versions[0]
     context = context_indices(split, prior.steps_below)
-    return CodedSplit(codes, split.positions, context, np.stack(persons), prior.num_embeddings)
+    return CodedSplit(codes, split.positions, context, np.stack(persons),
+                      neighbours(split.cases, split.positions), near_codes(vqvae.quantizer))
+
+
+def near_codes(quantizer):
+    """The codes nearest to each code of a `modules.VectorQuantizer`: int32 (K, 12, or K - 1 of few)."""
+    distances = np.array(quantizer.distances(quantizer.embeddings))
+    np.fill_diagonal(distances, np.inf)
+    return np.argsort(distances)[:, :min(NEAR_CODES, len(distances) - 1)].astype(np.int32)
+
+
+def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
+    """Batches for a decoder that sees neighbours, as `image_batches`: (images, int32 codes (B, 3, g, g)).
+
+    `codes`, (N, g, g), are those of the split; of each slice, of that right below and right above it. In
+    training a share of the slices is without these two, `ALONE_SHARE`: its own codes stand in for them.
+    """
+    around = neighbours(split.cases, split.positions)
+
+    def look_up(rows):
+        return split.images[rows], np.int32(codes[np.stack([rows, *around[:, rows]], axis=1)])
+
+    def batch(step, indices):
+        images, batch_codes = _look_up(look_up, indices)
+        if seed is not None:
+            shape = tf.size(indices), 1, 1, 1
+            drawn = tf.random.stateless_uniform(shape, [tf.constant(seed, tf.int64), step])
+            batch_codes = tf.where(drawn < ALONE_SHARE, batch_codes[:, :1], batch_codes)
+        return normalise(images)[..., tf.newaxis], batch_codes
+
+    return _batches(batch, len(split.images), batch_size, seed, first_epoch)
 
 
 def encode(vqvae, split):
@@ -302,10 +355,10 @@ def encode(vqvae, split):
     return np.concatenate([np.asarray(vqvae.encode_to_codes(images), dtype) for images, _ in batches])
 
 
-def head_pictures(split, margin):
+def head_pictures(split, margin, num_positions):
     """Coarse pictures of the heads of a split: each slice less `margin` pixels at each side, averaged.
 
-    (float32 (people, NUM_POSITIONS, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)
+    (float32 (people, num_positions, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)
     """
     cases, head_numbers = np.unique(split.cases, return_inverse=True)
     shape = PICTURE_SIDE, PICTURE_SIDE
@@ -313,7 +366,7 @@ def head_pictures(split, margin):
     def shrink(images):
         return tf.image.resize(crop(images, margin)[..., np.newaxis], shape, "area")[..., 0] / 255
 
-    pictures = np.full((len(cases), NUM_POSITIONS, *shape), np.nan, np.float32)
+    pictures = np.full((len(cases), num_positions, *shape), np.nan, np.float32)
     pictures[head_numbers, split.positions] = in_chunks(shrink, split.images, size=256)
     return pictures, head_numbers
 
@@ -341,20 +394,25 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
             step_seed, count = tf.stack([tf.constant(seed, tf.int64), step]), tf.shape(indices)
             version = tf.random.stateless_uniform(count, step_seed, maxval=len(coded.codes), dtype=tf.int32)
         found = dict(zip(("codes", "positions", "context", "person"), _look_up(look_up, indices, version)))
-        return found if seed is None else _drop_conditions(found, coded.num_embeddings, step_seed)
+        return found if seed is None else _drop_conditions(found, coded.near_codes, step_seed)
 
     return _batches(batch, len(coded.positions), batch_size, seed, first_epoch)
 
 
-def _drop_conditions(batch, num_embeddings, seed):
-    """A training batch of the prior with `CONDITION_DROPOUT` applied."""
-    shares = CONDITION_DROPOUT
+def _drop_conditions(batch, near_codes, seed):
+    """A training batch of the prior with `CONDITION_DROPOUT` applied; `noise_share`, float (B,), is new."""
+    shares, num_embeddings = CONDITION_DROPOUT, len(near_codes)
     context, person, count = batch["context"], batch["person"], tf.shape(batch["person"])[0]
-    seeds = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(5)]
+    seeds = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(7)]
     shape = tf.shape(context)
-    random_codes = tf.random.stateless_uniform(shape, seeds[0], maxval=num_embeddings, dtype=tf.int32)
-    corrupted = tf.random.stateless_uniform(shape, seeds[1]) < shares["context_codes"]
-    context = tf.where(corrupted & (context < num_embeddings), random_codes, context)
+    # Sampled slices below have errors. The network is told how many it has to expect (GameNGen, 2408.14837).
+    noise = shares["noise"] * tf.random.stateless_uniform((count,), seeds[5])
+    noise = tf.where(tf.random.stateless_uniform((count,), seeds[6]) < shares["no_noise"], 0.0, noise)
+    is_replaced = tf.random.stateless_uniform(shape, seeds[1]) < noise[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    which = tf.random.stateless_uniform(shape, seeds[0], maxval=near_codes.shape[1], dtype=tf.int32)
+    is_code = context < num_embeddings
+    near = tf.gather_nd(near_codes, tf.stack([tf.where(is_code, context, 0), which], axis=-1))
+    context = tf.where(is_replaced & is_code, near, context)
     # The nearest slice may be visible while further ones are hidden, as in the second slice of a head.
     further = shares["context"] + shares["further_context"]
     hidden_shares = [shares["context"]] + [further] * (context.shape[1] - 1)
@@ -362,7 +420,7 @@ def _drop_conditions(batch, num_embeddings, seed):
     context = tf.where(visible[:, :, tf.newaxis, tf.newaxis], context, num_embeddings)
     person += shares["person_noise"] * tf.random.stateless_normal(tf.shape(person), seeds[3])
     person = tf.where(tf.random.stateless_uniform((count, 1), seeds[4]) >= shares["person"], person, 0.0)
-    return {**batch, "context": context, "person": person}
+    return {**batch, "context": context, "person": person, "noise_share": noise}
 
 
 # The command ------------------------------------------------------------------------------------------------
@@ -376,10 +434,13 @@ def main(argv=None):
         convert(arguments)
     elif arguments.simulate:
         people, size = split_people(arguments.simulate), arguments.image_size or DEMO_IMAGE_SIZE
-        write_cohort(arguments.output_dir, people, size)
+        stack = volumes.SLAB, volumes.SLAB_SLICES
+        if arguments.whole_brain:
+            stack = volumes.WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES
+        write_cohort(arguments.output_dir, people, size, *stack)
         counts = ", ".join(f"{people[name]} {name}" for name in SPLITS)
-        print(f"{arguments.output_dir}: {arguments.simulate} simulated people ({counts}), {NUM_POSITIONS} "
-              f"slices each of {size}x{size} pixels. Simulated: no evidence about patients.")
+        print(f"{arguments.output_dir}: {arguments.simulate} simulated people ({counts}), {stack[1]} slices "
+              f"each of {size}x{size} pixels. Simulated: no evidence about patients.")
     else:
         data_dir, is_demo = find_data(arguments.data_dir)
         show(load_splits(data_dir))
@@ -390,7 +451,7 @@ def main(argv=None):
 
 def parse_arguments(argv):
     """The command line; an option that the chosen source makes no use of is refused."""
-    parser = script_parser(__doc__, "Show what the data folder holds, or make one.")
+    parser = script_parser(__doc__)
     add, add_source = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add_source("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder of its discs")
     add_source("--from-nifti", metavar="DIR", help="convert the T1-weighted volumes (.nii, .nii.gz, .hdr "
@@ -400,6 +461,9 @@ def parse_arguments(argv):
     add("--data-dir", metavar="DIR", help="without a source: the folder of keras_png_slices_{train,validate,"
         f"test}} to show (default: $OASIS_DIR, ./{DEFAULT_FOLDER}, or the demo cohort)")
     add("--output-dir", metavar="DIR", help="with a source: the folder to make for the slices")
+    add("--whole-brain", action="store_true", default=None, help="with --from-nifti or --simulate: slices of "
+        "2 mm from below the cerebellum to the vertex, of 128x128 pixels (default: a slab of 32 slices, "
+        f"{volumes.SLAB.spacing} mm apart)")
     add("--image-size", type=int, choices=(128, 256),
         help=f"with --simulate: pixels of a side (default: {DEMO_IMAGE_SIZE})")
     add("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
@@ -437,7 +501,9 @@ def convert(arguments):
     try:
         if not sessions:
             raise UserError(f"{source} holds no {kind} that can be used.")
-        counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0)
+        counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
+                                        bool(arguments.whole_brain),
+                                        center=None if arguments.from_oasis1 else (0.0, 0.0))  # an atlas
     finally:
         for reason in reasons:
             print(f"Skipped {reason}")

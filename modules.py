@@ -24,9 +24,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from support import devices, people, runs, sampler
+from support.images import in_chunks
+from support.pixelcnn_layers import AxialAttention, GatedBlock
+from support.slices import neighbours
 
 ATTENTION_EVERY = 3  # every third block of the PixelCNN has an attention before it
-ATTENTION_HEADS = 4
 if (keras.backend.backend(), keras.config.image_data_format()) != ("tensorflow", "channels_last"):
     raise ImportError("The networks need Keras with backend tensorflow and image_data_format channels_last; "
                       "set both in keras.json, or before this import.")
@@ -221,7 +223,10 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
 
 def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, width=64, num_residual_blocks=2):
-    """Vectors -> images: `build_encoder` mirrored. The margin is black (-1); other values are not clipped."""
+    """Vectors -> images: `build_encoder` mirrored, but for the length of a vector, which is any.
+
+    The margin is black (-1); other values are not clipped.
+    """
     stride, grid = _stem_stride(image_size, margin), image_size // downsample
     vectors = keras.Input((grid, grid, embedding_dim), name="vectors")
     x = layers.Conv2D(width, 3, padding="same")(vectors)
@@ -254,24 +259,31 @@ class VQVAE(Network):
         downsample: pixels per code along each axis, 4 or 8.
         width, num_residual_blocks: channels and number of the blocks on the grid of codes.
         data_variance: variance of the training pixels in [-1, 1].
+        sees_neighbours: whether the decoder is given the codes of the slices right below and above, too: more
+            of a slice is known without a bit more. Then training moves the decoder alone.
     """
 
     def __init__(self, image_size=256, num_embeddings=512, embedding_dim=16, downsample=8, margin=0,
                  width=64, num_residual_blocks=2, commitment_cost=0.25, decay=0.99, data_variance=1.0, seed=0,
-                 **kwargs):
+                 sees_neighbours=False, **kwargs):
         super().__init__(**kwargs)
         shape = {"image_size": image_size, "embedding_dim": embedding_dim, "downsample": downsample,
                  "margin": margin, "width": width, "num_residual_blocks": num_residual_blocks}
         self.settings = {**shape, "num_embeddings": num_embeddings, "commitment_cost": commitment_cost,
-                         "decay": decay, "data_variance": data_variance, "seed": seed}
+                         "decay": decay, "data_variance": data_variance, "seed": seed,
+                         "sees_neighbours": sees_neighbours}
         self.image_size, self.grid_size, self.margin = image_size, image_size // downsample, margin
-        self.data_variance = data_variance
+        self.data_variance, self.sees_neighbours = data_variance, sees_neighbours
         with devices.layers_of(self.dtype_policy):
-            self.encoder, self.decoder = build_encoder(**shape), build_decoder(**shape)
+            self.encoder = build_encoder(**shape)
+            length = 3 * embedding_dim if sees_neighbours else embedding_dim
+            self.decoder = build_decoder(**{**shape, "embedding_dim": length})
         self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, commitment_cost, decay, seed=seed)
         names = "loss", "reconstruction_loss", "vq_loss", "perplexity"
         self.trackers = [keras.metrics.Mean(name) for name in names]
         self.quantizer.build((None, self.grid_size, self.grid_size, embedding_dim))
+        if sees_neighbours:
+            self.encoder.trainable = self.quantizer.trainable = False
         self.built = True
 
     def encode(self, images):
@@ -281,18 +293,52 @@ class VQVAE(Network):
             raise ValueError(f"images must be floats in [-1, 1], not {images.dtype.name}: dataset.normalise.")
         return self.encoder(images)
 
-    def decode(self, vectors):
-        """Quantised vectors (B, g, g, D) -> images (B, S, S, 1), clipped to [-1, 1]."""
-        return tf.clip_by_value(self.decoder(vectors), -1.0, 1.0)
+    def decode(self, *vectors):
+        """Quantised vectors, each (B, g, g, D), -> images (B, S, S, 1) in [-1, 1]; see `decode_codes`."""
+        return tf.clip_by_value(self._paint(*vectors), -1.0, 1.0)
+
+    def _paint(self, vectors, below=None, above=None):
+        """As `decode`, but not clipped."""
+        if self.sees_neighbours:
+            below, above = (vectors if other is None else other for other in (below, above))
+            vectors = tf.concat([below, vectors, above], axis=-1)
+        return self.decoder(vectors)
+
+    def _look_up(self, *codes):
+        """The vectors of codes, each int (B, g, g) or None."""
+        return [None if part is None else tf.gather(self.quantizer.embeddings, tf.cast(part, tf.int32))
+                for part in codes]
 
     def encode_to_codes(self, images):
         """Images (B, S, S, 1) -> codes int32 (B, g, g), in `full_float32`."""
         with self.full_float32():
             return self.quantizer(self.encode(images))["codes"]
 
-    def decode_codes(self, codes):
-        """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1]."""
-        return self.decode(tf.gather(self.quantizer.embeddings, tf.cast(codes, tf.int32)))
+    def decode_codes(self, codes, below=None, above=None):
+        """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1].
+
+        A decoder that `sees_neighbours` takes the codes of the slices right below and above, too, each
+        int (B, g, g). Without them, or where there are none, a slice's own stand in for them.
+        """
+        return self.decode(*self._look_up(codes, below, above))
+
+    def decode_head(self, codes, positions=None):
+        """Codes int (N, g, g) of the slices of one head -> images, NumPy (N, S, S, 1) in [-1, 1].
+
+        Slices are neighbours if their positions, ascending (N,), differ by 1; all are, if none are given.
+        """
+        codes, count = np.asarray(codes), len(codes)
+        around = neighbours(np.zeros(count), np.arange(count) if positions is None else positions)
+        rows = np.stack([np.arange(count), *around], axis=1)
+        return in_chunks(lambda rows: self.decode_codes(*codes[rows.T]), rows, size=16)
+
+    def copy_from(self, vqvae):
+        """Takes the weights of a trained VQ-VAE; what `sees_neighbours` adds starts at zero."""
+        for variable, trained in zip(self.weights, vqvae.weights, strict=True):
+            if variable.shape != trained.shape:  # the decoder's first kernel, (3, 3, 3 D, width)
+                side = tf.zeros_like(trained)
+                trained = tf.concat([side, trained, side], axis=2)
+            variable.assign(trained)
 
     def call(self, images):
         """Reconstructs: (B, S, S, 1) -> (B, S, S, 1), in [-1, 1]."""
@@ -303,120 +349,37 @@ class VQVAE(Network):
         quantized = {"quantized": self.encoder(images), "loss": 0.0, "perplexity": 0.0}
         if quantise:
             quantized = self.quantizer(quantized["quantized"], training=training)
-        outputs = self.decoder(quantized["quantized"])
-        # Outputs are clipped to -1, so values below -1 on a black pixel are no error.
-        errors = tf.where((images <= -1) & (outputs < -1), 0.0, outputs - images)
-        error = tf.reduce_mean(tf.square(errors)) / self.data_variance
+        error = self._error(images, self._paint(quantized["quantized"]))
         return {"loss": error + quantized["loss"], "reconstruction_loss": error, "vq_loss": quantized["loss"],
                 "perplexity": quantized["perplexity"]}
+
+    def _error(self, images, outputs):
+        """The reconstruction loss, a scalar, of the decoder's outputs for images (B, S, S, 1)."""
+        # Outputs are clipped to -1, so values below -1 on a black pixel are no error.
+        errors = tf.where((images <= -1) & (outputs < -1), 0.0, outputs - images)
+        return tf.reduce_mean(tf.square(errors)) / self.data_variance
 
     def step(self, images, quantise=True):
         """One optimiser step on images (B, S, S, 1), as a plain autoencoder without `quantise`."""
         return self.minimise(lambda: self._batch_losses(images, training=True, quantise=quantise))
 
-    def train_step(self, data):
-        """One step on a batch of (images, positions); the positions are not used."""
-        return self.track(self.step(data[0]), tf.shape(data[0])[0])
+    def _decoder_losses(self, images, codes):
+        """The same of the decoder alone, given codes (B, 3, g, g) of the slices, of those below and above."""
+        error = self._error(images, self._paint(*self._look_up(*tf.unstack(codes, axis=1))))
+        return {"loss": error, "reconstruction_loss": error}
 
-    def test_step(self, data):
-        """The losses on a batch of (images, positions), of which a replica's part may be empty."""
-        losses = self._batch_losses(devices.fill_if_empty(data[0]), training=False)
+    def train_step(self, data):
+        """One step on a batch of (images, positions); or of (images, codes), if it `sees_neighbours`."""
+        losses = (self.minimise(lambda: self._decoder_losses(*data)) if self.sees_neighbours
+                  else self.step(data[0]))
         return self.track(losses, tf.shape(data[0])[0])
 
-
-def _gate(x):
-    """Halves the channels: ``tanh(a) sigmoid(b)``, [4] equation 2."""
-    a, b = tf.split(x, 2, axis=-1)
-    return tf.tanh(a) * tf.sigmoid(b)
-
-
-class GatedBlock(layers.Layer):
-    """One layer of the gated PixelCNN: a vertical and a horizontal stack ([4] figure 2).
-
-    At (row, column) the vertical features depend on all codes of the rows above, the horizontal ones on these
-    and on the codes to the left: together on everything before, so there is no blind spot. The caller pads
-    the windows: the whole grid in training, the newest row or code in sampling. So both run the same code.
-
-    With a kernel_size k, odd, and a dilation d, the vertical stack sees k // 2 rows up per layer, the
-    horizontal one every d-th of the d (k // 2) codes to the left. Dropout is on the horizontal branch.
-    """
-
-    def __init__(self, num_filters, kernel_size, dilation, dropout):
-        super().__init__()
-        self.rows_up = kernel_size // 2
-        self.dilation = dilation
-        self.codes_left = dilation * self.rows_up
-        self.vertical_conv = layers.Conv2D(2 * num_filters, (self.rows_up + 1, kernel_size))
-        # A dilated convolution as one matrix product over its taps: on a CPU several times as fast.
-        self.horizontal_taps = layers.Dense(2 * num_filters)
-        self.vertical_to_horizontal = layers.Dense(2 * num_filters)
-        self.condition = layers.Dense(4 * num_filters)
-        self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
-        self.horizontal_out = layers.Dense(num_filters, kernel_initializer="zeros")
-        self.dropout = devices.Dropout(dropout)
-
-    def vertical(self, rows, window, condition):
-        """One vertical step on rows (B, R, W, F): their new features, and `from_vertical` (B, R, W, 2F).
-
-        The window, (B, R + k // 2, W + 2 (k // 2), F), has those before too; the condition is (B, 1, 1, F).
-        """
-        gated = _gate(self.vertical_conv(window) + tf.split(self.condition(condition), 2, axis=-1)[0])
-        return rows + self.vertical_out(gated), self.vertical_to_horizontal(gated)
-
-    def horizontal(self, codes, window, from_vertical, condition, training=False):
-        """One horizontal step on codes (B, R, W, F), with those before in (B, R, d (k // 2) + W, F)."""
-        shape = tf.shape(codes)  # not window[...]: the gradient of a strided slice is slow on a CPU
-        taps = [tf.slice(window, [0, 0, tap * self.dilation, 0], shape) for tap in range(self.rows_up)]
-        features = self.horizontal_taps(tf.concat([*taps, codes], axis=-1)) + from_vertical
-        gated = _gate(features + tf.split(self.condition(condition), 2, axis=-1)[1])
-        return codes + self.horizontal_out(self.dropout(gated, training=training))
-
-
-class AxialAttention(layers.Layer):
-    """Attention of the vertical stack along its own row, then up its column: so to all rows above [5].
-
-    Along the row nothing need be masked: its vertical features depend on the rows above alone. It spans the
-    grid where convolutions do not: so the shape of the whole head is there while its texture is sampled.
-    """
-
-    def __init__(self, num_filters):
-        super().__init__()
-        self.num_filters = num_filters
-        self.norms = [layers.LayerNormalization() for _ in range(2)]
-        self.queries = [layers.Dense(num_filters) for _ in range(2)]
-        self.keys_and_values = [layers.Dense(2 * num_filters) for _ in range(2)]
-        self.outputs = [layers.Dense(num_filters) for _ in range(2)]
-
-    def call(self, rows, before, attention_mask):
-        """Rows (B, R, W, F), keys and values of S rows before (B, S, W, 2F) -> (features, keys and values).
-
-        The mask, bool (R, S + R), says which rows each row attends to, those before first.
-        """
-        features = self.norms[0](rows)
-        attended = self._attend(self.queries[0](features), self.keys_and_values[0](features))
-        rows = rows + self.outputs[0](attended)
-        features = self.norms[1](rows)
-        keys_and_values = self.keys_and_values[1](features)
-        columns = tf.transpose(self.queries[1](features), (0, 2, 1, 3))
-        above = tf.transpose(tf.concat([before, keys_and_values], axis=1), (0, 2, 1, 3))
-        attended = tf.transpose(self._attend(columns, above, attention_mask), (0, 2, 1, 3))
-        return rows + self.outputs[1](attended), keys_and_values
-
-    def _attend(self, queries, keys_and_values, attention_mask=None):
-        """Softmax attention: (B, N, Q, F), (B, N, K, 2F) and bool (Q, K) -> (B, N, Q, F)."""
-        # Not Keras' MultiHeadAttention, whose einsums take twice as long at this size.
-        size = self.num_filters // ATTENTION_HEADS
-
-        def split_heads(x):  # (B, N, L, heads * d) -> (B, N, heads, L, d)
-            shape = tf.shape(x)
-            return tf.transpose(tf.reshape(x, (shape[0], shape[1], shape[2], -1, size)), (0, 1, 3, 2, 4))
-
-        keys, values = tf.split(split_heads(keys_and_values), 2, axis=2)
-        scores = tf.matmul(split_heads(queries * size ** -0.5), keys, transpose_b=True)
-        if attention_mask is not None:
-            scores = tf.where(attention_mask, scores, scores.dtype.min)
-        attended = tf.transpose(tf.matmul(tf.nn.softmax(scores), values), (0, 1, 3, 2, 4))
-        return tf.reshape(attended, tf.concat([tf.shape(attended)[:3], [self.num_filters]], axis=0))
+    def test_step(self, data):
+        """The losses on a batch of `train_step`, of which a replica's part may be empty."""
+        images, codes = map(devices.fill_if_empty, data)
+        losses = (self._decoder_losses(images, codes) if self.sees_neighbours
+                  else self._batch_losses(images, training=False))
+        return self.track(losses, tf.shape(data[0])[0])
 
 
 @keras.saving.register_keras_serializable(devices.PACKAGE)
@@ -439,11 +402,12 @@ class PixelCNN(Network):
         steps_below: how far below each of the S slices of the context lies.
         person_size: P, the length of the person vector.
         slice_positions: those that training people have; None for all. Others cannot be sampled.
+        knows_noise: whether it can be told how large a share of the context's codes is wrong.
     """
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8,
                  kernel_size=3, dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24,
-                 slice_positions=None, **kwargs):
+                 slice_positions=None, knows_noise=False, **kwargs):
         super().__init__(**kwargs)
         self.grid_size, self.num_positions = grid_size, num_positions
         self.num_embeddings, self.num_filters = num_embeddings, num_filters
@@ -453,7 +417,8 @@ class PixelCNN(Network):
             "grid_size": grid_size, "num_embeddings": num_embeddings, "num_positions": num_positions,
             "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size,
             "dropout": dropout, "codebook_digest": codebook_digest, "steps_below": list(steps_below),
-            "person_size": person_size, "slice_positions": list(self.slice_positions)}
+            "person_size": person_size, "slice_positions": list(self.slice_positions),
+            "knows_noise": knows_noise}
         with devices.layers_of(self.dtype_policy):
             self._make_layers(num_layers, kernel_size, dropout)
         self.picture_to_grid = people.picture_to_grid(grid_size)
@@ -474,6 +439,8 @@ class PixelCNN(Network):
         self.context_blocks = keras.Model(around, x)
         self.position_embedding = layers.Embedding(self.num_positions, width)
         self.person_embedding = layers.Dense(width, use_bias=False)
+        # No bias: for a context without noise, as in sampling, it adds nothing.
+        self.noise_embedding = layers.Dense(width, use_bias=False) if self.settings["knows_noise"] else None
         self.place_embedding = layers.Embedding(self.grid_size ** 2, width)  # a place is a cell of the grid
         cycle = max(1, (self.grid_size - 1).bit_length())
         self.blocks = [GatedBlock(width, kernel_size, 2 ** (i % cycle), dropout) for i in range(num_layers)]
@@ -492,12 +459,15 @@ class PixelCNN(Network):
         self.person_shift = self.add_weight((size,), "zeros", name="person_shift", **fixed)
         self.person_scale = self.add_weight((size,), "ones", name="person_scale", **fixed)
 
-    def condition_features(self, positions, context=None, person=None):
+    def condition_features(self, positions, context=None, person=None, noise_share=None):
         """What the slice's own codes do not change: a condition (B, 1, 1, F), grid features (B, g, g, F)."""
         count = tf.shape(positions)[0]
         context = self.no_context(count) if context is None else context
         person = tf.zeros((count, self.person_size)) if person is None else tf.cast(person, tf.float32)
         condition = self.position_embedding(positions) + self.person_embedding(person)
+        if self.noise_embedding:
+            share = tf.zeros(count) if noise_share is None else noise_share
+            condition += self.noise_embedding(share[:, tf.newaxis])
         cells = tf.reshape(tf.range(self.grid_size ** 2), (1, self.grid_size, self.grid_size))
         pictures = people.pictures_around(positions, person, self.mean_picture, self.components)
         pictures = tf.einsum("yh,bdhw,xw->byxd", self.picture_to_grid, pictures, self.picture_to_grid)
@@ -525,10 +495,12 @@ class PixelCNN(Network):
 
         The inputs are a dict of `codes`, int (B, g, g); `positions`, int (B,); and, unless unknown,
         `context`, int (B, S, g, g), the codes of the slices below for each of `steps_below`, all K where none
-        is; `person`, float (B, P), zeros for the average person.
+        is; `person`, float (B, P), zeros for the average person; `noise_share`, float (B,), the share of the
+        context's codes that are wrong.
         """
-        codes, positions = inputs["codes"], inputs["positions"]
-        condition, grid = self.condition_features(positions, inputs.get("context"), inputs.get("person"))
+        codes = inputs["codes"]
+        condition, grid = self.condition_features(
+            *(inputs.get(name) for name in ("positions", "context", "person", "noise_share")))
         embedded = self.code_embedding(codes)
         # Shifted by one, so that a row starts from the one above and a code from the one to its left.
         vertical = grid + tf.pad(embedded[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
@@ -545,16 +517,16 @@ class PixelCNN(Network):
             horizontal = block.horizontal(horizontal, window, from_vertical, condition, training)
         return self.logits(horizontal + vertical)
 
-    def distribution(self, codes, positions, context=None, person=None, training=False):
+    def distribution(self, codes, positions, context=None, person=None, noise_share=None, training=False):
         """The codes' Categorical distribution (B, g, g), in `full_float32` unless `training`; see `call`."""
-        inputs = {"codes": codes, "positions": positions, "context": context, "person": person}
+        inputs = {"codes": codes, "positions": positions, "context": context, "person": person,
+                  "noise_share": noise_share}
         with contextlib.nullcontext() if training else self.full_float32():
             return tfp.distributions.Categorical(logits=self(inputs, training=training))
 
-    def log_prob(self, codes, positions, context=None, person=None, training=False):
-        """log p(codes | position, context, person) in nats, float32 (B,); see `distribution`."""
-        distribution = self.distribution(codes, positions, context, person, training)
-        return tf.reduce_sum(distribution.log_prob(codes), axis=(1, 2))
+    def log_prob(self, codes, *conditions, **options):
+        """log p(codes | position, context, person) in nats, float32 (B,), by arguments of `distribution`."""
+        return tf.reduce_sum(self.distribution(codes, *conditions, **options).log_prob(codes), axis=(1, 2))
 
     def _bits_per_code(self, batch, training=False):
         """The code length of each slice of a batch, float32 (B,)."""

@@ -28,7 +28,7 @@ from support.files import check_results_folder, results_folder, scratch_array, w
 from support.images import in_chunks, spread, to_uint8, to_unit
 from support.own_images import read_own_files
 from support.runs import Run
-from support.slices import SPLITS
+from support.slices import MAX_POSITIONS, SPLITS
 
 NUM_EXAMPLES = 10  # test images that are written beside their reconstructions
 PICTURED_HEADS = 3  # in head.png and report.html
@@ -57,17 +57,17 @@ def parse_arguments(argv):
     command.add_argument("--write-dataset", metavar="DIR",
                          help="write --heads sampled heads, and nothing else, as PNG splits")
     add("--num-samples", type=cli.number(int, 1), metavar="N", help="single slices to sample (default: 16)")
-    add("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 (lowest) to 31, "
+    add("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 is the lowest, "
         "or all for one sample of each (default: --num-samples spread over all)")
     add("--heads", type=cli.number(int, 0), metavar="N",
-        help="whole heads to sample, all slices of one new person each (default: 1)")
+        help="heads to sample: all slices of one new person each (default: 1)")
     add("--ventricles", type=cli.number(float, 0), metavar="Q", help="size of the heads' ventricles, from 0 "
         "to 1: a quantile, among training people, of the dark share of the brain's inner half (default: any)")
     add("--temperature", type=cli.number(float, 0), metavar="T",
         help="of sampling: 1 is the model, less is blander (default: 1)")
     add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help="of every draw (default: 0)")
     add("--evaluate", action="store_true", help=f"also judge {judge.NUM_HEADS} sampled heads beside people")
-    add("--export", type=cli.utf8_path, metavar="DIR", help="also write TensorFlow SavedModels: see README")
+    add("--export", metavar="DIR", help="also write TensorFlow SavedModels: see README")
     add("--output-dir", metavar="DIR", help="for the results: new, or that of an earlier call, whose results "
         "are replaced (default: RUN/predictions, RUN/images, RUN/codes)")
     given = vars(parser.parse_args(argv))
@@ -91,7 +91,7 @@ def parse_arguments(argv):
 
 def slice_argument(text):
     """An argparse type: "all" or a slice position."""
-    return text if text == "all" else cli.number(int, 0, volumes.NUM_POSITIONS)(text)
+    return text if text == "all" else cli.number(int, 0, MAX_POSITIONS)(text)
 
 
 @cli.exit_on_user_error
@@ -99,18 +99,16 @@ def main(argv=None):
     """Does what one of the four commands asks for."""
     arguments = parse_arguments(argv)
     devices.prepare(exact=True)
-    devices.try_xla()
-    with devices.explain_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
-        run = find_run(arguments.run_dir)
-        vqvae, prior = load_models(run)
-        if arguments.images:
-            predict_images(arguments, run, vqvae, prior)
-        elif arguments.codes is not None:
-            predict_codes(arguments, run, vqvae)
-        elif arguments.write_dataset is not None:
-            write_dataset(arguments, run, vqvae, prior)
-        else:
-            predict_people(arguments, run, vqvae, prior)
+    run = find_run(arguments.run_dir)
+    vqvae, prior = load_models(run)
+    if arguments.images:
+        predict_images(arguments, run, vqvae, prior)
+    elif arguments.codes is not None:
+        predict_codes(arguments, run, vqvae)
+    elif arguments.write_dataset is not None:
+        write_dataset(arguments, run, vqvae, prior)
+    else:
+        predict_people(arguments, run, vqvae, prior)
 
 
 def find_run(run_dir):
@@ -134,7 +132,7 @@ def find_run(run_dir):
 
 def load_models(run):
     """A run's VQ-VAE and PixelCNN; a `UserError` if a file is damaged, or they do not belong together."""
-    expected = run.config["vqvae"]
+    expected = {name: value for name, value in run.config["vqvae"].items() if name != "sees_neighbours"}
     try:
         vqvae, prior = (modules.load_model(run.model_path(name), compile=False)
                         for name in ("vqvae", "pixelcnn"))
@@ -167,6 +165,10 @@ def load_data(arguments, run, vqvae):
         splits = dataset.load_splits(folder, names, run.settings["limit"], arguments.cache_dir,
                                      trained_on["front"])
         found = splits["test"].images.shape[1]
+        if max(split.positions.max() for split in splits.values()) >= run.num_positions:
+            raise UserError(f"People in {folder} have more slices than the {run.num_positions}, 0 to "
+                            f"{run.num_positions - 1}, that {run.folder} knows; give --data-dir or --run-dir "
+                            "to match.")
         if found != side and arguments.data_dir:
             raise UserError(f"The images in {folder} are {found}x{found} pixels but the run in {run.folder} "
                             f"was trained on {side}x{side}; give --data-dir or --run-dir to match.")
@@ -196,12 +198,11 @@ def decode(vqvae, codes):
     return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(np.int32(chunk))), codes, size=16)
 
 
-def decode_heads(vqvae, heads, cache_dir=None):
-    """Codes of heads, int (N, S, g, g) -> uint8 (N, S, H, W), mapped from a file in `cache_dir` if given."""
+def decode_heads(vqvae, heads, positions, cache_dir=None):
+    """Codes of heads, int (N, S, g, g), at S positions -> uint8 (N, S, H, W), in a file of `cache_dir`."""
     decoded = scratch_array((*heads.shape[:2], vqvae.image_size, vqvae.image_size), cache_dir)
     for index, head in enumerate(heads):
-        decoded[index] = in_chunks(
-            lambda codes: to_uint8(vqvae.decode_codes(np.int32(codes)).numpy()[..., 0]), head, size=16)
+        decoded[index] = to_uint8(vqvae.decode_head(head, positions)[..., 0])
     return decoded
 
 
@@ -237,9 +238,9 @@ def predict_people(arguments, run, vqvae, prior):
         figures.sample_grid(samples, positions, vqvae.margin, new / "samples.png")
         num_judged = min(judge.NUM_HEADS, splits["train"].num_people) if arguments.evaluate else 0
         count = max(arguments.heads, num_judged)
-        print(f"Sampling whole heads: {count} ...", flush=True)
-        heads = decode_heads(vqvae, sampler.sample_heads(prior, count, arguments.seed, arguments.temperature,
-                                                         persons=persons))
+        print(f"Sampling heads: {count} ...", flush=True)
+        codes = sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons)
+        heads = decode_heads(vqvae, codes, prior.slice_positions)
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
         shown, head_positions, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
                                                     prior.slice_positions, run.geometry)
@@ -279,11 +280,11 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     captions = np.array([f"case {case}, slice {position}\nSSIM {value:.3f}"
                          for case, position, value in zip(test.cases, test.positions, ssim)])
     shown = test.examples(4)
-    figures.reconstruction_grid(test.images[shown] / 255, decode(vqvae, codes[shown]), codes[shown],
+    figures.reconstruction_grid(test.images[shown] / 255, to_unit(coded.decode(vqvae, shown)), codes[shown],
                                 captions[shown], colours, vqvae.margin, folder / "reconstructions.png")
     count = min(NUM_EXAMPLES, len(test.images))
     drawn = np.sort(np.random.default_rng(seed).choice(len(test.images), count, replace=False))
-    examples = report.Examples(test.images[drawn] / 255, decode(vqvae, codes[drawn]), codes[drawn],
+    examples = report.Examples(test.images[drawn] / 255, to_unit(coded.decode(vqvae, drawn)), codes[drawn],
                                metrics.bits_per_place(prior, coded, drawn), captions[drawn])
     for i, original, reconstruction in zip(drawn, examples.originals, examples.reconstructions):
         name = f"original_vs_reconstructed_case_{test.cases[i]:03d}_slice_{test.positions[i]}.png"
@@ -347,15 +348,17 @@ def keep_evaluation(path, judged):
 
 def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits, cache_dir):
     """The figures of sampled heads, uint8 (N, S, H, W), beside people; `test_bits` (M,) is of test images."""
-    print("Judging whole heads ...", flush=True)
+    print("Judging heads ...", flush=True)
     indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
     people_codes = {name: coded[name].codes[0][indices[name]] for name in splits}
-    reconstructed = {name: decode_heads(vqvae, codes, cache_dir) for name, codes in people_codes.items()}
+    reconstructed = {name: decode_heads(vqvae, codes, prior.slice_positions, cache_dir)
+                     for name, codes in people_codes.items()}
     train, train_indices = splits["train"], indices["train"]
     originals = scratch_array(reconstructed["train"].shape, cache_dir)
     for head, head_indices in zip(originals, train_indices):
         head[:] = train.images[head_indices]
-    noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3))
+    noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3),
+                         prior.slice_positions)
     measured, details = judge.evaluate_heads(heads, reconstructed, originals, noise)
     train_bits = metrics.code_lengths_of_heads(prior, coded["train"], train_indices, MEMBERS)
     # Four slices of the first heads over those of the training heads nearest to them
@@ -377,43 +380,72 @@ def write_dataset(arguments, run, vqvae, prior):
     folder, count = arguments.write_dataset, arguments.heads
     batches = sampler.heads_in_batches(prior, count, arguments.seed, arguments.temperature,
                                        persons=persons_of_heads(arguments, run, prior))
-    heads = (head for batch in batches for head in decode_heads(vqvae, batch))
+    heads = (head for batch in batches for head in decode_heads(vqvae, batch, prior.slice_positions))
     description = synthetic.describe(run, prior.slice_positions, count, arguments.seed, arguments.temperature,
                                      arguments.ventricles)
-    with cli.message_on_signals(f"Stopped: {folder} was not written."):
+    with cli.advise(f"{folder} was not written"):
         synthetic.write_png_heads(folder, heads, description)
     counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
     print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
 
 
 def predict_images(arguments, run, vqvae, prior):
-    """Writes the reconstructions of one's own images, their codes and metrics.json, and prints a table."""
+    """Writes the reconstructions of one's own images, their codes, a report and metrics.json; prints a table.
+
+    A volume's reconstruction is also written as a volume, on its own grid of voxels.
+    """
     files = read_own_files(arguments.images, run, vqvae.image_size, prior.slice_positions)
     dataset.warn_of_lost_border("given", np.concatenate([file.images for file in files]), vqvae.margin)
     folder = Path(arguments.output_dir or run.results_path("images"))
     refuse_inputs_in(folder, arguments.images)
-    rows, shown = [], []
+    rows, means, examples, heads = [], [], [], []
     with results_folder(folder, "--output-dir", "predict.py --images") as new:
         print(f"{'image':32}{'SSIM':>8}{'bytes':>8}  slice position")
         for file in files:
-            codes, sizes = encode_own(vqvae, prior, file)
+            codes, bits, sizes = encode_own(vqvae, prior, file)
             np.save(new / f"{file.name}_codes.npy", codes if len(codes) > 1 else codes[0])
-            for title, image, reconstruction, image_codes, size, position in zip(
-                    file.titles, file.images / 255, decode(vqvae, codes), codes, sizes, file.positions):
-                ssim = metrics.ssim(image, reconstruction)
-                save_unit(image, new / f"{title}_original.png")
-                save_unit(reconstruction, new / f"{title}_reconstruction.png")
-                rows.append({"image": title, "file": file.path, "ssim": ssim, "bytes": size,
+            positions = None if None in file.positions else file.positions
+            originals, reconstructions = file.images / 255, to_unit(vqvae.decode_head(codes, positions))
+            ssim = [metrics.ssim(*pair) for pair in zip(originals, reconstructions)]
+            for index, (title, position) in enumerate(zip(file.titles, file.positions)):
+                save_unit(originals[index], new / f"{title}_original.png")
+                save_unit(reconstructions[index], new / f"{title}_reconstruction.png")
+                rows.append({"image": title, "file": file.path, "ssim": ssim[index], "bytes": sizes[index],
                              "slice": position})
-                shown.append((image, reconstruction, image_codes, f"SSIM {ssim:.3f}"))
-                texts = ("-", "unknown") if position is None else (f"{size:.0f}", position)
-                print(f"{title:32}{ssim:8.3f}{texts[0]:>8}  {texts[1]}")
-        originals, reconstructions, codes, captions = zip(*(shown[index] for index in spread(len(shown), 4)))
-        figures.reconstruction_grid(np.stack(originals), np.stack(reconstructions), np.stack(codes), captions,
-                                    figures.code_colours(vqvae.quantizer.embeddings), vqvae.margin,
-                                    new / "reconstructions.png")
-        write_json(new / "metrics.json", {"images": rows})
-    print(f"Done: see {folder}.")
+                texts = ("-", "unknown") if position is None else (f"{sizes[index]:.0f}", position)
+                print(f"{title:32}{ssim[index]:8.3f}{texts[0]:>8}  {texts[1]}")
+            captions = [f"{title}\nSSIM {value:.3f}" for title, value in zip(file.titles, ssim)]
+            examples.append(report.Examples(originals, reconstructions, codes, bits, captions))
+            if file.cut:
+                print(f"{file.name + ', mean':32}{np.mean(ssim):8.3f}")
+                means.append({"file": file.path, "ssim": float(np.mean(ssim))})
+                stack = np.zeros((len(file.cut.slices), *originals.shape[1:]))
+                stack[file.used] = reconstructions
+                volumes.write_in_input_frame(file.cut, stack, new / f"{file.name}_reconstruction.nii.gz")
+                if positions:
+                    heads.append(to_uint8(reconstructions * 2 - 1))
+        examples = report.Examples(*map(np.concatenate, zip(*examples)))
+        picture_own(new, arguments, run, vqvae, prior, examples, heads[:PICTURED_HEADS],
+                    [Path(file.path).name for file in files])
+        write_json(new / "metrics.json", {"images": rows, "volumes": means})
+    print(f"Done. Open {folder / 'report.html'}")
+
+
+def picture_own(folder, arguments, run, vqvae, prior, examples, heads, names):
+    """Writes reconstructions.png and report.html of one's own images: `report.Examples`, uint8 (S, H, W)."""
+    colours = figures.code_colours(vqvae.quantizer.embeddings)
+    originals, reconstructions, codes, bits, captions = (part[spread(len(part), 4)] for part in examples)
+    figures.reconstruction_grid(originals, reconstructions, codes, captions, colours, vqvae.margin,
+                                folder / "reconstructions.png")
+    page, geometry, positions = facts_of_page(arguments, run), run.geometry, ()
+    page["facts"]["files"] = ", ".join(names)
+    page["notice"] = page["notice"] and f"Of what the model has learnt from: {page['notice']}"
+    if heads:
+        heads, positions, geometry = fill_gaps(np.stack(heads), prior.slice_positions, geometry)
+    bits = None if np.isnan(bits).any() else bits
+    shown = report.Examples(originals, reconstructions, codes, bits, captions)
+    report.write_report(folder / "report.html", **page, margin=vqvae.margin, colours=colours, examples=shown,
+                        heads=heads, head_positions=positions, geometry=geometry)
 
 
 def refuse_inputs_in(folder, files):
@@ -424,18 +456,21 @@ def refuse_inputs_in(folder, files):
 
 
 def encode_own(vqvae, prior, file):
-    """The codes, int32 (N, g, g), of an `OwnFile`, and the bytes of each image, None if its position is."""
-    is_known = None not in file.positions
-    positions = file.positions if is_known else range(len(file.images))
-    coded = dataset.encode_split(vqvae, prior, dataset.Split.from_heads(file.images[np.newaxis], positions))
+    """Of an `OwnFile` the codes, int32 (N, g, g), their bits, float (N, g, g), and the bytes of each image.
+
+    Where the images' positions are unknown, bits are NaN and bytes None.
+    """
+    if None in file.positions:
+        codes = np.int32(dataset.encode(vqvae, dataset.Split.from_heads(file.images[np.newaxis],
+                                                                        range(len(file.images)))))
+        return codes, np.full(codes.shape, np.nan), [None] * len(codes)
+    split = dataset.Split.from_heads(file.images[np.newaxis], file.positions)
+    coded = dataset.encode_split(vqvae, prior, split)
     codes = np.int32(coded.codes[0])
-    if not is_known:
-        return codes, file.positions
     # Several images are one head's: each is given those below it, and bears its share of the person's bytes.
-    bits = metrics.code_lengths(prior, coded, conditional=len(codes) > 1)
-    if len(codes) > 1:
-        bits += metrics.person_bits_per_code(coded)
-    return codes, (bits * codes[0].size / 8).tolist()
+    bits = metrics.bits_per_place(prior, coded, np.arange(len(codes)), conditional=len(codes) > 1)
+    person_bits = metrics.person_bits_per_code(coded) if len(codes) > 1 else 0
+    return codes, bits, ((bits.mean(axis=(1, 2)) + person_bits) * codes[0].size / 8).tolist()
 
 
 def read_codes(path, vqvae):
@@ -460,7 +495,7 @@ def predict_codes(arguments, run, vqvae):
     folder = Path(arguments.output_dir or run.results_path("codes"))
     refuse_inputs_in(folder, [arguments.codes])
     with results_folder(folder, "--output-dir", "predict.py --codes") as new:
-        for number, image in enumerate(decode_heads(vqvae, codes[np.newaxis])[0]):
+        for number, image in enumerate(decode_heads(vqvae, codes[np.newaxis], None)[0]):
             Image.fromarray(image).save(new / f"{Path(arguments.codes).stem}_{number:04d}.png")
     print(f"Done: see {folder}.")
 

@@ -27,11 +27,11 @@ import modules
 from support import cli, devices, figures, judge, metrics, orientation, people, runs, sampler, stages
 from support.cli import UserError
 from support.files import UNFINISHED, whole_file, write_json
-from support.images import empty_margin, in_chunks, spread, to_uint8, to_unit
+from support.images import empty_margin, FOREGROUND, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 from support.synthetic import is_synthetic
-from support.template import DEMO_IMAGE_SIZE, is_simulated, make_demo_cohort
-from support.volumes import FRAME_MM, NUM_POSITIONS, SliceGeometry
+from support.template import is_simulated, make_demo_cohort
+from support.volumes import FRAME_MM, head_extent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Settings:
     batch_size: int = 8  # small batches train better per second on a CPU
     learning_rate: float = 2e-3  # at its peak
     autoencoder_steps: int = 60  # of plain autoencoding before the codebook starts
+    decoder_epochs: int = 4  # of the decoder alone, at the end: it then sees the codes of three slices
+    decoder_learning_rate: float = 1e-3
     # stage 2, the PixelCNN
     prior_epochs: int = 20
     prior_batch_size: int = 8
@@ -63,7 +65,8 @@ class Settings:
     mixed_precision: bool = False
 
 
-DEMO = Settings(num_embeddings=128, epochs=4, prior_epochs=3, prior_dropout=0.0, calibration_heads=20)
+DEMO = Settings(num_embeddings=128, epochs=4, decoder_epochs=2, prior_epochs=3, prior_dropout=0.0,
+                calibration_heads=20)
 
 
 def parse_arguments(argv):
@@ -74,7 +77,7 @@ def parse_arguments(argv):
         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may "
         "be larger than memory, and the next start takes a moment")
-    add("--run-dir", type=cli.utf8_path, metavar="DIR", help="for all results (default: runs/DATE-TIME)")
+    add("--run-dir", metavar="DIR", help="for all results (default: runs/DATE-TIME)")
     add("--epochs", **count, help=f"of the VQ-VAE (default: {default.epochs}; demo cohort: {DEMO.epochs})")
     add("--prior-epochs", **count,
         help=f"of the PixelCNN (default: {default.prior_epochs}; demo cohort: {DEMO.prior_epochs})")
@@ -148,14 +151,13 @@ def new_run(folder, arguments):
     """Begins a `Run` in an empty folder; returns it and its data."""
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = dataclasses.replace(DEMO if is_demo else Settings(), **stated_settings(arguments))
-    devices.check_precision(settings.mixed_precision)
-    front, geometry = find_geometry(data_dir, is_demo, settings)
+    front, geometry = find_geometry(data_dir, settings)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
     devices.global_batch(settings.batch_size, len(splits["train"].images))
-    vqvae, pixelcnn = model_arguments(splits["train"], settings)
+    vqvae, pixelcnn = model_arguments(splits, settings)
     data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
             "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
-            "front": front, "geometry": vars(geometry),
+            "front": front, "geometry": vars(geometry), "center": head_center(splits["train"], geometry),
             "images": {name: len(split.images) for name, split in splits.items()},
             "people": {name: split.num_people for name, split in splits.items()}}
     config = {"settings": vars(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
@@ -165,8 +167,9 @@ def new_run(folder, arguments):
     return Run(folder, config), splits
 
 
-def model_arguments(train, settings):
-    """The arguments of `modules.VQVAE` and of `modules.PixelCNN` by the training split and the settings."""
+def model_arguments(splits, settings):
+    """The arguments of `modules.VQVAE` and of `modules.PixelCNN` by the data and the settings."""
+    train = splits["train"]
     size = train.images.shape[1]
     # The border that is black in all training images gets no codes; a quarter of the side must remain.
     margin = min(empty_margin(train.images, size // 8), 3 * size // 8)
@@ -174,16 +177,24 @@ def model_arguments(train, settings):
              "num_embeddings": settings.num_embeddings, "embedding_dim": settings.embedding_dim,
              "data_variance": max(dataset.pixel_statistics(train.images)[1], 1e-6)}
     pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
-                "dropout": settings.prior_dropout, "num_positions": NUM_POSITIONS,
+                "dropout": settings.prior_dropout,
+                "num_positions": 1 + max(int(split.positions.max()) for split in splits.values()),
+                "knows_noise": True,
                 "slice_positions": np.unique(train.positions).tolist()}
     return vqvae, pixelcnn
 
 
-def find_geometry(data_dir, is_demo, settings):
-    """(front or None, `SliceGeometry`), measured unless stated; prints the result."""
+def head_center(train, geometry):
+    """The mean over people of the middle of their head: [down, right] in mm from the middle of the frame."""
+    size, heights = train.images.shape[1], geometry.lowest + geometry.spacing * train.positions
+    people = [train.cases == case for case in np.unique(train.cases)]
+    extents = [head_extent(train.images[rows] > FOREGROUND * 255, heights[rows]) for rows in people]
+    return ((np.mean(extents, axis=(0, 2)) - size / 2) * FRAME_MM / size).tolist()
+
+
+def find_geometry(data_dir, settings):
+    """(front or None, `SliceGeometry`), stated, known or measured; prints the result."""
     front = settings.orientation.removeprefix("front-") if settings.orientation else None
-    if is_demo and not front and not settings.slice_spacing:
-        return "up", SliceGeometry(FRAME_MM / DEMO_IMAGE_SIZE)  # as it was simulated
     front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
     print(line, flush=True)
     return front, geometry
@@ -209,9 +220,8 @@ def resumed_run(folder, arguments):
 
 
 def matching_splits(run, arguments):
-    """The splits that a run began with; UserError if they are others now, or this machine cannot train it."""
+    """The splits that a run began with; UserError if they are others now."""
     data, settings = run.config["data"], run.settings
-    devices.check_precision(settings["mixed_precision"])
     folder = arguments.data_dir or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
         folder = make_demo_cohort()  # another machine than the one that began
@@ -352,6 +362,35 @@ class Reconstructions(keras.callbacks.Callback):
         return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, to_uint8(decoded[..., 0])
 
 
+class DecoderStage(stages.Stage):
+    """The end of stage 1: the decoder learns to see the codes of the slices right below and above, too."""
+
+    title, name = "Stage 1, its end: the decoder sees three slices", "decoder"
+    monitor, better = "val_reconstruction_loss", min
+    line = "error {val_reconstruction_loss:.4f} on validation people, each slice in its head"
+    advice = "start again with a lower decoder_learning_rate in train.py"
+
+    def __init__(self, run, splits, vqvae):
+        settings = Settings(**run.settings)
+        super().__init__(run, splits, settings, settings.decoder_epochs, settings.batch_size,
+                         settings.decoder_learning_rate)
+        self.vqvae = vqvae
+
+    def make_model(self):
+        model = modules.VQVAE(**{**self.run.config["vqvae"], "sees_neighbours": True}, dtype=self.precision)
+        model.copy_from(self.vqvae)
+        return model
+
+    def batches(self, vqvae, first_epoch):
+        train = self.splits["train"]
+        return dataset.decoder_batches(dataset.encode(vqvae, train), train, self.batch_size, self.run.seed,
+                                       first_epoch)
+
+    def validation_batches(self, vqvae):
+        split = self.splits["validate"]
+        return dataset.decoder_batches(dataset.encode(vqvae, split), split, 32)
+
+
 class PixelCNNStage(stages.Stage):
     """Stage 2: the prior over the codes of stage 1."""
 
@@ -372,27 +411,12 @@ class PixelCNNStage(stages.Stage):
         arguments = {**self.run.config["pixelcnn"], "codebook_digest": quantizer.digest()}
         prior = modules.PixelCNN(**arguments, dtype=self.precision)
         start_embeddings(prior, quantizer.embeddings, self.run.seed)
-        prior.fit_people(dataset.head_pictures(self.splits["train"], self.vqvae.margin)[0])
+        prior.fit_people(dataset.head_pictures(self.splits["train"], self.vqvae.margin,
+                                               prior.num_positions)[0])
         return prior
 
-    def resume(self, first_epoch):
-        path = self.run.backup_path("pixelcnn")
-        with devices.fail_together(), self.explain_damage(self.begin_again):
-            if devices.is_chief():
-                self.check_codebook(path, modules.load_model(path, compile=False))
-        return super().resume(first_epoch)
-
-    def load_best(self):
-        prior = super().load_best()
-        devices.on_chief(self.check_codebook, self.run.model_path("pixelcnn"), prior)
-        return prior
-
-    def check_codebook(self, path, prior):
-        """Raises UserError if a prior, loaded from a file, was trained on the codes of another VQ-VAE."""
-        try:
-            modules.check_match(self.vqvae, prior)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}; {self.begin_again}.") from error
+    def check(self, prior):
+        modules.check_match(self.vqvae, prior)
 
     def batches(self, prior, first_epoch):
         train = self.splits["train"]
@@ -438,9 +462,11 @@ def calibrate_prior(run, vqvae, prior, num_people):
         stream = f"calibration {number}"
         conditions.append(sampler.calibrated_people(prior, run.seed, stream, tf.range(count)).numpy())
         codes = sampler.sample_heads(prior, count, run.seed, persons=conditions[-1], stream=stream)
-        images = np.stack([to_uint8(vqvae.decode_codes(head).numpy()[..., 0]) for head in codes])
+        images = np.stack([to_uint8(vqvae.decode_head(head, prior.slice_positions)[..., 0])
+                           for head in codes])
         heads = dataset.Split.from_heads(images, prior.slice_positions)
-        outcomes.append(prior.encode_people(dataset.head_pictures(heads, vqvae.margin)[0]))
+        pictures, _ = dataset.head_pictures(heads, vqvae.margin, prior.num_positions)
+        outcomes.append(prior.encode_people(pictures))
         shift, scale = people.calibrate(np.concatenate(conditions), np.concatenate(outcomes))
         prior.person_shift.assign(shift)
         prior.person_scale.assign(scale)
@@ -456,7 +482,7 @@ def fit_ventricles(run, prior, train, margin):
         return  # a line through two people says nothing
     dark = judge.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
-    persons = prior.encode_people(dataset.head_pictures(train, margin)[0])
+    persons = prior.encode_people(dataset.head_pictures(train, margin, prior.num_positions)[0])
     weights, offset = people.fit_measure(persons, sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
     write_json(run.folder / "ventricles.json",
@@ -471,21 +497,26 @@ def finish(run, vqvae, prior, splits):
     train, test = splits["train"], splits["test"]
     calibrate_prior(run, vqvae, prior, train.num_people)
     fit_ventricles(run, prior, train, vqvae.margin)
-    for name, model in (("vqvae", vqvae), ("pixelcnn", prior)):
-        with whole_file(run.model_path(name)) as new:
-            model.save(new)
+    save(prior, run.model_path("pixelcnn"))
     print("Measuring on the test people ...", flush=True)
     coded = dataset.encode_split(vqvae, prior, test)
     measured, _ = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     baselines = metrics.baselines(train.images, test.images)
-    draw_figures(run, vqvae, prior, splits, coded.codes[0])
+    draw_figures(run, vqvae, prior, splits, coded)
+    save(vqvae, run.model_path("vqvae"))  # not before: it replaces the one that `DecoderStage` begins with
     write_json(run.folder / "metrics.json", measured)
     shutil.rmtree(run.folder / "backup", ignore_errors=True)
     print_results(measured, baselines, test, vqvae)
 
 
-def draw_figures(run, vqvae, prior, splits, codes):
-    """Draws the run's progress.gif, and figures/*.png from networks, histories and the test images' codes."""
+def save(model, path):
+    """Saves a model without its optimiser."""
+    with whole_file(path) as new:
+        model.save(new)
+
+
+def draw_figures(run, vqvae, prior, splits, coded):
+    """Draws the run's progress.gif, and figures/*.png from networks, histories and the coded test people."""
     if frames := sorted(run.frames_dir.glob("*.png")):  # none if a finished run is measured again
         figures.write_gif(frames, run.folder / "progress.gif")
     folder = run.folder / "figures"
@@ -496,12 +527,12 @@ def draw_figures(run, vqvae, prior, splits, codes):
     use = metrics.code_metrics(dataset.encode(vqvae, splits["validate"]), prior.num_embeddings)
     figures.plot_prior(run.read_history("pixelcnn"), use["code_entropy"], folder / "prior.png")
     examples = test.examples(4)
-    originals, reconstructions = test.images[examples] / 255, to_unit(vqvae.decode_codes(codes[examples]))
+    originals, reconstructions = test.images[examples] / 255, to_unit(coded.decode(vqvae, examples))
     captions = [f"slice {position}, SSIM {metrics.ssim(*pair):.3f}"
                 for position, *pair in zip(test.positions[examples], originals, reconstructions)]
     colours = figures.code_colours(vqvae.quantizer.embeddings)
-    figures.reconstruction_grid(originals, reconstructions, codes[examples], captions, colours, vqvae.margin,
-                                folder / "reconstructions.png")
+    figures.reconstruction_grid(originals, reconstructions, coded.codes[0][examples], captions, colours,
+                                vqvae.margin, folder / "reconstructions.png")
 
 
 def print_results(measured, baselines, test, vqvae):
@@ -526,6 +557,8 @@ def run_stages(run, splits):
     if devices.is_chief():
         run.frames_dir.mkdir(parents=True, exist_ok=True)
     vqvae = VQVAEStage(run, splits).train()
+    if not vqvae.sees_neighbours:  # as that of a finished run does, which is measured again
+        vqvae = DecoderStage(run, splits, vqvae).train()
     prior = PixelCNNStage(run, splits, vqvae).train()
     devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one
 
@@ -535,22 +568,18 @@ def main(argv=None):
     """Runs both stages and measures the result on the test people."""
     arguments = parse_arguments(argv)
     device = devices.prepare()
-    with devices.explain_failures("give a smaller --batch-size"):
-        devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
-        devices.try_xla()
-        if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
-            devices.on_chief(lambda: check_settings(Run.load(arguments.run_dir), arguments))
-            # Still there if it was killed just before this was done
-            shutil.rmtree(Path(arguments.run_dir) / "backup", ignore_errors=True)
-            devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
-            return
-        with open_run(arguments) as (run, splits):
-            if devices.is_chief():
-                say_what_begins(run, splits, device)
-            resume = f"finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on"
-            advice = f"give a smaller --batch-size; {resume}"
-            with cli.message_on_signals(f"Stopped. All {resume}."), devices.explain_failures(advice, resume):
-                run_stages(run, splits)
+    if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
+        devices.on_chief(lambda: check_settings(Run.load(arguments.run_dir), arguments))
+        # Still there if it was killed just before this was done
+        shutil.rmtree(Path(arguments.run_dir) / "backup", ignore_errors=True)
+        devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
+        return
+    with open_run(arguments) as (run, splits):
+        if devices.is_chief():
+            say_what_begins(run, splits, device)
+        with cli.advise("finished epochs are saved; "
+                        f"python train.py --run-dir {run.folder} --resume goes on"):
+            run_stages(run, splits)
     devices.print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 
 

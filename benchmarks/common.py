@@ -25,6 +25,7 @@ import tensorflow as tf
 import dataset
 from support import cli, files, runs, volumes
 from support.runs import Run
+from support.slices import neighbours
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -177,12 +178,12 @@ def noise_split(people, image_size, margin=0):
         image_size: side of a slice, in pixels.
         margin: width of the black border, in pixels.
     """
-    heads = np.zeros((people, volumes.NUM_POSITIONS, image_size, image_size), np.uint8)
+    heads = np.zeros((people, volumes.SLAB_SLICES, image_size, image_size), np.uint8)
     inside = slice(margin, image_size - margin)
     rng = np.random.default_rng(0)
     for image in heads.reshape(-1, image_size, image_size):
         image[inside, inside] = rng.integers(0, 256, image[inside, inside].shape, np.uint8)
-    return dataset.Split.from_heads(heads, range(volumes.NUM_POSITIONS))
+    return dataset.Split.from_heads(heads, range(volumes.SLAB_SLICES))
 
 
 def random_codes(split, prior):
@@ -191,7 +192,9 @@ def random_codes(split, prior):
     codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.uint16)
     persons = np.zeros((1, len(split.images), prior.person_size), np.float32)
     context = dataset.context_indices(split, prior.steps_below)
-    return dataset.CodedSplit(codes, split.positions, context, persons, prior.num_embeddings)
+    near_codes = np.arange(dataset.NEAR_CODES) + np.zeros((prior.num_embeddings, 1), np.int32)
+    return dataset.CodedSplit(codes, split.positions, context, persons,
+                              neighbours(split.cases, split.positions), near_codes)
 
 
 def vqvae_stage(split, **settings):

@@ -150,7 +150,7 @@ def main():
         return measure_loading(what, folder, cache)
     with tempfile.TemporaryDirectory() as name:
         folder, cache = Path(name) / "people", Path(name) / "cache"
-        print(f"Writing {volumes.NUM_POSITIONS * arguments.people:,} PNGs ...", flush=True)
+        print(f"Writing {volumes.SLAB_SLICES * arguments.people:,} PNGs ...", flush=True)
         people = template.split_people(arguments.people)
         template.write_cohort(folder, people, IMAGE_SIZE)
         rows, speedups = compare_loading(folder, cache, arguments.rounds)

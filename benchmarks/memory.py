@@ -97,8 +97,8 @@ def measure(folder, people, limits):
     narrow(config)
     peaks = {"train": max(begun, run_watched("train.py", *options, "--resume", limit=limits["train"])),
              "predict": run_watched("predict.py", *data, "--evaluate", limit=limits["predict"])}
-    image_bytes = people * volumes.NUM_POSITIONS * IMAGE_SIZE ** 2
-    row = {"people": people, "images": people * volumes.NUM_POSITIONS, "image_gigabytes": image_bytes / 1e9,
+    image_bytes = people * volumes.SLAB_SLICES * IMAGE_SIZE ** 2
+    row = {"people": people, "images": people * volumes.SLAB_SLICES, "image_gigabytes": image_bytes / 1e9,
            **{f"{name}_gigabytes": peak / 1e9 for name, peak in peaks.items()},
            **{f"{name}_limit_gigabytes": limit and limit / 1e9 for name, limit in limits.items()}}
     print("{people} people, {images:,} images of {image_gigabytes:.3f} GB: train.py {train_gigabytes:.3f}, "

@@ -205,7 +205,7 @@ def measure(stage, side, steps):
     if side == "ours":
         devices.prepare()  # which makes the operations deterministic
     count = steps * BATCH
-    split = common.noise_split(-(-count // volumes.NUM_POSITIONS), IMAGE_SIZE, MARGIN).take(slice(count))
+    split = common.noise_split(-(-count // volumes.SLAB_SLICES), IMAGE_SIZE, MARGIN).take(slice(count))
     model, data, million = (prepare_vqvae if stage == "vqvae" else prepare_pixelcnn)(side, split)
     clock = Clock()
     for _ in common.requests():

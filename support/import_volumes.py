@@ -2,6 +2,7 @@
 
 from collections import Counter
 import csv
+import dataclasses
 import glob
 import os
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from support import volumes
 from support.cli import UserError
 from support.files import whole_folder
-from support.slices import slice_file, SPLITS
+from support.images import FOREGROUND
+from support.slices import slice_file, SPLITS, write_geometry
 from support.template import share_of_people
-from support.volumes import is_dicom, read_slices, VOLUME_ENDINGS, VolumeError
 from support.whose_head import ENDING, OTHER_NAMES, people_of, T1_NAMES
 
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
@@ -82,17 +84,13 @@ def find_nifti(folder, pattern=None, person_pattern=None):
 
 
 def _list_volumes(folder):
-    """(paths of volumes relative to `folder`, reasons why others cannot be such)."""
+    """(Paths of volumes relative to `folder`, reasons why others are none); no pipes: they would wait."""
     paths, reasons = [], []
     for place, names in _walk(folder):
-        files = [place / name for name in names]
-        for path in files:
-            if path.name.lower().endswith(VOLUME_ENDINGS) and path.suffix.lower() not in (".img", ".dcm"):
-                if path.exists() and not path.is_file():  # reading it would wait; broken links are told later
-                    reasons.append(f"{path}: is a pipe or a device, not a file")
-                else:
-                    paths.append(path.relative_to(folder))
-        if any(is_dicom(path) for path in files if path.suffix.lower() in (".dcm", ".ima", "")):
+        files = [place / name for name in names if (place / name).is_file() or not (place / name).exists()]
+        paths += [path.relative_to(folder) for path in files  # a broken link is told when it is read
+                  if path.name.lower().endswith((".nii", ".nii.gz", ".mgz", ".hdr"))]
+        if any(volumes.is_dicom(path) for path in files if path.suffix.lower() in (".dcm", ".ima", "")):
             reasons.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
     return paths, reasons
 
@@ -116,14 +114,17 @@ def _why_no_head(path):
     return None if contrast is None or contrast[1] else f"is {contrast[0]} by its name, not T1"
 
 
-def convert_volumes(sessions, reasons, output_dir, seed=0):
-    """Prints how many volumes and people there are, then writes PNG folders and cases.csv into a new folder.
+def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, center=(0.0, 0.0)):
+    """Prints how many volumes and people there are, then makes a folder of PNG splits of their slices.
 
-    Training, validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions.
+    All have slices at the same heights, which geometry.json tells; cases.csv tells whose they are. Training,
+    validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions.
 
     Args:
         sessions: list of (person, path), each of which becomes a case.
         reasons: a list of texts, to which is added why a session cannot be used.
+        whole_brain: whether to cut `WHOLE_BRAIN`, less the slices at its ends that are black in everyone.
+        center: as of `volumes.axial_slices`.
 
     Returns:
         ({split: (number of sessions, of people)}, notes on the volumes, a list of texts). A `UserError` if
@@ -132,27 +133,39 @@ def convert_volumes(sessions, reasons, output_dir, seed=0):
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
-    rows, notes, first = [], [], None
+    stack = volumes.SLAB, volumes.SLAB_SLICES
+    if whole_brain:
+        stack = volumes.WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES
+    rows, notes, first, areas = [], [], None, 0
     with whole_folder(output_dir, "--output-dir") as unfinished:
         for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
             try:
-                slices, remarks = read_slices(path)
-            except VolumeError as error:
+                slices, geometry, remarks, *_ = volumes.read_slices(path, *stack, center)
+            except volumes.VolumeError as error:
                 reasons.append(f"{path}: {error}")
                 continue
-            size = f"{slices.shape[2]}x{slices.shape[1]}"
-            first = first or size
-            if size != first:
-                reasons.append(f"{path}: has slices of {size} pixels, the first one {first}")
+            lie = (f"{len(slices)} slices of {slices.shape[2]}x{slices.shape[1]} pixels, "
+                   f"{geometry.spacing:g} mm apart from {geometry.lowest:g} mm on")
+            first = first or (lie, geometry)
+            if lie != first[0]:  # some are heads that predict.py wrote
+                reasons.append(f"{path}: has {lie}, the first one {first[0]}")
                 continue
             notes += [f"{path}: {remark}" for remark in remarks]
+            areas = np.maximum(areas, (slices > FOREGROUND * 255).sum(axis=(1, 2)) * geometry.pixel_size ** 2)
             np.save(unfinished / f"{len(rows)}.npy", slices)
             rows.append((person, path))
-        return _split_by_person(unfinished, rows, seed), notes
+        shown = np.flatnonzero(np.atleast_1d(areas) >= (100 if whole_brain else 0))  # mm2 of head in anyone
+        kept = slice(shown[0], shown[-1] + 1) if rows else slice(0)
+        counts = _split_by_person(unfinished, rows, seed, kept)
+        _, geometry = first
+        geometry = dataclasses.replace(geometry, lowest=geometry.lowest + geometry.spacing * int(kept.start))
+        if geometry.axes_known:
+            write_geometry(unfinished, geometry)
+        return counts, notes
 
 
-def _split_by_person(folder, rows, seed):
-    """Writes PNG folders and cases.csv from N.npy of (person, path) N: {split: (sessions, people)}."""
+def _split_by_person(folder, rows, seed, kept=slice(None)):
+    """Writes PNGs, of the slices `kept`, and cases.csv from I.npy of row I: {split: (sessions, people)}."""
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
         raise UserError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "
@@ -167,7 +180,7 @@ def _split_by_person(folder, rows, seed):
     order = sorted(range(len(rows)), key=lambda index: SPLITS.index(split_of[rows[index][0]]))
     for case, index in enumerate(order, 1):
         name = split_of[rows[index][0]]
-        for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)):
+        for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)[kept]):
             Image.fromarray(image).save(slice_file(folder, name, case, position))
         (folder / f"{index}.npy").unlink()
         # Names as text whatever the locale; bytes that are no UTF-8 as backslash escapes

@@ -130,21 +130,27 @@ def evaluate(vqvae, prior, batches, coded, cases):
         cases: int (N,), the person of each image.
 
     Returns:
-        (the dict of metrics.json, details). The former: `reconstruction_metrics` and `code_metrics`;
+        (the dict of metrics.json, details). The former: `reconstruction_metrics` of slices in their heads,
+        and, as NAME_alone, of slices by themselves if the decoder sees neighbours; `code_metrics`;
         `bits_per_code` of slices given those below and the person, whose bits are included;
         `bits_per_code_alone`, of slices by themselves; `bytes_per_image`, by `bits_per_code`; `NAME_sd`, the
         standard deviation of people's means, unless there is a single person. The details: `per_image`, a
         dict of float (N,): `ssim`, `ssim_foreground`, `psnr` and `bits_per_code` (without the person's bits);
         `error_map`, the mean absolute error of each pixel, float (H, W).
     """
-    rows, error_sum = [], 0.0
+    rows, alone, error_sum = [], [], 0.0
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):
-        codes = np.int32(coded.codes[0][len(rows):len(rows) + len(images)])
-        originals, reconstructions = to_unit(images), to_unit(vqvae.decode_codes(codes))
+        indices = np.arange(len(rows), len(rows) + len(images))
+        originals, reconstructions = to_unit(images), to_unit(coded.decode(vqvae, indices))
         rows += [image_quality(*pair) for pair in zip(originals, reconstructions)]
+        if vqvae.sees_neighbours:
+            by_themselves = to_unit(vqvae.decode_codes(coded.codes[0][indices]))
+            alone += [image_quality(*pair) for pair in zip(originals, by_themselves)]
         error_sum = error_sum + np.abs(originals - reconstructions).sum(axis=0)
     columns = dict(zip(QUALITY, np.array(rows).T)) | {"bits_per_code": code_lengths(prior, coded)}
     measured = {name: float(values.mean()) for name, values in columns.items()}
+    for name, values in zip(QUALITY, np.transpose(alone)):
+        measured[f"{name}_alone"] = float(values.mean())
     people = np.unique(cases)
     measured["bits_per_code"] += person_bits_per_code(coded, len(people))
     for name, values in columns.items() if len(people) > 1 else ():

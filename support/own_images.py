@@ -20,6 +20,8 @@ class OwnFile(NamedTuple):
     titles: list  # N names, of what is written of each image
     images: np.ndarray  # uint8 (N, size, size)
     positions: list  # N slice positions; N times None if they are unknown, or training people have none there
+    cut: volumes.Cut | None = None  # of a volume, whose slices `used` are the images
+    used: np.ndarray | None = None  # bool (slices of the cut,)
 
 
 def read_own_files(paths, run, size, slice_positions):
@@ -34,7 +36,12 @@ def read_own_files(paths, run, size, slice_positions):
         if not path.is_file():
             raise UserError(f"{path} is not a file; give PNG images or NIfTI volumes.")
         is_volume = path.name.lower().endswith(volumes.VOLUME_ENDINGS)
-        images, positions, notes = (_read_volume if is_volume else _read_png)(path, run, slice_positions)
+        cut, used = None, None
+        if is_volume:
+            cut, used, positions, notes = _read_volume(path, run, slice_positions)
+            images = cut.slices[used]
+        else:
+            images, positions, notes = _read_png(path, slice_positions)
         for number in itertools.count(1):
             name = stem if number == 1 else f"{stem}_{number}"
             numbers = range(len(images)) if None in positions else positions
@@ -48,11 +55,11 @@ def read_own_files(paths, run, size, slice_positions):
             images = turn(images, front)  # after they are padded, as in training
             changes.append("turned front up, as the slices of the run's data")
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
-        files.append(OwnFile(str(path), name, titles, images, positions))
+        files.append(OwnFile(str(path), name, titles, images, positions, cut, used))
     return files
 
 
-def _read_png(path, run, slice_positions):
+def _read_png(path, slice_positions):
     """(uint8 (1, height, width); [the position in its name, or None]; what was done, a list of texts)."""
     image, notes = read_own_png(path)
     match = slices.FILE_NAME.fullmatch(path.name)
@@ -61,17 +68,20 @@ def _read_png(path, run, slice_positions):
 
 
 def _read_volume(path, run, slice_positions):
-    """(uint8 (N, height, width), slices where training people have some; their positions; what was done)."""
+    """(A `Cut`; which of its slices lie where training people have some, bool; their positions; notes)."""
     try:
-        images, notes = volumes.read_slices(path, run.geometry)
+        cut = volumes.read_slices(path, run.geometry, run.num_positions, run.center)
     except volumes.VolumeError as error:
         raise UserError(f"{path} cannot be used as a volume: it {error}.") from error
+    count, notes = len(cut.slices), cut.notes
     if run.config["data"]["front"] is None:
         notes = [*notes, "which side is the front in the run's own slices is unknown: they may lie otherwise"]
     # Those of a head that this run sampled, or of any other volume
-    for positions in (volumes.regular_positions(slice_positions), range(volumes.NUM_POSITIONS)):
-        if len(images) == len(positions):
-            known = [position for position in positions if position in slice_positions]
-            return images[np.isin(positions, known)], known, [f"{len(known)} axial slices", *notes]
-    # A head that another run sampled, with another number of slices
-    return images, [None] * len(images), [f"{len(images)} axial slices of unknown position", *notes]
+    for positions in (volumes.regular_positions(slice_positions), range(run.num_positions)):
+        heights = run.geometry.lowest + run.geometry.spacing * np.array(positions)
+        if count == len(positions) and np.allclose(cut.geometry.heights(count), heights, atol=1):
+            used = np.isin(positions, slice_positions)
+            return cut, used, np.array(positions)[used].tolist(), [f"{used.sum()} axial slices", *notes]
+    # A head that another run sampled, with other slices
+    notes = [f"{count} axial slices of unknown position", *notes]
+    return cut, np.full(count, True), [None] * count, notes

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from support import people
 from support.devices import samples_at_once
+from support.slices import neighbours
 
 
 def uniform(seed, stream, indices, shape, minval=0.0):
@@ -219,12 +220,13 @@ def _head_codes(prior, sample, indices, seed, temperature, persons, stream):
 
 
 def export(vqvae, prior, folder):
-    """Writes four TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository.
+    """Writes five TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository.
 
     Each is called by the names of its inputs:
 
         encoder(images): float32 (B, S, S, 1) in [-1, 1] -> codes, int32 (B, g, g)
-        decoder(codes): int32 (B, g, g) -> images, float32 (B, S, S, 1) in [-1, 1]
+        decoder(codes): int32 (B, g, g) -> images, float32 (B, S, S, 1) in [-1, 1], each by itself
+        head_decoder(codes): int32 (positions, g, g) of a head -> images, as above, each beside its neighbours
         sampler(positions, seed, temperature): int32 (B,), int32, float32 -> codes, as of `sample_slices`
         head_sampler(count, seed, temperature): int32, int32, float32 -> codes, as of `sample_heads`
 
@@ -239,13 +241,20 @@ def export(vqvae, prior, folder):
     def export_heads(count, seed, temperature):
         return _head_codes(prior, compiled, tf.range(count), seed, temperature, None, "heads")
 
+    around = neighbours(np.zeros(len(prior.slice_positions)), prior.slice_positions)
+
+    def decode_head(codes):
+        return vqvae.decode_codes(codes, *(tf.gather(codes, indices) for indices in around))
+
     images = tf.TensorSpec((None, vqvae.image_size, vqvae.image_size, 1), tf.float32, "images")
-    codes = tf.TensorSpec((None, vqvae.grid_size, vqvae.grid_size), tf.int32, "codes")
+    codes, codes_of_head = (tf.TensorSpec((count, vqvae.grid_size, vqvae.grid_size), tf.int32, "codes")
+                            for count in (None, len(prior.slice_positions)))
     drawn = [tf.TensorSpec((), tf.int32, "seed"), tf.TensorSpec((), tf.float32, "temperature")]
     positions, count = tf.TensorSpec((None,), tf.int32, "positions"), tf.TensorSpec((), tf.int32, "count")
     parts = {
         "encoder": (vqvae, vqvae.encode_to_codes, [images]),
-        "decoder": (vqvae, vqvae.decode_codes, [codes]),
+        "decoder": (vqvae, lambda codes: vqvae.decode_codes(codes), [codes]),
+        "head_decoder": (vqvae, decode_head, [codes_of_head]),
         "sampler": (prior, export_slices, [positions, *drawn]),
         "head_sampler": (prior, export_heads, [count, *drawn])}
     for number, (name, (model, function, signature)) in enumerate(parts.items(), 1):

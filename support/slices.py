@@ -1,6 +1,7 @@
 """The PNG slices of a data set: their names, and their pixels, in memory or in a cache mapped into memory."""
 
 from concurrent.futures import ThreadPoolExecutor
+import dataclasses
 import hashlib
 from itertools import chain
 import json
@@ -11,19 +12,49 @@ import numpy as np
 from tqdm import tqdm
 
 from support.cli import UserError
-from support.files import unfinished
+from support.files import unfinished, write_json
 from support.images import pad_to_square, read_slice, turn
-from support.volumes import NUM_POSITIONS
+from support.volumes import SliceGeometry
 
 FOLDERS = "keras_png_slices_train, _validate and _test"
 SPLITS = ("train", "validate", "test")
 FILE_NAME = re.compile(r"case_(\d{1,9})_slice_(\d{1,9})(?:\.nii)?\.png", re.IGNORECASE)
+MAX_POSITIONS = 256  # slices of a head
+GEOMETRY_FILE = "geometry.json"  # in the folder of a data set that was made here
 BLOCK = 256  # files at a time
 
 
 def slice_file(folder, split, case, position):
     """The path of one slice below a data folder: keras_png_slices_SPLIT/case_NNN_slice_K.nii.png."""
     return Path(folder) / f"keras_png_slices_{split}" / f"case_{case:03d}_slice_{position}.nii.png"
+
+
+def write_geometry(folder, geometry):
+    """Writes geometry.json: where the slices of a new data set lie, front up, by their `SliceGeometry`."""
+    write_json(Path(folder) / GEOMETRY_FILE, {"front": "up", **dataclasses.asdict(geometry)})
+
+
+def read_geometry(folder):
+    """What `write_geometry` wrote: (the side of the front, a `SliceGeometry`), or (None, None)."""
+    path = Path(folder) / GEOMETRY_FILE
+    try:
+        content = json.loads(path.read_text())
+        return content.pop("front"), SliceGeometry(**content)
+    except FileNotFoundError:
+        return None, None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not say where slices lie ({error}); make the folder again, or "
+                        "remove the file: then it is measured.") from error
+
+
+def neighbours(cases, positions):
+    """The indices, int (2, N), of the slices right below and right above each of N, its own where none is.
+
+    The slices are ordered by case, then by position.
+    """
+    is_joined = (np.diff(cases) == 0) & (np.diff(positions) == 1)
+    own = np.arange(len(positions))
+    return np.stack([own - np.append(False, is_joined), own + np.append(is_joined, False)])
 
 
 def list_slices(data_dir, name, limit):
@@ -36,8 +67,8 @@ def list_slices(data_dir, name, limit):
         if path.suffix.lower() != ".png" or path.name.startswith("."):  # macOS writes a ._NAME beside each
             continue
         match = FILE_NAME.fullmatch(path.name)
-        if not match or int(match[2]) >= NUM_POSITIONS:
-            raise UserError(f"{path} is not named case_NNN_slice_K.nii.png, K from 0 to {NUM_POSITIONS - 1}.")
+        if not match or int(match[2]) >= MAX_POSITIONS:
+            raise UserError(f"{path} is not named case_NNN_slice_K.nii.png, K from 0 to {MAX_POSITIONS - 1}.")
         key = int(match[1]), int(match[2])
         if key in files:
             raise UserError(f"{path} and {files[key]} are the same case and slice; remove one of them.")

@@ -1,6 +1,7 @@
 """The MNI152 template, and the cohort that is simulated from it, as PNG folders that `dataset.py` reads."""
 
 from concurrent.futures import ThreadPoolExecutor
+import dataclasses
 import os
 from pathlib import Path
 import tempfile
@@ -13,23 +14,24 @@ from tqdm import tqdm
 from support.cli import UserError
 from support.files import whole_folder
 from support.images import pad_to_square
-from support.slices import slice_file, SPLITS
-from support.volumes import NUM_POSITIONS, SLICE_SPACING
+from support.slices import slice_file, SPLITS, write_geometry
+from support.volumes import FRAME_MM, SLAB, SLAB_SLICES, SliceGeometry
 
 DEMO_VERSION = 2  # in the cache folder's name and each person's seed: raise it if the simulation changes
 DEMO_PEOPLE = {"train": 40, "validate": 5, "test": 5}
 SIMULATED_NOTE = "SIMULATED.txt"  # lies in the folder of each simulated data set
 DEMO_IMAGE_SIZE = 128  # pixels
+DEMO_GEOMETRY = SliceGeometry(2.0, 4.25, -58.0)  # of its 32 slices: the cerebellum to near the vertex
 HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head can reach
 
 
 def make_demo_cohort():
     """Simulates the demo cohort, once, into the user's cache: its folder, laid out as the OASIS PNG set."""
     counts = "-".join(map(str, DEMO_PEOPLE.values()))
-    folder = _find_cache() / f"brain-vqvae-demo-v{DEMO_VERSION}-{DEMO_IMAGE_SIZE}-{counts}"
+    folder = _find_cache() / f"brain-vqvae-demo-v{DEMO_VERSION}-whole-{DEMO_IMAGE_SIZE}-{counts}"
     if not folder.is_dir():
         try:
-            write_cohort(folder, DEMO_PEOPLE, DEMO_IMAGE_SIZE)
+            write_cohort(folder, DEMO_PEOPLE, DEMO_IMAGE_SIZE, DEMO_GEOMETRY)
         except (UserError, OSError):
             if not folder.is_dir():  # else another process finished first, with the same bytes
                 raise
@@ -77,21 +79,27 @@ def make_splits(folder, people):
     return [(name, first[name] + index) for name in SPLITS for index in range(people[name])]
 
 
-def write_cohort(folder, people, image_size):
+def write_cohort(folder, people, image_size, geometry=SLAB, num_slices=SLAB_SLICES):
     """Simulates `people`, numbers by split, and writes them into a new folder: 128 or 256 pixels of a side.
+
+    Their slices lie at the heights of a `SliceGeometry`, whose size of a pixel does not count.
 
     The template, which nilearn ships, is the mean of 152 people (MNI152, Fonov et al. 2009). A virtual person
     is that brain under a small affine map, a smooth deformation of a few millimetres, narrower or wider
     ventricles, its own contrast, a bias field and Rician noise. The case number is the seed: the same bytes,
     however many people there are. A `UserError` if the folder exists.
     """
+    geometry = dataclasses.replace(geometry, pixel_size=FRAME_MM / image_size)
+
     def write_person(name, case):
-        person = simulate_person(template, np.random.default_rng([DEMO_VERSION, case]), image_size)
+        rng = np.random.default_rng([DEMO_VERSION, case])
+        person = simulate_person(template, rng, image_size, geometry.heights(num_slices))
         for position, image in enumerate(person):
             Image.fromarray(image).save(slice_file(unfinished, name, case, position))
 
     with whole_folder(folder, "--output-dir") as unfinished:
         cases = make_splits(unfinished, people)
+        write_geometry(unfinished, geometry)
         (unfinished / SIMULATED_NOTE).write_text("Simulated by dataset.py: no evidence about patients.\n")
         template = _load_template(256 // image_size)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -134,21 +142,25 @@ def _voxels(to_voxels, points):
     return np.einsum("ij,j...->i...", to_voxels[:3, :3], points) + to_voxels[:3, 3, None, None, None]
 
 
-def simulate_person(template, rng, image_size):
-    """Draws one person, uint8 (32, image_size, image_size), the same in 128 and 256 pixels but for the noise.
+def simulate_person(template, rng, image_size, heights):
+    """Draws one person, uint8 (N, image_size, image_size), the same in 128 and 256 pixels but for the noise.
 
-    Slices lie 1.4 mm apart, from 8 mm below the anterior commissure on, front up, left left, 256 mm wide.
+    Slices lie at heights (N,), evenly spaced, in mm above the anterior commissure; front up, 256 mm wide.
     """
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size
-    positions, rows, columns = shape = NUM_POSITIONS, HEAD[0] // pixel_size, HEAD[1] // pixel_size
-    z, y, x = np.meshgrid(
-        np.arange(positions) * SLICE_SPACING - 8, ((rows - 1) / 2 - np.arange(rows)) * pixel_size,
-        (np.arange(columns) - (columns - 1) / 2) * pixel_size, indexing="ij")
+    rows, columns = HEAD[0] // pixel_size, HEAD[1] // pixel_size
+    z, y, x = np.meshgrid(heights, ((rows - 1) / 2 - np.arange(rows)) * pixel_size,
+                          (np.arange(columns) - (columns - 1) / 2) * pixel_size, indexing="ij")
     tilt, yaw = np.deg2rad(rng.uniform(-3, 3, 2))
     x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
     y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
-    x, y, z = (axis * rng.uniform(0.98, 1.1) + _smooth_field(rng, 18, 1.3, shape) for axis in (x, y, z))
+    lengths = np.ptp(heights), *HEAD
+
+    def field(spacing, amplitude):
+        return _smooth_field(rng, spacing, amplitude, lengths, z.shape)
+
+    x, y, z = (axis * rng.uniform(0.98, 1.1) + field(18, 1.3) for axis in (x, y, z))
     y -= 18  # the middle of the brain lies behind the anterior commissure
     near_ventricles = np.exp(-((x / 22) ** 2 + ((y + 12) / 45) ** 2 + ((z - 14) / 22) ** 2))
     x *= 1 - rng.uniform(-0.15, 0.5) * near_ventricles
@@ -157,20 +169,20 @@ def simulate_person(template, rng, image_size):
     inside = ndimage.map_coordinates(brain, voxels, order=1)
     if pixel_size == 1:
         inside = inside > 0.5
-    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(_smooth_field(rng, 40, 0.06, shape))
+    signal = signal ** rng.uniform(1.2, 1.8) * np.exp(field(40, 0.06))
     signal *= rng.uniform(0.85, 1.0)
-    noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *shape))  # a larger pixel has less
+    noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *signal.shape))  # a larger pixel has less
     magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: of a complex signal with Gaussian noise
     pixels = np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8)
     return pad_to_square(pixels, image_size)
 
 
-def _smooth_field(rng, spacing, amplitude, shape):
-    """A random field, float32 of `shape`: one value every `spacing` mm of the head, splined to the grid."""
-    lengths = NUM_POSITIONS, *HEAD
+def _smooth_field(rng, spacing, amplitude, lengths, shape):
+    """A random field, float32 of `shape`: a value every `spacing` mm of `lengths`, splined to the grid."""
     coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
     splines = []
-    for few, length, many in zip(coarse.shape, lengths, shape):
-        of_1_mm = ndimage.zoom(np.eye(few), (length / few, 1), order=3, mode="nearest")
-        splines.append(of_1_mm.reshape(many, -1, few).mean(axis=1))
+    # A slice is a plane; a pixel of 2 mm is the mean of two of 1 mm.
+    for few, points, many in zip(coarse.shape, (shape[0], *HEAD), shape):
+        spline = ndimage.zoom(np.eye(few), (points / few, 1), order=3, mode="nearest")
+        splines.append(spline.reshape(many, -1, few).mean(axis=1))
     return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)

@@ -1,25 +1,22 @@
-"""Whole heads: where slices lie in them, and volumes in and out."""
+"""Heads as volumes: axial slices out of them, with the way back, and sampled heads as NIfTI."""
 
 import contextlib
 import dataclasses
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from support.images import pad_to_square
-
-NUM_POSITIONS = 32  # axial slices per person
-SLICE_SPACING = 1.4  # mm between the slices that are simulated or cut from volumes
 FRAME_MM = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
 COMMISSURE = 78  # mm from the top of an average head down to its anterior commissure
 MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axis
 MAX_LENGTH = 1000  # mm along an axis
 MIN_HEAD_AREA = 2000  # mm2 of head in each slice; a brain has three times as much
 MAX_TOP_AREA = 4000  # mm2 of head in the topmost plane; more of it, and the top is about 1 cm higher
+WHOLE_BRAIN_MM = 110  # a stack at least as high is called a whole brain
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".dcm")  # read, or told how to convert
-UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # by NIfTI's code: name, and how many millimetres
 OUR_HEAD = "brain-vqvae head; "  # how the description of a volume begins that `write_nifti_heads` wrote
 
 
@@ -32,94 +29,113 @@ class SliceGeometry:
     """Where the slices of a data set lie, in millimetres."""
 
     pixel_size: float = 1.0  # of the slices' square pixels
-    spacing: float = SLICE_SPACING  # between neighbouring slices
+    spacing: float = 1.4  # between neighbouring slices
     lowest: float = -8.0  # height of slice 0 above the anterior commissure; negative below it
     axes_known: bool = True  # whether front is known to be up, as measured or stated; else nothing is claimed
+
+    def heights(self, num_slices):
+        """The heights, (num_slices,) in mm above the anterior commissure, of slices 0, 1 and so on."""
+        return self.lowest + self.spacing * np.arange(num_slices)
+
+
+SLAB, SLAB_SLICES = SliceGeometry(), 32  # what is simulated or cut from volumes by default
+# From the lower end of the cerebellum to the vertex of the template and of all who are simulated from it
+WHOLE_BRAIN, WHOLE_BRAIN_SLICES = SliceGeometry(2.0, 2.0, -66.0), 74
+
+
+def is_whole_brain(geometry, num_slices):
+    """Whether so many slices of a `SliceGeometry` are a whole brain; else they are a slab."""
+    return num_slices * geometry.spacing >= WHOLE_BRAIN_MM
+
+
+def stack_name(geometry, num_slices):
+    """What so many slices of a `SliceGeometry` are called: "whole brain" or "slab of 45 mm"."""
+    if is_whole_brain(geometry, num_slices):
+        return "whole brain"
+    return f"slab of {num_slices * geometry.spacing:.0f} mm"
+
+
+class Cut(NamedTuple):
+    """The axial slices of a volume, and what `write_in_input_frame` needs for the way back."""
+
+    slices: np.ndarray  # uint8 (N, S, S), front up, left on the left, the lowest first
+    geometry: SliceGeometry  # where they lie
+    notes: list  # texts on the file, for the user
+    affine: np.ndarray  # (4, 4): column, row and number of the slice -> mm in the volume's own space
+    levels: tuple  # the volume's intensities that became 0 and 255
+    source: object = None  # the nibabel image, as stored
 
 
 def is_dicom(path):
     """Whether a file has the mark of DICOM, in bytes 128 to 131."""
-    with contextlib.suppress(OSError):
-        if Path(path).is_file():  # a pipe would be waited for
-            with open(path, "rb") as file:
-                return file.read(132)[128:] == b"DICM"
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
     return False
 
 
-def read_slices(path, geometry=SliceGeometry()):
-    """Reads the axial slices of a head from a volume that nibabel reads.
+def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
+    """Cuts the axial slices of a head out of a volume that nibabel reads.
 
-    A head that `write_nifti_heads` wrote gives its slices as they are; any other is cut at the heights of
-    `geometry` into 32 slices of 256 x 256 pixels of 1 mm. Returns (uint8 (N, S, S), front up, the lowest
-    first; notes on the file, a list of texts). A `VolumeError` if it cannot be used.
+    A head that `write_nifti_heads` wrote gives its slices as they are, however many; for others, the
+    arguments and the size of the slices see `axial_slices`. Returns a `Cut`; a `VolumeError` if the volume
+    cannot be used.
     """
-    image, notes = _open(Path(path))
-    width, height, count = image.shape
-    is_ours = image.header["descrip"].item().startswith(OUR_HEAD.encode())
-    if (is_ours and width == height and count <= NUM_POSITIONS and image.dataobj.dtype == np.uint8
-            and np.allclose(image.affine[:3, :3], np.diag(image.header.get_zooms()))):
-        slices = np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1]
-        return np.ascontiguousarray(slices), ["a head that predict.py wrote, its slices taken as they are"]
-    slices, more_notes = axial_slices(_to_ras(image, notes), geometry)
-    return slices, notes + more_notes
+    source, image, notes = _open(Path(path))
+    width, height, _ = image.shape
+    sizes = [round(float(size), 4) for size in image.header.get_zooms()]
+    description = image.header["descrip"].item().decode("latin-1")
+    if (description.startswith(OUR_HEAD) and width == height and image.dataobj.dtype == np.uint8
+            and np.allclose(image.affine[:3, :3], np.diag(sizes), atol=1e-3)):
+        slices = np.ascontiguousarray(np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1])
+        own = SliceGeometry(sizes[0], sizes[2], round(float(image.affine[2, 3]), 4),
+                            axes_known="all axes" not in description)
+        rows_from_above = np.array([[1, 0, 0, 0], [0, -1, 0, height - 1], [0, 0, 1, 0], [0, 0, 0, 1]])
+        return Cut(slices, own, ["a head that predict.py wrote, its slices taken as they are"],
+                   image.affine @ rows_from_above, (0, 255), source)
+    cut = axial_slices(_to_ras(image, notes), geometry, num_slices, center)
+    return cut._replace(notes=notes + cut.notes, source=source)
 
 
 @contextlib.contextmanager
 def _reading():
-    """Turns whatever nibabel raises on a damaged file into `VolumeError`; what it logs is not shown."""
-    logger = logging.getLogger("nibabel.global")
-    was_disabled, logger.disabled = logger.disabled, True
+    """Turns whatever nibabel raises on a damaged file into `VolumeError`."""
     try:
         yield  # to calls of nibabel alone: a bug of ours is no bad file
     except Exception as error:
         raise VolumeError(f"cannot be read ({(str(error) or repr(error)).splitlines()[0]})") from error
-    finally:
-        logger.disabled = was_disabled
 
 
 def _open(path):
-    """Opens a volume: (a `Nifti1Image` as close to RAS as its voxels go, in mm; notes on its header)."""
-    import nibabel  # slow to import, and needed here alone
+    """(The nibabel image; the same as `Nifti1Image`, as close to RAS as its voxels go; notes on it)."""
+    import nibabel  # slow to import
 
+    logging.getLogger("nibabel.global").disabled = True  # its remarks on damaged headers
     if is_dicom(path):
         raise VolumeError("is DICOM; convert its series to NIfTI with dcm2niix")
-    with _reading(), open(path, "rb") as file:
-        is_gzipped = file.read(2) == b"\x1f\x8b"
-    if is_gzipped and path.suffix.lower() == ".nii":
-        raise VolumeError("is gzipped, which its name does not say; rename it to .nii.gz")
     with _reading():
         source = nibabel.load(path)
         shape, dtype, affine = tuple(map(int, source.shape)), source.get_data_dtype(), source.affine
-        zooms = source.header.get_zooms()[:3]
     header = source.header if isinstance(source.header, nibabel.Nifti1Header) else None
     size = " x ".join(map(str, shape))
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise VolumeError(f"has {len(shape)} dimensions ({size}), not 3; give one volume")
-    if not all(shape):
-        raise VolumeError(f"has no voxels by its header ({' x '.join(map(str, shape))})")
-    if np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise VolumeError(f"has {size} voxels by its header, too many for a head; correct or resample it")
+    if not 0 < np.prod(shape, dtype=float) <= MAX_VOXELS:
+        raise VolumeError(f"has {size} voxels by its header, none or too many; correct or resample it")
     if dtype.names or dtype.kind == "c":
         raise VolumeError("holds colours (RGB) or complex numbers; give a gray volume")
     notes = []
-    if not np.allclose(nibabel.affines.voxel_sizes(affine), zooms, rtol=0.01):
-        notes.append("its affine and its pixdim differ: the voxels are taken as the affine says")
-    if header is not None:
-        unit, millimetres = UNITS.get(int(header["xyzt_units"]) % 8, (None, 1))
-        if unit:
-            affine = np.diag([*[millimetres] * 3, 1]) @ affine
-            notes.append(f"its lengths are in {unit} by its header")
-        if not header["qform_code"] and not header["sform_code"]:
-            notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
+    if header is not None and not header["qform_code"] and not header["sform_code"]:
+        notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
     if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
         raise VolumeError("has a singular affine: correct its sform or qform, which say how voxels lie")
     with _reading():
         data = np.asarray(source.dataobj).reshape(shape[:3])
-    return nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine, header, dtype=data.dtype)), notes
+    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine, header, dtype=data.dtype))
+    return source, image, notes
 
 
 def _to_ras(image, notes):
-    """Resamples to 1 mm along RAS (x right, y front, z up): float32 (x, y, z), finite. Adds to `notes`."""
+    """Resamples to 1 mm along RAS (x right, y front, z up), as finite float32. Adds to `notes`."""
     import nibabel
     from nibabel.processing import resample_from_to
 
@@ -129,24 +145,12 @@ def _to_ras(image, notes):
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
-        # What lies between two numbers of a row is not outside of the head.
-        within_rows = np.logical_or.accumulate(finite) & np.logical_or.accumulate(finite[::-1])[::-1]
-        if 2 * finite.sum() <= within_rows.sum():
-            raise VolumeError("holds no picture (most of its voxels are not numbers)")
         notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
         volume = np.where(finite, volume, volume[finite].min(initial=0))
-    low, high = _levels(volume)
-    equal = []  # the share of equal pairs of bright neighbours along each axis
-    for planes in (np.moveaxis(volume, axis, 0) for axis in range(3)):
-        bright = np.minimum(planes[1:], planes[:-1]) > low + 0.1 * (high - low)
-        equal.append((planes[1:] == planes[:-1])[bright].mean() if bright.any() else 1.0)
-    if min(equal) > 0.6 and (volume == np.round(volume)).all():
-        raise VolumeError(f"holds labels, not a picture ({min(equal):.0%} of neighbouring voxels are equal)")
-    if not np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
-        image = nibabel.Nifti1Image(volume, image.affine)
-        resampled = resample_from_to(image, (shape, affine), order=1, cval=min(0, float(volume.min())))
-        volume = np.asarray(resampled.dataobj)
-    return volume
+    image = nibabel.Nifti1Image(volume, image.affine)
+    if np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
+        return image
+    return resample_from_to(image, (shape, affine), order=1, cval=min(0, float(volume.min())))
 
 
 def _levels(volume):
@@ -191,44 +195,111 @@ def _head_region(volume, low, high):
     return np.isin(labels, 1 + np.flatnonzero(around)), is_noise_bright
 
 
-def axial_slices(volume, geometry=SliceGeometry()):
-    """Cuts float32 (x, y, z), 1 mm, RAS: (uint8 (32, 256, 256), front up, left on the left; notes)."""
-    low, high = _levels(volume)
+def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
+    """Cuts slices at the heights of a `SliceGeometry`, measured from the top of the head.
+
+    A slab consists of the nearest planes, of 256 x 256 pixels of 1 mm. A whole brain is averaged to 2 mm if
+    pixels are at least as large, and black where the volume ends.
+
+    Args:
+        image: nibabel image of float32 (x, y, z), 1 mm, RAS.
+        center: where the middle of the head is moved to, (down, right) in mm from the middle of the frame;
+            None to leave it where it lies.
+
+    Returns:
+        A `Cut` without `source`. A `VolumeError` if there is no such stack of a head in the volume.
+    """
+    import nibabel
+    from nibabel.processing import resample_from_to
+
+    volume = np.asarray(image.dataobj)
+    levels = low, high = _levels(volume)
     head, is_noise_bright = _head_region(volume, low, high)
-    heights = _slice_heights(head.sum(axis=(0, 1)), geometry)
-    head, slices = (array[:, ::-1, heights].transpose(2, 1, 0) for array in (head, volume))
-    slices = np.round(((slices - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
+    commissure = _find_commissure(head.sum(axis=(0, 1)), geometry, num_slices)
     notes = []
     if is_noise_bright:
         # 2 mm more, which smoothing took: a simulated head loses nothing, and 2 % of the noise stays.
-        wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(region), iterations=2) for region in head]
-        slices[~np.array(wider)] = 0
+        wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(plane), iterations=2) for plane in head.T]
+        volume = np.where(np.transpose(wider), volume, low)
         notes.append("its noise is as bright as its head (as in MP2RAGE): set to black outside of the head")
-    starts = [max(0, length - FRAME_MM) // 2 for length in slices.shape[1:]]
-    inside = slice(None), *(slice(start, start + FRAME_MM) for start in starts)
-    if head[inside].sum() < head.sum():
+    extent = head_extent(head.T, np.arange(volume.shape[2]) - commissure)
+    if np.ptp(extent, axis=1).max() > FRAME_MM:
         raise VolumeError(f"shows a head of more than {FRAME_MM} mm across")
-    return pad_to_square(slices[inside], FRAME_MM), notes
+    if center is None:
+        back, left = ((np.array(volume.shape[1::-1]) - FRAME_MM) / 2).astype(int)
+    else:
+        back, left = np.round(extent.mean(axis=1) - FRAME_MM / 2 - np.multiply(center, (-1, 1))).astype(int)
+    is_whole = is_whole_brain(geometry, num_slices)
+    pixel = 2 if is_whole and geometry.pixel_size >= 2 else 1
+    if is_whole:
+        volume = ndimage.convolve1d(volume, [0.25, 0.5, 0.25], axis=2)
+    # The grid of the slices, its rows from the front on: a pixel of 2 mm lies in the middle of four voxels.
+    grid = image.affine @ np.array([[pixel, 0, 0, left + (pixel - 1) / 2],
+                                    [0, -pixel, 0, back + FRAME_MM - (pixel + 1) / 2],
+                                    [0, 0, geometry.spacing, commissure + geometry.lowest], [0, 0, 0, 1]])
+    side = FRAME_MM // pixel
+    slices = resample_from_to(nibabel.Nifti1Image(volume, image.affine), ((side, side, num_slices), grid),
+                              order=int(is_whole), mode="grid-constant", cval=low).dataobj.T
+    slices = np.uint8(np.round(((slices - low) / (high - low)).clip(0, 1) * 255))
+    geometry = dataclasses.replace(geometry, pixel_size=float(pixel), axes_known=True)
+    return Cut(slices, geometry, notes, grid, levels)
 
 
-def _slice_heights(areas, geometry):
-    """The indices, int (32,), of the planes to cut, given the mm2 of head in each plane of 1 mm."""
+def head_extent(region, heights):
+    """Where a head begins and ends: int ((first row, last), (first column, last)), the last ones excluded.
+
+    Of a mask (N, H, W) of slices at `heights` (N,) in mm those above the anterior commissure count, for nose,
+    chin and neck lie below; of rows and columns those that show over a tenth of what the fullest does.
+    """
+    region = region[heights >= 0] if region[heights >= 0].any() else region
+    profiles = region.sum(axis=(0, 2)), region.sum(axis=(0, 1))
+    shown = [np.flatnonzero(profile >= 0.1 * profile.max()) for profile in profiles]
+    return np.array([[places[0], places[-1] + 1] for places in shown])
+
+
+def _find_commissure(areas, geometry, num_slices):
+    """The plane of the anterior commissure, given the mm2 of head in each plane of 1 mm, if all is there."""
     top = np.flatnonzero(areas >= 100)  # a square centimetre
     if not top.size:
         raise VolumeError("shows no head (nothing stands out from its noise)")
     if areas[-1] > MAX_TOP_AREA:
         raise VolumeError("is cut off below the top of the head, from which heights are measured")
-    depth = COMMISSURE - geometry.lowest
-    heights = np.round(top[-1] - depth + geometry.spacing * np.arange(NUM_POSITIONS)).astype(int)
-    if heights[0] < 0:
-        raise VolumeError(f"ends {-heights[0]} mm too high: {depth:.0f} mm below the head's top are needed")
-    if heights[-1] >= len(areas):
-        raise VolumeError(f"ends {heights[-1] - len(areas) + 1} mm too low for {NUM_POSITIONS} slices "
-                          f"{geometry.spacing:.1f} mm apart")
-    if num_small := (areas[heights] < MIN_HEAD_AREA).sum():
+    heights = geometry.heights(num_slices)
+    planes = np.round(top[-1] - COMMISSURE + heights).astype(int)
+    is_whole, within = is_whole_brain(geometry, num_slices), (planes >= 0) & (planes < len(areas))
+    if not is_whole and not within.all():
+        lowest, highest = COMMISSURE - heights[[0, -1]]
+        raise VolumeError(f"does not reach from {lowest:.0f} to {highest:.0f} mm below the head's top, where "
+                          "slices are to be cut")
+    num_small = num_slices - (areas[planes[within]] >= MIN_HEAD_AREA).sum()
+    if num_small > (num_slices / 2 if is_whole else 0):
         raise VolumeError(f"shows less than {MIN_HEAD_AREA // 100} cm2 of head in {num_small} of "
-                          f"{NUM_POSITIONS} slices")
-    return heights
+                          f"{num_slices} slices")
+    return top[-1] - COMMISSURE
+
+
+def write_in_input_frame(cut, images, path):
+    """Writes what became of a volume's slices as NIfTI that lies voxel for voxel on the volume.
+
+    It has the volume's grid, affine and levels of intensity, as float32; black where nothing was cut.
+
+    Args:
+        cut: `Cut` of the volume.
+        images: float (N, H, W) in [0, 1], what became of the N slices; in pixels of any size.
+    """
+    import nibabel
+    from nibabel.processing import resample_from_to
+
+    source, pixel = cut.source, cut.slices.shape[1] / images.shape[1]
+    affine = cut.affine @ np.array([[pixel, 0, 0, (pixel - 1) / 2], [0, pixel, 0, (pixel - 1) / 2],
+                                    [0, 0, 1, 0], [0, 0, 0, 1]])
+    stack = nibabel.Nifti1Image(np.float32(images.T), affine)
+    volume = resample_from_to(stack, (source.shape[:3], source.affine), order=1, mode="grid-constant").dataobj
+    low, high = map(np.float32, cut.levels)
+    volume = (low + volume * (high - low)).reshape(source.shape)
+    image = nibabel.Nifti1Image(volume, source.affine, source.header)
+    image.set_data_dtype(np.float32)
+    nibabel.save(image, path)
 
 
 def write_nifti_heads(heads, positions, geometry, folder):

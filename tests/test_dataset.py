@@ -119,7 +119,7 @@ SPOILERS = {  # what writes the file, and another name than case_001_slice_5.nii
     "JPEG in disguise": (save(file_format="JPEG"),), "other size": (save(size=(64, 32)),),
     "RGB": (save("RGB"),), "alpha": (save("LA"),), "palette": (save("P"),), "16-bit": (save("I;16"),),
     "no case": (save(), "brain.png"), "slice twice": (save(), "case_1_slice_5.nii.png"),
-    "out of range": (save(), "case_001_slice_32.nii.png"), "no text": (save(), "case_1_slice_\udcff.png"),
+    "out of range": (save(), "case_001_slice_256.nii.png"), "no text": (save(), "case_1_slice_\udcff.png"),
     "symlink loop": (lambda path: path.unlink() or path.symlink_to(path),),
     "dangling symlink": (lambda path: path.unlink() or path.symlink_to("nowhere"),),
     "folder": (lambda path: path.unlink() or path.mkdir(),),
@@ -268,7 +268,10 @@ def test_loading_warns_of_shared_people_on_the_chief(cohort, capsys, monkeypatch
 def coded_split(split, codes, persons, steps=(1, 2)):
     """A `dataset.CodedSplit` of 64 codes for codes (V, N, ...) and persons (V, N, P)."""
     context = dataset.context_indices(split, steps)
-    return dataset.CodedSplit(codes.astype(np.uint16), split.positions, context, np.float32(persons), 64)
+    around = slices.neighbours(split.cases, split.positions)
+    near_codes = np.int32(np.arange(64)[:, np.newaxis] ^ [1, 2])
+    return dataset.CodedSplit(codes.astype(np.uint16), split.positions, context, np.float32(persons), around,
+                              near_codes)
 
 
 def together(batches):
@@ -330,7 +333,7 @@ def test_slices_below_and_heads_are_found():
 def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing():
     split = make_split({4: [0, 5], 9: [31]}, side=64)
     split.images[:] = np.random.default_rng(0).integers(0, 256, split.images.shape, np.uint8)
-    pictures, heads = dataset.head_pictures(split, margin=8)
+    pictures, heads = dataset.head_pictures(split, margin=8, num_positions=32)
     assert_array_equal(heads, [0, 0, 1])
     assert pictures.shape == (2, 32, 16, 16) and np.isfinite(pictures).any(axis=(2, 3)).sum() == 3
     expected = split.images[1, 8:-8, 8:-8].reshape(16, 3, 16, 3).mean(axis=(1, 3)) / 255
@@ -397,10 +400,43 @@ def test_prior_batches_in_order_hide_nothing_and_those_of_training_hide_their_sh
     noise = (partly["person"] - coded.persons[version, order])[~hidden]
     found = {"context": (1 - visible[two, 0].mean(), 0.03),  # with what it may be off
              "further_context": ((visible[two, 0] & ~visible[two, 1]).mean(), 0.02),
-             "context_codes": ((full != after)[visible].mean() / (1 - 1 / num_embeddings), 0.003),
+             "no_noise": ((partly["noise_share"] == 0).mean(), 0.03),
+             "noise": (partly["noise_share"].max(), 0.005),
              "person": (hidden.mean(), 0.03), "person_noise": (noise.std(), 0.0075)}
     for name, (value, error) in found.items():
         assert value == pytest.approx(dataset.CONDITION_DROPOUT[name], abs=error)
+    is_changed = visible[:, :, np.newaxis, np.newaxis] & (full != after)
+    assert set(np.unique((full ^ after)[is_changed])) == {1, 2}  # by near codes alone
+    noise_share = np.broadcast_to(partly["noise_share"][:, np.newaxis], visible.shape)[visible]
+    changed_share = is_changed.mean(axis=(2, 3))[visible]
+    assert not changed_share[noise_share == 0].any()
+    slope, offset = np.polyfit(noise_share, changed_share, 1)  # what is told is what happens
+    assert slope == pytest.approx(1, abs=0.02) and offset == pytest.approx(0, abs=0.003)
+
+
+def test_slices_have_neighbours_within_their_head_and_where_none_is_missing():
+    split = make_split({1: [0, 1, 3], 2: [4, 5, 6]})
+    expected = [[0, 0, 2, 3, 3, 4], [1, 1, 2, 4, 5, 5]]
+    assert_array_equal(slices.neighbours(split.cases, split.positions), expected)
+
+
+def test_decoder_batches_hold_three_slices_codes_and_in_training_some_their_own_thrice(splits):
+    train, codes = splits["train"], np.arange(32).reshape(32, 1, 1)
+    images, triples = together(dataset.decoder_batches(codes, train, 5))
+    assert_array_equal(images[..., 0], dataset.normalise(train.images))
+    expected = np.stack([np.arange(32), *slices.neighbours(train.cases, train.positions)], axis=1)
+    assert_array_equal(triples[..., 0, 0], expected)
+    _, triples = together(dataset.decoder_batches(codes, train, 8, seed=0).take(200))
+    triples = triples[..., 0, 0]
+    is_alone = (triples == triples[:, :1]).all(axis=1)
+    assert_array_equal(triples[~is_alone], expected[triples[~is_alone, 0]])
+    assert is_alone.mean() == pytest.approx(dataset.ALONE_SHARE, abs=0.03)
+
+
+def test_near_codes_are_the_nearest_of_the_codebook():
+    quantizer = small_vqvae(num_embeddings=30).quantizer
+    distances = np.linalg.norm(quantizer.embeddings[:, None] - quantizer.embeddings[None], axis=-1)
+    assert_array_equal(dataset.near_codes(quantizer), distances.argsort(axis=1)[:, 1:13])
 
 
 def test_empty_margin_is_the_narrowest_black_border_and_what_lies_in_it_is_announced(capsys):

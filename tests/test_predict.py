@@ -327,7 +327,7 @@ def test_a_test_slice_gives_what_the_test_split_gives(models, tmp_path, capsys):
     predict.main(["--images", SLICE, "--output-dir", str(out)])
     assert "taken as it is" in capsys.readouterr().out
     assert names_in(out) == {f"{stem}_original.png", f"{stem}_reconstruction.png", f"{stem}_codes.npy",
-                             "reconstructions.png", "metrics.json", "files.json"}
+                             "reconstructions.png", "report.html", "metrics.json", "files.json"}
     row, = read_json(out / "metrics.json")["images"]
     vqvae, prior = models
     test = dataset.load_splits("cohort", ["test"])["test"]
@@ -394,7 +394,7 @@ def test_a_volume_gives_the_slices_that_training_people_have(copied, models, tmp
     radius = np.sqrt((x / 60) ** 2 + (y / 75) ** 2 + (z / 55) ** 2)
     volume = np.where(radius < 1, 0.5 + 0.3 * np.cos(x / 9) * np.cos(y / 8), 0).transpose(1, 0, 2)
     nibabel.save(nibabel.Nifti1Image(np.float32(volume), np.eye(4)), path)
-    slices = volumes.read_slices(path)[0]
+    cut = volumes.read_slices(path, num_slices=8)
     change_config(copied, "data", geometry={"spacing": 1.4}, front=None)
     run = ["--run-dir", str(copied)]
     predict.main([*run, "--images", str(path), "--output-dir", str(out)])
@@ -402,26 +402,43 @@ def test_a_volume_gives_the_slices_that_training_people_have(copied, models, tmp
     assert "head.nii.gz: 8 axial slices, which side is the front in the run's own slices is unknown" in said
     assert "resampled from 256x256 to 64x64 pixels." in said
     rows = read_json(out / "metrics.json")["images"]
-    assert [row["slice"] for row in rows] == list(range(8))  # the lowest 8 of 32
+    assert [row["slice"] for row in rows] == list(range(8))
     assert np.load(out / "head_codes.npy").shape == (8, 8, 8)
     images = np.stack([pixels(out / f"head_slice_{k}_original.png") for k in range(8)])
-    assert np.abs(images - downscale_local_mean(slices[:8], (1, 4, 4))).mean() < 3
+    assert np.abs(images - downscale_local_mean(cut.slices, (1, 4, 4))).mean() < 3
     head = dataset.Split("head", images, np.zeros(8, np.int32), np.arange(8, dtype=np.int32))
     lengths = metrics.code_lengths(models[1], dataset.encode_split(*models, head))
     # 64 codes a slice; 24 numbers of a byte each tell the person, once for 8 slices.
     assert [row["bytes"] for row in rows] == pytest.approx(lengths * 64 / 8 + 24 / 8, rel=1e-4)
+    mean = np.mean([row["ssim"] for row in rows])
+    assert read_json(out / "metrics.json")["volumes"] == [{"file": str(path), "ssim": pytest.approx(mean)}]
+    assert re.search(rf"^head, mean +{mean:.3f}$", said, re.M)
+    decoded = (models[0].decode_head(np.load(out / "head_codes.npy"))[..., 0] + 1) / 2
+    volumes.write_in_input_frame(cut, decoded, tmp_path / "expected.nii.gz")
+    back, expected = (nibabel.load(file) for file in (out / "head_reconstruction.nii.gz",
+                                                      tmp_path / "expected.nii.gz"))
+    assert back.shape == volume.shape and (back.affine == np.eye(4)).all()
+    np.testing.assert_allclose(back.get_fdata(), expected.get_fdata(), atol=1e-3)
+    page = (out / "report.html").read_text()
+    assert "head_slice_2" in page and "Samples" not in page
     predict.main([*run, "--codes", str(out / "head_codes.npy"), "--output-dir", str(tmp_path / "decoded")])
     assert len(list((tmp_path / "decoded").glob("head_codes_*.png"))) == 8
 
 
 @pytest.mark.parametrize("run_positions, given, expected", (
     ([0, 1, 2, 6], 7, {0: 0, 1: 1, 2: 2, 6: 6}),  # a head of this run, whose gaps are black
-    ([4, 8, 12], 3, {4: 0, 8: 1, 12: 2}), ([4, 8, 12], 32, {4: 4, 8: 8, 12: 12}), ([4, 8, 12], 5, None)))
-def test_slices_of_a_volume_lie_where_the_run_has_some(copied, monkeypatch, run_positions, given, expected):
-    images = np.repeat(np.arange(given, dtype=np.uint8), 64).reshape(given, 8, 8)
-    monkeypatch.setattr(volumes, "read_slices", lambda path, geometry: (images, []))
-    (copied / "head.nii").touch()
-    file, = own_images.read_own_files([copied / "head.nii"], Run.load(copied), 8, run_positions)
+    ([4, 8, 12], 3, {4: 0, 8: 1, 12: 2}), ([4, 8, 12], 32, {4: 4, 8: 8, 12: 12}), ([4, 8, 12], 5, None),
+    ([0, 4, 8], 32, None)))  # a head of 32 slices, but of another run: 1 mm apart
+def test_slices_of_a_volume_lie_where_the_run_has_some(copied, run_positions, given, expected):
+    images = np.repeat(np.arange(given, dtype=np.uint8), 64).reshape(1, given, 8, 8)
+    step = run_positions[1] - run_positions[0] if given == len(run_positions) else 1
+    first = run_positions[0] if given == len(run_positions) else 0
+    geometry = volumes.SliceGeometry(32.0, 1.0 if expected is None and given == 32 else 1.4)
+    volumes.write_nifti_heads(images, range(first, first + step * given, step), geometry, copied)
+    (copied / "head_000.nii.gz").rename(copied / "head.nii.gz")
+    change_config(copied, "data", geometry={"spacing": 1.4})
+    change_config(copied, "pixelcnn", num_positions=32)
+    file, = own_images.read_own_files([copied / "head.nii.gz"], Run.load(copied), 8, run_positions)
     expected = list(expected.items()) if expected else [(None, index) for index in range(given)]
     assert list(zip(file.positions, file.images[:, 0, 0])) == expected
 

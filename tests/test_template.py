@@ -7,7 +7,9 @@ import pytest
 
 import dataset
 from support import slices, template
+from support.cli import UserError
 from support.images import empty_margin
+from support.volumes import SLAB, WHOLE_BRAIN, WHOLE_BRAIN_SLICES
 from tests.conftest import check_refused, script_environment
 
 
@@ -21,10 +23,9 @@ def quick_template():
 
 # Case 1 of the demo cohort: means over a grid of 4 x 4 fields of slices 3, 16 and 28.
 DEMO_PERSON = (
-    54.6, 152.2, 139.8, 60.7, 85.1, 140.8, 123.7, 76.4, 139.6, 121.8, 113.4, 133.8, 64.8, 124.0, 134.7, 59.4,
-    52.4, 159.5, 147, 58.5, 120.3, 150.1, 135.5, 115.4, 120.9, 144.4, 129.8, 100, 60, 141, 146.6, 52.9,
-    29.6, 123.3, 125.7, 32.8, 116.9, 182.8, 158.8, 108.7, 151.5, 188.9, 163.6, 127.7, 48.6, 117.4, 122.7,
-    42.1)
+    0, 0, 0, 0, 28.5, 28.7, 31.4, 27.3, 29.1, 90.2, 78.6, 20, 24.5, 65.7, 78.4, 22.1,
+    52.1, 159.8, 149.8, 54, 109.9, 143.8, 137.7, 97.7, 160.3, 125, 135.4, 143.4, 52.6, 128.8, 128.7, 37.3,
+    0, 4.5, 3.6, 0, 17.7, 113.1, 135.2, 26.5, 37.8, 138.2, 152.6, 38, 0, 29, 31.1, 0)
 
 
 def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypatch):
@@ -37,7 +38,7 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     images = splits["train"].images
     assert images.shape == (32, 128, 128)
     assert empty_margin(images, 16) == 16
-    assert 0.6 < (images == 0).mean() < 0.8  # as OASIS: about 70 % black
+    assert 0.75 < (images == 0).mean() < 0.85
     assert (images != splits["validate"].images).any()
     cases = [np.unique(splits[name].cases).tolist() for name in slices.SPLITS]
     assert cases == [[1], [402], [441]]  # as OASIS numbers them
@@ -55,7 +56,7 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
 
 def test_a_person_of_128_pixels_is_the_mean_of_the_one_of_256():
     small, large = (template.simulate_person(template._load_template(256 // size), np.random.default_rng(7),
-                                             size) for size in (128, 256))
+                                             size, SLAB.heights(32)) for size in (128, 256))
     mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
     assert np.corrcoef(small.ravel(), mean.ravel())[0, 1] > 0.998
     assert np.abs(small[mean == 0].astype(int)).max() < 40  # the brain ends in the same place
@@ -65,7 +66,8 @@ def test_noise_is_that_of_a_mean_over_the_pixel():
     to_voxels = np.diag([0.02, 0.02, 0.02, 1])
     to_voxels[:3, 3] = 3.5
     flat = np.full((8, 8, 8), 0.5, np.float32), np.ones((8, 8, 8), np.float32), to_voxels
-    small, large = (template.simulate_person(flat, np.random.default_rng(7), size) for size in (128, 256))
+    small, large = (template.simulate_person(flat, np.random.default_rng(7), size, SLAB.heights(32))
+                    for size in (128, 256))
     mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
     roughness = [np.diff(images[:, 24:104, 28:100].astype(float)).std() for images in (small, mean)]
     assert roughness[0] == pytest.approx(roughness[1], rel=0.05)
@@ -100,6 +102,24 @@ def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path):
     assert len({case for _, case in cases}) == 600
     first = {name: min(case for split, case in cases if split == name) for name in slices.SPLITS}
     assert first == {"train": 1, "validate": 501, "test": 551}
+
+
+def test_a_simulated_whole_brain_is_whole_in_all_three_planes_and_says_where_its_slices_lie(tmp_path, capsys):
+    folder = str(tmp_path / "brains")
+    dataset.main(["--simulate", "3", "--whole-brain", "--output-dir", folder])
+    assert f"{WHOLE_BRAIN_SLICES} slices each of 128x128 pixels" in capsys.readouterr().out
+    assert dataset.find_geometry(folder)[:2] == ("up", WHOLE_BRAIN)
+    volume = dataset.load_splits(folder)["train"].images
+    areas = 4 * (volume > 40).sum(axis=(1, 2))  # mm2
+    assert len(volume) == WHOLE_BRAIN_SLICES and max(areas[[0, 1, -1]]) < 0.05 * areas.max()
+    assert (areas[5:-6] > 0).all() and empty_margin(volume, 1) >= 16
+    # It is the template's brain: at the height of each slice, and so in every plane.
+    expected = template.cut_axial(*template.load_mni152(), WHOLE_BRAIN.heights(WHOLE_BRAIN_SLICES), 128, 2)
+    for plane in np.s_[20], np.s_[45], np.s_[:, 64], np.s_[:, :, 55]:
+        assert np.corrcoef(volume[plane].ravel(), expected[plane].ravel())[0, 1] > 0.8
+    (tmp_path / "brains" / slices.GEOMETRY_FILE).write_text('{"front": "up", "spacing": 2}, ')
+    with pytest.raises(UserError, match="geometry.json does not say where slices lie"):
+        dataset.find_geometry(folder)
 
 
 def test_a_cohort_that_fails_leaves_nothing(tmp_path, monkeypatch):
