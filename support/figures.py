@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from support.images import brain_box, crop, spread
+from support.volumes import is_whole_brain, stack_name
 
 matplotlib.rcdefaults()  # whatever a matplotlibrc says
 DPI = 120
@@ -144,12 +145,6 @@ def plot_errors(ssims, positions, errors, margin, path):
     figure.savefig(path)
 
 
-def stack_name(geometry, count):
-    """What `count` slices of a `volumes.SliceGeometry` are: "whole brain" or "slab of 45 mm"."""
-    height = count * geometry.spacing
-    return "whole brain" if height >= 110 else f"slab of {height:.0f} mm"
-
-
 def axes_caption(geometry):
     """What may be said of the directions in pictures of heads, by their `volumes.SliceGeometry`."""
     if geometry.axes_known:
@@ -190,7 +185,7 @@ def head_figure(heads, positions, geometry, path):
     """
     name, heads = stack_name(geometry, len(positions)), heads[brain_box(heads, rim=2)]
     (_, _, width, height), (_, _, _, depth), _ = head_planes(heads[0], geometry)
-    is_whole = name == "whole brain" and len(positions) > 7
+    is_whole = is_whole_brain(geometry, len(positions)) and len(positions) > 7
     few = inner_slices(len(positions), 6 if is_whole else 5)
     digits = "123456"[:len(few)]
     if is_whole:

@@ -14,6 +14,7 @@ from skimage.util import montage
 
 from support import figures, judge
 from support.images import brain_box, crop, spread
+from support.volumes import stack_name
 
 # What each figure of metrics.json is, by the heading that it stands under.
 MEANINGS = {
@@ -78,7 +79,7 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, b
                    for name, cuts, *sides in figures.head_planes(head, geometry)]
                   for head in heads[brain_box(heads, rim=2)]]
         content |= {"heads": planes, "positions": list(map(int, head_positions)),
-                    "kind": figures.stack_name(geometry, len(head_positions)),
+                    "kind": stack_name(geometry, len(head_positions)),
                     "axes_caption": figures.axes_caption(geometry)}
     if head_table:
         heading, *rows = head_table
