@@ -82,7 +82,7 @@ def exit_on_user_error(main):
             if os.environ.get(DEBUG):
                 traceback.print_exc()
             try:
-                sys.stdout.flush()
+                print(end="\r" if isinstance(error, OSError) else "", flush=True)  # did stdout fail?
             except OSError as failure:  # Python's own last words, the same again, go nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 if isinstance(error, OSError):
