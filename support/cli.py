@@ -82,9 +82,11 @@ def exit_on_user_error(main):
             if os.environ.get(DEBUG):
                 traceback.print_exc()
             try:
-                sys.stdout.flush()
-            except OSError:  # Python's own last words, the same again, go nowhere
+                print(end="\r" if isinstance(error, OSError) else "", flush=True)  # did stdout fail?
+            except OSError as failure:  # Python's own last words, the same again, go nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                if isinstance(error, OSError):
+                    sentence = f"the output cannot be written ({failure.strerror})."
             if isinstance(error, BrokenPipeError):
                 sys.exit(EXIT_PIPE)
             with contextlib.suppress(OSError):  # of a closed terminal

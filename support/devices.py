@@ -19,8 +19,6 @@ from support.cli import UserError
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
 NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"
 JOIN_TIMEOUT = 600  # seconds in which the other machines must start
-STEPS_AT_ONCE = 16  # at most, on a GPU: no callback can run between them
-SAMPLES_AT_ONCE = {"CPU": 32, "GPU": 256}
 
 
 # What is there --------------------------------------------------------------------------------------------
@@ -36,8 +34,7 @@ def prepare(exact=False):
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.experimental.enable_op_determinism()  # same seed, same bits; on a GPU it would cost much
-        is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-        if shutil.which("nvidia-smi") and not is_hidden:
+        if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
             print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
                   'To use the GPU: pip install "tensorflow[and-cuda]>=2.21,<2.22"', flush=True)
     if exact:
@@ -69,15 +66,15 @@ def layers_of(policy):
 
 def samples_at_once(bytes_each):
     """How many samples to draw side by side: a GPU waits less for each of many; 1 GB of noise at most."""
-    return max(1, min(SAMPLES_AT_ONCE[kind()], 2 ** 30 // bytes_each))
+    return max(1, min(256 if kind() == "GPU" else 32, 2 ** 30 // bytes_each))
 
 
 def steps_per_execution(steps_per_epoch):
     """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly."""
-    # Small steps on a GPU wait for Python more than they compute.
+    # Small steps on a GPU wait for Python more than they compute. But no callback can run between them.
     if kind() == "CPU" or strategy().num_replicas_in_sync > 1:
         return 1
-    return max(steps for steps in range(1, STEPS_AT_ONCE + 1) if steps_per_epoch % steps == 0)
+    return max(steps for steps in range(1, 17) if steps_per_epoch % steps == 0)
 
 
 # Several devices ------------------------------------------------------------------------------------------
@@ -208,8 +205,7 @@ def broadcast(array):
     if cluster() is None:
         return array
     array = np.asarray(array)
-    values = array if is_chief() else np.zeros(array.shape)
-    return _sum_over_machines(np.float64(values)).astype(array.dtype)
+    return _sum_over_machines(np.float64(array if is_chief() else np.zeros_like(array))).astype(array.dtype)
 
 
 def broadcast_variables(variables):

@@ -4,7 +4,6 @@ A script whose first import this is computes the same whatever other software ha
 `modules` keeps its own environment.
 """
 
-import importlib
 import os
 import subprocess
 import sys
@@ -32,7 +31,7 @@ stderr = os.dup(2)
 with subprocess.Popen(["grep", "-vE", CHATTER], stdin=subprocess.PIPE, stdout=stderr) as grep:
     os.dup2(grep.stdin.fileno(), 2)
     try:
-        importlib.import_module("tensorflow")
+        import tensorflow  # noqa: F401
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

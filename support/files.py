@@ -50,8 +50,12 @@ def unfinished(target):
             if is_locked and time.time() - leftover.stat().st_mtime > SETTLED:
                 shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(UNFINISHED, prefix, target.parent, ignore_cleanup_errors=True) as hidden:
-        with lock(hidden):
-            yield Path(hidden) / target.name
+        try:
+            with lock(hidden):
+                yield Path(hidden) / target.name
+        except OSError as error:
+            error.filename = error.filename or str(target)  # of a full disk Python does not say where
+            raise
 
 
 def scratch_array(shape, folder):

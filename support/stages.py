@@ -149,7 +149,6 @@ class Epochs(keras.callbacks.Callback):
                         unit=" steps", leave=False, disable=None if devices.is_chief() else True)
 
     def on_train_batch_end(self, batch, logs):
-        """Moves the bar; raises UserError at a diverged loss: what was saved before stays."""
         self.bar.update(batch + 1 - self.bar.n)
         if not all(abs(value) < MAX_LOSS for value in logs.values()):
             name, path = self.stage.name, self.stage.run.model_path(self.stage.name)

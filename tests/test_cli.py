@@ -101,7 +101,8 @@ main()
 
 
 @pytest.mark.parametrize("target, status, message", (
-    ("| head -1 > /dev/null", cli.EXIT_PIPE, ""), ("> /dev/full", 2, "-c: No space left on device.\n")))
+    ("| head -1 > /dev/null", cli.EXIT_PIPE, ""),
+    ("> /dev/full", 2, "-c: the output cannot be written (No space left on device).\n")))
 def test_a_reader_that_is_gone_and_a_full_log_are_no_traceback(target, status, message):
     command = f"{sys.executable} -c \"$CODE\" {target}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], text=True, env=script_environment(CODE=PRINTS),
