@@ -182,12 +182,9 @@ def spoil(kind):
         volume[(radius > 0.74) & (radius < 0.88)] = 0
         assert ndimage.label(volume > 100)[1] == 2
         return volume
-    if kind == "streaks":
-        volume[::8, :, UPRIGHT[2] // 2 + 50:] += 200  # planes of 1 mm through and above the top of the head
-        volume[:, ::10] += 60
     if kind == "wrap-around":
         volume[20:60, 20:80, -6:] = 250 + 5 * np.arange(6)  # the neck, above a gap of 4 mm
-    ratio = {"signal-to-noise 25": 25, "signal-to-noise 8": 8, "zeros in the corners": 5}.get(kind, 100)
+    ratio = {"signal-to-noise 8": 8, "zeros in the corners": 5}.get(kind, 100)
     noise = rng.normal(0, 250 / ratio, (2, *volume.shape))
     volume = np.hypot(volume + noise[0], noise[1]).astype(np.float32)
     if kind == "zeros in the corners":  # as a correction may leave them
@@ -196,11 +193,8 @@ def spoil(kind):
     return volume
 
 
-KINDS = ("signal-to-noise 25", "signal-to-noise 8", "zeros in the corners", "streaks", "wrap-around", "skull",
-         "MP2RAGE")
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ("signal-to-noise 8", "zeros in the corners", "wrap-around", "skull",
+                                  "MP2RAGE"))
 def test_what_lies_above_the_head_does_not_move_the_slices(upright, kind):
     slices, _, notes, *_ = cut(spoil(kind))
     assert marked(slices) == EXPECTED
@@ -317,8 +311,8 @@ def test_a_bug_of_ours_keeps_its_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("geometry", (SliceGeometry(), SliceGeometry(2.0, 1.0, -30.0, axes_known=False)))
 def test_heads_are_written_with_their_frame_and_read_back_to_the_bit(tmp_path, geometry):
-    slices = np.random.default_rng(0).integers(0, 256, (32, 40, 40), np.uint8)
-    volumes.write_nifti_heads(slices[np.newaxis], range(32), geometry, tmp_path)
+    slices = np.random.default_rng(0).integers(0, 256, (50, 40, 40), np.uint8)
+    volumes.write_nifti_heads(slices[np.newaxis], range(50), geometry, tmp_path)
     image = nibabel.load(tmp_path / "head_000.nii.gz")
     assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
     size, spacing, lowest = geometry.pixel_size, geometry.spacing, geometry.lowest
@@ -334,16 +328,19 @@ def test_heads_are_written_with_their_frame_and_read_back_to_the_bit(tmp_path, g
     assert ("left and right are unknown" in description) == geometry.axes_known
     assert image.header["intent_name"].item() == b"L/R unknown"
     volume = np.asarray(image.dataobj)
-    assert volume.dtype == np.uint8 and volume.shape == (40, 40, 32)
+    assert volume.dtype == np.uint8 and volume.shape == (40, 40, 50)
     for z, row, column in ((0, 0, 0), (31, 39, 29), (7, 3, 20)):  # row 0 is the front, column 0 the left
         assert volume[column, 39 - row, z] == slices[z, row, column]
     turned = image.as_reoriented(nibabel.orientations.axcodes2ornt("LPS"))  # as other software may store it
     nibabel.save(turned, tmp_path / "turned.nii")
     for name in ("head_000.nii.gz", "turned.nii"):
-        again, notes = read_file(tmp_path / name)
-        assert again.dtype == np.uint8
-        assert notes == ["a head that predict.py wrote, its slices taken as they are"]
-        np.testing.assert_array_equal(again, slices)
+        again = volumes.read_slices(tmp_path / name)
+        assert again.slices.dtype == np.uint8 and again.geometry == geometry
+        assert again.notes == ["a head that predict.py wrote, its slices taken as they are"]
+        np.testing.assert_array_equal(again.slices, slices)
+        volumes.write_in_input_frame(again, slices / 255, tmp_path / "back.nii")
+        back, given = (nibabel.load(tmp_path / file) for file in ("back.nii", name))
+        np.testing.assert_allclose(back.get_fdata(), given.get_fdata(), atol=1e-3)
 
 
 @pytest.mark.parametrize("positions", ([0, 1, 2, 10, 11, 12], [0, 4, 5, 6], [3, 6, 9], [5], list(range(32))))
