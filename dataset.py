@@ -451,7 +451,7 @@ def main(argv=None):
 
 def parse_arguments(argv):
     """The command line; an option that the chosen source makes no use of is refused."""
-    parser = script_parser(__doc__, "Show what the data folder holds, or make one.")
+    parser = script_parser(__doc__)
     add, add_source = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add_source("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder of its discs")
     add_source("--from-nifti", metavar="DIR", help="convert the T1-weighted volumes (.nii, .nii.gz, .hdr "

@@ -67,7 +67,7 @@ def parse_arguments(argv):
         help="of sampling: 1 is the model, less is blander (default: 1)")
     add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help="of every draw (default: 0)")
     add("--evaluate", action="store_true", help=f"also judge {judge.NUM_HEADS} sampled heads beside people")
-    add("--export", type=cli.utf8_path, metavar="DIR", help="also write TensorFlow SavedModels: see README")
+    add("--export", metavar="DIR", help="also write TensorFlow SavedModels: see README")
     add("--output-dir", metavar="DIR", help="for the results: new, or that of an earlier call, whose results "
         "are replaced (default: RUN/predictions, RUN/images, RUN/codes)")
     given = vars(parser.parse_args(argv))
@@ -99,18 +99,16 @@ def main(argv=None):
     """Does what one of the four commands asks for."""
     arguments = parse_arguments(argv)
     devices.prepare(exact=True)
-    devices.try_xla()
-    with devices.explain_failures("free the GPU, or hide it with CUDA_VISIBLE_DEVICES=-1"):
-        run = find_run(arguments.run_dir)
-        vqvae, prior = load_models(run)
-        if arguments.images:
-            predict_images(arguments, run, vqvae, prior)
-        elif arguments.codes is not None:
-            predict_codes(arguments, run, vqvae)
-        elif arguments.write_dataset is not None:
-            write_dataset(arguments, run, vqvae, prior)
-        else:
-            predict_people(arguments, run, vqvae, prior)
+    run = find_run(arguments.run_dir)
+    vqvae, prior = load_models(run)
+    if arguments.images:
+        predict_images(arguments, run, vqvae, prior)
+    elif arguments.codes is not None:
+        predict_codes(arguments, run, vqvae)
+    elif arguments.write_dataset is not None:
+        write_dataset(arguments, run, vqvae, prior)
+    else:
+        predict_people(arguments, run, vqvae, prior)
 
 
 def find_run(run_dir):
@@ -385,8 +383,8 @@ def write_dataset(arguments, run, vqvae, prior):
     heads = (head for batch in batches for head in decode_heads(vqvae, batch, prior.slice_positions))
     description = synthetic.describe(run, prior.slice_positions, count, arguments.seed, arguments.temperature,
                                      arguments.ventricles)
-    with cli.message_on_signals(f"Stopped: {folder} was not written."):
-        synthetic.write_png_heads(folder, heads, description, run.geometry)
+    with cli.advise(f"{folder} was not written"):
+        synthetic.write_png_heads(folder, heads, description)
     counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
     print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
 

@@ -77,7 +77,7 @@ def parse_arguments(argv):
         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
     add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may "
         "be larger than memory, and the next start takes a moment")
-    add("--run-dir", type=cli.utf8_path, metavar="DIR", help="for all results (default: runs/DATE-TIME)")
+    add("--run-dir", metavar="DIR", help="for all results (default: runs/DATE-TIME)")
     add("--epochs", **count, help=f"of the VQ-VAE (default: {default.epochs}; demo cohort: {DEMO.epochs})")
     add("--prior-epochs", **count,
         help=f"of the PixelCNN (default: {default.prior_epochs}; demo cohort: {DEMO.prior_epochs})")
@@ -151,7 +151,6 @@ def new_run(folder, arguments):
     """Begins a `Run` in an empty folder; returns it and its data."""
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = dataclasses.replace(DEMO if is_demo else Settings(), **stated_settings(arguments))
-    devices.check_precision(settings.mixed_precision)
     front, geometry = find_geometry(data_dir, settings)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
     devices.global_batch(settings.batch_size, len(splits["train"].images))
@@ -221,9 +220,8 @@ def resumed_run(folder, arguments):
 
 
 def matching_splits(run, arguments):
-    """The splits that a run began with; UserError if they are others now, or this machine cannot train it."""
+    """The splits that a run began with; UserError if they are others now."""
     data, settings = run.config["data"], run.settings
-    devices.check_precision(settings["mixed_precision"])
     folder = arguments.data_dir or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
         folder = make_demo_cohort()  # another machine than the one that began
@@ -417,24 +415,8 @@ class PixelCNNStage(stages.Stage):
                                                prior.num_positions)[0])
         return prior
 
-    def resume(self, first_epoch):
-        path = self.run.backup_path("pixelcnn")
-        with devices.fail_together(), self.explain_damage(self.begin_again):
-            if devices.is_chief():
-                self.check_codebook(path, modules.load_model(path, compile=False))
-        return super().resume(first_epoch)
-
-    def load_best(self):
-        prior = super().load_best()
-        devices.on_chief(self.check_codebook, self.run.model_path("pixelcnn"), prior)
-        return prior
-
-    def check_codebook(self, path, prior):
-        """Raises UserError if a prior, loaded from a file, was trained on the codes of another VQ-VAE."""
-        try:
-            modules.check_match(self.vqvae, prior)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}; {self.begin_again}.") from error
+    def check(self, prior):
+        modules.check_match(self.vqvae, prior)
 
     def batches(self, prior, first_epoch):
         train = self.splits["train"]
@@ -586,22 +568,18 @@ def main(argv=None):
     """Runs both stages and measures the result on the test people."""
     arguments = parse_arguments(argv)
     device = devices.prepare()
-    with devices.explain_failures("give a smaller --batch-size"):
-        devices.strategy()  # in a cluster it has to come before anything else of TensorFlow
-        devices.try_xla()
-        if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
-            devices.on_chief(lambda: check_settings(Run.load(arguments.run_dir), arguments))
-            # Still there if it was killed just before this was done
-            shutil.rmtree(Path(arguments.run_dir) / "backup", ignore_errors=True)
-            devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
-            return
-        with open_run(arguments) as (run, splits):
-            if devices.is_chief():
-                say_what_begins(run, splits, device)
-            resume = f"finished epochs are saved; python train.py --run-dir {run.folder} --resume goes on"
-            advice = f"give a smaller --batch-size; {resume}"
-            with cli.message_on_signals(f"Stopped. All {resume}."), devices.explain_failures(advice, resume):
-                run_stages(run, splits)
+    if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
+        devices.on_chief(lambda: check_settings(Run.load(arguments.run_dir), arguments))
+        # Still there if it was killed just before this was done
+        shutil.rmtree(Path(arguments.run_dir) / "backup", ignore_errors=True)
+        devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
+        return
+    with open_run(arguments) as (run, splits):
+        if devices.is_chief():
+            say_what_begins(run, splits, device)
+        with cli.advise("finished epochs are saved; "
+                        f"python train.py --run-dir {run.folder} --resume goes on"):
+            run_stages(run, splits)
     devices.print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 
 

@@ -283,7 +283,7 @@ def head_curve(vqvae, prior, heads, persons):
     rows = {}
     for weight in (0, *RATE_WEIGHTS):
         codes, bits = choose_heads(vqvae, prior, heads, persons, weight)
-        decoded = np.concatenate([to_unit(vqvae.decode_codes(head)) for head in codes])
+        decoded = np.concatenate([to_unit(vqvae.decode_head(head, prior.slice_positions)) for head in codes])
         person_bits = PERSON_BITS * persons.shape[1] / heads.shape[1]
         rows[weight] = measure_bytes(np.concatenate(heads), decoded, (bits + person_bits) / 8)
     return rows

@@ -25,6 +25,7 @@ import tensorflow as tf
 import dataset
 from support import cli, files, runs, volumes
 from support.runs import Run
+from support.slices import neighbours
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -191,7 +192,9 @@ def random_codes(split, prior):
     codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.uint16)
     persons = np.zeros((1, len(split.images), prior.person_size), np.float32)
     context = dataset.context_indices(split, prior.steps_below)
-    return dataset.CodedSplit(codes, split.positions, context, persons, prior.num_embeddings)
+    near_codes = np.arange(dataset.NEAR_CODES) + np.zeros((prior.num_embeddings, 1), np.int32)
+    return dataset.CodedSplit(codes, split.positions, context, persons,
+                              neighbours(split.cases, split.positions), near_codes)
 
 
 def vqvae_stage(split, **settings):

@@ -37,7 +37,7 @@ from benchmarks.tiny import assert_same_run, TINY, write_cohort
 from support import cli
 
 # What a training writes, in this order: how far it had come.
-MILESTONES = "config.json", "backup/vqvae.keras", "backup/pixelcnn.keras", "metrics.json"
+MILESTONES = "config.json", "vqvae.keras", "pixelcnn.keras", "metrics.json"
 
 
 def run_script(script, *arguments, begun=lambda: True, kill_after=None):

@@ -6,22 +6,16 @@ A script whose first import this is computes the same whatever other software ha
 
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 
 if sys.platform == "win32":
     sys.exit("This code runs on Linux, macOS and WSL2, not on Windows itself; see README.")
 
-# Closed streams are opened on /dev/null: else a file gets the number.
-for descriptor in range(3):
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-sys.stdin = sys.stdin or open(os.devnull)
-sys.stdout = sys.stdout or open(os.devnull, "w")
-sys.stderr = sys.stderr or open(os.devnull, "w")
+# Closed streams are opened on /dev/null, each under its own number: else a file gets it.
+for number, stream in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, stream) is None:
+        setattr(sys, stream, open(os.devnull, "w" if number else "r"))
 
 # What TensorFlow and Keras read once, when they are imported
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,12 +28,11 @@ os.environ["MPLBACKEND"] = "Agg"  # no display needed; Keras imports pyplot
 # TensorFlow 2.21 prints these lines at each import, whatever TF_CPP_MIN_LOG_LEVEL is. The filter is a process
 # of its own, so that the last words of an import that crashes pass too.
 CHATTER = r"absl::InitializeLog\(\)|oneDNN custom operations are on|Could not find cuda drivers"
-if shutil.which("grep"):
-    stderr = os.dup(2)
-    with subprocess.Popen(["grep", "-vE", CHATTER], stdin=subprocess.PIPE, stdout=stderr) as grep:
-        os.dup2(grep.stdin.fileno(), 2)
-        try:
-            importlib.import_module("tensorflow")
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+stderr = os.dup(2)
+with subprocess.Popen(["grep", "-vE", CHATTER], stdin=subprocess.PIPE, stdout=stderr) as grep:
+    os.dup2(grep.stdin.fileno(), 2)
+    try:
+        importlib.import_module("tensorflow")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)

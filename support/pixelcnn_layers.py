@@ -6,8 +6,6 @@
 from keras import layers
 import tensorflow as tf
 
-from support.devices import Dropout
-
 ATTENTION_HEADS = 4
 
 
@@ -40,7 +38,7 @@ class GatedBlock(layers.Layer):
         self.condition = layers.Dense(4 * num_filters)
         self.vertical_out = layers.Dense(num_filters, kernel_initializer="zeros")
         self.horizontal_out = layers.Dense(num_filters, kernel_initializer="zeros")
-        self.dropout = Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
 
     def vertical(self, rows, window, condition):
         """One vertical step on rows (B, R, W, F): their new features, and `from_vertical` (B, R, W, 2F).

@@ -2,7 +2,6 @@
 
 import contextlib
 from importlib import metadata
-import itertools
 import json
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ import tensorflow as tf
 
 from support import optimizers, synthetic  # noqa: F401 (optimizers: where Keras finds Muon)
 from support.cli import UserError
-from support.files import lock, whole_file, write_json
+from support.files import lock, whole_file
 from support.volumes import SliceGeometry
 
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
@@ -32,16 +31,11 @@ REQUIRED = {"settings": ("limit", "seed"), "data": ("folder", "is_demo", "finger
 
 
 class Run:
-    """A run: its folder, and the dict in its config.json.
-
-    That has `settings` (see `train.Settings`), the arguments of both models (`vqvae`, `pixelcnn`), `data`,
-    `build` and `git_commit`.
-    """
+    """A run: its folder, and its config.json: `settings`, both models' arguments, `data`, `build`."""
 
     def __init__(self, folder, config):
         self.folder, self.config = Path(folder), config
-        self.settings = config["settings"]
-        self.seed = config["settings"]["seed"]  # of every random draw
+        self.settings, self.seed = config["settings"], config["settings"]["seed"]  # of every random draw
         self.frames_dir = self.folder / "backup" / "frames"  # of progress.gif, while training
 
     @classmethod
@@ -81,8 +75,8 @@ class Run:
 
     @property
     def center(self):
-        """Where the middle of people's brains lies: (down, right) in mm from the middle of the frame."""
-        return tuple(self.config["data"].get("center", (0.0, 0.0)))
+        """The middle of training people's brains, (down, right) in mm from the middle of the frame."""
+        return tuple(self.config["data"].get("center", (0.0, 0.0)))  # older runs did not measure it
 
     @property
     def is_simulated(self):
@@ -90,14 +84,9 @@ class Run:
         return self.config["data"].get("is_simulated", self.config["data"]["is_demo"])
 
     @property
-    def is_synthetic(self):
-        """Whether the data are heads that a model sampled."""
-        return self.config["data"].get("is_synthetic", False)
-
-    @property
     def notice(self):
         """What has to be said of the data: see `synthetic.notice`."""
-        return synthetic.notice(self.is_simulated, self.is_synthetic)
+        return synthetic.notice(self.is_simulated, self.config["data"].get("is_synthetic", False))
 
     def results_path(self, name):
         """Where results lie if no place is named: in the run's folder, but not among our own files."""
@@ -108,52 +97,29 @@ class Run:
         return self.folder / ("backup/best_decoder.keras" if name == "decoder" else f"{name}.keras")
 
     def backup_path(self, name):
-        """Where the latest epoch of a model lies, optimiser included, to resume from."""
+        """Where the latest epoch of a model in training lies, optimiser included, to resume from."""
         return self.folder / "backup" / f"{name}.keras"
+
+    def begin_again(self, name):
+        """Advice for a model whose files cannot be used."""
+        return f"remove {self.model_path(name)} and {self.backup_path(name)} to begin this stage again"
 
     def history_path(self, name):
         """Where what was measured after each epoch lies."""
         return self.folder / f"{name}_history.csv"
 
-    def read_ventricles(self):
-        """The dict that `train.fit_ventricles` writes; UserError if it is not there or cannot be used."""
-        path = self.folder / "ventricles.json"
-        try:
-            ventricles = json.loads(path.read_text())
-            weights = np.array(ventricles["weights"], float)
-            sizes = np.array([ventricles["offset"], *ventricles["quantiles"]], float)
-        except FileNotFoundError as error:
-            raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its end, "
-                            "for three people or more.") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged, and --ventricles needs it; train the run again.") from error
-        if not weights.any() or not np.isfinite(sizes).all():
-            raise UserError(f"In {self.folder} the size of ventricles does not follow from persons: "
-                            "leave out --ventricles.")
-        return ventricles
-
-    def finish_stage(self, name):
-        """Notes that all epochs of a model are done: its backup is not needed any more."""
-        write_json(self.folder / "backup" / f"{name}_finished.json", True)
-
     def finished_epochs(self, name, epochs):
         """How many of its epochs a model has had; UserError if that cannot be told."""
         path, model, history = self.backup_path(name), self.model_path(name), self.history_path(name)
-        if (path.parent / f"{name}_finished.json").exists():
+        if path.exists():
+            return read_model_file(path, lambda: int(zipfile.ZipFile(path).read(EPOCHS_FILE)),
+                                   self.begin_again(name))
+        rows = len(history.read_text().splitlines()) - 1 if history.exists() else 0
+        if model.exists() and rows == epochs:
             return epochs
-        if not path.exists():
-            rows = len(history.read_text().splitlines()) - 1 if history.exists() else 0
-            if model.exists() and rows == epochs:
-                return epochs  # the run was finished, and lost its metrics.json
-            if model.exists() and rows != 1:  # 1: killed between two files of the first epoch
-                raise UserError(f"{model} has no backup to go on from; remove it to begin the stage again.")
-            return 0
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return int(json.loads(archive.read(EPOCHS_FILE)))
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise UserError(f"{path} cannot be loaded ({error}); remove it and {model} to begin the stage "
-                            "again.") from error
+        if model.exists() and rows != 1:  # 1: killed between two files of the first epoch
+            raise UserError(f"{model} has no backup to go on from; {self.begin_again(name)}.")
+        return 0
 
     def read_history(self, name):
         """A model's history as an array with a field per column."""
@@ -161,85 +127,69 @@ class Run:
 
     def trim_history(self, name, epochs):
         """Cuts a model's history to its first rows, for epochs that were not saved are run again."""
-        path = self.history_path(name)
-        if epochs == 0:
-            path.unlink(missing_ok=True)
-            return
-        lines = path.read_bytes().splitlines(keepends=True)
-        with whole_file(path) as new:
+        lines = self.history_path(name).read_bytes().splitlines(keepends=True)
+        with whole_file(self.history_path(name)) as new:
             new.write_bytes(b"".join(lines[:1 + epochs]))
+
+    def read_ventricles(self):
+        """The dict that `train.fit_ventricles` writes; UserError if it is not there, or says nothing."""
+        path = self.folder / "ventricles.json"
+        if not path.is_file():
+            raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its end, "
+                            "for three people or more.")
+        ventricles = json.loads(path.read_text())
+        if not any(ventricles["weights"]):
+            raise UserError(f"In {path} the size of ventricles does not follow from persons; leave out "
+                            "--ventricles.")
+        return ventricles
 
 
 @contextlib.contextmanager
 def take_folder(folder):
-    """Makes a folder (None: runs/DATE-TIME), locks it for one training and yields its path.
-
-    Raises:
-        UserError: if another training is at work in it.
-    """
-    is_new = folder is None or not os.path.lexists(folder)
-    folder = _make_default_folder() if folder is None else Path(folder)
+    """Makes a folder (None: runs/DATE-TIME), locks it for one training, or a UserError; yields its path."""
+    folder = Path(folder or time.strftime("runs/%Y%m%d-%H%M%S"))
+    is_new = not os.path.lexists(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor, is_locked = lock(folder)
-    try:
+    with lock(folder) as is_locked:
         if is_locked is False:
             raise UserError(f"Another training is at work in {folder}; wait, or give another --run-dir.")
         if is_locked is None:
             print(f"Note: the file system of {folder} has no locks: do not start a second training there.")
-        yield folder
-    finally:
-        os.close(descriptor)
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()  # nothing came of it
-
-
-def _make_default_folder():
-    """Makes runs/DATE-TIME, or DATE-TIME-2 if another start in the same second has that."""
-    name = time.strftime("runs/%Y%m%d-%H%M%S")
-    Path("runs").mkdir(exist_ok=True)
-    for number in itertools.count(2):
         try:
-            Path(name).mkdir()
-            return Path(name)
-        except FileExistsError:
-            name = f"{name[:20]}-{number}"
+            yield folder
+        finally:
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()  # nothing came of it
 
 
-def read_model_file(path, load):
-    """What `load()` returns, which reads a .keras file; ValueError, in one line, if it cannot be read."""
+def read_model_file(path, load, advice=""):
+    """What `load()` returns, which reads a .keras file; UserError, with advice, if it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # Keras seeks in the file, where Python (from 3.13 on) checks no sum
-        if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
+            if damaged := archive.testzip():  # Keras seeks in it, where Python from 3.13 on checks no sum
+                raise ValueError(f"{damaged} in it is damaged")
         return load()
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise  # not the file's fault
     except Exception as error:  # Keras makes objects of what the file says, which may fail in any way
-        reason = str(error).strip().splitlines() or [repr(error)]
-        raise ValueError(f"{path} cannot be loaded ({reason[0][:200]})") from error
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be loaded ({reason}){advice and f'; {advice}.'}") from error
 
 
 def newest():
     """The newest run in runs/ that has both models, a finished one if there is any; or None."""
     folders = [folder for folder in Path("runs").glob("*") if Run.has_models(folder)]
-    ages = {folder: (Run.is_finished(folder), (folder / "config.json").stat().st_mtime) for folder in folders}
-    return max(folders, key=ages.get, default=None)
+    return max(folders, default=None,
+               key=lambda folder: (Run.is_finished(folder), (folder / "config.json").stat().st_mtime))
 
 
 def build_info():
     """What last bits depend on: `packages`, `python`, `processor`, its `cores` and `vector_instructions`."""
-    # Not metadata.version: TensorFlow may be installed under another name, tensorflow-cpu say.
-    versions = {item.metadata["Name"].lower(): item.version for item in metadata.distributions()}
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    return {"packages": {"tensorflow": tf.__version__, **{name: versions.get(name) for name in PACKAGES}},
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {"packages": {"tensorflow": tf.__version__, **versions},  # it may be installed as tensorflow-cpu
             "python": platform.python_version(), "processor": platform.processor() or platform.machine(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "vector_instructions": [flag for flag in flags if flag.startswith(("sse", "avx", "fma", "amx"))]}
+            "vector_instructions": np.show_config(mode="dicts")["SIMD Extensions"]["found"]}
 
 
 def git_commit():

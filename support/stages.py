@@ -1,6 +1,5 @@
 """What both stages of a training share: the run through the epochs, its optimiser and its Keras callbacks."""
 
-import contextlib
 import json
 import shutil
 import tempfile
@@ -36,11 +35,6 @@ class Stage:
         self.steps_per_epoch = len(splits["train"].images) // self.batch_size
         self.precision = "mixed_bfloat16" if settings.mixed_precision else "float32"
 
-    @property
-    def begin_again(self):
-        """Advice for a stage whose files cannot be used."""
-        return f"remove it and {self.run.model_path(self.name)} to begin this stage again"
-
     def train(self):
         """Runs the epochs that are missing; returns the model of the best epoch on validation people."""
         devices.print_on_chief(f"{self.title}, {self.epochs} epochs.")
@@ -51,34 +45,34 @@ class Stage:
             model.fit(self.batches(model, first_epoch), validation_data=self.validation_batches(model),
                       steps_per_epoch=self.steps_per_epoch, epochs=self.epochs, initial_epoch=first_epoch,
                       shuffle=False, verbose=0, callbacks=self.callbacks(first_epoch))
-            devices.on_chief(self.run.finish_stage, self.name)
         else:
-            with devices.new_scope():
-                self.make_model()  # so that what follows is named as after a training: see `new_scope`
-        return self.load_best()
+            self.build()  # so that what follows is named as after a training: see `devices.new_scope`
+        best = self.read(self.run.model_path(self.name))
+        if devices.is_chief():
+            self.run.backup_path(self.name).unlink(missing_ok=True)
+        return best
 
     def begin(self):
         """The model before its first epoch."""
-        with devices.new_scope():
-            return self.build()
+        return self.build()
 
     def build(self):
         """The model with its optimiser, before any training."""
-        model = self.make_model()
-        steps = self.steps_before(self.epochs)
-        model.compile(new_optimizer(self.learning_rate, self.settings.rising_steps, steps),
-                      steps_per_execution=devices.steps_per_execution(self.steps_per_epoch))
+        with devices.new_scope():
+            model = self.make_model()
+            steps = self.steps_before(self.epochs)
+            model.compile(new_optimizer(self.learning_rate, self.settings.rising_steps, steps),
+                          steps_per_execution=devices.steps_per_execution(self.steps_per_epoch))
+            model.optimizer.build(model.trainable_variables)
         return model
 
     def resume(self, first_epoch):
         """The model with the weights and the optimiser of the backup."""
-        with devices.new_scope():
-            model = self.build()  # not the saved one: how that was compiled may not suit other devices
-            model.optimizer.build(model.trainable_variables)
         path = self.run.backup_path(self.name)
-        with devices.fail_together(), self.explain_damage(self.begin_again):
-            if devices.is_chief():
-                runs.read_model_file(path, lambda: model.load_weights(path))
+        self.read(path)
+        model = self.build()  # not the saved one: how that was compiled may not suit other devices
+        if devices.is_chief():
+            model.load_weights(path)
         devices.broadcast_variables(model.variables + model.optimizer.variables)
         model.optimizer.iterations.assign(self.steps_before(first_epoch))
         return model
@@ -87,17 +81,36 @@ class Stage:
         """How many steps the optimiser has made before an epoch, counted in steps of the batches used now."""
         return epoch * self.steps_per_epoch
 
-    def callbacks(self, first_epoch):
-        """The callbacks of `fit`: what is measured goes into the logs, then logs are written, then the model.
+    def read(self, path):
+        """The model in a file, without optimiser; UserError if it is damaged or does not belong to this run.
 
-        In this order a saved epoch always has its row in the history.
+        The chief loads it whole: so layers have the same names in a resumed run, for some last bits depend on
+        them. Other machines build theirs, and get its variables.
         """
-        run, name = self.run, self.name
+
+        def load():
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+            self.check(model)
+            return model
+
+        with devices.fail_together():
+            model = (runs.read_model_file(path, load, self.run.begin_again(self.name))
+                     if devices.is_chief() else self.make_model())
+        devices.broadcast_variables(model.variables)
+        return model
+
+    def check(self, model):
+        """Raises ValueError if a loaded model does not belong to this run."""
+
+    def callbacks(self, first_epoch):
+        """The callbacks of `fit`, in an order in which a saved epoch always has its row in the history."""
+        run, name, best = self.run, self.name, None
         if not devices.is_chief():
-            return [EpochSeeds(run.seed), EpochLines(self), Checkpoints(self)]
-        run.trim_history(name, first_epoch)
-        best = self.better(run.read_history(name)[self.monitor]) if first_epoch else None
-        return [EpochSeeds(run.seed), *self.measurements(), EpochLines(self),
+            return [Epochs(self), Checkpoints(self)]
+        if first_epoch:
+            run.trim_history(name, first_epoch)
+            best = self.better(run.read_history(name)[self.monitor])
+        return [*self.measurements(), Epochs(self),
                 keras.callbacks.CSVLogger(run.history_path(name), append=first_epoch > 0),
                 keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
                 Checkpoints(self, best)]
@@ -105,32 +118,6 @@ class Stage:
     def measurements(self):
         """Callbacks that add to the logs."""
         return []
-
-    def load_best(self):
-        """Loads the model of the best epoch, without optimiser.
-
-        The chief loads it whole: so layers have the same names in a resumed run, for some last bits depend on
-        them. Other machines build theirs, and get its variables.
-        """
-        path = self.run.model_path(self.name)
-
-        def load():
-            return keras.models.load_model(path, compile=False, safe_mode=True)
-
-        with devices.fail_together(), self.explain_damage("put back the file, or start a new run"):
-            model = runs.read_model_file(path, load) if devices.is_chief() else self.make_model()
-        devices.broadcast_variables(model.variables)
-        return model
-
-    @contextlib.contextmanager
-    def explain_damage(self, advice):
-        """Turns the ValueError of a file that cannot be used into a UserError."""
-        try:
-            yield
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{error}; {advice}.") from error
 
 
 def new_optimizer(peak, rising_steps, total_steps):
@@ -141,79 +128,56 @@ def new_optimizer(peak, rising_steps, total_steps):
     return optimizers.Muon(schedule, beta_2=0.99, global_clipnorm=1.0)
 
 
-class EpochSeeds(keras.callbacks.Callback):
-    """Makes an epoch's draws of dropout depend on (seed, epoch) alone: Keras does not save their state."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self.seed = seed
-
-    def on_epoch_begin(self, epoch, logs=None):
-        states = (variable for variable in self.model.variables if "seed_generator_state" in variable.path)
-        for index, state in enumerate(states):
-            state.assign(np.random.default_rng([self.seed, epoch, index]).integers(0, 2 ** 31, state.shape))
-
-
-class EpochLines(keras.callbacks.Callback):
-    """Prints a stage's line per epoch, on a terminal a bar too; stops at a loss that is NaN or above 1e6.
+class Epochs(keras.callbacks.Callback):
+    """Seeds each epoch, prints its line, on a terminal a bar too; stops at a loss that is NaN or above 1e6.
 
     Adds the seconds of each epoch to the logs, all that was measured before this callback's turn included.
     """
 
     def __init__(self, stage):
         super().__init__()
-        self.stage, self.epochs = stage, stage.epochs
-        self.seconds = []
+        self.stage, self.seconds = stage, []
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Makes the draws of dropout depend on (seed, epoch) alone: Keras does not save their state."""
+        states = (variable for variable in self.model.variables if "seed_generator_state" in variable.path)
+        for index, state in enumerate(states):
+            rng = np.random.default_rng([self.stage.run.seed, epoch, index])
+            state.assign(rng.integers(0, 2 ** 31, state.shape))
         self.epoch, self.start = epoch, time.perf_counter()
-        self.bar = tqdm(desc=f"epoch {epoch + 1}/{self.epochs}", total=self.stage.steps_per_epoch,
+        self.bar = tqdm(desc=f"epoch {epoch + 1}/{self.stage.epochs}", total=self.stage.steps_per_epoch,
                         unit=" steps", leave=False, disable=None if devices.is_chief() else True)
 
     def on_train_batch_end(self, batch, logs):
         """Moves the bar; raises UserError at a diverged loss: what was saved before stays."""
         self.bar.update(batch + 1 - self.bar.n)
         if not all(abs(value) < MAX_LOSS for value in logs.values()):
-            stage, where = self.stage, f"epoch {self.epoch + 1}, step {batch + 1}"
-            path = stage.run.model_path(stage.name)
+            name, path = self.stage.name, self.stage.run.model_path(self.stage.name)
             best = f" The best model before is in {path}." if path.exists() else ""
-            raise UserError(f"Training {stage.name} diverged in {where}: its loss is not a number or above "
-                            f"{MAX_LOSS:.0e}.{best} To do: {stage.advice}.")
+            raise UserError(f"Training {name} diverged in epoch {self.epoch + 1}, step {batch + 1}: its loss "
+                            f"is not a number or above {MAX_LOSS:.0e}.{best} To do: {self.stage.advice}.")
 
     def on_epoch_end(self, epoch, logs):
         self.bar.close()
         logs["seconds"] = time.perf_counter() - self.start
         self.seconds.append(logs["seconds"])
         if devices.is_chief():
-            left = duration(np.mean(self.seconds) * (self.epochs - epoch - 1))
-            print(f"  epoch {epoch + 1:{len(str(self.epochs))}}/{self.epochs}  {logs['seconds']:4.0f} s, "
-                  f"{left} left: {self.stage.line.format(**logs)}", flush=True)
-
-
-def duration(seconds):
-    """Seconds in words: "40 s", "12 min", "3 h 20 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+            epochs = self.stage.epochs
+            left = tqdm.format_interval(np.mean(self.seconds) * (epochs - epoch - 1))
+            print(f"  epoch {epoch + 1:{len(str(epochs))}}/{epochs}  {logs['seconds']:4.0f} s, {left} left: "
+                  f"{self.stage.line.format(**logs)}", flush=True)
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """After each epoch: saves a stage's model to resume from; and as the result, if it is the best so far.
-
-    `best` is the best value in the epochs before, or None.
-    """
+    """After each epoch: saves a stage's model to resume from; and as the result, if it is the best so far."""
 
     def __init__(self, stage, best=None):
         super().__init__()
-        self.stage, self.best = stage, best
+        self.stage, self.best = stage, best  # the best value in the epochs before, or None
 
     def on_epoch_end(self, epoch, logs):
-        """Saves into a hidden folder; copies the file if it is the best; then renames both.
-
-        Saves once, for all machines have to take part in it, and only the chief knows whether it is the best.
-        """
-        if not devices.is_chief():
+        """Saves into a hidden folder; copies the file if it is the best; then renames both."""
+        if not devices.is_chief():  # but all have to take part in saving
             with tempfile.TemporaryDirectory() as folder:
                 self.model.save(f"{folder}/model.keras")
             return

@@ -8,6 +8,7 @@ from PIL import Image
 from support import template
 from support.files import whole_folder, write_json
 from support.slices import slice_file, write_geometry
+from support.volumes import SliceGeometry
 
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of each synthetic data set, for people who find it
 DESCRIPTION = "dataset.json"  # beside it, for programs
@@ -33,7 +34,7 @@ def notice_of(folder):
 
 def describe(run, slice_positions, count, seed, temperature, ventricles):
     """The content of dataset.json: where heads of a `runs.Run` come from, and what was judged of others."""
-    data, geometry = run.config["data"], run.geometry
+    data = run.config["data"]
     try:
         prior = json.loads(run.results_path("evaluation.json").read_text())
         says = (f"predict.py --evaluate judged {prior['heads']['num_heads']} heads of this run, at its own "
@@ -43,21 +44,20 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
     return {"kind": "synthetic", "says": notice(run.is_simulated, True),
             "heads": template.split_people(count), "seed": seed, "temperature": temperature,
             "ventricles": ventricles, "git_commit": run.config.get("git_commit"),
-            "slice_positions": list(slice_positions), "mm_per_pixel": geometry.pixel_size,
-            "mm_between_positions": geometry.spacing, "front": "up" if data["front"] else None,
+            "slice_positions": list(slice_positions), "geometry": vars(run.geometry),
+            "front": "up" if data["front"] else None,
             "trained_on": {"is_simulated": run.is_simulated, "front": data["front"],
                            "fingerprints": data["fingerprints"], "limit": run.settings["limit"]},
             "prior": prior, "prior_says": says}
 
 
-def write_png_heads(folder, heads, description, geometry):
+def write_png_heads(folder, heads, description):
     """Writes heads as the three PNG folders, in their order: the first of them to train.
 
     Args:
         folder: to make; whole afterwards, or not there. A `UserError` if it exists.
         heads: an iterable of uint8 (S, H, W), which is read one head at a time.
         description: of them, from `describe`.
-        geometry: their `SliceGeometry`, written too if it is known how they lie.
     """
     with whole_folder(folder, "--write-dataset") as new:
         cases = template.make_splits(new, description["heads"])
@@ -69,5 +69,5 @@ def write_png_heads(folder, heads, description, geometry):
         if description["trained_on"]["is_simulated"]:
             (new / template.SIMULATED_NOTE).write_text(text)
         write_json(new / DESCRIPTION, description)
-        if geometry.axes_known:
-            write_geometry(new, geometry)
+        if description["front"]:
+            write_geometry(new, SliceGeometry(**description["geometry"]))

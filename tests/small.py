@@ -69,6 +69,7 @@ def new_run(folder, data_dir, *options, **prior):
     arguments = train.parse_arguments(["--data-dir", str(data_dir), *TINY, *options])
     folder.mkdir(parents=True)
     run, _ = train.new_run(folder, arguments)
+    run.config["settings"]["decoder_epochs"] = 2
     run.config["vqvae"].update(SMALL_VQVAE)
     run.config["pixelcnn"].update({**SMALL_PRIOR, **prior})
     write_json(folder / "config.json", run.config)

@@ -67,10 +67,3 @@ def test_muon_moves_kernels_along_their_orthogonalised_momentum_and_the_rest_as_
             np.testing.assert_allclose(variables[index], values[index], atol=1e-5)
     for variable, twin in zip(variables[3:], twins[3:]):
         np.testing.assert_array_equal(variable, twin)
-
-
-@pytest.mark.parametrize("optimizer", (optimizers.Adam, optimizers.Muon))
-def test_optimisers_are_saved_by_their_settings(optimizer):
-    config = optimizer(0.5, beta_2=0.9, global_clipnorm=2.0).get_config()
-    saved = keras.optimizers.serialize(optimizer.from_config(config))
-    assert keras.optimizers.deserialize(saved).get_config() == config

@@ -52,12 +52,14 @@ def test_heads_are_written_in_order_split_by_head_with_their_slice_positions(tmp
     assert not (tmp_path / "a" / "set" / "SIMULATED.txt").exists()
     written = json.loads((tmp_path / "a" / "set" / "dataset.json").read_text())
     expected = {"kind": "synthetic", "git_commit": "abc", "seed": 3, "temperature": 0.5, "ventricles": 0.9,
-                "front": "up", "slice_positions": POSITIONS, "mm_per_pixel": 4.0, "mm_between_positions": 2.5,
+                "front": "up", "slice_positions": POSITIONS, "geometry": GEOMETRY,
                 "heads": template.split_people(11), "prior": None,
                 "trained_on": {"is_simulated": False, "front": "down", "fingerprints": {"train": "a"},
                                "limit": None}}
     assert {key: written[key] for key in expected} == expected
     assert written["prior_says"].startswith("Not judged")
+    front, geometry, _ = dataset.find_geometry(tmp_path / "a" / "set")
+    assert front == "up" and vars(geometry) == GEOMETRY
 
 
 def test_what_was_judged_of_the_prior_is_copied(tmp_path):
@@ -76,7 +78,7 @@ def test_readers_call_synthetic_heads_what_they_are(tmp_path, monkeypatch, capsy
     description = describe(tmp_path, range(8), is_simulated=True)
     synthetic.write_png_heads(tmp_path / "set", draw_heads(3, range(8)), description)
     run = Run.load(new_run(tmp_path / "run", tmp_path / "set"))
-    assert run.is_synthetic and run.is_simulated and run.notice == description["says"]
+    assert run.is_simulated and run.notice == description["says"]
     dataset.main(["--data-dir", "set"])
     assert description["says"] in capsys.readouterr().out
     assert description["says"] in (tmp_path / "set" / "SYNTHETIC.txt").read_text()

@@ -1,0 +1,52 @@
+"""Runs of any number of slices: trained, stopped and resumed, sampled, judged, written, exported."""
+
+import json
+import signal
+
+import nibabel
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow as tf
+
+from benchmarks.tiny import write_cohort
+import predict
+from support import judge
+from support.runs import Run
+from tests.conftest import check_refused
+from tests.small import new_run
+import train
+
+
+@pytest.mark.parametrize("count", (20, 32, 76))
+def test_a_run_has_as_many_slices_as_its_data(count, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cohort = write_cohort(tmp_path / "cohort", people=(3, 2, 2), slices=count)
+    run = Run.load(new_run(tmp_path / "run", cohort, "--epochs", "1", "--prior-epochs", "1"))
+    assert run.num_positions == count
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train.PixelCNNStage, "begin", lambda _: signal.raise_signal(signal.SIGTERM))
+        train.main(["--run-dir", "run", "--resume"])
+    train.main(["--run-dir", "run", "--resume"])
+
+    for name, value in {"JUDGE_STEPS": 5, "SEEDS": (0,), "RESAMPLES": 20}.items():
+        monkeypatch.setattr(judge, name, value)
+    predict.main(["--run-dir", "run", "--evaluate", "--heads", "2", "--num-samples", "1",
+                  "--slice", str(count - 1), "--export", "exported"])
+    head = nibabel.load("run/predictions/head_001.nii.gz")
+    assert head.shape == (64, 64, count)
+    assert head.header.get_zooms()[2] == pytest.approx(run.geometry.spacing)
+    heads = json.loads((run.folder / "predictions" / "metrics.json").read_text())["heads"]
+    assert heads["num_heads"] == 3 and 0 <= heads["told_apart_slices"] <= 1
+    sample = np.asarray(Image.open(run.folder / "predictions" / f"sample_0000_slice_{count - 1}.png"))
+    assert sample.shape == (64, 64) and sample.any()
+    # What was exported gives the same heads.
+    codes = tf.saved_model.load("exported/head_sampler")(2, 0, 1.0)
+    assert codes.shape == (2, count, 8, 8)
+    images = tf.saved_model.load("exported/head_decoder")(codes[1])
+    np.testing.assert_allclose(np.asarray(head.dataobj)[:, ::-1].T, (images[..., 0] + 1) * 127.5, atol=1)
+    check_refused(predict.main, ["--run-dir", "run", "--slice", str(count)], f"--slice {count}: the training",
+                  capsys)
+    # People with more slices than the run knows are refused, those with fewer are measured.
+    write_cohort(tmp_path / "more", people=(1, 1, 1), slices=count + 1)
+    check_refused(predict.main, ["--run-dir", "run", "--data-dir", "more"], "more slices than the", capsys)
