@@ -469,8 +469,8 @@ def parse_arguments(argv):
     add("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
         "(default: all named T1, or else all but other contrasts, masks, segmentations and derivatives)")
     add("--person-pattern", metavar="REGEX", help="with --from-nifti: what in a file's path is the person, "
-        "in one group, such as 'patient_([0-9]+)' (default: an ADNI, IXI, OASIS or BIDS name, else the "
-        "folder that tells files of one name apart)")
+        "in one group, such as 'patient_([0-9]+)' (default: an ADNI, IXI, OASIS or BIDS name, else the one "
+        "word that differs between the paths)")
     add("--seed", type=number(int, 0, MAX_SEED), metavar="S",
         help="with --from-oasis1 or --from-nifti: of the split by person (default: 0)")
     arguments = parser.parse_args(argv)

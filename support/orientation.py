@@ -130,16 +130,12 @@ def find_geometry(images, positions, front=None, spacing=None):
     source = match if is_measured else SliceGeometry()
     geometry = SliceGeometry(FRAME_MM / images.shape[1], spacing or source.spacing, source.lowest,
                              axes_known=side is not None)
-    fit = f"(correlation {match.correlation:.2f}"
+    apart = "as stated" if spacing else "by the template" if is_measured else "as is usual, not measured"
+    apart = f"{geometry.spacing:.1f} mm apart, {apart}"
+    fit = f"(correlation {match.correlation:.2f}, {match.margin:.2f} above that of another side)"
     if side is None:
-        stated = f"; {spacing:.1f} mm apart, as stated" if spacing else ""
-        return side, geometry, (
-            f"No match with the template {fit}, {match.margin:.2f} above that of another side): nothing is "
-            f"turned, and nothing is said of the axes{stated}.")
-    origin = "as stated" if front else f"by the template {fit})"
-    if match.front not in (None, side):
-        origin += f", though the template fits front-{match.front} {fit})"
-    turned = "" if side == "up" else ": turned"
-    distance = "as stated" if spacing else "by the template" if is_measured else "as is usual, not measured"
-    return side, geometry, (f"Slices lie front-{side} {origin}{turned}; {geometry.spacing:.1f} mm apart, "
-                            f"{distance}. Which side is left cannot be told.")
+        return side, geometry, (f"No match with the template {fit}: nothing is turned, and nothing is said "
+                                f"of the axes; {apart}.")
+    other = f", though the template fits front-{match.front}" if match.front not in (None, side) else ""
+    origin = f"{'as stated' if front else 'by the template'}{other} {fit}{': turned' * (side != 'up')}"
+    return side, geometry, f"Slices lie front-{side} {origin}; {apart}. Which side is left cannot be told."

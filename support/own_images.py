@@ -36,12 +36,8 @@ def read_own_files(paths, run, size, slice_positions):
         if not path.is_file():
             raise UserError(f"{path} is not a file; give PNG images or NIfTI volumes.")
         is_volume = path.name.lower().endswith(volumes.VOLUME_ENDINGS)
-        cut, used = None, None
-        if is_volume:
-            cut, used, positions, notes = _read_volume(path, run, slice_positions)
-            images = cut.slices[used]
-        else:
-            images, positions, notes = _read_png(path, slice_positions)
+        read = _read_volume if is_volume else _read_png
+        images, positions, notes, *way_back = read(path, run, slice_positions)
         for number in itertools.count(1):
             name = stem if number == 1 else f"{stem}_{number}"
             numbers = range(len(images)) if None in positions else positions
@@ -55,11 +51,11 @@ def read_own_files(paths, run, size, slice_positions):
             images = turn(images, front)  # after they are padded, as in training
             changes.append("turned front up, as the slices of the run's data")
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
-        files.append(OwnFile(str(path), name, titles, images, positions, cut, used))
+        files.append(OwnFile(str(path), name, titles, images, positions, *way_back))
     return files
 
 
-def _read_png(path, slice_positions):
+def _read_png(path, run, slice_positions):
     """(uint8 (1, height, width); [the position in its name, or None]; what was done, a list of texts)."""
     image, notes = read_own_png(path)
     match = slices.FILE_NAME.fullmatch(path.name)
@@ -68,20 +64,21 @@ def _read_png(path, slice_positions):
 
 
 def _read_volume(path, run, slice_positions):
-    """(A `Cut`; which of its slices lie where training people have some, bool; their positions; notes)."""
+    """(Slices where training people have some; their positions; what was done; the `Cut`; which they are)."""
     try:
         cut = volumes.read_slices(path, run.geometry, run.num_positions, run.center)
     except volumes.VolumeError as error:
         raise UserError(f"{path} cannot be used as a volume: it {error}.") from error
-    count, notes = len(cut.slices), cut.notes
+    count, notes = len(cut.slices), list(cut.notes)
     if run.config["data"]["front"] is None:
-        notes = [*notes, "which side is the front in the run's own slices is unknown: they may lie otherwise"]
+        notes.append("which side is the front in the run's own slices is unknown: they may lie otherwise")
     # Those of a head that this run sampled, or of any other volume
     for positions in (volumes.regular_positions(slice_positions), range(run.num_positions)):
         heights = run.geometry.lowest + run.geometry.spacing * np.array(positions)
         if count == len(positions) and np.allclose(cut.geometry.heights(count), heights, atol=1):
             used = np.isin(positions, slice_positions)
-            return cut, used, np.array(positions)[used].tolist(), [f"{used.sum()} axial slices", *notes]
+            known = np.array(positions)[used].tolist()
+            return cut.slices[used], known, [f"{len(known)} axial slices", *notes], cut, used
     # A head that another run sampled, with other slices
-    notes = [f"{count} axial slices of unknown position", *notes]
-    return cut, np.full(count, True), [None] * count, notes
+    notes.insert(0, f"{count} axial slices of unknown position")
+    return cut.slices, [None] * count, notes, cut, np.full(count, True)

@@ -71,16 +71,6 @@ def test_oasis1_pairs_become_the_expected_pixels(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"discs", "out"}
 
 
-def test_nifti_of_any_orientation_gives_the_same_pixels(tmp_path):
-    (tmp_path / "in").mkdir()
-    for number, axes in enumerate(("RAS", "LPS", "PIR", "LAS")):
-        save_nifti(tmp_path / "in" / f"sub-{number}_T1w.nii{'.gz' * (number % 2)}", head(), axes)
-    convert(tmp_path / "in", tmp_path / "out")
-    for split in dataset.load_splits(tmp_path / "out").values():
-        for case in np.unique(split.cases):
-            np.testing.assert_array_equal(split.images[split.cases == case], expected_slices(head()))
-
-
 def test_whole_brains_have_the_same_slices_less_those_that_are_black_in_everyone(tmp_path):
     (tmp_path / "in").mkdir()
     for number, lowest in enumerate((40, 50, 45)):  # where each volume begins, in mm from the phantom's end
@@ -133,14 +123,6 @@ def test_a_pattern_takes_the_place_of_the_rules(tmp_path, capsys):
     assert len(reasons) == 10 and all(line.endswith("does not match --pattern") for line in reasons)
     command = ["--from-nifti", str(tmp_path), "--output-dir", "out", "--pattern", "*_PDw.nii"]
     check_refused(dataset.main, command, "holds no .nii, .nii.gz, .hdr or .mgz files that can", capsys)
-
-
-def test_without_t1w_names_all_but_masks_are_taken(tmp_path):
-    touch(tmp_path, "IXI002.nii", "OAS1_0001_MR1.nii", "IXI002_MASK.nii", "labels.nii.gz")
-    sessions, reasons = import_volumes.find_nifti(tmp_path)
-    assert [person for person, _ in sessions] == ["IXI002", "OAS1_0001"]
-    assert reasons == [f"{tmp_path / name}: is a mask or a segmentation by its name"
-                       for name in ("IXI002_MASK.nii", "labels.nii.gz")]
 
 
 def test_what_is_left_out_is_listed_even_if_too_little_is_left(tmp_path, capsys):

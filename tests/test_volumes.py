@@ -61,15 +61,9 @@ def save_nifti(path, volume, axes="RAS"):
 def test_the_template_becomes_a_brain():
     from nilearn.datasets import load_mni152_template
 
-    slices = axial_slices(load_mni152_template(resolution=1).get_fdata(dtype=np.float32))
-    assert slices.shape == (32, 256, 256) and slices.dtype == np.uint8
-    assert 0.65 < (slices == 0).mean() < 0.9
-    middle = slices[16].astype(float)
-    rows, columns = np.nonzero(middle)
-    assert 150 < np.ptp(rows) < 200 and 120 < np.ptp(columns) < 160  # mm: longer from front to back than wide
-    centre = round((columns.min() + columns.max()) / 2)
-    left, right = middle[:, centre - 60:centre], middle[:, centre + 1:centre + 61][:, ::-1]
-    assert np.corrcoef(left.ravel(), right.ravel())[0, 1] > 0.9
+    middle = axial_slices(load_mni152_template(resolution=1).get_fdata())[16].astype(float)
+    assert np.corrcoef(middle.ravel(), middle[:, ::-1].ravel())[0, 1] > 0.9  # left and right are much alike
+    assert 150 < np.ptp(np.nonzero(middle)[0]) < 200 and 120 < np.ptp(np.nonzero(middle)[1]) < 160  # mm
 
 
 def test_neither_the_scale_nor_the_zero_of_brightness_matters():
@@ -188,12 +182,9 @@ def spoil(kind):
         volume[(radius > 0.74) & (radius < 0.88)] = 0
         assert ndimage.label(volume > 100)[1] == 2
         return volume
-    if kind == "streaks":
-        volume[::8, :, UPRIGHT[2] // 2 + 50:] += 200  # planes of 1 mm through and above the top of the head
-        volume[:, ::10] += 60
     if kind == "wrap-around":
         volume[20:60, 20:80, -6:] = 250 + 5 * np.arange(6)  # the neck, above a gap of 4 mm
-    ratio = {"signal-to-noise 25": 25, "signal-to-noise 8": 8, "zeros in the corners": 5}.get(kind, 100)
+    ratio = {"signal-to-noise 8": 8, "zeros in the corners": 5}.get(kind, 100)
     noise = rng.normal(0, 250 / ratio, (2, *volume.shape))
     volume = np.hypot(volume + noise[0], noise[1]).astype(np.float32)
     if kind == "zeros in the corners":  # as a correction may leave them
@@ -202,11 +193,8 @@ def spoil(kind):
     return volume
 
 
-KINDS = ("signal-to-noise 25", "signal-to-noise 8", "zeros in the corners", "streaks", "wrap-around", "skull",
-         "MP2RAGE")
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ("signal-to-noise 8", "zeros in the corners", "wrap-around", "skull",
+                                  "MP2RAGE"))
 def test_what_lies_above_the_head_does_not_move_the_slices(upright, kind):
     slices, _, notes, *_ = cut(spoil(kind))
     assert marked(slices) == EXPECTED
@@ -232,39 +220,6 @@ def test_a_tube_is_no_head():
         axial_slices(volume)
 
 
-@pytest.mark.parametrize("degrees, size, noise", ((15, 0.9, 0), (15, 1.0, 20), (0, 0.9, 0), (15, 1.1, 20)))
-def test_a_tilted_head_gives_the_same_slices_at_any_voxel_size(upright, tmp_path, degrees, size, noise):
-    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    shape = tuple(round(length / size) for length in (80, 130, 160))
-    affine = centred(shape, size * np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]))
-    volume = draw_phantom(shape, affine) + np.random.default_rng(0).rayleigh(noise, shape)
-    slices, _ = read(tmp_path, volume, affine)
-    assert marked(slices) == EXPECTED
-    assert noise or np.corrcoef(slices.ravel(), upright.ravel())[0, 1] > 0.97
-
-
-def test_the_affine_decides_over_pixdim(tmp_path):
-    shape = 40, 48, 80
-    affine = centred(shape, 2 * np.eye(3))
-    path = save(tmp_path / "a.nii", draw_phantom(shape, affine), affine)
-    content = bytearray(path.read_bytes())
-    content[80:92] = np.array([1, 1, 1], "<f4").tobytes()  # pixdim[1:4]
-    content[252:254] = bytes(2)  # no qform, to which pixdim belongs
-    path.write_bytes(content)
-    assert marked(read_file(path)[0]) == EXPECTED
-
-
-def test_volumes_of_other_voxels_are_resampled_to_1_mm():
-    volume = np.random.default_rng(0).integers(0, 1000, (20, 25, 40)).astype(np.int16)
-    resampled = volumes._to_ras(nibabel.Nifti1Image(volume, np.diag([2, 2, 2, 1])), [])
-    resampled = np.asarray(resampled.dataobj)
-    assert resampled.shape == (39, 49, 79) and resampled.dtype == np.float32
-    np.testing.assert_array_equal(resampled[::2, ::2, ::2], volume)
-    np.testing.assert_allclose(resampled[1::2, ::2, ::2], (volume[1:] + volume[:-1]) / 2, atol=1e-3)
-    nearly = nibabel.Nifti1Image(volume, np.diag([1.0005, 1.0005, 1.0005, 1]))
-    np.testing.assert_array_equal(volumes._to_ras(nearly, []).dataobj, volume)
-
-
 def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path):
     save(tmp_path / "a.nii", phantom(), np.diag([1000, 1000, 1000, 1]))
     with pytest.raises(VolumeError, match="is 79001 x 95001 x 159001 mm large by its header; correct"):
@@ -283,14 +238,6 @@ def test_what_is_no_number_outside_of_the_head_is_background(upright, tmp_path, 
     slices, notes = read(tmp_path, volume)
     np.testing.assert_array_equal(slices, upright)
     assert notes == [f"{outside.mean():.1%} of its voxels are not numbers: taken as background"]
-
-
-def test_a_brain_of_few_whole_numbers_is_read(tmp_path):
-    volume = phantom()
-    noisy = volume / volume.max() * 124 + np.random.default_rng(0).normal(0, 2, volume.shape)
-    norm = np.where(volume > 0, noisy.clip(0, 128), 0).astype(np.uint8)  # as FreeSurfer's norm.mgz
-    nibabel.save(nibabel.MGHImage(norm, AFFINE), tmp_path / "norm.mgz")
-    assert marked(read_file(tmp_path / "norm.mgz")[0]) == EXPECTED
 
 
 def test_every_kind_of_file_gives_the_same_slices(tmp_path):
@@ -364,8 +311,8 @@ def test_a_bug_of_ours_keeps_its_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("geometry", (SliceGeometry(), SliceGeometry(2.0, 1.0, -30.0, axes_known=False)))
 def test_heads_are_written_with_their_frame_and_read_back_to_the_bit(tmp_path, geometry):
-    slices = np.random.default_rng(0).integers(0, 256, (32, 40, 40), np.uint8)
-    volumes.write_nifti_heads(slices[np.newaxis], range(32), geometry, tmp_path)
+    slices = np.random.default_rng(0).integers(0, 256, (50, 40, 40), np.uint8)
+    volumes.write_nifti_heads(slices[np.newaxis], range(50), geometry, tmp_path)
     image = nibabel.load(tmp_path / "head_000.nii.gz")
     assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
     size, spacing, lowest = geometry.pixel_size, geometry.spacing, geometry.lowest
@@ -381,16 +328,19 @@ def test_heads_are_written_with_their_frame_and_read_back_to_the_bit(tmp_path, g
     assert ("left and right are unknown" in description) == geometry.axes_known
     assert image.header["intent_name"].item() == b"L/R unknown"
     volume = np.asarray(image.dataobj)
-    assert volume.dtype == np.uint8 and volume.shape == (40, 40, 32)
+    assert volume.dtype == np.uint8 and volume.shape == (40, 40, 50)
     for z, row, column in ((0, 0, 0), (31, 39, 29), (7, 3, 20)):  # row 0 is the front, column 0 the left
         assert volume[column, 39 - row, z] == slices[z, row, column]
     turned = image.as_reoriented(nibabel.orientations.axcodes2ornt("LPS"))  # as other software may store it
     nibabel.save(turned, tmp_path / "turned.nii")
     for name in ("head_000.nii.gz", "turned.nii"):
-        again, notes = read_file(tmp_path / name)
-        assert again.dtype == np.uint8
-        assert notes == ["a head that predict.py wrote, its slices taken as they are"]
-        np.testing.assert_array_equal(again, slices)
+        again = volumes.read_slices(tmp_path / name)
+        assert again.slices.dtype == np.uint8 and again.geometry == geometry
+        assert again.notes == ["a head that predict.py wrote, its slices taken as they are"]
+        np.testing.assert_array_equal(again.slices, slices)
+        volumes.write_in_input_frame(again, slices / 255, tmp_path / "back.nii")
+        back, given = (nibabel.load(tmp_path / file) for file in ("back.nii", name))
+        np.testing.assert_allclose(back.get_fdata(), given.get_fdata(), atol=1e-3)
 
 
 @pytest.mark.parametrize("positions", ([0, 1, 2, 10, 11, 12], [0, 4, 5, 6], [3, 6, 9], [5], list(range(32))))
