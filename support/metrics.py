@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import tensorflow as tf
 from tqdm import tqdm
 
-from support.images import FOREGROUND, in_chunks, spread, to_unit
+from support.images import FOREGROUND, in_chunks, to_unit
 from support.people import PERSON_BITS
 
 QUALITY = "ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse"
@@ -108,9 +108,8 @@ def code_lengths(prior, coded, conditional=True):
     return bits_per_place(prior, coded, np.arange(len(coded.positions)), conditional).mean(axis=(1, 2))
 
 
-def code_lengths_of_heads(prior, coded, head_indices, max_heads):
-    """The bits per code, float64 (N,), of up to `max_heads` of M heads, whose slices are int (M, S)."""
-    indices = head_indices[spread(len(head_indices), max_heads)]
+def code_lengths_of_heads(prior, coded, indices):
+    """The bits per code, float64 (N,), of heads whose slices are int (N, S)."""
     return bits_per_place(prior, coded, indices.ravel()).reshape(len(indices), -1).mean(axis=1)
 
 
