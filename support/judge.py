@@ -26,7 +26,6 @@ ROWS = {
     "told_apart_heads": "the same of judges that see slices together, by the mean over each head",
     "roughness": "root mean square of the second difference from slice to slice inside the brain, of 255",
     "roughness_auc": "AUC of this number alone: 0.5 if sampled heads are as rough as new people, 1 if more",
-    "correlation_8_apart": "correlation of slices 8 apart",
     "dark": "dark share (ventricles) of the inner half of the brain",
     "dark_sd_ratio": "standard deviation of the dark share, over that of training people",
     "symmetry": "correlation of the brain with its mirror image",
@@ -62,8 +61,6 @@ SMALL_MOVE = np.array([0.5, 0.5, 0.5, 0.03, 0.03])  # slices up, pixels down and
 FALSE_ALARMS = 0.02  # share of new people, at most, who may be taken for copies; of few people it is larger
 PLANTED = 5  # copies of each kind
 
-
-# Figures and their intervals --------------------------------------------------------------------------------
 
 def with_interval(name, statistic, *groups):
     """A figure and its 95 % interval: the percentile bootstrap over draws of people.
@@ -108,7 +105,7 @@ def _shares_above(first, second):
 def _logit_interval(auc, pairs):
     """The 95 % interval of an AUC, by the shares of `_shares_above` of each fold."""
     # The variance is DeLong's (1988), each head a cluster of slices (Obuchowski 1997). Not a bootstrap, which
-    # covers 83 to 91 %: on the logit scale, by Student's t, it is 95 % or more, even of two heads: tests.
+    # covers 83 to 91 %: on the logit scale, by Student's t, it covers 92 to 100 %, even of two heads: tests.
     fewer = [min(fold.shape) for fold in pairs]
     if auc in (0, 1):  # the exact bound of a binomial of as many pairs as are independent
         bound = 0.025 ** (1 / sum(fewer))
@@ -118,8 +115,6 @@ def _logit_interval(auc, pairs):
     half = stats.t.ppf(0.975, sum(fewer) - len(fewer)) * np.sqrt(variance) / (auc * (1 - auc))
     return special.expit(special.logit(auc) + np.array([-half, half])).tolist()
 
-
-# Judges -----------------------------------------------------------------------------------------------------
 
 def _build_judge(shape, seed):
     """A small network from uint8 images (B, H, W, channels) to logits (B, 1)."""
@@ -204,7 +199,7 @@ def rougher(heads, by=1.1):
 def told_apart_heads(sampled, new_people, noise):
     """What judges say of sampled heads, and of fakes that they have to find; see `evaluate_heads`.
 
-    In two folds: they learn from validation people and one half of the sampled heads, and are tried on test
+    In two folds: they learn from validation people and half of the sampled heads, and are tried on test
     people and the other half; then the other way round. For the floor, half of the people stand for samples.
     """
     box, side = brain_box(np.concatenate(new_people)), -(-sampled.shape[-1] // JUDGE_SIDE)
@@ -234,8 +229,6 @@ def told_apart_heads(sampled, new_people, noise):
             for key, value in area_under_curve(name, folds[name, 1], folds[name, -1]).items()}
 
 
-# Anatomy ----------------------------------------------------------------------------------------------------
-
 def roughness(head):
     """How rough a head (S, H, W) is from slice to slice, of 255; 0 without brain or three slices.
 
@@ -246,23 +239,6 @@ def roughness(head):
     brain = np.minimum(np.minimum(below, middle), above) > 255 * FOREGROUND
     second = (above - 2 * middle + below)[brain]
     return float(np.sqrt(np.mean(second ** 2))) if len(second) else 0.0
-
-
-def slice_correlation(head, apart=1):
-    """How alike slices of a head (S, H, W) are that lie `apart` slices apart, from -1 to 1; NaN of fewer.
-
-    The mean over pairs of the correlation of pixels in the brain of either; 0 if no pair has contrast there.
-    """
-    if len(head) <= apart:
-        return np.nan
-    head = np.float32(head[brain_box(head[np.newaxis])[1:]]) / 255
-    correlations = []
-    for first, second in zip(head, head[apart:]):
-        brain = (first > FOREGROUND) | (second > FOREGROUND)
-        pair = np.stack([first[brain], second[brain]])
-        if brain.any() and np.ptp(pair, axis=1).all():
-            correlations.append(np.corrcoef(pair)[0, 1])
-    return float(np.mean(correlations)) if correlations else 0.0
 
 
 def tissue_statistics(images):
@@ -295,7 +271,7 @@ def _tissue(image):
 
 
 def evaluate_anatomy(groups):
-    """Roughness, correlation, dark share and symmetry of heads, a dict by suffix."""
+    """Roughness, dark share and symmetry of heads, a dict by suffix, beside people's."""
     def sd_ratio(values, reference, axis=-1):
         least = np.finfo(float).eps  # training people may be all alike
         return np.std(values, ddof=1, axis=axis) / np.maximum(np.std(reference, ddof=1, axis=axis), least)
@@ -305,19 +281,15 @@ def evaluate_anatomy(groups):
         rows = []
         for head in tqdm(heads, "Measuring", unit=" heads", leave=False, disable=None):
             tissue = tissue_statistics(head[::2])
-            rows.append({"roughness": roughness(head), "correlation_8_apart": slice_correlation(head, 8),
-                         "dark": tissue["dark_fraction"].mean(), "symmetry": tissue["symmetry"].mean()})
-        columns[suffix] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+            rows.append((roughness(head), tissue["dark_fraction"].mean(), tissue["symmetry"].mean()))
+        columns[suffix] = dict(zip(("roughness", "dark", "symmetry"), np.transpose(rows)))
         for name, values in columns[suffix].items():
-            if np.isfinite(values).all():
-                measured |= with_interval(name + suffix, np.mean, values)
+            measured |= with_interval(name + suffix, np.mean, values)
     people, new, sampled = (columns[suffix] for suffix in ("_train", "_new", ""))
     return {**measured, **area_under_curve("roughness_auc", (new["roughness"], sampled["roughness"])),
             **with_interval("dark_sd_ratio", sd_ratio, sampled["dark"], people["dark"]),
             **with_interval("dark_sd_ratio_new", sd_ratio, new["dark"], people["dark"])}
 
-
-# Copies -----------------------------------------------------------------------------------------------------
 
 def coarse(heads):
     """Heads (N, S, H, W) as means over blocks: float32, about 16 x 32 x 32 of the usual ones."""
@@ -343,9 +315,8 @@ def _move(head, pose):
 class NearestPerson:
     """Finds the nearest training people of coarse heads, also where a head was moved, turned or mirrored.
 
-    Each head is brought to the pose of the mean training head by Gauss-Newton steps, all with the derivatives
-    of that mean (Baker, Matthews 2004). So a copy comes to lie on its original, and a head is registered
-    once, not once for each pair.
+    Each head is brought to the pose of the mean training head by Gauss-Newton steps, all with that mean's
+    derivatives (Baker, Matthews 2004). So a copy comes to lie on its original, at one registration a head.
     """
 
     def __init__(self, train):
@@ -422,33 +393,27 @@ def evaluate_copies(sampled, new_people, train, pixel_size):
             "copies_found": int(np.sum(planted < limit, axis=1).min())}, found
 
 
-# All of it --------------------------------------------------------------------------------------------------
-
 def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
-    """Measures sampled heads beside people. There are two of each kind at least.
+    """Measures sampled heads (N, S, H, W) beside people. There are two of each kind at least.
 
     Args:
-        sampled: the heads, uint8 (N, S, H, W).
-        originals: dict of `train`, `validate` and `test` people.
-        reconstructed: the same people, through codes and decoder.
+        originals, reconstructed: dicts of `train`, `validate` and `test` people, before and after the codes.
         noise: (validate, test), heads decoded from `mix_people` of these people's codes.
         train: all training people: (slices, uint8 (M, H, W), their indices, int (people, S)).
         pixel_size: mm.
 
     Returns:
-        (metrics, details). The metrics: `num_heads`, `num_people` and the figures of `ROWS` that need no code
-        lengths. The details, (N,): `distances`, `nearest` and `mirrored` of `NearestPerson.find`.
+        (`num_heads`, `num_people` and the figures of `ROWS` that need no code lengths, a dict; what
+        `NearestPerson.find` says of the heads).
     """
     new_people = reconstructed["validate"], reconstructed["test"]
-    copies, details = evaluate_copies(sampled, np.concatenate(new_people), train, pixel_size)
-    errors = [np.array([np.square(np.float32(head) - other).mean()
-                        for head, other in zip(originals[name], reconstructed[name])])
-              for name in ("train", "test")]
+    copies, found = evaluate_copies(sampled, np.concatenate(new_people), train, pixel_size)
+    errors = [np.array([np.square(np.float32(head) - other).mean() for head, other
+                        in zip(originals[name], reconstructed[name])]) for name in ("train", "test")]
+    groups = {"": sampled, "_train": reconstructed["train"], "_new": np.concatenate(new_people)}
     return {"num_heads": len(sampled), "num_people": {name: len(heads) for name, heads in originals.items()},
-            **told_apart_heads(sampled, new_people, noise), **copies,
-            **evaluate_anatomy({"": sampled, "_train": reconstructed["train"],
-                                "_new": np.concatenate(new_people)}),
-            **area_under_curve("membership_reconstruction", errors)}, details
+            **told_apart_heads(sampled, new_people, noise), **copies, **evaluate_anatomy(groups),
+            **area_under_curve("membership_reconstruction", errors)}, found
 
 
 def head_table(measured):
