@@ -10,14 +10,18 @@ from support.images import brain_box
 
 
 def draw_people(count, seed=0, slices=12, size=64):
-    """Smooth heads in a black frame that change slowly from slice to slice, dark in the middle."""
-    rng = np.random.default_rng(seed)
-    heads = ndimage.gaussian_filter(rng.random((count, slices, size, size)), (0, 3, 3, 3))
-    heads = 0.6 + 0.3 * (heads - heads.mean()) / heads.std() / 3
+    """Heads of one anatomy that change slowly from slice to slice, dark in the middle, black outside."""
+    def texture(seed, count, width):
+        noise = np.random.default_rng(seed).random((count, slices, size, size))
+        smooth = ndimage.gaussian_filter(noise, (0, 2, width, width))
+        return (smooth - smooth.mean()) / smooth.std()
+
+    heads = 0.55 + 0.1 * texture(99, 1, 4) + 0.06 * texture(seed, count, 3)
     y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
-    for head, width in zip(heads, rng.uniform(0.1, 0.3, count)):
+    for head, width in zip(heads, np.random.default_rng(seed).uniform(0.1, 0.3, count)):
         head[:, np.hypot(x, y) < width] = 0.1
-    return np.uint8(255 * np.where(np.hypot(x / 0.7, y / 0.85) < 1, heads.clip(0.05, 1), 0))
+    outline = ndimage.gaussian_filter(np.float64(np.hypot(x / 0.7, y / 0.85) < 1), 1)
+    return np.uint8(255 * outline * heads.clip(0.05, 1))
 
 
 def auc(low, high):
