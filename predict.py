@@ -24,7 +24,7 @@ import dataset
 import modules
 from support import cli, devices, figures, judge, metrics, report, runs, sampler, synthetic, template, volumes
 from support.cli import UserError
-from support.files import check_results_folder, results_folder, scratch_array, write_json
+from support.files import check_results_folder, results_folder, write_json
 from support.images import in_chunks, spread, to_uint8, to_unit
 from support.own_images import read_own_files
 from support.runs import Run
@@ -32,8 +32,6 @@ from support.slices import MAX_POSITIONS, SPLITS
 
 NUM_EXAMPLES = 10  # test images that are written beside their reconstructions
 PICTURED_HEADS = 3  # in head.png and report.html
-NOISE_HEADS = 32  # that the judges must find
-MEMBERS = 40  # training people, at most, whose code lengths are compared with the test people's
 
 # The commands beside the test people, and the options that each uses: the others it would ignore.
 USED = {"--images": ["--output-dir"], "--codes": ["--output-dir"],
@@ -198,9 +196,9 @@ def decode(vqvae, codes):
     return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(np.int32(chunk))), codes, size=16)
 
 
-def decode_heads(vqvae, heads, positions, cache_dir=None):
-    """Codes of heads, int (N, S, g, g), at S positions -> uint8 (N, S, H, W), in a file of `cache_dir`."""
-    decoded = scratch_array((*heads.shape[:2], vqvae.image_size, vqvae.image_size), cache_dir)
+def decode_heads(vqvae, heads, positions):
+    """Codes of heads, int (N, S, g, g), at S positions -> uint8 (N, S, H, W)."""
+    decoded = np.zeros((*heads.shape[:2], vqvae.image_size, vqvae.image_size), np.uint8)  # there may be none
     for index, head in enumerate(heads):
         decoded[index] = to_uint8(vqvae.decode_head(head, positions)[..., 0])
     return decoded
@@ -229,8 +227,8 @@ def predict_people(arguments, run, vqvae, prior):
             dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
             print(f"Encoding {sum(len(split.images) for split in splits.values()):,} images ...", flush=True)
             coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
-            measured, bits, page = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"],
-                                                    arguments.seed)
+            measured, page = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"],
+                                              arguments.seed)
         print(f"Sampling {len(positions)} slices ...", flush=True)
         samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
         for number, (image, position) in enumerate(zip(samples, positions)):
@@ -247,8 +245,7 @@ def predict_people(arguments, run, vqvae, prior):
         if len(shown):
             figures.head_figure(shown, head_positions, geometry, new / "head.png")
         if arguments.evaluate:
-            judged = judge_heads(new, heads[:num_judged], vqvae, prior, splits, coded, bits,
-                                 arguments.cache_dir)
+            judged = judge_heads(new, heads[:num_judged], run, vqvae, prior, splits, coded)
             judged |= {"seed": arguments.seed, "temperature": arguments.temperature}
             page["head_table"] = judge.head_table(judged)
         report.write_report(new / "report.html", **facts_of_page(arguments, run), **page, margin=vqvae.margin,
@@ -268,7 +265,7 @@ def predict_people(arguments, run, vqvae, prior):
 
 
 def reconstruct_test(folder, vqvae, prior, test, coded, seed):
-    """Measures the test split: (metrics, each image's bits per code (N,), what the page shows of it)."""
+    """Measures the test split: (metrics, what the page shows of it)."""
     print(f"Reconstructing {len(test.images):,} test images ...", flush=True)
     codes, colours = coded.codes[0], figures.code_colours(vqvae.quantizer.embeddings)
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
@@ -293,7 +290,7 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, "
           f"inside the brain {measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per "
           f"code, {measured['bytes_per_image']:.0f} bytes per image.", flush=True)
-    return measured, per_image["bits_per_code"], {"metrics": measured, "examples": examples}
+    return measured, {"metrics": measured, "examples": examples}
 
 
 def sample_positions(slice_, num_samples, positions):
@@ -346,33 +343,32 @@ def keep_evaluation(path, judged):
         print(f"Note: {path} cannot be written ({error.strerror}), so --write-dataset will not know of it.")
 
 
-def judge_heads(folder, heads, vqvae, prior, splits, coded, test_bits, cache_dir):
-    """The figures of sampled heads, uint8 (N, S, H, W), beside people; `test_bits` (M,) is of test images."""
+def judge_heads(folder, heads, run, vqvae, prior, splits, coded):
+    """The figures of sampled heads, uint8 (N, S, H, W), beside people; draws neighbours.png."""
     print("Judging heads ...", flush=True)
     indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
-    people_codes = {name: coded[name].codes[0][indices[name]] for name in splits}
-    reconstructed = {name: decode_heads(vqvae, codes, prior.slice_positions, cache_dir)
-                     for name, codes in people_codes.items()}
-    train, train_indices = splits["train"], indices["train"]
-    originals = scratch_array(reconstructed["train"].shape, cache_dir)
-    for head, head_indices in zip(originals, train_indices):
-        head[:] = train.images[head_indices]
-    noise = decode_heads(vqvae, judge.mix_people(people_codes["train"][:NOISE_HEADS], axes=3),
-                         prior.slice_positions)
-    measured, details = judge.evaluate_heads(heads, reconstructed, originals, noise)
-    train_bits = metrics.code_lengths_of_heads(prior, coded["train"], train_indices, MEMBERS)
+    chosen = {name: rows[spread(len(rows), judge.NUM_HEADS)] for name, rows in indices.items()}
+    originals = {name: splits[name].images[rows] for name, rows in chosen.items()}
+    codes = {name: coded[name].codes[0][rows] for name, rows in chosen.items()}
+    reconstructed = {name: decode_heads(vqvae, people, prior.slice_positions)
+                     for name, people in codes.items()}
+    noise = [decode_heads(vqvae, judge.mix_people(codes[name], axes=3), prior.slice_positions)
+             for name in ("validate", "test")]
+    train = splits["train"]
+    measured, found = judge.evaluate_heads(heads, originals, reconstructed, noise,
+                                           (train.images, indices["train"]), run.geometry.pixel_size)
+    bits = [metrics.code_lengths_of_heads(prior, coded[name], chosen[name]) for name in ("train", "test")]
     # Four slices of the first heads over those of the training heads nearest to them
     columns, shown, neighbours, captions = spread(heads.shape[1], 4), heads[:PICTURED_HEADS], [], []
-    nearest = zip(details["nearest"], details["distances"], details["mirrored"])
-    for _, (person, distance, is_mirrored) in zip(shown, nearest):
-        head = originals[person, columns]
-        neighbours.extend(head[..., ::-1] if is_mirrored else head)
-        captions += [f"case {train.cases[i]}, slice {train.positions[i]}\nhead's distance {distance:.1f}"
-                     for i in train_indices[person, columns]]
+    for _, person, distance, is_mirrored in zip(shown, *map(found.get, ("nearest", "distances", "mirrored"))):
+        rows = indices["train"][person, columns]
+        neighbours.extend(train.images[rows][..., ::-1] if is_mirrored else train.images[rows])
+        captions += [f"case {train.cases[row]}, slice {train.positions[row]}\nhead's distance {distance:.2f}"
+                     for row in rows]
     figures.neighbour_grid(np.concatenate(shown[:, columns]), np.stack(neighbours), captions,
                            folder / "neighbours.png")
-    return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(train_bits.mean()),
-                       **judge.membership(train_bits, test_bits[indices["test"]].mean(axis=1))}
+    return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(bits[0].mean()),
+                       **judge.area_under_curve("membership", bits)}
 
 
 def write_dataset(arguments, run, vqvae, prior):

@@ -90,38 +90,36 @@ def summary(results):
 
 def heads(results):
     """Whole sampled heads beside people, all as reconstructions."""
-    names = (("told_apart_slices", "told apart by slice (AUC)"),
-             ("told_apart_heads", "told apart by head (AUC)"),
-             ("correlation_8_apart", "correlation of slices 8 apart"),
-             ("dark_sd_ratio", "SD of ventricle size, divided by training people's"),
-             ("dark_ks", "ventricle size: Kolmogorov-Smirnov distance"),
-             ("copy_test", "copy test C_T; well below 0: too near"),
-             ("nearest_over_second", "distance to nearest person over second nearest; a copy: 0"))
+    names = {"told_apart_slices": "told apart by slice (AUC)", "told_apart_heads": "told apart by head (AUC)",
+             "roughness": "roughness from slice to slice, of 255",
+             "roughness_auc": "told apart by roughness alone (AUC)",
+             "dark_sd_ratio": "SD of ventricle size, divided by training people's",
+             "symmetry": "correlation with the mirror image",
+             "distance_auc": "distance to the nearest training person (AUC; below 0.5: too near)",
+             "nearest_over_second": "that distance over the second nearest's; a copy: 0",
+             "membership": "membership by code length (AUC)",
+             "membership_reconstruction": "membership by stage 1's error (AUC)",
+             "membership_reference": "membership by the attack with a reference prior (AUC)"}
     record = results["heads"]
 
-    def cell(name, suffix):
-        name += suffix
+    def cell(name):
         if name not in record:
             return NOT_APPLICABLE
         low_and_high = record.get(f"{name}_interval")
-        text = f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
-        if suffix == "_test" and f"{name}_floor" in record:
-            # The last column holds for as many people as there are sampled heads.
-            return f"{text} (chance {record[f'{name}_floor']:.2f})"
-        return text
+        return f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
 
-    suffixes = "", "_reconstructed", "_test", "_floor"
-    return [["", "sampled heads", "training people", "test people", "chance"],
-            *([label, *(cell(name, suffix) for suffix in suffixes)] for name, label in names)]
+    return [["", "sampled heads", "training people", "new people", "chance"],
+            *([label, *(cell(name + suffix) for suffix in ("", "_train", "_new", "_floor"))]
+              for name, label in names.items())]
 
 
 def judges(results):
-    """What the two judges say of fakes that they must find."""
-    record = results["heads"]
-    rows = [["AUC", "noise", "the mean person", "slices of different people"]]
+    """What the judges say of fakes that they must find."""
+    fakes = {"noise": "noise", "mean_person": "the mean person", "mixed_people": "slices of different people",
+             "rougher": "slices that differ by 10 % more"}
+    rows = [["AUC", *fakes.values()]]
     for name, label in (("told_apart_slices", "by slice"), ("told_apart_heads", "by head")):
-        suffixes = "_fake_noise", "_fake_mean_person", "_fake_mixed_people"
-        values = [record.get(name + suffix) for suffix in suffixes]
+        values = [results["heads"].get(f"{name}_fake_{fake}") for fake in fakes]
         rows.append([label, *(NOT_APPLICABLE if value is None else f"{value:.2f}" for value in values)])
     return rows
 

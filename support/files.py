@@ -5,15 +5,12 @@ import ctypes
 import fcntl
 import glob
 import json
-import math
 import os
 from pathlib import Path
 import shutil
 import sys
 import tempfile
 import time
-
-import numpy as np
 
 from support.cli import UNFINISHED, UserError
 
@@ -56,18 +53,6 @@ def unfinished(target):
         except OSError as error:
             error.filename = error.filename or str(target)  # of a full disk Python does not say where
             raise
-
-
-def scratch_array(shape, folder):
-    """uint8 zeros: in memory, or, if a folder is given, mapped from a file without a name in it."""
-    if not folder:
-        return np.zeros(shape, np.uint8)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        # A full disk fails here; when a page is written to, it would kill the process (SIGBUS).
-        reserve = getattr(os, "posix_fallocate", lambda descriptor, _, size: os.truncate(descriptor, size))
-        reserve(file.fileno(), 0, max(1, math.prod(shape)))
-        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,17 @@
 """Judges sampled heads beside people: can they be told apart, do they differ as people do, are they copies?
 
 Heads are uint8 (N, S, H, W), slices from the lowest up. Sampled ones have passed through the decoder; so
-people are compared as their reconstructions, and its blur says nothing."""
+people are compared as their reconstructions, and its blur says nothing. "New people" are those of validation
+and test, whom neither network learned from."""
 
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+import functools
 
 import keras
 from keras import layers
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage, special, stats
 from skimage.measure import block_reduce
 from sklearn.metrics.pairwise import euclidean_distances
 from tqdm import tqdm
@@ -18,59 +21,99 @@ from support.images import brain_box, FOREGROUND, spread
 # The figures, in the order of the table, and what each is. A name and a suffix of the columns make the key of
 # a number; its 95 % interval has the same key and _interval.
 ROWS = {
-    "told_apart_slices": "AUC of networks that tell sampled slices from people's: 0.5 is guessing, 1 always",
-    "told_apart_heads": "the same of networks that see slices together, by the mean over each head",
-    "correlation_1_apart": "correlation of neighbouring slices",
-    "correlation_4_apart": "correlation of slices 4 apart",
-    "correlation_8_apart": "correlation of slices 8 apart",
-    "dark_sd_ratio": "standard deviation of the dark share (ventricles), over that of training people",
-    "dark_ks": "Kolmogorov-Smirnov distance of the dark share from that of training people",
+    "told_apart_slices": "AUC of networks (judges) that tell sampled slices from new people's: 0.5 is "
+                         "guessing, 1 always; median over judges, interval over heads, for these judges",
+    "told_apart_heads": "the same of judges that see slices together, by the mean over each head",
+    "roughness": "root mean square of the second difference from slice to slice inside the brain, of 255",
+    "roughness_auc": "AUC of this number alone: 0.5 if sampled heads are as rough as new people, 1 if more",
+    "dark": "dark share (ventricles) of the inner half of the brain",
+    "dark_sd_ratio": "standard deviation of the dark share, over that of training people",
     "symmetry": "correlation of the brain with its mirror image",
-    "copy_test": "C_T: well below 0 for heads that are nearer to training people than new people are",
+    "distance_auc": "AUC of the distance to the nearest training person: well below 0.5 if sampled heads are "
+                    "nearer than new people are",
     "nearest_over_second": "distance of the nearest training person over that of the second: 0 for a copy",
     "copies": "heads for which the figure above is below its limit",
     "membership": "AUC of the code length that tells training people from new ones: 0.5 if it cannot",
+    "membership_reconstruction": "the same of the error of the reconstruction, which is stage 1's",
+    "membership_reference": "the same of the code length less that by a prior which learned from others",
 }
-COLUMNS = {
-    "": "sampled heads", "_reconstructed": "training people, reconstructed",
-    "_test": "test people, reconstructed",  # and validation people, in nearest_over_second
-    "_floor": "chance",  # people in place of sampled heads
-}
+COLUMNS = {"": "sampled heads", "_train": "training people", "_new": "new people",
+           "_floor": "chance"}  # new people in place of sampled heads
 BESIDE = {  # in the last column, with these words
+    "_range": "range over judges",
     "_fake_noise": "noise", "_fake_mean_person": "the mean person",  # fakes that the judges have to find
-    "_fake_mixed_people": "slices of different people",
-    "_originals": "training people, originals",  # what the decoder's blur alone changes
-    "_test_floor": "chance for test people", "_limit": "limit of nearest_over_second",
-    "_planted": "planted of each kind", "_found_mirrored": "found mirrored",
-    "_found_shifted": "found shifted", "_found_brightened": "found brightened",
+    "_fake_mixed_people": "slices of different people", "_fake_rougher": "slices that differ by 10 % more",
+    "_limit": "limit of nearest_over_second", "_false_alarms": "share of new people below it",
+    "_planted": "planted of each kind", "_found": "found of the kind that is found least",
 }
 
-NUM_HEADS = 64  # sampled heads that are judged, or as many as there are training people, if these are fewer
+NUM_HEADS = 64  # of each kind, at most; and no more sampled heads than training people
 RESAMPLES = 1000  # of the people, for an interval
-FLOOR_DRAWS = 200  # of people, for what chance alone gives
-CORRELATIONS = {"correlation_1_apart": 1, "correlation_4_apart": 4, "correlation_8_apart": 8}
 JUDGES = {"told_apart_slices": (0,), "told_apart_heads": (0, 1, 4)}  # how far up the slices lie that they see
+ONLY_BY_HEAD = "_fake_mixed_people", "_fake_rougher"  # fakes whose single slices are people's, or nearly
+JUDGE_SIDE = 128  # pixels; larger slices are averaged down
 JUDGE_FILTERS = 16, 32, 64
-JUDGE_BATCH, JUDGE_STEPS, JUDGE_RATE = 16, 400, 3e-3
+JUDGE_BATCH, JUDGE_STEPS, JUDGE_RATE = 16, 800, 3e-3
 CHECK_EVERY, LEARNED = 25, 0.05  # steps; a mean loss (nats) at which a judge has nothing more to learn
-SEEDS = 0, 1, 2
-FEATURE_SIDE = 64  # pixels of the coarse heads whose distances are measured
-COPY_MARGIN = 0.9  # `copies_limit` is this times the least nearest_over_second of new people
+SEEDS = 0, 1, 2, 3, 4  # a judge each
+COARSE_SLICES, COARSE_SIDE = 16, 32  # of the heads whose distances are measured, about
+SMALL_MOVE = np.array([0.5, 0.5, 0.5, 0.03, 0.03])  # slices up, pixels down and right, radians, log of scale
+FALSE_ALARMS = 0.02  # share of new people, at most, who may be taken for copies; of few people it is larger
 PLANTED = 5  # copies of each kind
 
 
-def with_interval(name, statistic, *groups, limits=(-np.inf, np.inf)):
-    """A figure and its 95 % interval: the basic bootstrap (Davison, Hinkley 1997) over draws of people.
+def with_interval(name, statistic, *groups):
+    """A figure and its 95 % interval: the percentile bootstrap over draws of people.
 
     `statistic` makes a float of the groups, arrays (N,) with a value per person; it is faster if it takes an
-    `axis`. The interval is cut off at the `limits` of the figure. Returns a dict of `name`, a float, and
-    `NAME_interval`, [low, high], unless a group is a single person.
+    `axis`. Returns a dict of `name` and `NAME_interval`, [low, high], unless a group is a single person.
     """
     value = {name: float(statistic(*groups))}
     if min(map(len, groups)) < 2:
         return value
-    resampled = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="basic", random_state=0)
-    return value | {f"{name}_interval": np.clip(resampled.confidence_interval, *limits).tolist()}
+    drawn = stats.bootstrap(groups, statistic, n_resamples=RESAMPLES, method="percentile", random_state=0)
+    return value | {f"{name}_interval": list(map(float, drawn.confidence_interval))}
+
+
+def area_under_curve(name, *folds):
+    """The AUC of scores that are meant to be larger for the second group of each fold, a pair.
+
+    A group is float (N,), a score per head, or (judges, N, S): S by each judge. Returns a dict of `name`, the
+    median over judges of the mean over folds; `NAME_range`, over several judges; `NAME_interval`, the 95 %
+    interval over heads, unless a group is a single head.
+    """
+    pairs = []
+    for fold in folds:
+        first, second = (np.reshape(group, (1, -1, 1)) if np.ndim(group) == 1 else group for group in fold)
+        pairs.append(np.stack([_shares_above(*scores) for scores in zip(first, second)]))
+    by_judge = np.mean([fold.mean(axis=(1, 2)) for fold in pairs], axis=0)
+    measured = {name: float(np.median(by_judge))}
+    if len(by_judge) > 1:
+        measured[f"{name}_range"] = [float(by_judge.min()), float(by_judge.max())]
+    if min(min(fold.shape[1:]) for fold in pairs) > 1:
+        measured[f"{name}_interval"] = _logit_interval(measured[name], [fold.mean(axis=0) for fold in pairs])
+    return measured
+
+
+def _shares_above(first, second):
+    """The share of pairs of scores, (N, S) and (M, S), in which the second is larger (a tie: half)."""
+    ranks = [[np.searchsorted(np.sort(row), second, side).mean(axis=1) for row in first]
+             for side in ("left", "right")]
+    return np.mean(ranks, axis=0) / first.shape[1]
+
+
+def _logit_interval(auc, pairs):
+    """The 95 % interval of an AUC, by the shares of `_shares_above` of each fold."""
+    # The variance is DeLong's (1988), each head a cluster of slices (Obuchowski 1997). Not a bootstrap, which
+    # covers 83 to 91 %: on the logit scale, by Student's t, it covers 92 to 100 %, even of two heads: tests.
+    fewer = [min(fold.shape) for fold in pairs]
+    if auc in (0, 1):  # the exact bound of a binomial of as many pairs as are independent
+        bound = 0.025 ** (1 / sum(fewer))
+        return [bound, 1.0] if auc else [0.0, 1 - bound]
+    variance = sum(fold.mean(axis=1).var(ddof=1) / len(fold) + fold.mean(axis=0).var(ddof=1) / fold.shape[1]
+                   for fold in pairs) / len(pairs) ** 2
+    half = stats.t.ppf(0.975, sum(fewer) - len(fewer)) * np.sqrt(variance) / (auc * (1 - auc))
+    return special.expit(special.logit(auc) + np.array([-half, half])).tolist()
 
 
 def _build_judge(shape, seed):
@@ -84,6 +127,15 @@ def _build_judge(shape, seed):
         x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
     x = layers.Dropout(0.3, seed=seed)(layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, layers.Dense(1, kernel_initializer=keras.initializers.GlorotUniform(seed))(x))
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled_judge(shape):
+    """A judge to be trained again and again: compiling it takes seconds."""
+    model = _build_judge(shape, seed=0)
+    rate = keras.optimizers.schedules.CosineDecay(JUDGE_RATE, JUDGE_STEPS)
+    model.compile(keras.optimizers.Adam(rate), keras.losses.BinaryCrossentropy(from_logits=True))
+    return model
 
 
 def _fit_judge(model, real, fake, channels, seed):
@@ -112,43 +164,20 @@ def _fit_judge(model, real, fake, channels, seed):
         loss = model.train_on_batch(images, labels)
 
 
-def judge_logits(real, fake, groups, seeds, channels):
-    """Trains a judge with each seed to tell fake heads from real ones, and applies it to groups of others.
+def judge_scores(learned, tried, channels, seed=0):
+    """Trains a judge on heads `learned`, a pair (real, fake), and applies it to the pair `tried`.
 
-    Returns float32 (seeds, N, S') for each group, larger for fakes; S' is S less the slices that have none at
-    `channels` above. Lopez-Paz, Oquab 2017: https://arxiv.org/abs/1610.06545
+    Returns two float32 (N, S'), larger for fakes; S' is S less the slices that have none at `channels` above.
+    Lopez-Paz, Oquab 2017: https://arxiv.org/abs/1610.06545
     """
-    count = real.shape[1] - channels[-1]
-    model = _build_judge((*real.shape[2:], len(channels)), seed=0)
-    rate = keras.optimizers.schedules.CosineDecay(JUDGE_RATE, JUDGE_STEPS)
-    model.compile(keras.optimizers.Adam(rate), keras.losses.BinaryCrossentropy(from_logits=True))
+    count = learned[0].shape[1] - channels[-1]
+    model = _compiled_judge((*learned[0].shape[2:], len(channels)))
+    _fit_judge(model, *learned, channels, seed)
 
-    def logits(heads):
-        images = (np.stack([head[above:above + count] for above in channels], axis=-1) for head in heads)
-        return np.stack([model.predict_on_batch(batch)[:, 0] for batch in images])
+    def scores(head):
+        return model.predict_on_batch(np.stack([head[above:above + count] for above in channels], axis=-1))
 
-    by_seed = []
-    for seed in tqdm(seeds, "Judging", unit=" judges", leave=False, disable=None):
-        _fit_judge(model, real, fake, channels, seed)
-        by_seed.append([logits(heads) for heads in groups])
-    return [np.stack(group) for group in zip(*by_seed)]
-
-
-def told_apart(name, real, fake):
-    """The AUC of logits of real heads (seeds, N, S) and of fakes (seeds, M, S), its median over seeds.
-
-    A dict with its interval, that of the mean over seeds, over draws of heads.
-    """
-    # The share of pairs of slices in which the fake has the larger logit, or half of ties: the AUC, exactly.
-    signs = np.sign(fake[:, np.newaxis, :, :, np.newaxis] - real[:, :, np.newaxis, np.newaxis, :])
-    by_pair = (signs.mean(axis=(3, 4), dtype=np.float64) + 1) / 2  # (seeds, N, M)
-    mean = by_pair.mean(axis=0)
-
-    def auc(rows, columns, axis=-1):
-        return mean[rows[..., :, np.newaxis], columns[..., np.newaxis, :]].mean(axis=(-2, -1))
-
-    measured = with_interval(name, auc, *map(np.arange, mean.shape), limits=(0, 1))
-    return measured | {name: float(np.median(by_pair.mean(axis=(1, 2))))}
+    return [np.stack([scores(head)[:, 0] for head in heads]) for heads in tried]
 
 
 def mix_people(arrays, axes=1, seed=0):
@@ -161,49 +190,55 @@ def mix_people(arrays, axes=1, seed=0):
     return np.take_along_axis(arrays, np.expand_dims(people, tuple(range(people.ndim, arrays.ndim))), axis=0)
 
 
-def told_apart_heads(sampled, reconstructed, noise):
-    """What judges say of the sampled heads, and of fakes that they have to find; see `evaluate_heads`.
+def rougher(heads, by=1.1):
+    """Heads whose slices differ more from each other: of middling difficulty for a judge."""
+    mean = heads.mean(axis=1, keepdims=True)
+    return np.uint8((mean + by * (heads - mean)).round().clip(0, 255))
 
-    They learn from training people and three quarters of the samples, and are tried on the rest and on test
-    people; for the floor, on validation people in place of the rest.
+
+def told_apart_heads(sampled, new_people, noise):
+    """What judges say of sampled heads, and of fakes that they have to find; see `evaluate_heads`.
+
+    In two folds: they learn from validation people and half of the sampled heads, and are tried on test
+    people and the other half; then the other way round. For the floor, half of the people stand for samples.
     """
-    box = brain_box(reconstructed["train"])
-    train, validate, test = (reconstructed[name][box] for name in ("train", "validate", "test"))
-    mean = np.uint8(train.mean(axis=0, keepdims=True).round())
-    fakes, measured = {}, {}
-    for suffix, heads in {"": sampled[box], "_fake_noise": noise[box]}.items():
-        quarter = max(1, len(heads) // 4)
-        fakes[suffix] = heads[quarter:], heads[:quarter]
-    mixed = mix_people(train[:NUM_HEADS]), mix_people(test)  # no more, for this is in memory
-    fakes |= {"_fake_mean_person": (mean, mean), "_fake_mixed_people": mixed}
-    for name, channels in JUDGES.items():
-        channels = tuple(channel for channel in channels if channel < train.shape[1])
-        for suffix, (to_learn, to_try) in fakes.items():
-            if suffix == "_fake_mixed_people" and len(channels) == 1:
-                continue  # each slice is a person's
-            seeds = SEEDS if suffix == "" else SEEDS[:1]
-            logits = judge_logits(train, to_learn, (test, to_try, validate), seeds, channels)
-            if name == "told_apart_heads":
-                logits = [group.mean(axis=2, keepdims=True) for group in logits]
-            measured |= told_apart(name + suffix, logits[0], logits[1])
-            if suffix == "":
-                measured |= told_apart(f"{name}_floor", logits[0], logits[2])
-    return measured
+    box, side = brain_box(np.concatenate(new_people)), -(-sampled.shape[-1] // JUDGE_SIDE)
+
+    def small(heads):
+        return np.stack([np.uint8(block_reduce(head, (1, side, side), np.mean)) for head in heads[box]])
+
+    sampled, new_people, noise = small(sampled), [small(heads) for heads in new_people], map(small, noise)
+    fakes = {"": (sampled[::2], sampled[1::2]), "_fake_noise": noise,
+             "_fake_mean_person": [np.uint8(heads.mean(axis=0, keepdims=True)) for heads in new_people],
+             "_fake_mixed_people": map(mix_people, new_people), "_fake_rougher": map(rougher, new_people)}
+    groups = {suffix: list(zip(new_people, halves)) for suffix, halves in fakes.items()}
+    groups["_floor"] = [(heads[::2], heads[1::2]) for heads in new_people]
+    trials = [(name, suffix, seed, order) for name in JUDGES for suffix in groups for seed in SEEDS
+              for order in (1, -1) if (suffix == "" or seed == SEEDS[0])
+              and not (name == "told_apart_slices" and suffix in ONLY_BY_HEAD)]
+    scores = defaultdict(list)
+    for name, suffix, seed, order in tqdm(trials, "Judging", unit=" judges", leave=False, disable=None):
+        channels = tuple(channel for channel in JUDGES[name] if channel < sampled.shape[1])
+        found = judge_scores(*groups[suffix][::order], channels, seed)
+        if name == "told_apart_heads":
+            found = [group.mean(axis=1, keepdims=True) for group in found]
+        scores[name + suffix, order].append(found)
+    folds = {key: [np.stack(group) for group in zip(*found)] for key, found in scores.items()}
+    names = dict.fromkeys(name for name, _ in folds)
+    return {key: value for name in names
+            for key, value in area_under_curve(name, folds[name, 1], folds[name, -1]).items()}
 
 
-def slice_correlation(head, apart=1):
-    """How alike slices of a head (S, H, W) are that lie `apart` slices apart, from -1 to 1.
+def roughness(head):
+    """How rough a head (S, H, W) is from slice to slice, of 255; 0 without brain or three slices.
 
-    The mean over pairs of the correlation of pixels in the brain of either; 0 if no pair has contrast there.
+    It is the root mean square of ``s[k+1] - 2 s[k] + s[k-1]`` where all three are brain.
     """
-    head = np.float32(head[brain_box(head[np.newaxis])[1:]]) / 255
-    correlations = []
-    for first, second in zip(head, head[apart:]):
-        brain = (first > FOREGROUND) | (second > FOREGROUND)
-        pair = np.stack([first[brain], second[brain]])
-        if brain.any() and np.ptp(pair, axis=1).all():
-            correlations.append(np.corrcoef(pair)[0, 1])
-    return float(np.mean(correlations)) if correlations else 0.0
+    head = np.float32(head[brain_box(head[np.newaxis])[1:]])
+    below, middle, above = head[:-2], head[1:-1], head[2:]
+    brain = np.minimum(np.minimum(below, middle), above) > 255 * FOREGROUND
+    second = (above - 2 * middle + below)[brain]
+    return float(np.sqrt(np.mean(second ** 2))) if len(second) else 0.0
 
 
 def tissue_statistics(images):
@@ -235,138 +270,160 @@ def _tissue(image):
     return dark, symmetry
 
 
-def compare_dark(dark):
-    """How heads differ in their dark share, float (N,) by suffix, beside training people."""
+def evaluate_anatomy(groups):
+    """Roughness, dark share and symmetry of heads, a dict by suffix, beside people's."""
     def sd_ratio(values, reference, axis=-1):
         least = np.finfo(float).eps  # training people may be all alike
         return np.std(values, ddof=1, axis=axis) / np.maximum(np.std(reference, ddof=1, axis=axis), least)
 
-    measured, people = {}, dark["_reconstructed"]
-    for suffix in ("", "_test"):
-        name, values, rng = f"dark_ks{suffix}", dark[suffix], np.random.default_rng(0)
-        measured |= with_interval(f"dark_sd_ratio{suffix}", sd_ratio, values, people, limits=(0, np.inf))
-        # No interval: a bootstrap of a largest distance is biased; the floor says what chance alone gives.
-        measured[name] = float(stats.ks_2samp(values, people).statistic)
-        draws = (rng.choice(people, len(values)) for _ in range(FLOOR_DRAWS))
-        floor = [stats.ks_2samp(draw, people, method="asymp").statistic for draw in draws]
-        measured[f"{name}_floor"] = float(np.mean(floor))
-        measured[f"{name}_floor_interval"] = np.percentile(floor, (2.5, 97.5)).tolist()
-    return measured
-
-
-def evaluate_anatomy(groups, mixed_people):
-    """The correlations, dark share and symmetry of heads by suffix; of `mixed_people` correlations alone."""
-    measured = {}
-    for name, apart in CORRELATIONS.items():
-        for suffix, heads in {**groups, "_fake_mixed_people": mixed_people}.items():
-            if apart < heads.shape[1]:
-                correlations = np.array([slice_correlation(head, apart) for head in heads])
-                measured |= with_interval(name + suffix, np.mean, correlations, limits=(-1, 1))
-    dark = {}
+    columns, measured = {}, {}
     for suffix, heads in groups.items():
-        rows = [tissue_statistics(head[::2]) for head in tqdm(heads, "Measuring", leave=False, disable=None)]
-        dark[suffix], symmetry = (np.array([row[name].mean() for row in rows]) for name in rows[0])
-        measured |= with_interval(f"symmetry{suffix}", np.mean, symmetry, limits=(-1, 1))
-    return measured | compare_dark(dark)
-
-
-def membership(train, test):
-    """How well bits per code tell heads of training people, float (N,), from those of test people, (M,).
-
-    Returns a dict of `membership`, the AUC (0.5: not at all, 1: always), and its `membership_interval`.
-    """
-    def auc(train, test, axis=-1):  # chance that a test head costs more than a training head
-        pairs = train.shape[axis] * test.shape[axis]
-        return stats.mannwhitneyu(test, train, axis=axis, method="asymptotic").statistic / pairs
-
-    return with_interval("membership", auc, train, test, limits=(0, 1))
-
-
-def copy_score(distances, reference, axis=-1):
-    """C_T: how many standard errors the distances of heads (..., N) lie above those of new people (..., M).
-
-    Both are distances to training people. Meehan, Chaudhuri, Dasgupta 2020: https://arxiv.org/abs/2004.05675
-    """
-    n, m = distances.shape[axis], reference.shape[axis]
-    u = stats.mannwhitneyu(distances, reference, axis=axis, method="asymptotic").statistic
-    return (u - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12)
+        rows = []
+        for head in tqdm(heads, "Measuring", unit=" heads", leave=False, disable=None):
+            tissue = tissue_statistics(head[::2])
+            rows.append((roughness(head), tissue["dark_fraction"].mean(), tissue["symmetry"].mean()))
+        columns[suffix] = dict(zip(("roughness", "dark", "symmetry"), np.transpose(rows)))
+        for name, values in columns[suffix].items():
+            measured |= with_interval(name + suffix, np.mean, values)
+    people, new, sampled = (columns[suffix] for suffix in ("_train", "_new", ""))
+    return {**measured, **area_under_curve("roughness_auc", (new["roughness"], sampled["roughness"])),
+            **with_interval("dark_sd_ratio", sd_ratio, sampled["dark"], people["dark"]),
+            **with_interval("dark_sd_ratio_new", sd_ratio, new["dark"], people["dark"])}
 
 
 def coarse(heads):
-    """Heads (N, S, H, W) as rows in [0, 1]: means over blocks, about 64 pixels a side and half the slices."""
-    side = max(1, heads.shape[-1] // FEATURE_SIDE)
-    return np.stack([block_reduce(head, (2, side, side), np.mean).ravel() / 255 for head in heads])
+    """Heads (N, S, H, W) as means over blocks: float32, about 16 x 32 x 32 of the usual ones."""
+    blocks = max(1, round(heads[0].shape[0] / COARSE_SLICES)), *[max(1, heads[0].shape[2] // COARSE_SIDE)] * 2
+    return np.stack([block_reduce(head, blocks, np.mean).astype(np.float32) for head in heads])
 
 
-def find_nearest(heads, train_features):
-    """The nearest training people, by their `coarse` rows, of heads (N, S, H, W) and of their mirror images.
+def _unit(values):
+    """Values as rows (N, pixels) of mean 0 and length 1: brightness and contrast do not count."""
+    rows = values.reshape(len(values), -1) - values.mean(axis=(1, 2, 3))[:, np.newaxis]
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
-    Returns a dict of (N,): `distances`; `nearest`, their indices; `mirrored`, whether their mirror image is
-    nearer (the same person: the prior learns both); `over_second`, the distance over the second nearest's.
+
+def _move(head, pose):
+    """A coarse head (S, H, W) moved by so many `SMALL_MOVE`."""
+    *shift, angle, scale = pose * SMALL_MOVE
+    cosine, sine = np.exp(scale) * np.array([np.cos(angle), np.sin(angle)])
+    matrix = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    center = (np.array(head.shape) - 1) / 2
+    return ndimage.affine_transform(head, matrix, center - matrix @ center + shift, order=1, mode="nearest")
+
+
+class NearestPerson:
+    """Finds the nearest training people of coarse heads, also where a head was moved, turned or mirrored.
+
+    Each head is brought to the pose of the mean training head by Gauss-Newton steps, all with that mean's
+    derivatives (Baker, Matthews 2004). So a copy comes to lie on its original, at one registration a head.
     """
-    both = np.stack([euclidean_distances(coarse(either), train_features)
-                     for either in (heads, heads[..., ::-1])])
-    distances = both.min(axis=0)
-    nearest, rows = distances.argmin(axis=1), np.arange(len(distances))
-    first, second = np.partition(distances, 1, axis=1)[:, :2].T
-    mirrored = both[1, rows, nearest] < both[0, rows, nearest]
-    return {"distances": first, "nearest": nearest, "mirrored": mirrored,
-            "over_second": first / np.maximum(second, np.finfo(float).eps)}
+
+    def __init__(self, train):
+        mean = train.mean(axis=0)
+        steps = [_unit(np.stack([_move(mean, pose), _move(mean, -pose)])) for pose in np.eye(5)]
+        self.solve = np.linalg.pinv(np.stack([(ahead - behind) / 2 for ahead, behind in steps], axis=1))
+        self.mean, self.train = _unit(mean[np.newaxis])[0], train
+        self.parts_of_train = self._parts(train)
+
+    def _parts(self, heads):
+        """Registered heads as rows (N, pixels), of the whole, of both halves of the slices, of both sides."""
+        moved = []
+        for head in heads:
+            pose = np.zeros(5)
+            for _ in range(7):
+                pose -= self.solve @ (_unit(_move(head, pose)[np.newaxis])[0] - self.mean)
+                pose = pose.clip(-6, 6)  # no further than copies are moved
+            moved.append(_move(head, pose))
+        whole = np.stack(moved)
+        return list(map(_unit, (whole, *np.array_split(whole, 2, axis=1), *np.array_split(whole, 2, axis=3))))
+
+    def find(self, heads):
+        """The nearest training people of heads; of training people themselves, the nearest others.
+
+        Returns a dict of (N,): `distances` of whole heads; `nearest`, the indices; `mirrored`, whether the
+        mirror image is nearer (the same person: the prior learns both); `over_second`, the distance over the
+        second nearest's, in the part where that is least.
+        """
+        found, over_second, rows = {}, [], np.arange(len(heads))
+        parts = self._parts(heads), self._parts(heads[..., ::-1]), self.parts_of_train
+        for plain, mirrored, people in zip(*parts):
+            both = np.stack([euclidean_distances(part, people) for part in (plain, mirrored)])
+            if heads is self.train:
+                both[:, rows, rows] = np.inf
+            first, second = np.sort(both.min(axis=0), axis=1)[:, :2].T
+            over_second.append(first / np.maximum(second, 1e-6))
+            nearest = both.min(axis=0).argmin(axis=1)
+            is_mirrored = both[1, rows, nearest] < both[0, rows, nearest]
+            found = found or {"distances": first, "nearest": nearest, "mirrored": is_mirrored}
+        return found | {"over_second": np.min(over_second, axis=0)}
 
 
-def evaluate_copies(sampled, reconstructed):
+def plant(heads, pixel_size):
+    """Copies of heads, uint8 (N, S, H, W) with pixels of so many mm, by what was done to them."""
+    count, side = heads.shape[1:3]
+    magnified = ndimage.zoom(heads, (1, 1, 1.07, 1.07), order=1)
+    start, other = (magnified.shape[2] - side) // 2, np.roll(heads, 1, axis=0)
+    return {"rotated by 3 degrees": ndimage.rotate(heads, 3, (2, 3), reshape=False, order=1),
+            "shifted by 8 mm": np.roll(heads, round(8 / pixel_size), axis=3),
+            "shifted by 2 slices": np.concatenate([heads[:, 2:], heads[:, -1:], heads[:, -1:]], axis=1),
+            "magnified by 7 %": magnified[:, :, start:start + side, start:start + side],
+            "lower half": np.concatenate([heads[:, :count // 2], other[:, count // 2:]], axis=1),
+            "one side": np.concatenate([heads[..., :side // 2], other[..., side // 2:]], axis=3)}
+
+
+def evaluate_copies(sampled, new_people, train, pixel_size):
     """The figures on copies, and the details, of `evaluate_heads`."""
-    train = reconstructed["train"]
-    features = coarse(train)
-    nearest, test, validate = (find_nearest(heads, features)
-                               for heads in (sampled, reconstructed["test"], reconstructed["validate"]))
-    new_people = np.concatenate([test["over_second"], validate["over_second"]])
-    over_second = nearest.pop("over_second")
-    limit = COPY_MARGIN * new_people.min()
-    measured = {**with_interval("copy_test", copy_score, nearest["distances"], test["distances"]),
-                **with_interval("copy_test_floor", copy_score, validate["distances"], test["distances"]),
-                **with_interval("nearest_over_second", np.median, over_second, limits=(0, 1)),
-                **with_interval("nearest_over_second_test", np.median, new_people, limits=(0, 1)),
-                "copies": int((over_second < limit).sum()), "copies_limit": float(limit)}
-    originals = train[spread(len(train), PLANTED)]
-    planted = {"mirrored": originals[..., ::-1], "shifted": np.roll(originals, 1, axis=-1),
-               "brightened": np.uint8((originals * 1.05).round().clip(0, 255))}
-    measured["copies_planted"] = len(originals)
-    for kind, heads in planted.items():
-        measured[f"copies_found_{kind}"] = int((find_nearest(heads, features)["over_second"] < limit).sum())
-    return measured, nearest
+    images, indices = train
+    search = NearestPerson(np.concatenate([coarse([images[rows]]) for rows in indices]))
+    found, new = search.find(coarse(sampled)), search.find(coarse(new_people))
+    over_second = found.pop("over_second")
+    # The limit is the k-th least of n people who are no copies, training people beside the others among them:
+    # the next person's figure is below it with a chance of k / (n + 1).
+    no_copies = np.sort(np.concatenate([new["over_second"], search.find(search.train)["over_second"]]))
+    allowed = max(1, int(FALSE_ALARMS * (len(no_copies) + 1)))
+    limit = no_copies[allowed - 1]
+    originals = np.stack([images[rows] for rows in indices[spread(len(indices), PLANTED)]])
+    planted = [search.find(coarse(heads))["over_second"] for heads in plant(originals, pixel_size).values()]
+    return {**area_under_curve("distance_auc", (new["distances"], found["distances"])),
+            **with_interval("nearest_over_second", np.median, over_second),
+            **with_interval("nearest_over_second_new", np.median, new["over_second"]),
+            "copies": int((over_second < limit).sum()), "copies_limit": float(limit),
+            "copies_false_alarms": allowed / (len(no_copies) + 1), "copies_planted": len(originals),
+            "copies_found": int(np.sum(planted < limit, axis=1).min())}, found
 
 
-def evaluate_heads(sampled, reconstructed, originals, noise):
-    """Measures sampled heads beside people: per head, never per slice. There are two of each kind at least.
+def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
+    """Measures sampled heads (N, S, H, W) beside people. There are two of each kind at least.
 
     Args:
-        sampled: the heads, uint8 (N, S, H, W).
-        reconstructed: dict of the reconstructed `train`, `validate` and `test` people.
-        originals: the training people's own slices.
-        noise: heads decoded from `mix_people` of the training people's codes.
+        originals, reconstructed: dicts of `train`, `validate` and `test` people, before and after the codes.
+        noise: (validate, test), heads decoded from `mix_people` of these people's codes.
+        train: all training people: (slices, uint8 (M, H, W), their indices, int (people, S)).
+        pixel_size: mm.
 
     Returns:
-        (metrics, details). The metrics: `num_heads`, `num_people` and the figures of `ROWS` but `membership`.
-        The details, (N,): `distances` of samples to the nearest training heads; `nearest`, the indices of
-        these; `mirrored`, whether it is their mirror images that are so near.
+        (`num_heads`, `num_people` and the figures of `ROWS` that need no code lengths, a dict; what
+        `NearestPerson.find` says of the heads).
     """
-    train, test = reconstructed["train"], reconstructed["test"]
-    groups = {"": sampled, "_reconstructed": train, "_test": test, "_originals": originals}
-    copies, details = evaluate_copies(sampled, reconstructed)
-    num_people = {name: len(heads) for name, heads in reconstructed.items()}
-    return {"num_heads": len(sampled), "num_people": num_people,
-            **told_apart_heads(sampled, reconstructed, noise),
-            **evaluate_anatomy(groups, mix_people(test)), **copies}, details
+    new_people = reconstructed["validate"], reconstructed["test"]
+    copies, found = evaluate_copies(sampled, np.concatenate(new_people), train, pixel_size)
+    errors = [np.array([np.square(np.float32(head) - other).mean() for head, other
+                        in zip(originals[name], reconstructed[name])]) for name in ("train", "test")]
+    groups = {"": sampled, "_train": reconstructed["train"], "_new": np.concatenate(new_people)}
+    return {"num_heads": len(sampled), "num_people": {name: len(heads) for name, heads in originals.items()},
+            **told_apart_heads(sampled, new_people, noise), **copies, **evaluate_anatomy(groups),
+            **area_under_curve("membership_reconstruction", errors)}, found
 
 
 def head_table(measured):
-    """The figures of `evaluate_heads` and `membership` as rows of texts, a heading first."""
+    """The figures of `evaluate_heads` and of membership as rows of texts, a heading first."""
     def cell(key):
         if key not in measured:
             return ""
-        interval = measured.get(f"{key}_interval")
-        return f"{measured[key]:.3g}" + (" ({:.3g} to {:.3g})".format(*interval) if interval else "")
+        value, interval = measured[key], measured.get(f"{key}_interval")
+        text = "{:.3g} to {:.3g}".format(*value) if isinstance(value, list) else f"{value:.3g}"
+        return text + (" ({:.3g} to {:.3g})".format(*interval) if interval else "")
 
     table = [("", *COLUMNS.values(), "beside")]
     for name in (name for name in ROWS if name in measured):
@@ -378,8 +435,8 @@ def head_table(measured):
 
 def print_heads(measured):
     """Prints what `evaluate_heads` and `membership` measured, as a table."""
-    print("{num_heads} sampled heads beside {num_people[train]} training people and {num_people[test]} test "
-          "people, with 95 % intervals:".format(**measured))
+    print("{num_heads} sampled heads beside {num_people[train]} training people and {num_people[validate]} + "
+          "{num_people[test]} new people, with 95 % intervals:".format(**measured))
     table = head_table(measured)
     widths = [max(map(len, column)) for column in zip(*table)]
     for row in table:

@@ -3,7 +3,6 @@
 Images are NumPy float (H, W) in [0, 1], unless said otherwise; codes are arrays of any integer type."""
 
 import functools
-import itertools
 
 import numpy as np
 from scipy import ndimage
@@ -11,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import tensorflow as tf
 from tqdm import tqdm
 
-from support.images import FOREGROUND, in_chunks, spread, to_unit
+from support.images import FOREGROUND, in_chunks, to_unit
 from support.people import PERSON_BITS
 
 QUALITY = "ssim", "ssim_gaussian", "ssim_foreground", "psnr", "mse"
@@ -54,13 +53,13 @@ def baselines(train_images, images):
     Images are uint8 (N, H, W), or a memory map. Returns a dict of `reconstruction_metrics`: `mean_image`, the
     mean training image for each image; `blurred_original`, by a Gaussian filter of 1/128 of the side.
     """
-    def originals():  # one by one: as floats, all of them would not fit into memory
-        return (image / 255 for image in images)
-
     mean = np.mean(train_images, axis=0) / 255  # adds bytes up as float64, few at a time: exact, no copy
-    blurred = (ndimage.gaussian_filter(image, images.shape[-1] / 128) for image in originals())
-    return {"mean_image": reconstruction_metrics(originals(), itertools.repeat(mean)),
-            "blurred_original": reconstruction_metrics(originals(), blurred)}
+    guesses = {"mean_image": lambda image: mean,
+               "blurred_original": lambda image: ndimage.gaussian_filter(image, images.shape[-1] / 128)}
+    # One by one: as floats, all of them would not fit into memory.
+    return {name: reconstruction_metrics((image / 255 for image in images),
+                                         (guess(image / 255) for image in images))
+            for name, guess in guesses.items()}
 
 
 def code_metrics(codes, num_embeddings):
@@ -108,9 +107,8 @@ def code_lengths(prior, coded, conditional=True):
     return bits_per_place(prior, coded, np.arange(len(coded.positions)), conditional).mean(axis=(1, 2))
 
 
-def code_lengths_of_heads(prior, coded, head_indices, max_heads):
-    """The bits per code, float64 (N,), of up to `max_heads` of M heads, whose slices are int (M, S)."""
-    indices = head_indices[spread(len(head_indices), max_heads)]
+def code_lengths_of_heads(prior, coded, indices):
+    """The bits per code, float64 (N,), of heads whose slices are int (N, S)."""
     return bits_per_place(prior, coded, indices.ravel()).reshape(len(indices), -1).mean(axis=1)
 
 
@@ -123,8 +121,6 @@ def evaluate(vqvae, prior, batches, coded, cases):
     """Measures a trained pair of models on a split, batch by batch: as floats, they may not fit into memory.
 
     Args:
-        vqvae: a `modules.VQVAE`.
-        prior: its `modules.PixelCNN`.
         batches: (images in [-1, 1], positions), each image once, in order.
         coded: the `dataset.CodedSplit` of these images; version 0 has their codes as they are.
         cases: int (N,), the person of each image.
@@ -133,10 +129,9 @@ def evaluate(vqvae, prior, batches, coded, cases):
         (the dict of metrics.json, details). The former: `reconstruction_metrics` of slices in their heads,
         and, as NAME_alone, of slices by themselves if the decoder sees neighbours; `code_metrics`;
         `bits_per_code` of slices given those below and the person, whose bits are included;
-        `bits_per_code_alone`, of slices by themselves; `bytes_per_image`, by `bits_per_code`; `NAME_sd`, the
-        standard deviation of people's means, unless there is a single person. The details: `per_image`, a
-        dict of float (N,): `ssim`, `ssim_foreground`, `psnr` and `bits_per_code` (without the person's bits);
-        `error_map`, the mean absolute error of each pixel, float (H, W).
+        `bits_per_code_alone`, of slices by themselves; `bytes_per_image`; `NAME_sd`, the standard deviation
+        of people's means, unless there is a single person. The details: `per_image`, a dict of float (N,),
+        whose `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W).
     """
     rows, alone, error_sum = [], [], 0.0
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):

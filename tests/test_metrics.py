@@ -153,9 +153,8 @@ def test_code_lengths_are_those_of_version_0_with_its_context_or_without(halves_
         np.testing.assert_allclose(bits, expected[indices], rtol=1e-6)
         lengths = metrics.code_lengths(Halves(), coded, conditional)
         np.testing.assert_allclose(lengths, expected.mean(axis=(1, 2)), rtol=1e-6)
-    for max_heads, chosen in ((40, range(10)), (4, [0, 3, 6, 9])):  # of heads, the means over their slices
-        lengths = metrics.code_lengths_of_heads(Halves(), coded, np.arange(70).reshape(10, 7), max_heads)
-        np.testing.assert_allclose(lengths, in_head.reshape(10, -1).mean(axis=1)[chosen], rtol=1e-6)
+    lengths = metrics.code_lengths_of_heads(Halves(), coded, np.arange(70).reshape(10, 7)[::3])
+    np.testing.assert_allclose(lengths, in_head.reshape(10, -1).mean(axis=1)[::3], rtol=1e-6)
 
 
 def test_each_person_is_paid_for_whatever_slices_he_has(halves_coded):

@@ -75,7 +75,7 @@ def evaluated(trained, quick, tmp_path_factory):
     run = Path(shutil.copytree(trained / "runs" / "tiny", tmp_path_factory.mktemp("evaluated") / "run"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run)
-        for name, value in {"JUDGE_STEPS": 5, "SEEDS": (0,), "RESAMPLES": 20, "FLOOR_DRAWS": 5}.items():
+        for name, value in {"JUDGE_STEPS": 5, "SEEDS": (0,), "RESAMPLES": 20}.items():
             patch.setattr(judge, name, value)
         predict.main(["--run-dir", ".", "--evaluate", "--num-samples", "3", "--heads", "3"])
     return run

@@ -1,0 +1,86 @@
+"""Does the prior know its training people? The standard attack, with a reference model.
+
+    python benchmarks/membership.py --run-dir RUN [--data-dir DIR]
+
+Some heads cost fewer bits than others, whoever was trained on them. So the code length under the run's prior
+is compared with that under a reference: a prior that train.py's stage 2 trains in the same way on every
+second training person. By the difference the attack tells the other half of them, whom the run's prior alone
+saw, from the test people, whom neither saw: LiRA (https://arxiv.org/abs/2112.03570) and RMIA (2312.03262) in
+their simplest form. An AUC of 0.5: it cannot. If the run has been judged, the figure is added to its
+evaluation.json. The last line is JSON.
+"""
+
+from pathlib import Path
+import sys
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import support.environment  # noqa: F401
+
+import json
+import tempfile
+
+import numpy as np
+
+from benchmarks import common
+import dataset
+import predict
+from support import cli, devices, judge, metrics
+from support.runs import Run
+import train
+
+
+def every_second(split, first):
+    """The split of every second person from the `first` one on, 0 or 1."""
+    return split.take(np.isin(split.cases, np.unique(split.cases)[first::2]))
+
+
+def train_reference(run, vqvae, splits):
+    """A prior over the codes of the run's VQ-VAE, trained by the run's settings on other splits."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "backup").mkdir()
+        return train.PixelCNNStage(Run(folder, run.config), splits, vqvae).train()
+
+
+def code_lengths(vqvae, prior, split):
+    """The bits per code of each whole head of a split, float (people,)."""
+    heads = split.head_indices(prior.slice_positions)
+    return metrics.code_lengths_of_heads(prior, dataset.encode_split(vqvae, prior, split), heads)
+
+
+def attack(vqvae, prior, reference, members, others):
+    """The AUC of the code length less the reference's: of members, a split, and of others: a dict."""
+    scores = [code_lengths(vqvae, prior, split) - code_lengths(vqvae, reference, split)
+              for split in (members, others)]
+    return {"num_members": len(scores[0]), "num_others": len(scores[1]),
+            **judge.area_under_curve("membership_reference", scores)}
+
+
+@cli.exit_on_user_error
+def main():
+    """Prints the figure, then JSON."""
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--run-dir", required=True, metavar="RUN")
+    parser.add_argument("--data-dir", metavar="DIR", help="of the PNG splits (default: the run's own)")
+    arguments = parser.parse_args()
+    devices.prepare(exact=True)
+    run = predict.find_run(arguments.run_dir)
+    if run.settings.keys() != vars(train.Settings()).keys():
+        raise cli.UserError(f"{run.folder} was trained by another version of train.py, so no reference can "
+                            f"be trained like it; check out commit {run.config.get('git_commit')}.")
+    vqvae, prior = predict.load_models(run)
+    needed = ["--evaluate", *(["--data-dir", arguments.data_dir] if arguments.data_dir else [])]
+    splits = predict.load_data(predict.parse_arguments(needed), run, vqvae)
+    members, half = (every_second(splits["train"], first) for first in (0, 1))
+    reference = train_reference(run, vqvae, {**splits, "train": half})
+    measured = attack(vqvae, prior, reference, members, splits["test"])
+    print("{num_members} training people told from {num_others} test people: AUC {membership_reference:.2f}"
+          .format(**measured))
+    evaluation = run.results_path("evaluation.json")
+    if evaluation.exists():
+        found = {name: measured[name] for name in measured if name.startswith("membership_reference")}
+        predict.keep_evaluation(evaluation, {**json.loads(evaluation.read_text())["heads"], **found})
+    common.finish("membership", arguments, {"settings": {"run_dir": str(run.folder)}, **measured})
+
+
+if __name__ == "__main__":
+    main()
