@@ -161,7 +161,7 @@ def test_exports_run_without_this_repository_and_a_notebook_keeps_its_environmen
              positions=positions, slices=prior.sample(positions, seed=5, temperature=0.9),
              log_prob=prior.log_prob(codes, positions), heads=prior.sample_heads(2, seed=5, temperature=0.9))
     sampler.export(vqvae, prior, tmp_path)
-    assert "Exporting head_sampler, 4 of 4 ..." in capsys.readouterr().out
+    assert "Exporting head_sampler, 5 of 5 ..." in capsys.readouterr().out
     vqvae.save(tmp_path / "vqvae.keras")
     prior.save(tmp_path / "prior.keras")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
