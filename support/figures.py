@@ -26,26 +26,28 @@ def new_figure(height, rows=1, columns=1, width=WIDTH, **options):
     return figure, figure.subplots(rows, columns, **options)
 
 
-def _plot_epochs(history, curves, path, **options):
+def _plot_epochs(history, curves, path, scales=("linear",), **options):
     """Plots columns of a history, {column: (label, line)}, over the epochs; `options` are of the axes."""
-    figure, axes = new_figure(4.5)
-    for name, (label, line) in curves.items():
-        axes.plot(history["epoch"] + 1, history[name], line, markersize=3, label=label)
-    axes.set(xlabel="epoch", **options)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # beside the curves, not over them
+    figure, panels = new_figure(4.5, columns=len(scales), squeeze=False)
+    for axes, scale in zip(panels[0], scales):
+        for name, (label, line) in curves.items():
+            axes.plot(history["epoch"] + 1, history[name], line, markersize=3, label=label)
+        axes.set(xlabel="epoch", yscale=scale, **options)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()  # beside the curves, not over them
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path)
 
 
 def plot_losses(history, path):
-    """Draws stage 1's losses, columns of vqvae_history.csv."""
+    """Draws stage 1's losses, columns of vqvae_history.csv, on a linear and on a logarithmic axis."""
     losses = {"loss": "total", "reconstruction_loss": "MSE / variance", "vq_loss": "vector quantisation"}
     curves = {}
     for number, (name, label) in enumerate(losses.items()):
         curves |= {name: (f"{label}: training", f"C{number}o-"),
                    f"val_{name}": (f"{label}: validation", f"C{number}s--")}
-    _plot_epochs(history, curves, path, title="Losses of the VQ-VAE", ylabel="loss (log axis)", yscale="log")
+    _plot_epochs(history, curves, path, scales=("linear", "log"), title="Losses of the VQ-VAE", ylabel="loss")
 
 
 def plot_ssim(history, path):
