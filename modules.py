@@ -376,7 +376,7 @@ class VQVAE(Network):
 
     def test_step(self, data):
         """The losses on a batch of `train_step`, of which a replica's part may be empty."""
-        images, codes = map(devices.fill_if_empty, data)
+        images, codes = map(devices.fill_if_empty, data[:2])
         losses = (self._decoder_losses(images, codes) if self.sees_neighbours
                   else self._batch_losses(images, training=False))
         return self.track(losses, tf.shape(data[0])[0])
