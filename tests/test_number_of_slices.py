@@ -28,6 +28,7 @@ def test_a_run_has_as_many_slices_as_its_data(count, tmp_path, monkeypatch, caps
         patch.setattr(train.PixelCNNStage, "begin", lambda _: signal.raise_signal(signal.SIGTERM))
         train.main(["--run-dir", "run", "--resume"])
     train.main(["--run-dir", "run", "--resume"])
+    capsys.readouterr()
 
     for name, value in {"JUDGE_STEPS": 5, "SEEDS": (0,), "RESAMPLES": 20}.items():
         monkeypatch.setattr(judge, name, value)
