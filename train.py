@@ -269,10 +269,10 @@ class VQVAEStage(stages.Stage):
 
     def begin(self):
         """A VQ-VAE whose codebook has started."""
-        with devices.new_scope():
-            vqvae = self.build()
-            # Another seed than the epochs': the first of them then sees every image afresh.
-            batches = dataset.image_batches(self.splits["train"], self.batch_size, self.run.seed + 1)
+        vqvae = self.build()
+        # Another seed than the epochs': the first of them then sees every image afresh.
+        batches = dataset.image_batches(self.splits["train"], self.batch_size, self.run.seed + 1)
+        with devices.strategy().scope():
             start_codebook(vqvae, batches, self.settings.autoencoder_steps)
         return vqvae
 
