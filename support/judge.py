@@ -105,9 +105,9 @@ def _shares_above(first, second):
 def _logit_interval(auc, pairs):
     """The 95 % interval of an AUC, by the shares of `_shares_above` of each fold."""
     # The variance is DeLong's (1988), each head a cluster of slices (Obuchowski 1997). Not a bootstrap, which
-    # covers 83 to 91 %: on the logit scale, by Student's t, it covers 95 % or a little more. Folds count as one
-    # and the same: each learns from the heads that the other is tried on, so they err together, and as
-    # independent ones they cover 84 to 92 %. See tests/test_judge.py.
+    # covers 83 to 91 %: on the logit scale, by Student's t, it covers 95 % or a little more. Folds err
+    # together, for each learns from the heads that the other is tried on: as independent ones they would cover
+    # 84 to 92 %. See tests/test_judge.py.
     fewer = [min(fold.shape) for fold in pairs]
     if auc in (0, 1):  # the exact bound of a binomial of as many pairs as are independent
         bound = 0.025 ** (1 / min(fewer))
@@ -395,8 +395,8 @@ def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
     """Measures sampled heads (N, S, H, W) beside people, two at least of each kind.
 
     `originals` and `reconstructed` are dicts of `train`, `validate` and `test` people; `noise` is (validate,
-    test), decoded from `mix_people` of their codes; `train` has all training people, (slices, uint8 (M, H, W),
-    their indices, int (people, S)); `pixel_size` is in mm. Returns a dict of `num_heads`, `num_people` and
+    test), decoded from `mix_people` of their codes; `train` is (slices, uint8 (M, H, W), indices of all
+    training people, int (people, S)); `pixel_size` is in mm. Returns a dict of `num_heads`, `num_people` and
     the figures of `ROWS` that need no code lengths; and what `NearestPerson.find` says of the heads.
     """
     new_people = reconstructed["validate"], reconstructed["test"]

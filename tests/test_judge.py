@@ -92,7 +92,8 @@ def test_intervals_of_an_auc_cover_what_judges_reach_on_average(people, heads, s
 def test_intervals_of_an_auc_cover_that_of_normal_scores(true):
     rng, mean, covered = np.random.default_rng(0), np.sqrt(2) * stats.norm.ppf(true), 0
     for _ in range(400):
-        low, high = judge.area_under_curve("a", (rng.normal(size=64), rng.normal(mean, size=20)))["a_interval"]
+        groups = rng.normal(size=64), rng.normal(mean, size=20)
+        low, high = judge.area_under_curve("auc", groups)["auc_interval"]
         covered += low <= true <= high
     assert 0.93 <= covered / 400 <= 0.99
 
