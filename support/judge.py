@@ -106,8 +106,8 @@ def _logit_interval(auc, pairs):
     """The 95 % interval of an AUC, by the shares of `_shares_above` of each fold."""
     # The variance is DeLong's (1988), each head a cluster of slices (Obuchowski 1997). Not a bootstrap, which
     # covers 83 to 91 %: on the logit scale, by Student's t, it covers 95 % or a little more. Folds err
-    # together, for each learns from the heads that the other is tried on: taken as independent they cover 84 to
-    # 92 %. See tests/test_judge.py.
+    # together, for each learns from the heads that the other is tried on: taken as independent they cover 84
+    # to 92 %. See tests/test_judge.py.
     fewer = [min(fold.shape) for fold in pairs]
     if auc in (0, 1):  # the exact bound of a binomial of as many pairs as are independent
         bound = 0.025 ** (1 / min(fewer))
