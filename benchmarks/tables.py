@@ -91,15 +91,15 @@ def summary(results):
 def heads(results):
     """Whole sampled heads beside people, all as reconstructions."""
     names = {"told_apart_slices": "told apart by slice (AUC)", "told_apart_heads": "told apart by head (AUC)",
-             "roughness": "roughness from slice to slice, of 255",
-             "roughness_auc": "told apart by roughness alone (AUC)",
+             "roughness": "roughness from slice to slice",
+             "roughness_auc": "roughness (AUC)",
              "dark_sd_ratio": "SD of ventricle size, divided by training people's",
              "symmetry": "correlation with the mirror image",
-             "distance_auc": "distance to the nearest training person (AUC; below 0.5: too near)",
-             "nearest_over_second": "that distance over the second nearest's; a copy: 0",
+             "distance_auc": "distance to nearest training person (AUC; below 0.5: too near)",
+             "nearest_over_second": "that over the second nearest; a copy: 0",
              "membership": "membership by code length (AUC)",
              "membership_reconstruction": "membership by stage 1's error (AUC)",
-             "membership_reference": "membership by the attack with a reference prior (AUC)"}
+             "membership_reference": "membership by reference prior (AUC)"}
     record = results["heads"]
 
     def cell(name):

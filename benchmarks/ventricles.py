@@ -97,7 +97,7 @@ def compare(targets, sizes, quantiles):
 
     groups = [{"target_size": float(target_sizes[group].mean()), "size": float(sizes[group].mean())}
               for group in np.array_split(heads, NUM_GROUPS)]
-    return {**judge.with_interval("rank_correlation", rank_correlation, heads, limits=(-1, 1)),
+    return {**judge.with_interval("rank_correlation", rank_correlation, heads),
             **judge.with_interval("slope", slope, heads),
             "quantile_error": float(np.abs(share_below(quantiles, sizes) - targets).mean()), "groups": groups}
 

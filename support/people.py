@@ -17,16 +17,12 @@ MAX_SHIFT, MAX_SCALE = 1.0, 2.0  # of a calibration; larger values were rare in 
 
 
 def fit(pictures, person_size):
-    """Fits the space of persons to the training heads.
+    """Fits the space of persons, P numbers each, to the training heads.
 
-    Args:
-        pictures: float (people, positions, 16, 16), coarse pictures of heads; NaN where a slice is missing.
-        person_size: P, the length of a person.
-
-    Returns:
-        (mean_picture, components, quantiles): float (positions, 16, 16), the heads' mean; (positions, 16, 16,
-        P), principal components, each as long as people's standard deviation along it; (101, P), of each
-        number over these people, with mean 0 and variance 1. Numbers beyond the number of people are 0.
+    `pictures` are coarse ones of heads, float (people, positions, 16, 16), NaN where a slice is missing.
+    Returns (mean_picture, components, quantiles): the heads' mean, float (positions, 16, 16); principal
+    components, (positions, 16, 16, P), each as long as people's standard deviation along it; those of each
+    number over these people, (101, P), with mean 0 and variance 1. Numbers beyond that of people are 0.
     """
     mean = np.nan_to_num(pictures).sum(axis=0) / np.maximum(np.isfinite(pictures).sum(axis=0), 1)
     deviations = np.nan_to_num(pictures - mean).reshape(len(pictures), -1)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import sys
 
@@ -11,13 +12,13 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
-from benchmarks import common, faults, gpu, reconstruction, record, tables, training, utility, ventricles
+from benchmarks import common, faults, gpu, membership, record, tables, training, utility, ventricles
 from benchmarks.loading import load_ours, load_theirs
 from benchmarks.memory import run_watched
-from benchmarks.tiny import draw_head, write_cohort
+from benchmarks.tiny import write_cohort
 import dataset
 import predict
-from support import judge, runs, sampler, synthetic, template
+from support import metrics, runs, sampler, synthetic, template
 from support.cli import UserError
 from support.images import empty_margin
 from support.runs import Run
@@ -32,21 +33,18 @@ def test_sides_take_turns_in_alternating_order():
     assert "".join(order) == "abbaab"
 
 
-def test_ratio_is_the_median_of_the_rounds_ratios_with_their_range():
+def test_ratio_is_the_median_of_the_rounds_ratios_and_none_if_noise_is_larger_than_the_effect():
     """Not the ratio of the medians, which here would be 1.5, nor of the means."""
     summary = common.ratio([10, 30, 90, 12], [5, 20, 30, 4])
     assert summary == {"median": 2.5, "min": 1.5, "max": 3.0, "rounds": 4}
     assert common.in_words(summary) == "2.5 times (1.5 to 3 in 4 rounds)"
     assert "median" in common.ratio([0.7, 0.8, 0.9], [1, 1, 1])
+    for ours in ([0.9, 1.5, 1.6], [1.0, 1.5, 1.6], [0.5, 0.6, 1.0]):
+        noise = common.ratio(ours, [1, 1, 1])
+        assert noise == {"verdict": "no difference measurable", "rounds": 3}
+        assert common.in_words(noise) == "no difference measurable in 3 rounds"
     with pytest.raises(ValueError):
         common.ratio([1, 2], [1])
-
-
-@pytest.mark.parametrize("ours", ([0.9, 1.5, 1.6], [1.0, 1.5, 1.6], [0.5, 0.6, 1.0]))
-def test_noise_larger_than_the_effect_gets_no_number(ours):
-    summary = common.ratio(ours, [1, 1, 1])
-    assert summary == {"verdict": "no difference measurable", "rounds": 3}
-    assert common.in_words(summary) == "no difference measurable in 3 rounds"
 
 
 def test_a_side_answers_each_request_in_its_own_process(tmp_path, monkeypatch, capsys):
@@ -145,14 +143,6 @@ def test_both_ways_of_loading_read_the_same_pixels(tmp_path):
         np.testing.assert_array_equal(sorted(images.sum(axis=(1, 2))), sorted(sums))
 
 
-def test_the_images_of_a_turn_are_those_of_its_batches(monkeypatch):
-    monkeypatch.setattr(common, "requests", lambda: iter([1]))
-    for num_images, batches in ((10, [4, 4, 2] * 3), (8, [4, 4] * 4), (None, [4] * 9)):
-        turns = reconstruction.Turns(4, num_images)
-        for steps in range(len(batches) + 1):
-            assert turns._images(steps) == sum(batches[:steps])
-
-
 def test_memory_within_a_limit_is_watched(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "ROOT", tmp_path)
     (tmp_path / "hold.py").write_text("import sys, time; held = bytearray(int(sys.argv[1])); time.sleep(0.2)")
@@ -172,13 +162,6 @@ def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
         split = utility.load_heads(tmp_path / "set", count)
         np.testing.assert_array_equal(split.images, heads[:count].reshape(-1, 32, 32))
         assert split.num_people == count and split.positions.tolist() == [3, 4] * count
-
-
-def test_each_side_has_its_number_of_heads():
-    for available, more in ((1000, 130), (40, 40)):
-        assert utility.numbers_of_heads(13, 10, available) == {"real": 13, "as_many": 13, "more": more}
-    with pytest.raises(UserError, match="holds 13 heads, and there are 13 training people"):
-        utility.numbers_of_heads(13, 10, 13)
 
 
 def test_people_of_another_run_and_a_folder_of_no_heads_are_refused(tmp_path):
@@ -257,15 +240,6 @@ def test_sizes_asked_for_and_shown_are_compared_by_rank_slope_and_quantile():
     assert np.ptp(measured["slope_interval"]) == pytest.approx(textbook, rel=0.2)
 
 
-def test_the_size_of_a_heads_ventricles_is_the_mean_over_its_slices():
-    rng = np.random.default_rng(0)
-    slices = np.array([draw_head(rng, position) for position in (0, 1, 2, 4, 6, 8)])
-    sizes = ventricles.sizes_of(slices.reshape(2, 3, *slices.shape[1:]))
-    expected = np.mean(np.split(judge.tissue_statistics(slices)["dark_fraction"], 2), axis=1)
-    np.testing.assert_allclose(sizes, expected)
-    assert 0.02 < sizes[0] < sizes[1]
-
-
 def test_ventricles_of_sampled_heads_are_measured_and_drawn(trained, tmp_path, monkeypatch, capsys):
     """With the tests' run, whose heads follow nothing: so `main` gets sizes that do."""
     run, figure = Run.load(trained / "runs" / "tiny"), tmp_path / "x.png"
@@ -286,6 +260,33 @@ def test_ventricles_of_sampled_heads_are_measured_and_drawn(trained, tmp_path, m
     said = capsys.readouterr().out.splitlines()
     assert "12 heads: rank correlation of asked and shown 1.00" in said[-3] and figure.is_file()
     assert json.loads(said[-1])["num_heads"] == 12
+
+
+def test_the_attack_takes_the_reference_off_and_adds_to_the_evaluation(trained, tmp_path, monkeypatch):
+    run = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "run"))
+    heads, given = {"copies": 0}, []
+    (run.folder / "evaluation.json").write_text(json.dumps({"heads": heads}))
+    vqvae, prior = predict.load_models(run)
+
+    def reference(run, vqvae, splits):
+        given.append({name: np.unique(split.cases).tolist() for name, split in splits.items()})
+        return prior  # the same: the difference says nothing
+
+    monkeypatch.setattr(membership, "train_reference", reference)
+    monkeypatch.setattr(sys, "argv", ["membership.py", "--run-dir", str(run.folder)])
+    membership.main()
+    assert given == [{"train": [2, 4], "validate": [402, 403], "test": [441, 442]}]
+    judged = json.loads((run.folder / "evaluation.json").read_text())["heads"]
+    assert judged["copies"] == 0 and judged["membership_reference"] == 0.5
+    splits = dataset.load_splits(trained / "cohort")
+    lengths = membership.code_lengths(vqvae, prior, splits["test"])
+    bits = metrics.code_lengths(prior, dataset.encode_split(vqvae, prior, splits["test"]))
+    np.testing.assert_allclose(lengths, bits.reshape(2, 8).mean(axis=1), rtol=1e-5)
+    # A member costs less under the prior that saw it, whatever it costs under both.
+    monkeypatch.setattr(membership, "code_lengths", lambda vqvae, prior, split: prior[split])
+    of_run = {"in": np.array([1, 3, 8]), "out": np.array([2, 4])}
+    of_others = {"in": np.array([2, 4, 9]), "out": np.array([2, 4])}
+    assert membership.attack(None, of_run, of_others, "in", "out")["membership_reference"] == 1
 
 
 MACHINE = {"packages": {"numpy": "2.0"}, "python": "3.11", "vector_instructions": ["sse2", "avx", "fma"]}

@@ -2,7 +2,6 @@
 
 import math
 
-from matplotlib.axes import Axes
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -100,13 +99,3 @@ def test_bytes_at_a_quality_lie_between_the_points_next_to_it():
     assert codecs.bytes_at(rows, "psnr", 0.95) == pytest.approx(100)
     assert codecs.bytes_at(rows, "psnr", 0.965) == pytest.approx(200)  # half-way in the logarithm
     assert codecs.bytes_at(rows, "psnr", 0.99) is None and codecs.bytes_at(rows, "psnr", 0.8) is None
-
-
-def test_a_codecs_points_beaten_by_smaller_files_are_left_out(tmp_path, monkeypatch):
-    plotted = {}
-    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *_, label, **__: plotted.update({label: (x, y)}))
-    monkeypatch.setattr(Axes, "legend", lambda *args, **kwargs: None)
-    sizes, qualities = (300, 100, 200, 400, 500), (0.9, 0.7, 0.6, 0.85, 0.95)
-    points = codecs.points_of({"bytes": size, "ssim": quality} for size, quality in zip(sizes, qualities))
-    codecs.plot_rate_distortion({"JPEG": points}, [(50, 0.9)], (60, 0.9), tmp_path / "rates.png")
-    assert plotted["JPEG"] == ((100, 300, 500), (0.7, 0.9, 0.95))

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 import dataset
 from support import metrics
-from support.images import in_chunks
 
 
 @pytest.fixture
@@ -89,17 +88,6 @@ def test_code_metrics():
     share = np.array([0.5, 0.25, 0.25])
     measured = metrics.code_metrics([7, 7, 7, 7, 1, 1, 2, 2], 8)
     assert measured["perplexity"] == pytest.approx(np.prod(share ** -share))
-
-
-def test_chunks_are_joined_in_order():
-    numbers, sizes = np.arange(70), []
-
-    def double(rows):
-        sizes.append(len(rows))
-        return tf.constant(2 * rows)
-
-    np.testing.assert_array_equal(in_chunks(double, numbers), 2 * numbers)
-    assert sizes == [32, 32, 6]
 
 
 class Halves:

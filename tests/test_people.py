@@ -102,14 +102,6 @@ def test_a_measure_that_follows_from_persons_is_fitted_and_steered_the_shortest_
     np.testing.assert_allclose(offset + people.steer(persons, weights, offset, targets) @ weights, targets)
 
 
-def test_a_size_is_found_from_quantiles():
-    values = np.random.default_rng(0).gamma(2, size=1001)
-    shares = np.array([0, 0.1, 0.5, 0.99, 1])
-    found = people.value_at(np.quantile(values, np.linspace(0, 1, 101)), shares)
-    np.testing.assert_allclose(found, np.quantile(values, shares))
-    assert people.value_at([0, 2, 6], 0.75) == 4  # linear between quantiles
-
-
 @pytest.mark.parametrize("grid_size", (5, 16, 40))
 def test_pictures_are_resampled_linearly_over_the_same_extent(grid_size):
     signal = np.random.default_rng(0).normal(size=16)
