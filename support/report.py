@@ -22,6 +22,8 @@ MEANINGS = {
         "ssim": "structural similarity, 7x7 window, 1 is equal",
         "ssim_gaussian": "structural similarity, Gaussian window (Wang et al. 2004), 1 is equal",
         "ssim_foreground": "the same over the original's brain only",
+        "ssim_alone": "ssim of slices decoded by themselves, not beside their neighbours",
+        "ssim_foreground_alone": "the same over the original's brain only",
         "psnr": "peak signal-to-noise ratio in dB, more is better",
         "mse": "mean squared error of intensities from 0 to 1",
         "num_images": "test images measured",
