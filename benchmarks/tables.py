@@ -79,7 +79,8 @@ def summary(results):
     """The first table of all: reconstruction, beside two pictures that need no model."""
     formats = "{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"
     rows = [["test images", "SSIM", "SSIM in the brain", "PSNR", "bytes per slice in a head, ideally coded"]]
-    for key, label in (("real_slices", "real people"), ("demo", "the demo")):
+    labels = {"real_slices": "real people", "pretrained": "the weights", "demo": "the demo"}
+    for key, label in labels.items():
         row = results[key]
         pixels = row["image_size"] ** 2
         rows.append([f"**{label}**", *cells(row, formats), f"{row['bytes_per_image']:.0f} of {pixels:,}"])
