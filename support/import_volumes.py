@@ -3,7 +3,6 @@
 from collections import Counter
 import csv
 import dataclasses
-import glob
 import os
 from pathlib import Path
 import re
@@ -24,7 +23,10 @@ CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])
 
 
 def _walk(root):
-    """Yields each folder from `root` down once, also through links: (Path, sorted names of visible files)."""
+    """Yields each folder from `root` down once, also through links: (Path, sorted names of visible files).
+
+    Pipes, which would be waited for, are no files; a broken link is one, and reading it says so.
+    """
     visited = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -33,7 +35,8 @@ def _walk(root):
             continue
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder), sorted(name for name in files if not name.startswith("."))
+        yield Path(folder), sorted(name for name in files
+                                   if not name.startswith(".") and not Path(folder, name).is_fifo())
 
 
 def find_oasis1(folder):
@@ -55,44 +58,25 @@ def find_oasis1(folder):
     return sessions, reasons
 
 
-def find_nifti(folder, pattern=None, person_pattern=None):
+def find_nifti(folder, person_pattern=None):
     """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder, as `find_oasis1`.
 
     Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
-    refuses those that are not named so); and, where some files are named T1, those that are not. `pattern`, a
-    glob relative to the folder, decides in place of these rules. For `person_pattern` see `people_of`. A
-    `UserError` if one of the patterns cannot be used, or it cannot be told whose the volumes are.
+    refuses those that are not named so); and, where some files are named T1, those that are not. For
+    `person_pattern`, and the `UserError` if it cannot be told whose the volumes are, see `people_of`.
     """
     folder = Path(folder)
-    paths, reasons = _list_volumes(folder)
-    if pattern is not None:
-        if not pattern or os.path.isabs(pattern):
-            raise UserError(f"--pattern {pattern!r} cannot be used; give one relative to the folder, like "
-                            "'**/*_T1w.nii.gz'.")
-        matches = set(map(Path, glob.glob(pattern, root_dir=folder, recursive=True)))
-        why_not = {path: None if path in matches else "does not match --pattern" for path in paths}
-    else:
-        why_not = {path: _why_no_head(path) for path in paths}
-        contrasts = {path: _contrast(path.name) for path in paths if not why_not[path]}
-        if any(contrasts.values()):  # they are all T1
-            why_not |= {path: "is not named T1, as others are" for path in contrasts if not contrasts[path]}
+    paths = [(place / name).relative_to(folder) for place, names in _walk(folder) for name in names
+             if name.lower().endswith((".nii", ".nii.gz", ".mgz", ".hdr"))]
+    why_not = {path: _why_no_head(path) for path in paths}
+    contrasts = {path: _contrast(path.name) for path in paths if not why_not[path]}
+    if any(contrasts.values()):  # they are all T1
+        why_not |= {path: "is not named T1, as others are" for path in contrasts if not contrasts[path]}
     heads = [path for path in paths if not why_not[path]]
     people = dict(zip(heads, people_of([path.as_posix() for path in heads], person_pattern)))
     why_not |= {path: "has no person that --person-pattern finds" for path in heads if not people[path]}
-    reasons += [f"{folder / path}: {reason}" for path, reason in why_not.items() if reason]
+    reasons = [f"{folder / path}: {reason}" for path, reason in why_not.items() if reason]
     return [(person, folder / path) for path, person in people.items() if person], reasons
-
-
-def _list_volumes(folder):
-    """(Paths of volumes relative to `folder`, reasons why others are none); no pipes: they would wait."""
-    paths, reasons = [], []
-    for place, names in _walk(folder):
-        files = [place / name for name in names if (place / name).is_file() or not (place / name).exists()]
-        paths += [path.relative_to(folder) for path in files  # a broken link is told when it is read
-                  if path.name.lower().endswith((".nii", ".nii.gz", ".mgz", ".hdr"))]
-        if any(volumes.is_dicom(path) for path in files if path.suffix.lower() in (".dcm", ".ima", "")):
-            reasons.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
-    return paths, reasons
 
 
 def _contrast(*names):
@@ -133,9 +117,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
-    stack = volumes.SLAB, volumes.SLAB_SLICES
-    if whole_brain:
-        stack = volumes.WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES
+    stack = volumes.choose_stack(whole_brain)
     rows, notes, first, areas = [], [], None, 0
     with whole_folder(output_dir, "--output-dir") as unfinished:
         for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
@@ -144,11 +126,9 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
             except volumes.VolumeError as error:
                 reasons.append(f"{path}: {error}")
                 continue
-            lie = (f"{len(slices)} slices of {slices.shape[2]}x{slices.shape[1]} pixels, "
-                   f"{geometry.spacing:g} mm apart from {geometry.lowest:g} mm on")
-            first = first or (lie, geometry)
-            if lie != first[0]:  # some are heads that predict.py wrote
-                reasons.append(f"{path}: has {lie}, the first one {first[0]}")
+            first = first or (slices.shape, geometry)
+            if (slices.shape, geometry) != first:  # some are heads that predict.py wrote
+                reasons.append(f"{path}: has other slices than the first volume ({slices.shape}, {geometry})")
                 continue
             notes += [f"{path}: {remark}" for remark in remarks]
             areas = np.maximum(areas, (slices > FOREGROUND * 255).sum(axis=(1, 2)) * geometry.pixel_size ** 2)
@@ -177,16 +157,15 @@ def _split_by_person(folder, rows, seed, kept=slice(None)):
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
     table = [("case", "split", "person", "source")]
-    order = sorted(range(len(rows)), key=lambda index: SPLITS.index(split_of[rows[index][0]]))
-    for case, index in enumerate(order, 1):
-        name = split_of[rows[index][0]]
+    ordered = [(name, index) for name in SPLITS for index, (person, _) in enumerate(rows)
+               if split_of[person] == name]
+    for case, (name, index) in enumerate(ordered, 1):
         for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)[kept]):
             Image.fromarray(image).save(slice_file(folder, name, case, position))
         (folder / f"{index}.npy").unlink()
-        # Names as text whatever the locale; bytes that are no UTF-8 as backslash escapes
-        texts = [os.fsencode(text).decode("utf-8", "backslashreplace") for text in rows[index]]
-        table.append((case, name, *texts))
-    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
+        table.append((case, name, *rows[index]))
+    # A file name need not be text: what is none is written as an escape.
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(table)
     num_sessions, num_people = Counter(split_of[person] for person, _ in rows), Counter(split_of.values())
     return {name: (num_sessions[name], num_people[name]) for name in SPLITS}

@@ -14,37 +14,40 @@ COMPARED_SIDE = 64  # pixels of the pictures that are compared
 SAME_PERSON = 0.85
 SAME_IMAGE = 0.999  # in place of it where there is little brain: small blobs are all alike
 LITTLE_BRAIN = 0.1  # share of the pixels
+NO_BRAIN = 0.005  # share below which nothing is compared: a few bright pixels correlate at 1 in all people
 CHUNK = 256  # images at a time
 
 
 def _fine_detail(images):
-    """Vectors, float32 (N, pixels), of images uint8 (N, S, S): the product of two is their correlation."""
+    """Vectors, float32 (N, pixels), of images uint8 (N, S, S), whose products are correlations; and limits.
+
+    The limits (N, 1) are those above which one person is shown.
+    """
     side = min(COMPARED_SIDE, images.shape[1])
     small = np.float32([Image.fromarray(image).resize((side, side), Image.BOX) for image in images])
     detail = small - ndimage.uniform_filter(small, (0, 3, 3))
     # Clipped, so that one bright edge or a letter, which all images may share, does not decide.
     detail = np.clip(detail, -15, 15).reshape(len(images), -1)
     detail -= detail.mean(axis=1, keepdims=True)
-    return detail / np.maximum(np.linalg.norm(detail, axis=1, keepdims=True), 1e-6)
+    detail /= np.maximum(np.linalg.norm(detail, axis=1, keepdims=True), 1e-6)
+    brain = (images[:, ::2, ::2] > FOREGROUND * 255).mean(axis=(1, 2))[:, np.newaxis]
+    return detail * (brain >= NO_BRAIN), np.where(brain < LITTLE_BRAIN, SAME_IMAGE, SAME_PERSON)
 
 
 def warn_of_shared_people(splits):
     """Prints a line if two of a dict of `dataset.Split` show one person; 11,328 images take 8 s of CPU."""
     first, *others = sorted(splits.values(), key=lambda split: len(split.images))
-    compared, count, example = [(first, _fine_detail(first.images))], 0, None
+    compared, count, example = [(first, _fine_detail(first.images)[0])], 0, None
     for split in others:
         for start in range(0, len(split.images), CHUNK):  # all details of the largest may not fit into memory
-            images = split.images[start:start + CHUNK]
-            detail = _fine_detail(images)
-            brain = (images[:, ::4, ::4] > FOREGROUND * 255).mean(axis=(1, 2))
-            limits = np.where(brain < LITTLE_BRAIN, SAME_IMAGE, SAME_PERSON)[:, np.newaxis]
+            detail, limits = _fine_detail(split.images[start:start + CHUNK])
             for other, other_detail in compared:
                 rows, columns = np.nonzero(detail @ other_detail.T > limits)
                 count += len(rows)
                 if len(rows) and not example:
                     example = (split, start + rows[0]), (other, columns[0])
         if split is not others[-1]:
-            compared.append((split, _fine_detail(split.images)))
+            compared.append((split, _fine_detail(split.images)[0]))
     if example:
         one, another = (f"case_{split.cases[index]:03d}_slice_{split.positions[index]} of {split.name}"
                         for split, index in example)

@@ -30,7 +30,6 @@ NO_NAME = re.compile(
     rf"|mr|(?:acq|ce|desc|echo|rec|res|space|task)-[a-z0-9]+|{T1_NAMES}|{OTHER_NAMES})(?![a-z0-9])",
     re.IGNORECASE)
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
-SUGGESTED = "^([^/]+)/", "([^/]+)/[^/]*$", "([^/_.-]+)[^/]*$", "^(?:.*/)?[^/0-9]*([0-9]+)"
 
 
 def people_of(paths, pattern=None):
@@ -48,7 +47,14 @@ def people_of(paths, pattern=None):
         or `pattern` cannot be used.
     """
     if pattern is not None:
-        return _search(pattern, paths)
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}).") from error
+        if regex.groups != 1:
+            raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the "
+                            "person alone, like 'patient_([0-9]+)'.")
+        return [match[1] if (match := regex.search(path)) else None for path in paths]
     texts = [ENDING.sub("", path) for path in paths]
     # {key: spelling} of the names in each path. 002_S_0413 and ADNI002S0413 are one, as are P01 and p01.
     studies = [{re.sub("_|ADNI", "", match[0]): match[0] for match in STUDY_NAME.finditer(text)}
@@ -63,22 +69,11 @@ def people_of(paths, pattern=None):
         names, is_clear = _differing_words(texts)
     is_clear = is_clear and all(len(name) == 1 for name in names)
     if paths and not (is_clear and (any(studies) or _are_simple(names))):
-        raise _refusal(paths)
+        raise UserError(f"It cannot be told whose heads these {len(paths)} sessions are "
+                        f"({', '.join(paths[:3])}, ...). Give --person-pattern, a regular expression for the "
+                        "paths whose one group is the person, such as '^([^/]+)/' or 'patient_([0-9]+)'.")
     spellings = {key: spelling for name in names[::-1] for key, spelling in name.items()}
     return [spellings[key] for name in names for key in name]
-
-
-def _search(pattern, paths):
-    """What the one group of a regular expression finds in each path, a text or None."""
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}); "
-                        "give one like 'patient_([0-9]+)'.") from error
-    if regex.groups != 1:
-        raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the "
-                        "person alone, like 'patient_([0-9]+)'.")
-    return [match[1] if (match := regex.search(path)) else None for path in paths]
 
 
 def _differing_words(texts):
@@ -101,16 +96,15 @@ def _differing_words(texts):
 def _are_simple(names):
     """Whether no name has more in it than a person, and no two have one number: P1 and preP1, 1a and 1b."""
     keys = {key for name in names for key in name}
-    numbers = [int(digits[0]) for key in keys if (digits := re.search(r"\d+", key))]
-    return len(set(numbers)) == len(numbers) and all(map(SIMPLE_NAME.fullmatch, keys))
+    digits = [found[0] for key in keys if (found := re.search(r"\d+", key))]
+    places = range(1, min(map(len, digits), default=1))
+    return (len(set(map(int, digits))) == len(digits) and all(map(SIMPLE_NAME.fullmatch, keys))
+            and not any(_have_visits(digits, -place) for place in places))
 
 
-def _refusal(paths):
-    """The `UserError` that shows some paths, and how many people some patterns find."""
-    people = {pattern: _search(pattern, paths) for pattern in SUGGESTED}
-    patterns = [f"'{pattern}' ({len(set(found))} people)" for pattern, found in people.items()
-                if None not in found and len(set(found)) > 2]
-    return UserError(
-        f"It cannot be told whose heads these {len(paths)} sessions are ({', '.join(paths[:3])}, ...). Give "
-        "--person-pattern, a regular expression for the paths whose one group is the person, such as "
-        f"{', or '.join(patterns) or SUGGESTED[0]}.")
+def _have_visits(digits, place):
+    """Whether numbers seem to be a person and, from `place` on, one of a few visits: 00101, 00102, 00201."""
+    people, visits = ({number[part] for number in digits} for part in (slice(place), slice(place, None)))
+    firsts = {person + min(visits) for person in people}.intersection(digits)
+    # Ten endings are the last digit of people who are counted.
+    return 1 < len(people) < len(digits) and len(visits) < 10 and len(firsts) > len(people) / 2
