@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import hashlib
-from itertools import chain
 import json
 from pathlib import Path
 import re
@@ -43,8 +42,8 @@ def read_geometry(folder):
     except FileNotFoundError:
         return None, None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not say where slices lie ({error}); make the folder again, or "
-                        "remove the file: then it is measured.") from error
+        raise UserError(f"{path} does not say where slices lie ({error}); remove it: then it is "
+                        "measured.") from error
 
 
 def neighbours(cases, positions):
@@ -88,9 +87,7 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
 
     Returns:
         uint8 (N, side, side): padded with black to the least multiple of 32 pixels, which the networks need.
-
-    Raises:
-        UserError: if a file is no such slice (`read_slice`), or they do not fit into memory.
+        UserError if a file is no such slice (`read_slice`), or they do not fit into memory.
     """
     size = read_slice(first_path).shape
     side = -(-max(size) // 32) * 32
@@ -132,7 +129,7 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
 def _in_parallel(decode, paths, title):
     """Yields what `decode` makes of each path; Pillow lets go of Python's lock meanwhile."""
     with ThreadPoolExecutor() as pool:
-        # All at once, decoded images would wait in memory for a slow disk.
-        blocks = (pool.map(decode, paths[start:start + BLOCK]) for start in range(0, len(paths), BLOCK))
-        images = chain.from_iterable(blocks)
+        # In blocks: all at once, decoded images would wait in memory for a slow disk.
+        images = (image for start in range(0, len(paths), BLOCK)
+                  for image in pool.map(decode, paths[start:start + BLOCK]))
         yield from tqdm(images, title, len(paths), unit=" images", leave=False, disable=None)

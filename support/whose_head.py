@@ -97,14 +97,10 @@ def _are_simple(names):
     """Whether no name has more in it than a person, and no two have one number: P1 and preP1, 1a and 1b."""
     keys = {key for name in names for key in name}
     digits = [found[0] for key in keys if (found := re.search(r"\d+", key))]
-    places = range(1, min(map(len, digits), default=1))
-    return (len(set(map(int, digits))) == len(digits) and all(map(SIMPLE_NAME.fullmatch, keys))
-            and not any(_have_visits(digits, -place) for place in places))
-
-
-def _have_visits(digits, place):
-    """Whether numbers seem to be a person and, from `place` on, one of a few visits: 00101, 00102, 00201."""
-    people, visits = ({number[part] for number in digits} for part in (slice(place), slice(place, None)))
-    firsts = {person + min(visits) for person in people}.intersection(digits)
-    # Ten endings are the last digit of people who are counted.
-    return 1 < len(people) < len(digits) and len(visits) < 10 and len(firsts) > len(people) / 2
+    for place in range(1, min(map(len, digits), default=1)):  # 00101, 00102, 00201: a person and a visit?
+        people, visits = {number[:-place] for number in digits}, {number[-place:] for number in digits}
+        first_visits = {person + min(visits) for person in people}.intersection(digits)
+        # Where people are counted, the last digit is one of ten.
+        if 1 < len(people) < len(digits) and len(visits) < 10 and len(first_visits) > len(people) / 2:
+            return False
+    return len(set(map(int, digits))) == len(digits) and all(map(SIMPLE_NAME.fullmatch, keys))
