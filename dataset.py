@@ -19,7 +19,7 @@ from PIL import Image
 from skimage import util
 import tensorflow as tf
 
-from support import orientation, volumes
+from support import orientation
 from support.cli import exit_on_user_error, MAX_SEED, number, script_parser, UserError
 from support.devices import print_on_chief
 from support.images import crop, empty_margin, in_chunks, read_slice
@@ -29,7 +29,7 @@ from support.same_person import warn_of_shared_people
 from support.slices import FOLDERS, list_slices, neighbours, read_geometry, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
-from support.volumes import FRAME_MM
+from support.volumes import choose_stack, FRAME_MM, SLAB
 
 # What training hides from the prior or corrupts: while sampling, the slices below are its own, with errors
 CONDITION_DROPOUT = {
@@ -44,11 +44,10 @@ NEAR_CODES = 12  # in the codebook, by which noise replaces a code
 ALONE_SHARE = 0.1  # of the slices that the decoder learns to paint without those below and above
 DEFAULT_FOLDER = Path("keras_png_slices_data")
 SOURCES = "--from-oasis1", "--from-nifti", "--simulate"
-# The sources that each other option goes with; None is the folder of PNG slices
+# The sources that an option goes with; None is the folder of PNG slices
 OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--image-size": ("--simulate",),
-                  "--whole-brain": ("--from-nifti", "--simulate"),
-                  "--seed": ("--from-oasis1", "--from-nifti"),
-                  "--pattern": ("--from-nifti",), "--person-pattern": ("--from-nifti",)}
+                  "--whole-brain": ("--from-nifti", "--simulate"), "--person-pattern": ("--from-nifti",),
+                  "--seed": ("--from-oasis1", "--from-nifti")}
 
 
 # PNG files -> Split -----------------------------------------------------------------------------------------
@@ -434,9 +433,7 @@ def main(argv=None):
         convert(arguments)
     elif arguments.simulate:
         people, size = split_people(arguments.simulate), arguments.image_size or DEMO_IMAGE_SIZE
-        stack = volumes.SLAB, volumes.SLAB_SLICES
-        if arguments.whole_brain:
-            stack = volumes.WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES
+        stack = choose_stack(arguments.whole_brain)
         write_cohort(arguments.output_dir, people, size, *stack)
         counts = ", ".join(f"{people[name]} {name}" for name in SPLITS)
         print(f"{arguments.output_dir}: {arguments.simulate} simulated people ({counts}), {stack[1]} slices "
@@ -463,25 +460,21 @@ def parse_arguments(argv):
     add("--output-dir", metavar="DIR", help="with a source: the folder to make for the slices")
     add("--whole-brain", action="store_true", default=None, help="with --from-nifti or --simulate: slices of "
         "2 mm from below the cerebellum to the vertex, of 128x128 pixels (default: a slab of 32 slices, "
-        f"{volumes.SLAB.spacing} mm apart)")
+        f"{SLAB.spacing} mm apart)")
     add("--image-size", type=int, choices=(128, 256),
         help=f"with --simulate: pixels of a side (default: {DEMO_IMAGE_SIZE})")
-    add("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
-        "(default: all named T1, or else all but other contrasts, masks, segmentations and derivatives)")
     add("--person-pattern", metavar="REGEX", help="with --from-nifti: what in a file's path is the person, "
-        "in one group, such as 'patient_([0-9]+)' (default: an ADNI, IXI, OASIS or BIDS name, else the one "
-        "word that differs between the paths)")
+        "in one group, such as 'patient_([0-9]+)'; files without it are left out (default: an ADNI, IXI, OASIS "
+        "or BIDS name, else the one word that differs between the paths)")
     add("--seed", type=number(int, 0, MAX_SEED), metavar="S",
         help="with --from-oasis1 or --from-nifti: of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
     given = [f"--{name.replace('_', '-')}" for name, value in vars(arguments).items() if value is not None]
     source = next((option for option in given if option in SOURCES), None)
     for option in given:
-        allowed = OPTION_SOURCES.get(option, (source,))
-        if source not in allowed:
-            problem = (f"with {source}; leave out the one or the other" if source else
-                       f"without {' or '.join(allowed)}; give both or neither")
-            raise UserError(f"{option} is of no use {problem}.")
+        if source not in OPTION_SOURCES.get(option, (source,)):
+            raise UserError(f"{option} is of no use {f'with {source}' if source else 'without a source'}: "
+                            "see --help.")
     if source and not arguments.output_dir:
         raise UserError("--output-dir is missing: the folder to make for the slices.")
     return arguments
@@ -496,11 +489,11 @@ def convert(arguments):
         kind = "PROCESSED/MPRAGE/T88_111 volumes"
         sessions, reasons = find_oasis1(source)
     else:
-        kind = ".nii, .nii.gz, .hdr or .mgz files"
-        sessions, reasons = find_nifti(source, arguments.pattern, arguments.person_pattern)
+        kind = ".nii, .nii.gz, .hdr or .mgz files (dcm2niix makes them of DICOM)"
+        sessions, reasons = find_nifti(source, arguments.person_pattern)
     try:
         if not sessions:
-            raise UserError(f"{source} holds no {kind} that can be used.")
+            raise UserError(f"{source} holds no usable {kind}.")
         counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
                                         bool(arguments.whole_brain),
                                         center=None if arguments.from_oasis1 else (0.0, 0.0))  # an atlas
@@ -509,11 +502,10 @@ def convert(arguments):
             print(f"Skipped {reason}")
     for note in notes:
         print(f"Note: {note}")
-    print(f"{'split':10}{'sessions':>10}{'people':>8}")
     for name, (num_sessions, num_people) in counts.items():
-        print(f"{name:10}{num_sessions:10,}{num_people:8,}")
+        print(f"{name}: {num_sessions:,} sessions of {num_people:,} people")
     total = sum(num_sessions for num_sessions, _ in counts.values())
-    print(f"Converted {total} sessions into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
+    print(f"Converted {total:,} sessions into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
 
 
 def show(splits):

@@ -33,7 +33,7 @@ def make_demo_cohort():
         try:
             write_cohort(folder, DEMO_PEOPLE, DEMO_IMAGE_SIZE, DEMO_GEOMETRY)
         except (UserError, OSError) as error:
-            error.add_note("the environment variable XDG_CACHE_HOME can name another folder for the demo cohort")
+            error.add_note("XDG_CACHE_HOME can name another folder for the demo cohort")
             if not folder.is_dir():  # else another process finished first, with the same bytes
                 raise
     return folder
