@@ -45,9 +45,8 @@ ALONE_SHARE = 0.1  # of the slices that the decoder learns to paint without thos
 DEFAULT_FOLDER = Path("keras_png_slices_data")
 SOURCES = "--from-oasis1", "--from-nifti", "--simulate"
 # The sources that an option goes with; None is the folder of PNG slices
-OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--image-size": ("--simulate",),
-                  "--whole-brain": ("--from-nifti", "--simulate"), "--person-pattern": ("--from-nifti",),
-                  "--seed": ("--from-oasis1", "--from-nifti")}
+OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--person-pattern": ("--from-nifti",),
+                  "--whole-brain": SOURCES[1:], "--seed": SOURCES[:2]}
 
 
 # PNG files -> Split -----------------------------------------------------------------------------------------
@@ -94,10 +93,7 @@ class Split:
         return rows[(rows < len(self.cases)).all(axis=1)]
 
     def examples(self, wanted):
-        """Indices of up to `wanted` images to show: equal shares of people and of positions, lowest first.
-
-        A person without the slice gives the nearest, and comes again only if people are too few.
-        """
+        """Indices of up to `wanted` images: equal shares of people and of positions, or nearly so."""
         people, positions, chosen = np.unique(self.cases), np.unique(self.positions), []
         wanted = min(wanted, len(self.images))
         for share in (np.arange(wanted) + 0.5) / wanted:
@@ -117,10 +113,7 @@ class Split:
 
 
 def find_oasis(data_dir=None):
-    """The folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data, else None.
-
-    UserError if one that was asked for does not exist.
-    """
+    """The folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data, else None."""
     if folder := data_dir or os.environ.get("OASIS_DIR"):
         if not Path(folder).is_dir():
             origin = "--data-dir" if data_dir else "the environment variable OASIS_DIR"
@@ -142,13 +135,12 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
     """Reads splits from the PNG folders; says so if images are padded, or if splits seem to share a person.
 
     Args:
-        data_dir: folder that holds ``keras_png_slices_{train,validate,test}``.
         limit: keep only the first `limit` people of each split.
         cache_dir, front: as of `slices.read_images`.
 
     Returns:
         A dict of `Split` by name. No case is in two. All images are squares of a multiple of 32 pixels.
-        UserError if a folder is missing or empty, a file is no slice, or all do not fit into memory.
+        UserError if a folder is missing or empty, or a file is no slice.
     """
     listed = {name: list_slices(data_dir, name, limit) for name in names}
     owner = {}
@@ -175,8 +167,7 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
 def find_geometry(data_dir, limit=None, front=None, spacing=None):
     """Where slices lie: (front or None, `SliceGeometry`, a line that says it).
 
-    It is known if the folder was made here and nothing is stated (`front`, `spacing`); else what is not
-    stated is measured, on the first `limit` people.
+    It is known if the folder was made here and nothing is stated; else measured, on the first `limit` people.
     """
     known_front, geometry = read_geometry(data_dir)
     if geometry and not front and not spacing:
@@ -226,9 +217,8 @@ def normalise(images):
 def image_batches(split, batch_size, seed=None, first_epoch=0):
     """Batches for the VQ-VAE: (float32 (B, side, side, 1) in [-1, 1], int32 (B,) positions).
 
-    Once in order if `seed` is None; else for training, endlessly: each epoch in an order of its own, without
-    its last short batch. (`seed`, epoch) alone decide it: a run resumed at `first_epoch` sees what it would
-    have seen.
+    Once in order if `seed` is None; else endlessly, each epoch in an order that (`seed`, epoch) alone decide,
+    without its last short batch: a run resumed at `first_epoch` sees what it would have seen.
     """
     def batch(_, indices):
         images, positions = _look_up(lambda rows: (split.images[rows], split.positions[rows]), indices)
@@ -313,23 +303,18 @@ def encode_split(vqvae, prior, *versions):
         pictures, head_numbers = head_pictures(version, vqvae.margin, prior.num_positions)
         persons.append(prior.encode_people(pictures)[head_numbers])
     codes, split = np.stack([encode(vqvae, version) for version in versions]), versions[0]
-    context = context_indices(split, prior.steps_below)
-    return CodedSplit(codes, split.positions, context, np.stack(persons),
-                      neighbours(split.cases, split.positions), near_codes(vqvae.quantizer))
-
-
-def near_codes(quantizer):
-    """The codes nearest to each code of a `modules.VectorQuantizer`: int32 (K, 12, or K - 1 of few)."""
-    distances = np.array(quantizer.distances(quantizer.embeddings))
-    np.fill_diagonal(distances, np.inf)
-    return np.argsort(distances)[:, :min(NEAR_CODES, len(distances) - 1)].astype(np.int32)
+    distances = np.array(vqvae.quantizer.distances(vqvae.quantizer.embeddings))
+    np.fill_diagonal(distances, np.inf)  # so that a code itself comes last
+    near_codes = np.argsort(distances)[:, :-1][:, :NEAR_CODES].astype(np.int32)
+    return CodedSplit(codes, split.positions, context_indices(split, prior.steps_below), np.stack(persons),
+                      neighbours(split.cases, split.positions), near_codes)
 
 
 def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
     """Batches for a decoder that sees neighbours, as `image_batches`: (images, int32 codes (B, 3, g, g)).
 
     `codes`, (N, g, g), are those of the split; of each slice, of that right below and right above it. In
-    training a share of the slices is without these two, `ALONE_SHARE`: its own codes stand in for them.
+    training its own codes stand in for the latter two in `ALONE_SHARE` of the slices.
     """
     around = neighbours(split.cases, split.positions)
 
@@ -355,7 +340,7 @@ def encode(vqvae, split):
 
 
 def head_pictures(split, margin, num_positions):
-    """Coarse pictures of the heads of a split: each slice less `margin` pixels at each side, averaged.
+    """Coarse pictures of a split's heads: each slice less `margin` pixels at each side, averaged; and whose.
 
     (float32 (people, num_positions, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)
     """
@@ -432,17 +417,15 @@ def main(argv=None):
     if arguments.from_oasis1 or arguments.from_nifti:
         convert(arguments)
     elif arguments.simulate:
-        people, size = split_people(arguments.simulate), arguments.image_size or DEMO_IMAGE_SIZE
-        stack = choose_stack(arguments.whole_brain)
-        write_cohort(arguments.output_dir, people, size, *stack)
+        people, stack = split_people(arguments.simulate), choose_stack(arguments.whole_brain)
+        write_cohort(arguments.output_dir, people, DEMO_IMAGE_SIZE, *stack)
         counts = ", ".join(f"{people[name]} {name}" for name in SPLITS)
         print(f"{arguments.output_dir}: {arguments.simulate} simulated people ({counts}), {stack[1]} slices "
-              f"each of {size}x{size} pixels. Simulated: no evidence about patients.")
+              "each. Simulated: no evidence about patients.")
     else:
         data_dir, is_demo = find_data(arguments.data_dir)
         show(load_splits(data_dir))
-        notice = notice_of(data_dir)
-        if notice and not is_demo:  # of the demo cohort all was said when it was found
+        if not is_demo and (notice := notice_of(data_dir)):  # of the demo all was said when it was found
             print(notice)
 
 
@@ -451,8 +434,8 @@ def parse_arguments(argv):
     parser = script_parser(__doc__)
     add, add_source = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add_source("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder of its discs")
-    add_source("--from-nifti", metavar="DIR", help="convert the T1-weighted volumes (.nii, .nii.gz, .hdr "
-               "with .img, .mgz) below this folder")
+    add_source("--from-nifti", metavar="DIR",
+               help="convert the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below this folder")
     add_source("--simulate", type=number(int, 3, 10 ** 6), metavar="N", help="simulate N people, as in the "
                "demo cohort: 80 %% to train, 10 %% each to validate and test; no evidence about patients")
     add("--data-dir", metavar="DIR", help="without a source: the folder of keras_png_slices_{train,validate,"
@@ -461,11 +444,9 @@ def parse_arguments(argv):
     add("--whole-brain", action="store_true", default=None, help="with --from-nifti or --simulate: slices of "
         "2 mm from below the cerebellum to the vertex, of 128x128 pixels (default: a slab of 32 slices, "
         f"{SLAB.spacing} mm apart)")
-    add("--image-size", type=int, choices=(128, 256),
-        help=f"with --simulate: pixels of a side (default: {DEMO_IMAGE_SIZE})")
     add("--person-pattern", metavar="REGEX", help="with --from-nifti: what in a file's path is the person, "
-        "in one group, such as 'patient_([0-9]+)'; files without it are left out (default: an ADNI, IXI, OASIS "
-        "or BIDS name, else the one word that differs between the paths)")
+        "in one group, such as 'patient_([0-9]+)'; files without one are left out (default: an ADNI, IXI, "
+        "OASIS or BIDS name, else the one word that differs between the paths)")
     add("--seed", type=number(int, 0, MAX_SEED), metavar="S",
         help="with --from-oasis1 or --from-nifti: of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
@@ -483,8 +464,6 @@ def parse_arguments(argv):
 def convert(arguments):
     """Runs the conversion that the command line asks for, and says what was skipped and why."""
     source = arguments.from_oasis1 or arguments.from_nifti
-    if not Path(source).is_dir():
-        raise UserError(f"{source} is not a folder; give the one that holds the volumes.")
     if arguments.from_oasis1:
         kind = "PROCESSED/MPRAGE/T88_111 volumes"
         sessions, reasons = find_oasis1(source)
@@ -505,7 +484,7 @@ def convert(arguments):
     for name, (num_sessions, num_people) in counts.items():
         print(f"{name}: {num_sessions:,} sessions of {num_people:,} people")
     total = sum(num_sessions for num_sessions, _ in counts.values())
-    print(f"Converted {total:,} sessions into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
+    print(f"Converted {total} sessions into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
 
 
 def show(splits):

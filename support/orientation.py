@@ -1,6 +1,6 @@
 """Which way PNG slices lie, and at which heights, which files do not say: measured against the MNI152."""
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 from scipy import ndimage
@@ -19,14 +19,10 @@ MAX_POSITIONS, MAX_PEOPLE = 12, 40  # compared: as many slices of the head, each
 MIN_CORRELATION, MIN_MARGIN = 0.55, 0.12
 
 
-class Match(NamedTuple):
-    """How slices fit the template."""
-
-    front: str | None  # the side of the picture on which the front lies; None if the match is poor
-    spacing: float  # of neighbouring slices, in the data's mm
-    lowest: float  # height of slice 0 above the anterior commissure, in the data's mm
-    correlation: float  # of the best fit, the mean over slices; 0 where no fit was possible
-    margin: float  # by how much the best fit of any other side is worse
+# How slices fit the template: the side of the picture on which the front lies, None if the match is poor; the
+# spacing of neighbouring slices and the height of slice 0 above the commissure, in the data's mm; the mean
+# correlation of the best fit, and by how much that of any other side is worse
+Match = namedtuple("Match", "front spacing lowest correlation margin")
 
 
 def match_template(slices, positions):
@@ -87,10 +83,8 @@ def _fit(turned, positions, template, scales, height_step, spacings, lowest):
 
 
 def _brain_regions(template, heights, scale):
-    """Per height a mask of the brain without its rim, which sums to 1, and the normalised template inside it.
-
-    Products with a picture give its mean and its covariance with the template: (len(heights), SIDE * SIDE).
-    """
+    """Arrays (len(heights), SIDE * SIDE) whose products with a picture are its mean in the brain without its
+    rim, and its covariance with the normalised template there."""
     pictures = _centred(cut_axial(*template, heights, SIDE, PIXEL_SIZE / scale))
     cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]])
     brain = ndimage.binary_erosion(pictures > 0.1 * pictures.max(), cross).reshape(len(heights), -1)
@@ -116,10 +110,8 @@ def _centred(images):
 def find_geometry(images, positions, front=None, spacing=None):
     """Measures which way slices lie and where, of images uint8 (N, S, S) as read, at slice numbers (N,).
 
-    What the user states overrules it: `front`, one of `FRONTS`, and `spacing`, in mm.
-
-    Returns:
-        (front, or None if unknown; the `SliceGeometry`; a line that tells the user).
+    What is stated overrules it: `front`, one of `FRONTS`, and `spacing`, in mm. Returns (front, or None if
+    unknown; the `SliceGeometry`; a line that tells the user).
     """
     numbers = np.unique(positions)
     members = [np.flatnonzero(positions == number) for number in numbers]

@@ -12,17 +12,12 @@ COMPARED_SIDE = 64  # pixels of the pictures that are compared
 # (sampled), 0.79 (simulated from one template). One real person, 1 mm higher: at least 0.83, often above 0.9.
 # One image as JPEG of quality 30, darker, brighter, noisier, blurred, of other contrast: at least 0.88.
 SAME_PERSON = 0.85
-SAME_IMAGE = 0.999  # in place of it where there is little brain: small blobs are all alike
-LITTLE_BRAIN = 0.1  # share of the pixels
-NO_BRAIN = 0.005  # share below which nothing is compared: a few bright pixels correlate at 1 in all people
+MIN_BRAIN = 0.1  # share of the pixels below which an image is not compared: small blobs are all alike
 CHUNK = 256  # images at a time
 
 
 def _fine_detail(images):
-    """Vectors, float32 (N, pixels), of images uint8 (N, S, S), whose products are correlations; and limits.
-
-    The limits (N, 1) are those above which one person is shown.
-    """
+    """Vectors, float32 (N, pixels), of images uint8 (N, S, S): the product of two is their correlation."""
     side = min(COMPARED_SIDE, images.shape[1])
     small = np.float32([Image.fromarray(image).resize((side, side), Image.BOX) for image in images])
     detail = small - ndimage.uniform_filter(small, (0, 3, 3))
@@ -30,24 +25,24 @@ def _fine_detail(images):
     detail = np.clip(detail, -15, 15).reshape(len(images), -1)
     detail -= detail.mean(axis=1, keepdims=True)
     detail /= np.maximum(np.linalg.norm(detail, axis=1, keepdims=True), 1e-6)
-    brain = (images[:, ::2, ::2] > FOREGROUND * 255).mean(axis=(1, 2))[:, np.newaxis]
-    return detail * (brain >= NO_BRAIN), np.where(brain < LITTLE_BRAIN, SAME_IMAGE, SAME_PERSON)
+    brain = (images[:, ::4, ::4] > FOREGROUND * 255).mean(axis=(1, 2), keepdims=True)
+    return detail * (brain[:, 0] >= MIN_BRAIN)
 
 
 def warn_of_shared_people(splits):
     """Prints a line if two of a dict of `dataset.Split` show one person; 11,328 images take 8 s of CPU."""
     first, *others = sorted(splits.values(), key=lambda split: len(split.images))
-    compared, count, example = [(first, _fine_detail(first.images)[0])], 0, None
+    compared, count, example = [(first, _fine_detail(first.images))], 0, None
     for split in others:
         for start in range(0, len(split.images), CHUNK):  # all details of the largest may not fit into memory
-            detail, limits = _fine_detail(split.images[start:start + CHUNK])
+            detail = _fine_detail(split.images[start:start + CHUNK])
             for other, other_detail in compared:
-                rows, columns = np.nonzero(detail @ other_detail.T > limits)
+                rows, columns = np.nonzero(detail @ other_detail.T > SAME_PERSON)
                 count += len(rows)
                 if len(rows) and not example:
                     example = (split, start + rows[0]), (other, columns[0])
         if split is not others[-1]:
-            compared.append((split, _fine_detail(split.images)[0]))
+            compared.append((split, _fine_detail(split.images)))
     if example:
         one, another = (f"case_{split.cases[index]:03d}_slice_{split.positions[index]} of {split.name}"
                         for split, index in example)

@@ -47,7 +47,7 @@ def read_geometry(folder):
 
 
 def neighbours(cases, positions):
-    """The indices, int (2, N), of the slices right below and right above each of N, its own where none is.
+    """The indices, int (2, N), of the slices right below and above each, its own where there is none.
 
     The slices are ordered by case, then by position.
     """
@@ -87,7 +87,7 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
 
     Returns:
         uint8 (N, side, side): padded with black to the least multiple of 32 pixels, which the networks need.
-        UserError if a file is no such slice (`read_slice`), or they do not fit into memory.
+        UserError if a file is no such slice.
     """
     size = read_slice(first_path).shape
     side = -(-max(size) // 32) * 32
@@ -99,11 +99,7 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
 
     images = _in_parallel(decode, paths, f"Reading {name}")
     if not cache_dir:
-        try:
-            return np.fromiter(images, np.dtype((np.uint8, shape[1:])), len(paths))
-        except MemoryError as error:
-            count = f"{len(paths):,} images of the {name} split"
-            raise UserError(f"The {count} do not fit into memory; use fewer people with --limit.") from error
+        return np.fromiter(images, np.dtype((np.uint8, shape[1:])), len(paths))
     # Named by a digest of the files' folder, names, sizes and times of change: no cache is ever stale.
     listing = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
     key = json.dumps([str(paths[0].parent.resolve()), shape[1:], front, listing])
@@ -112,8 +108,6 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         pass
-    except (ValueError, EOFError):  # damaged; it is ours, by its name
-        file.unlink()
     file.parent.mkdir(parents=True, exist_ok=True)
     # One name for whatever is unfinished: so what any killed process left is found and removed.
     with unfinished(file.parent / "slices") as new:
