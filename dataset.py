@@ -50,23 +50,14 @@ OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--person-patt
 
 
 # PNG files -> Split -----------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The slices of one split, ordered by case, then by slice.
+    """The slices of one split, ordered by case, then by slice."""
 
-    Attributes:
-        name: "train", "validate" or "test".
-        images: uint8 (N, height, width).
-        cases: int32 (N,), the person of each image.
-        positions: int32 (N,), the slice number of each image: its place in the head, 0 the lowest.
-    """
-
-    name: str
-    images: np.ndarray
-    cases: np.ndarray
-    positions: np.ndarray
+    name: str  # "train", "validate" or "test"
+    images: np.ndarray  # uint8 (N, height, width)
+    cases: np.ndarray  # int32 (N,), the person of each image
+    positions: np.ndarray  # int32 (N,), the slice number of each image: its place in the head, 0 the lowest
 
     @classmethod
     def from_heads(cls, heads, positions):
@@ -83,9 +74,8 @@ class Split:
     def find(self, cases, positions):
         """Indices, int32 of the shape of `cases` and `positions`, of their images; N where there is none."""
         index = {key: i for i, key in enumerate(zip(self.cases.tolist(), self.positions.tolist()))}
-        cases, positions = np.broadcast_arrays(cases, positions)
-        keys = zip(cases.ravel().tolist(), positions.ravel().tolist())
-        return np.array([index.get(key, len(self.cases)) for key in keys], np.int32).reshape(cases.shape)
+        look_up = np.vectorize(lambda *key: index.get(key, len(self.cases)), otypes=[np.int32])
+        return look_up(cases, positions)
 
     def head_indices(self, positions):
         """Indices, int (people, len(positions)), of the images of those who have a slice at each position."""
@@ -93,15 +83,10 @@ class Split:
         return rows[(rows < len(self.cases)).all(axis=1)]
 
     def examples(self, wanted):
-        """Indices of up to `wanted` images: equal shares of people and of positions, or nearly so."""
-        people, positions, chosen = np.unique(self.cases), np.unique(self.positions), []
-        wanted = min(wanted, len(self.images))
-        for share in (np.arange(wanted) + 0.5) / wanted:
-            person, position = (values[int(share * len(values))] for values in (people, positions))
-            free = np.setdiff1d(np.arange(len(self.images)), chosen)
-            order = np.lexsort((np.abs(self.positions[free] - position), self.cases[free] != person))
-            chosen.append(free[order[0]])
-        return np.array(chosen)
+        """Indices of up to `wanted` images, evenly spread over the people and, as these go on, upwards."""
+        shares, people = (np.arange(wanted) + 0.5) / wanted, np.unique(self.cases)
+        rows = [np.flatnonzero(self.cases == people[int(share * len(people))]) for share in shares]
+        return np.unique([own[int(share * len(own))] for share, own in zip(shares, rows)])
 
     def mirrored(self):
         """The same heads, left for right."""
@@ -207,8 +192,6 @@ def warn_of_lost_border(name, images, margin):
 
 
 # Split -> batches of images ---------------------------------------------------------------------------------
-
-
 def normalise(images):
     """uint8 in [0, 255] -> float32 in [-1, 1], as ``x / 127.5 - 1``."""
     return tf.cast(images, tf.float32) / 127.5 - 1.0
@@ -257,27 +240,16 @@ def _batches(make_batch, num_items, batch_size, seed=None, first_epoch=0):
 
 
 # Split -> CodedSplit -> batches of codes --------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class CodedSplit:
-    """A split in codes, with what the prior is conditioned on.
+    """A split in codes, with what the prior is conditioned on."""
 
-    Attributes:
-        codes: uint16 (V, N, g, g), the codes of N slices in V versions: as they are, and mirrored, say.
-        positions: int32 (N,), the place of each slice in its head.
-        context: int32 (N, S), the indices of the slices below each slice; N where there is none.
-        persons: float32 (V, N, P), the person of each slice.
-        neighbours: int (2, N), see `slices.neighbours`.
-        near_codes: int32 (K, 12), the codes nearest to each. As a code of a slice below, K is "no slice".
-    """
-
-    codes: np.ndarray
-    positions: np.ndarray
-    context: np.ndarray
-    persons: np.ndarray
-    neighbours: np.ndarray
-    near_codes: np.ndarray
+    codes: np.ndarray  # uint16 (V, N, g, g), of N slices in V versions: as they are, and mirrored, say
+    positions: np.ndarray  # int32 (N,), the place of each slice in its head
+    context: np.ndarray  # int32 (N, S), the indices of the slices below each slice; N where there is none
+    persons: np.ndarray  # float32 (V, N, P), the person of each slice
+    neighbours: np.ndarray  # int (2, N), see `slices.neighbours`
+    near_codes: np.ndarray  # int32 (K, 12), nearest to each; as a code of a slice below, K is "no slice"
 
     @property
     def num_embeddings(self):
@@ -408,8 +380,6 @@ def _drop_conditions(batch, near_codes, seed):
 
 
 # The command ------------------------------------------------------------------------------------------------
-
-
 @exit_on_user_error
 def main(argv=None):
     """Converts volumes; or simulates people; or prints a table of the splits and writes a contact sheet."""
@@ -464,23 +434,18 @@ def parse_arguments(argv):
 def convert(arguments):
     """Runs the conversion that the command line asks for, and says what was skipped and why."""
     source = arguments.from_oasis1 or arguments.from_nifti
-    if arguments.from_oasis1:
-        kind = "PROCESSED/MPRAGE/T88_111 volumes"
-        sessions, reasons = find_oasis1(source)
-    else:
-        kind = ".nii, .nii.gz, .hdr or .mgz files (dcm2niix makes them of DICOM)"
-        sessions, reasons = find_nifti(source, arguments.person_pattern)
+    sessions, reasons = (find_oasis1(source) if arguments.from_oasis1 else
+                         find_nifti(source, arguments.person_pattern))
     try:
         if not sessions:
-            raise UserError(f"{source} holds no usable {kind}.")
-        counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
-                                        bool(arguments.whole_brain),
-                                        center=None if arguments.from_oasis1 else (0.0, 0.0))  # an atlas
+            raise UserError(f"{source} holds nothing of use; --from-oasis1 takes PROCESSED/MPRAGE/T88_111, "
+                            "--from-nifti .nii, .nii.gz, .hdr and .mgz (dcm2niix makes them of DICOM).")
+        counts = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
+                                 arguments.whole_brain,
+                                 center=None if arguments.from_oasis1 else (0.0, 0.0))  # None: an atlas
     finally:
         for reason in reasons:
             print(f"Skipped {reason}")
-    for note in notes:
-        print(f"Note: {note}")
     for name, (num_sessions, num_people) in counts.items():
         print(f"{name}: {num_sessions:,} sessions of {num_people:,} people")
     total = sum(num_sessions for num_sessions, _ in counts.values())

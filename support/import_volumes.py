@@ -16,7 +16,7 @@ from support.cli import UserError
 from support.files import whole_folder
 from support.images import FOREGROUND
 from support.slices import slice_file, SPLITS, write_geometry
-from support.template import share_of_people
+from support.template import make_splits, share_of_people
 from support.whose_head import ENDING, OTHER_NAMES, people_of, T1_NAMES
 
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
@@ -40,30 +40,28 @@ def _walk(root):
 
 
 def find_oasis1(folder):
-    """Lists the atlas-registered volumes of OASIS-1, one per session: the brain alone, else with its skull.
-
-    Returns (sessions, a list of (person, path); reasons, a list of texts, for what was left out).
-    """
+    """The atlas-registered volumes of OASIS-1, the brain alone, else with its skull: see `find_nifti`."""
     sessions, reasons = [], []
     for atlas, files in _walk(folder):
-        if atlas.parts[-3:] != ("PROCESSED", "MPRAGE", "T88_111"):
-            continue
-        name = atlas.parents[2].name
-        headers = [file for ending in ("_t88_masked_gfc.hdr", "_t88_gfc.hdr") for file in files
-                   if file.endswith(ending)]
-        if headers:
-            sessions.append((re.sub(r"_MR\d+$", "", name), atlas / headers[0]))
-        else:
-            reasons.append(f"{name}: no *_t88_masked_gfc.hdr nor *_t88_gfc.hdr in {atlas}")
+        if atlas.parts[-3:] == ("PROCESSED", "MPRAGE", "T88_111"):
+            name = atlas.parents[2].name
+            headers = [file for ending in ("_t88_masked_gfc.hdr", "_t88_gfc.hdr") for file in files
+                       if file.endswith(ending)]
+            if headers:
+                sessions.append((re.sub(r"_MR\d+$", "", name), atlas / headers[0]))
+            else:
+                reasons.append(f"{name}: no *_t88_masked_gfc.hdr nor *_t88_gfc.hdr in {atlas}")
     return sessions, reasons
 
 
 def find_nifti(folder, person_pattern=None):
-    """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder, as `find_oasis1`.
+    """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder.
 
     Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
     refuses those that are not named so); and, where some files are named T1, those that are not. For
     `person_pattern`, and the `UserError` if it cannot be told whose the volumes are, see `people_of`.
+
+    Returns (sessions, a list of (person, path); reasons, a list of texts, for what was left out).
     """
     folder = Path(folder)
     paths = [(place / name).relative_to(folder) for place, names in _walk(folder) for name in names
@@ -102,27 +100,21 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
     """Prints how many volumes and people there are, then makes a folder of PNG splits of their slices.
 
     All have slices at the same heights, which geometry.json tells; cases.csv tells whose they are. Training,
-    validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions.
+    validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions. Whole brains
+    are without the slices at their ends that are black in everyone. For `center` see `volumes.axial_slices`.
 
-    Args:
-        sessions: list of (person, path), each of which becomes a case.
-        reasons: a list of texts, to which is added why a session cannot be used.
-        whole_brain: whether to cut `WHOLE_BRAIN`, less the slices at its ends that are black in everyone.
-        center: as of `volumes.axial_slices`.
-
-    Returns:
-        ({split: (number of sessions, of people)}, notes on the volumes, a list of texts). A `UserError` if
-        fewer than three people are left, or the folder exists.
+    Returns {split: (number of sessions, of people)}, and adds to `reasons` why a session cannot be used. A
+    `UserError` if fewer than three people are left.
     """
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
     stack = volumes.choose_stack(whole_brain)
-    rows, notes, first, areas = [], [], None, 0
+    rows, first, areas = [], None, 0
     with whole_folder(output_dir, "--output-dir") as unfinished:
         for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
             try:
-                slices, geometry, remarks, *_ = volumes.read_slices(path, *stack, center)
+                slices, geometry, *_ = volumes.read_slices(path, *stack, center)
             except volumes.VolumeError as error:
                 reasons.append(f"{path}: {error}")
                 continue
@@ -130,7 +122,6 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
             if (slices.shape, geometry) != first:  # some are heads that predict.py wrote
                 reasons.append(f"{path}: has other slices than the first volume ({slices.shape}, {geometry})")
                 continue
-            notes += [f"{path}: {remark}" for remark in remarks]
             areas = np.maximum(areas, (slices > FOREGROUND * 255).sum(axis=(1, 2)) * geometry.pixel_size ** 2)
             np.save(unfinished / f"{len(rows)}.npy", slices)
             rows.append((person, path))
@@ -141,7 +132,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
         geometry = dataclasses.replace(geometry, lowest=geometry.lowest + geometry.spacing * int(kept.start))
         if geometry.axes_known:
             write_geometry(unfinished, geometry)
-        return counts, notes
+        return counts
 
 
 def _split_by_person(folder, rows, seed, kept=slice(None)):
@@ -154,12 +145,10 @@ def _split_by_person(folder, rows, seed, kept=slice(None)):
     splits = num_test * ["test"] + num_validate * ["validate"] + len(people) * ["train"]
     order = np.random.default_rng(seed).permutation(len(people))
     split_of = {people[index]: name for index, name in zip(order, splits)}  # which ends with the people
-    for name in SPLITS:
-        (folder / f"keras_png_slices_{name}").mkdir()
+    num_sessions, num_people = Counter(split_of[person] for person, _ in rows), Counter(split_of.values())
+    ordered = sorted(range(len(rows)), key=lambda index: SPLITS.index(split_of[rows[index][0]]))
     table = [("case", "split", "person", "source")]
-    ordered = [(name, index) for name in SPLITS for index, (person, _) in enumerate(rows)
-               if split_of[person] == name]
-    for case, (name, index) in enumerate(ordered, 1):
+    for (name, case), index in zip(make_splits(folder, num_sessions), ordered):
         for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)[kept]):
             Image.fromarray(image).save(slice_file(folder, name, case, position))
         (folder / f"{index}.npy").unlink()
@@ -167,5 +156,4 @@ def _split_by_person(folder, rows, seed, kept=slice(None)):
     # A file name need not be text: what is none is written as an escape.
     with open(folder / "cases.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(table)
-    num_sessions, num_people = Counter(split_of[person] for person, _ in rows), Counter(split_of.values())
     return {name: (num_sessions[name], num_people[name]) for name in SPLITS}

@@ -56,7 +56,7 @@ def is_simulated(folder):
 
 
 def make_splits(folder, people):
-    """Makes the three folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`.
+    """Makes the folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`.
 
     Cases are numbered as in OASIS, or from the next number that is free.
     """
@@ -73,8 +73,7 @@ def write_cohort(folder, people, image_size, geometry=SLAB, num_slices=SLAB_SLIC
     The template, which nilearn ships, is the mean of 152 people (MNI152, Fonov et al. 2009). A virtual person
     is that brain under a small affine map, a smooth deformation of a few millimetres, narrower or wider
     ventricles, its own contrast, a bias field and Rician noise. The case number is the seed: the same bytes,
-    however many people there are. Slices lie at the heights of a `SliceGeometry`, whose size of a pixel does
-    not count. A `UserError` if the folder exists.
+    however many people there are. Of `geometry` the size of a pixel does not count.
     """
     geometry = dataclasses.replace(geometry, pixel_size=FRAME_MM / image_size)
 
@@ -132,7 +131,7 @@ def _voxels(to_voxels, points):
 def simulate_person(template, rng, image_size, heights):
     """Draws one person, uint8 (N, image_size, image_size), the same in 128 and 256 pixels but for the noise.
 
-    Slices lie at heights (N,), evenly spaced, in mm above the anterior commissure; front up, 256 mm wide.
+    Slices lie at evenly spaced heights (N,), in mm above the anterior commissure; front up, 256 mm wide.
     """
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 from typing import NamedTuple
 
+import nibabel
+from nibabel.processing import resample_from_to
 import numpy as np
 from scipy import ndimage
 
@@ -62,7 +64,6 @@ class Cut(NamedTuple):
 
     slices: np.ndarray  # uint8 (N, S, S), front up, left on the left, the lowest first
     geometry: SliceGeometry  # where they lie
-    notes: list  # texts on the file, for the user
     affine: np.ndarray  # (4, 4): column, row and number of the slice -> mm in the volume's own space
     levels: tuple  # the volume's intensities that became 0 and 255
     source: object = None  # the nibabel image, as stored
@@ -75,7 +76,7 @@ def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
     arguments and the size of the slices see `axial_slices`. A `VolumeError` if the volume cannot be used.
     """
     try:
-        source, image, notes = _open(path)
+        source, image = _open(path)
     except VolumeError:
         raise
     except Exception as error:  # whatever nibabel raises on a damaged file
@@ -89,23 +90,18 @@ def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
         own = SliceGeometry(sizes[0], sizes[2], round(float(image.affine[2, 3]), 4),
                             axes_known="all axes" not in description)
         rows_from_above = np.array([[1, 0, 0, 0], [0, -1, 0, height - 1], [0, 0, 1, 0], [0, 0, 0, 1]])
-        return Cut(slices, own, ["a head that predict.py wrote, its slices taken as they are"],
-                   image.affine @ rows_from_above, (0, 255), source)
-    cut = axial_slices(_to_ras(image, notes), geometry, num_slices, center)
-    return cut._replace(notes=notes, source=source)
+        return Cut(slices, own, image.affine @ rows_from_above, (0, 255), source)
+    return axial_slices(_to_ras(image), geometry, num_slices, center)._replace(source=source)
 
 
 def _open(path):
-    """(The nibabel image; the same as `Nifti1Image`, as close to RAS as its voxels go; notes on it)."""
-    import nibabel  # slow to import
-
+    """The nibabel image, and the same as `Nifti1Image`, as close to RAS as its voxels go."""
     logging.getLogger("nibabel.global").disabled = True  # its remarks on damaged headers
     with open(path, "rb") as file:
         if file.read(132)[128:] == b"DICM":
             raise VolumeError("is DICOM; convert its series to NIfTI with dcm2niix")
     source = nibabel.load(path)
     shape, dtype, affine = tuple(map(int, source.shape)), source.get_data_dtype(), source.affine
-    header = source.header if isinstance(source.header, nibabel.Nifti1Header) else None
     size = " x ".join(map(str, shape))
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise VolumeError(f"has {len(shape)} dimensions ({size}), not 3; give one volume")
@@ -113,29 +109,23 @@ def _open(path):
         raise VolumeError(f"has {size} voxels by its header, none or too many; correct or resample it")
     if dtype.names or dtype.kind == "c":
         raise VolumeError("holds colours (RGB) or complex numbers; give a gray volume")
-    notes = []
-    if header is not None and not header["qform_code"] and not header["sform_code"]:
-        notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
-    if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
-        raise VolumeError("has a singular affine: correct its sform or qform, which say how voxels lie")
+    header = source.header if isinstance(source.header, nibabel.Nifti1Header) else None
+    has_axes = header is None or header["qform_code"] or header["sform_code"]
+    if not has_axes or not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
+        raise VolumeError("has no usable affine: correct its sform or qform, which say how voxels lie")
     data = np.asarray(source.dataobj).reshape(shape[:3])
     image = nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine, header, dtype=data.dtype))
-    return source, image, notes
+    return source, image
 
 
-def _to_ras(image, notes):
-    """Resamples to 1 mm along RAS (x right, y front, z up), as finite float32. Adds to `notes`."""
-    import nibabel
-    from nibabel.processing import resample_from_to
-
+def _to_ras(image):
+    """Resamples to 1 mm along RAS (x right, y front, z up), as float32; what is no number is background."""
     shape, affine = nibabel.spaces.vox2out_vox((image.shape, image.affine), (1, 1, 1))
     if np.prod(shape, dtype=float) > MAX_VOXELS:
         raise VolumeError(f"is {' x '.join(map(str, shape))} mm large by its header; correct its voxel sizes")
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
-    if not finite.all():
-        notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
-        volume = np.where(finite, volume, volume[finite].min(initial=0))
+    volume = np.where(finite, volume, volume[finite].min(initial=0))
     image = nibabel.Nifti1Image(volume, image.affine)
     if np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
         return image
@@ -146,8 +136,7 @@ def _head_region(volume, low, high):
     """The head in a volume (x, y, z), a mask; empty if nothing stands out from the noise.
 
     It is the largest region above the noise of the upper corners, where no head reaches, and above a tenth
-    of the range from `low` to `high` (Smith 2002, BET), with what surrounds it. A voxel counts by the
-    majority of 5 x 5 x 5: edges stay.
+    of the range from `low` to `high` (Smith 2002, BET), with what surrounds it.
     """
     x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * length) for length in volume.shape)]
     corners = np.abs(x) + np.abs(y) + z > 2  # an ellipsoid that fills the volume reaches 1.73
@@ -156,6 +145,7 @@ def _head_region(volume, low, high):
     level = np.median(air)
     noise = level + 1.5 * 1.4826 * np.median(np.abs(air - level))  # 1.5 standard deviations, but robust
     bright = volume > max(noise, low + 0.1 * (high - low))
+    # By the majority of 5 x 5 x 5: edges stay.
     labels, count = ndimage.label(ndimage.uniform_filter(bright.astype(np.float32), 5) > 0.5)
     if not count or noise >= (low + high) / 2:  # as bright as tissue: "UNI" images of MP2RAGE
         return np.zeros(volume.shape, bool)
@@ -168,22 +158,13 @@ def _head_region(volume, low, high):
 
 
 def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
-    """Cuts slices at the heights of a `SliceGeometry`, measured from the top of the head.
+    """Cuts an image of float32 (x, y, z), 1 mm, RAS, at the heights of a `SliceGeometry`: a `Cut`.
 
-    A slab consists of the nearest planes, of 256 x 256 pixels of 1 mm. A whole brain is averaged to 2 mm if
-    pixels are at least as large, and black where the volume ends.
-
-    Args:
-        image: nibabel image of float32 (x, y, z), 1 mm, RAS.
-        center: where the middle of the head is moved to, (down, right) in mm from the middle of the frame;
-            None to leave it where it lies.
-
-    Returns:
-        A `Cut` without notes and `source`. A `VolumeError` if there is no such stack of a head.
+    Heights are measured from the top of the head. A slab consists of the nearest planes, of 256 x 256 pixels
+    of 1 mm. A whole brain is averaged to 2 mm if pixels are at least as large, and black where the volume
+    ends. The middle of the head is moved to `center`, (down, right) in mm from the middle of the frame; None
+    leaves it where it lies. A `VolumeError` if there is no such stack of a head.
     """
-    import nibabel
-    from nibabel.processing import resample_from_to
-
     volume = np.asarray(image.dataobj)
     low = np.percentile(volume, 1)
     brighter = volume[volume > low]
@@ -212,14 +193,14 @@ def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
                               order=int(is_whole), mode="grid-constant", cval=low).dataobj.T
     slices = np.uint8(np.round(((slices - low) / (high - low)).clip(0, 1) * 255))
     geometry = dataclasses.replace(geometry, pixel_size=float(pixel), axes_known=True)
-    return Cut(slices, geometry, [], grid, (low, high))
+    return Cut(slices, geometry, grid, (low, high))
 
 
 def head_extent(region, heights):
     """Where a head begins and ends: int ((first row, last), (first column, last)), the last ones excluded.
 
-    Of a mask (N, H, W) of slices at `heights` (N,) in mm those above the anterior commissure count, for nose,
-    chin and neck lie below; of rows and columns those that show over a tenth of what the fullest does.
+    Of a mask (N, H, W) at `heights` (N,) in mm count the slices above the anterior commissure (nose, chin and
+    neck lie below), and the rows and columns that show over a tenth of what the fullest does.
     """
     region = region[heights >= 0] if region[heights >= 0].any() else region
     profiles = region.sum(axis=(0, 2)), region.sum(axis=(0, 1))
@@ -247,17 +228,10 @@ def _find_commissure(areas, geometry, num_slices):
 
 
 def write_in_input_frame(cut, images, path):
-    """Writes what became of a volume's slices as NIfTI that lies voxel for voxel on the volume.
+    """Writes what became of the slices of a `Cut`, (N, H, W) in [0, 1], as NIfTI on the grid of its volume.
 
-    It has the volume's grid, affine and levels of intensity, as float32; black where nothing was cut.
-
-    Args:
-        cut: `Cut` of the volume.
-        images: float (N, H, W) in [0, 1], what became of the N slices; in pixels of any size.
+    It has the volume's levels of intensity, as float32; black where nothing was cut. Pixels may be larger.
     """
-    import nibabel
-    from nibabel.processing import resample_from_to
-
     source, pixel = cut.source, cut.slices.shape[1] / images.shape[1]
     affine = cut.affine @ np.array([[pixel, 0, 0, (pixel - 1) / 2], [0, pixel, 0, (pixel - 1) / 2],
                                     [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -271,14 +245,12 @@ def write_in_input_frame(cut, images, path):
 
 
 def write_nifti_heads(heads, positions, geometry, folder):
-    """Writes heads as head_000.nii.gz and so on, each slice at its height, black where a position is missing.
+    """Writes heads, uint8 (N, S, H, W), front up, as head_000.nii.gz and so on: each slice at its height.
 
-    Heads are uint8 (N, S, H, W), front up; positions are S ascending slice numbers in any steps. The axes are
-    called RAS, so that viewers show the head upright. NIfTI cannot leave left and right open: the description
-    says that they are unknown. The origin, `geometry.lowest` below slice 0, is a convention.
+    Positions are S ascending slice numbers; where one is missing, it is black. The axes are called RAS, so
+    that viewers show the head upright. NIfTI cannot leave left and right open: the description says that they
+    are unknown. The origin, `geometry.lowest` below slice 0, is a convention.
     """
-    import nibabel  # slow to import
-
     offsets = np.subtract(positions, positions[0])
     step = max(1, np.gcd.reduce(offsets))
     height, width = heads.shape[2:]

@@ -36,25 +36,18 @@ def people_of(paths, pattern=None):
     """Tells whose head each file is, or refuses to: one person in two splits makes every result wrong.
 
     The person is the name of a well-known study or of BIDS, wherever it stands; or the one word that differs
-    between the paths, but for visits and contrasts.
+    between the paths, but for visits and contrasts. `pattern`, a regular expression whose one group is the
+    person, takes the place of all rules.
 
-    Args:
-        paths: texts, below the folder of the study.
-        pattern: a regular expression whose one group is the person, in place of all rules.
-
-    Returns:
-        A list of texts; None where `pattern` finds nothing. A `UserError` if there is not one simple reading,
-        or `pattern` cannot be used.
+    Returns a list of texts, None where `pattern` finds nothing. A `UserError` if there is not one simple
+    reading of the paths, which are texts below the folder of the study.
     """
     if pattern is not None:
         try:
-            regex = re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}).") from error
-        if regex.groups != 1:
-            raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the "
-                            "person alone, like 'patient_([0-9]+)'.")
-        return [match[1] if (match := regex.search(path)) else None for path in paths]
+            return [(match := re.search(pattern, path)) and match[1] for path in paths]
+        except (re.error, IndexError) as error:
+            raise UserError(f"--person-pattern {pattern!r} cannot be used ({error}); give a regular "
+                            "expression with one group, like 'patient_([0-9]+)'.") from error
     texts = [ENDING.sub("", path) for path in paths]
     # {key: spelling} of the names in each path. 002_S_0413 and ADNI002S0413 are one, as are P01 and p01.
     studies = [{re.sub("_|ADNI", "", match[0]): match[0] for match in STUDY_NAME.finditer(text)}
