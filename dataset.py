@@ -29,7 +29,7 @@ from support.same_person import warn_of_shared_people
 from support.slices import FOLDERS, list_slices, neighbours, read_geometry, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
-from support.volumes import choose_stack, FRAME_MM, SLAB
+from support.volumes import FRAME_MM, SLAB, STACKS
 
 # What training hides from the prior or corrupts: while sampling, the slices below are its own, with errors
 CONDITION_DROPOUT = {
@@ -117,15 +117,11 @@ def find_data(data_dir=None):
 
 
 def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
-    """Reads splits from the PNG folders; says so if images are padded, or if splits seem to share a person.
+    """Reads splits from the PNG folders: a dict of `Split` by name, of squares of a multiple of 32 pixels.
 
-    Args:
-        limit: keep only the first `limit` people of each split.
-        cache_dir, front: as of `slices.read_images`.
-
-    Returns:
-        A dict of `Split` by name. No case is in two. All images are squares of a multiple of 32 pixels.
-        UserError if a folder is missing or empty, or a file is no slice.
+    No case is in two. Only the first `limit` people of each are kept; for `cache_dir` and `front` see
+    `slices.read_images`. It says so if images are padded, or if splits seem to share a person. UserError if a
+    folder is missing or empty, or a file is no slice.
     """
     listed = {name: list_slices(data_dir, name, limit) for name in names}
     owner = {}
@@ -150,10 +146,7 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
 
 
 def find_geometry(data_dir, limit=None, front=None, spacing=None):
-    """Where slices lie: (front or None, `SliceGeometry`, a line that says it).
-
-    It is known if the folder was made here and nothing is stated; else measured, on the first `limit` people.
-    """
+    """Where slices lie, as known or measured: (front or None, `SliceGeometry`, a line that says it)."""
     known_front, geometry = read_geometry(data_dir)
     if geometry and not front and not spacing:
         return known_front, geometry, (f"Slices lie front-{known_front}, {geometry.spacing:.3g} mm apart, as "
@@ -336,8 +329,7 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
     """Batches for the prior, in the order of `image_batches`: dicts of `codes`, int32 (B, g, g); `positions`,
     int32 (B,); `context`, int32 (B, S, g, g); `person`, float32 (B, P).
 
-    For training a version of each slice is drawn each time, and its conditions are partly hidden
-    (`CONDITION_DROPOUT`); all draws depend on (`seed`, step) alone.
+    In training a version of each slice is drawn, and its conditions are partly hidden (`CONDITION_DROPOUT`).
     """
     def look_up(rows, version):
         context = coded.slices(coded.context[rows], version[:, np.newaxis])
@@ -387,7 +379,7 @@ def main(argv=None):
     if arguments.from_oasis1 or arguments.from_nifti:
         convert(arguments)
     elif arguments.simulate:
-        people, stack = split_people(arguments.simulate), choose_stack(arguments.whole_brain)
+        people, stack = split_people(arguments.simulate), STACKS[bool(arguments.whole_brain)]
         write_cohort(arguments.output_dir, people, DEMO_IMAGE_SIZE, *stack)
         counts = ", ".join(f"{people[name]} {name}" for name in SPLITS)
         print(f"{arguments.output_dir}: {arguments.simulate} simulated people ({counts}), {stack[1]} slices "
@@ -441,15 +433,14 @@ def convert(arguments):
             raise UserError(f"{source} holds nothing of use; --from-oasis1 takes PROCESSED/MPRAGE/T88_111, "
                             "--from-nifti .nii, .nii.gz, .hdr and .mgz (dcm2niix makes them of DICOM).")
         counts = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
-                                 arguments.whole_brain,
+                                 bool(arguments.whole_brain),
                                  center=None if arguments.from_oasis1 else (0.0, 0.0))  # None: an atlas
     finally:
         for reason in reasons:
             print(f"Skipped {reason}")
     for name, (num_sessions, num_people) in counts.items():
         print(f"{name}: {num_sessions:,} sessions of {num_people:,} people")
-    total = sum(num_sessions for num_sessions, _ in counts.values())
-    print(f"Converted {total} sessions into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
+    print(f"Converted them into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
 
 
 def show(splits):

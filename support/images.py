@@ -68,8 +68,7 @@ def to_unit(images):
 
 def in_chunks(function, array, size=32):
     """Applies a function to up to `size` rows at a time of an array (N, ...), N > 0: NumPy (N, ...)."""
-    starts = range(0, len(array), size)
-    return np.concatenate([function(array[start:start + size]) for start in starts])
+    return np.concatenate([function(array[start:start + size]) for start in range(0, len(array), size)])
 
 
 def empty_margin(images, multiple):
@@ -87,14 +86,11 @@ def crop(images, margin):
 
 
 def brain_box(heads, rim=0):
-    """The box of all brains of heads (N, S, H, W), uint8 or in [0, 1], and `rim` pixels more, as four slices.
-
-    It is all of the picture if no pixel is brighter than `FOREGROUND`.
-    """
+    """The box of all brains of heads (N, S, H, W), uint8 or in [0, 1], and `rim` pixels more: four slices."""
     limit = FOREGROUND * (255 if heads.dtype == np.uint8 else 1)
     brain = np.argwhere(heads.max(axis=(0, 1)) > limit)  # not any(heads > limit), which is a copy of all
     if not len(brain):
-        return (slice(None),) * 4
+        return (slice(None),) * 4  # all of a black picture
     starts, stops = np.maximum(brain.min(axis=0) - rim, 0), brain.max(axis=0) + 1 + rim
     return slice(None), slice(None), *map(slice, starts, stops)
 
@@ -123,9 +119,9 @@ def read_own_png(path):
 
 
 def fit_to_square(images, size, is_volume=False):
-    """Pads uint8 (N, height, width) to (N, size, size); larger or much smaller ones are resampled first.
+    """Pads uint8 (N, height, width) to (N, size, size); returns them and what was done, a list of texts.
 
-    Slices of a volume, whose frame is the model's, always are. Also returns what was done, a list of texts.
+    Larger or much smaller ones, and slices of a volume, are resampled first.
     """
     height, width = images.shape[1:]
     changes, longer = [], max(height, width)

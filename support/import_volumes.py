@@ -23,10 +23,7 @@ CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])
 
 
 def _walk(root):
-    """Yields each folder from `root` down once, also through links: (Path, sorted names of visible files).
-
-    Pipes, which would be waited for, are no files; a broken link is one, and reading it says so.
-    """
+    """Yields each folder from `root` down once, also through links: (Path, sorted names of visible files)."""
     visited = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -35,22 +32,22 @@ def _walk(root):
             continue
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        # No pipes, which would be waited for; but broken links, so that it is told that they are.
         yield Path(folder), sorted(name for name in files
                                    if not name.startswith(".") and not Path(folder, name).is_fifo())
 
 
 def find_oasis1(folder):
-    """The atlas-registered volumes of OASIS-1, the brain alone, else with its skull: see `find_nifti`."""
+    """The atlas-registered volumes of OASIS-1, of the brain alone, as `find_nifti`."""
     sessions, reasons = [], []
     for atlas, files in _walk(folder):
         if atlas.parts[-3:] == ("PROCESSED", "MPRAGE", "T88_111"):
             name = atlas.parents[2].name
-            headers = [file for ending in ("_t88_masked_gfc.hdr", "_t88_gfc.hdr") for file in files
-                       if file.endswith(ending)]
+            headers = [file for file in files if file.endswith("_t88_masked_gfc.hdr")]
             if headers:
                 sessions.append((re.sub(r"_MR\d+$", "", name), atlas / headers[0]))
             else:
-                reasons.append(f"{name}: no *_t88_masked_gfc.hdr nor *_t88_gfc.hdr in {atlas}")
+                reasons.append(f"{name}: no *_t88_masked_gfc.hdr in {atlas}")
     return sessions, reasons
 
 
@@ -58,10 +55,8 @@ def find_nifti(folder, person_pattern=None):
     """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder.
 
     Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
-    refuses those that are not named so); and, where some files are named T1, those that are not. For
-    `person_pattern`, and the `UserError` if it cannot be told whose the volumes are, see `people_of`.
-
-    Returns (sessions, a list of (person, path); reasons, a list of texts, for what was left out).
+    refuses those that are not named so); and, where some files are named T1, those that are not. Returns
+    sessions, a list of (person, path) by `people_of`, and reasons, a list of texts, for what was left out.
     """
     folder = Path(folder)
     paths = [(place / name).relative_to(folder) for place, names in _walk(folder) for name in names
@@ -99,17 +94,15 @@ def _why_no_head(path):
 def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, center=(0.0, 0.0)):
     """Prints how many volumes and people there are, then makes a folder of PNG splits of their slices.
 
-    All have slices at the same heights, which geometry.json tells; cases.csv tells whose they are. Training,
-    validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions. Whole brains
-    are without the slices at their ends that are black in everyone. For `center` see `volumes.axial_slices`.
-
-    Returns {split: (number of sessions, of people)}, and adds to `reasons` why a session cannot be used. A
-    `UserError` if fewer than three people are left.
+    geometry.json tells where all have slices, whole brains without the ends that are black in everyone;
+    cases.csv whose they are. Training, validation and test get 85, 10 and 5 % of the people (by `seed`). For
+    `center` see `volumes.axial_slices`. Returns {split: (number of sessions, of people)}, and adds to
+    `reasons` why a session cannot be used. A `UserError` if fewer than three people are left.
     """
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
-    stack = volumes.choose_stack(whole_brain)
+    stack = volumes.STACKS[whole_brain]
     rows, first, areas = [], None, 0
     with whole_folder(output_dir, "--output-dir") as unfinished:
         for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):

@@ -43,10 +43,7 @@ def read_geometry(folder):
 
 
 def neighbours(cases, positions):
-    """The indices, int (2, N), of the slices right below and above each, its own where there is none.
-
-    The slices are ordered by case, then by position.
-    """
+    """The indices, int (2, N), of the slices right below and above each (in order), or its own if none is."""
     is_joined = (np.diff(cases) == 0) & (np.diff(positions) == 1)
     own = np.arange(len(positions))
     return np.stack([own - np.append(False, is_joined), own + np.append(is_joined, False)])
@@ -75,15 +72,11 @@ def list_slices(data_dir, name, limit):
 
 
 def read_images(paths, name, first_path, front=None, cache_dir=None):
-    """Decodes the N PNG files of a split, in one folder; all must have the size of the file `first_path`.
+    """Decodes the N PNG files of a split, in one folder, to uint8 (N, side, side), where all are slices.
 
-    Args:
-        front: the side of the pictures to turn up, see `images.turn`; None to leave them as they are.
-        cache_dir: folder to keep them in: the next start maps them into memory.
-
-    Returns:
-        uint8 (N, side, side): padded with black to the least multiple of 32 pixels, which the networks need.
-        UserError if a file is no such slice.
+    They must have the size of the file `first_path`; they are padded with black to the least multiple of 32
+    pixels, which the networks need, and turned front up if `front` is the side of it (see `images.turn`). In
+    `cache_dir` they are kept: the next start maps them into memory.
     """
     size = read_slice(first_path).shape
     side = -(-max(size) // 32) * 32

@@ -56,13 +56,10 @@ def is_simulated(folder):
 
 
 def make_splits(folder, people):
-    """Makes the folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`.
-
-    Cases are numbered as in OASIS, or from the next number that is free.
-    """
+    """Makes the folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`."""
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
-    validate = max(402, 1 + people["train"])
+    validate = max(402, 1 + people["train"])  # as OASIS numbers its cases, or from the next free number
     first = {"train": 1, "validate": validate, "test": max(441, validate + people["validate"])}
     return [(name, first[name] + index) for name in SPLITS for index in range(people[name])]
 

@@ -40,11 +40,7 @@ class SliceGeometry:
 SLAB, SLAB_SLICES = SliceGeometry(), 32  # what is simulated or cut from volumes by default
 # From the lower end of the cerebellum to the vertex of the template and of all who are simulated from it
 WHOLE_BRAIN, WHOLE_BRAIN_SLICES = SliceGeometry(2.0, 2.0, -66.0), 74
-
-
-def choose_stack(whole_brain):
-    """(The `SliceGeometry`, the number of slices) of what is simulated or cut: a whole brain, else a slab."""
-    return (WHOLE_BRAIN, WHOLE_BRAIN_SLICES) if whole_brain else (SLAB, SLAB_SLICES)
+STACKS = {False: (SLAB, SLAB_SLICES), True: (WHOLE_BRAIN, WHOLE_BRAIN_SLICES)}  # by whether brains are whole
 
 
 def is_whole_brain(geometry, num_slices):
@@ -70,10 +66,9 @@ class Cut(NamedTuple):
 
 
 def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
-    """Cuts the axial slices of a head out of a volume that nibabel reads, as a `Cut`.
+    """Cuts the axial slices of a head out of a volume that nibabel reads: a `Cut`, or a `VolumeError`.
 
-    A head that `write_nifti_heads` wrote gives its slices as they are, however many; for others, the
-    arguments and the size of the slices see `axial_slices`. A `VolumeError` if the volume cannot be used.
+    A head that `write_nifti_heads` wrote gives its slices as they are; for others see `axial_slices`.
     """
     try:
         source, image = _open(path)
@@ -248,8 +243,7 @@ def write_nifti_heads(heads, positions, geometry, folder):
     """Writes heads, uint8 (N, S, H, W), front up, as head_000.nii.gz and so on: each slice at its height.
 
     Positions are S ascending slice numbers; where one is missing, it is black. The axes are called RAS, so
-    that viewers show the head upright. NIfTI cannot leave left and right open: the description says that they
-    are unknown. The origin, `geometry.lowest` below slice 0, is a convention.
+    that viewers show the head upright, but left and right are unknown, and the origin is a convention.
     """
     offsets = np.subtract(positions, positions[0])
     step = max(1, np.gcd.reduce(offsets))

@@ -53,12 +53,8 @@ def people_of(paths, pattern=None):
     studies = [{re.sub("_|ADNI", "", match[0]): match[0] for match in STUDY_NAME.finditer(text)}
                for text in texts]
     bids = [{match[1].casefold(): match[0] for match in BIDS_NAME.finditer(text)} for text in texts]
-    if any(studies):
-        names, is_clear = studies, True
-    elif any(bids):
-        above = {(key, BIDS_NAME.split(text)[0]) for name, text in zip(bids, texts) for key in name}
-        names, is_clear = bids, len(above) == len(dict(above))  # else two sets have one name
-    else:
+    names, is_clear = (studies if any(studies) else bids), True
+    if not any(names):
         names, is_clear = _differing_words(texts)
     is_clear = is_clear and all(len(name) == 1 for name in names)
     if paths and not (is_clear and (any(studies) or _are_simple(names))):
