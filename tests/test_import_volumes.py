@@ -161,9 +161,9 @@ def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monke
     refused("in exists already", *from_in, "--output-dir", "in")
     refused("Only 1 people have usable volumes", *from_in, *to_out)
     touch(tmp_path / "in", *(f"AD{n % 3}/P{n}/T1.nii" for n in range(6)))
-    refused("these 6 sessions are (AD0/P0/T1.nii, AD0/P3/T1.nii, AD1/P1/T1.nii, ...). Give", *from_in, *to_out)
+    refused("these 6 sessions are (AD0/P0/T1.nii, AD0/P3/T1.nii, AD1/P1/T1.nii, ...).", *from_in, *to_out)
     refused("cannot be used (missing ), unterminated", *from_in, *to_out, "--person-pattern", "patient_(")
-    refused("cannot be used (no such group)", *from_in, *to_out, "--person-pattern", "a")
+    refused("cannot be used (no such group)", *from_in, *to_out, "--person-pattern", "A")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

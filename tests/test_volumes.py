@@ -292,7 +292,7 @@ def test_only_heads_of_ours_are_taken_as_they_are(tmp_path):
 # Whole brains, and the way back -----------------------------------------------------------------------------
 
 TURNED = spatial.transform.Rotation.from_euler("xyz", (12, -8, 20), degrees=True).as_matrix()
-VOXELS = {"upright": (np.eye(3), (110, 130, 170), (20, -11, 5)),  # axes, voxels, mm by which the head is shifted
+VOXELS = {"upright": (np.eye(3), (110, 130, 170), (20, -11, 5)),  # axes, voxels, shift of the head in mm
           "oblique, of other voxels, right to left": (TURNED @ np.diag([-0.8, 1.2, 1.5]), (170, 140, 130),
                                                       (7, -9, 4))}
 
