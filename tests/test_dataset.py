@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from benchmarks.tiny import write_cohort
 import dataset
-from support import cli, devices, same_person, slices, template
+from support import cli, same_person, slices, template
 from support.images import empty_margin, fit_to_square, to_uint8
 from support.same_person import warn_of_shared_people
 from tests.conftest import check_refused
@@ -98,10 +98,9 @@ def save(mode="L", size=(64, 64), file_format="PNG"):
 
 SPOILERS = {  # what writes the file, and another name than case_001_slice_5.nii.png
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:200]),),
-    "JPEG": (save(file_format="JPEG"),), "empty": (lambda path: path.write_bytes(b""),),
-    "other size": (save(size=(64, 32)),), "RGB": (save("RGB"),), "16-bit": (save("I;16"),),
+    "JPEG": (save(file_format="JPEG"),), "other size": (save(size=(64, 32)),), "16-bit": (save("I;16"),),
     "no case": (save(), "brain.png"), "slice twice": (save(), "case_1_slice_5.nii.png"),
-    "out of range": (save(), "case_001_slice_256.nii.png"), "no text": (save(), "case_1_slice_\udcff.png"),
+    "out of range": (save(), "case_001_slice_256.nii.png"),
     "dangling symlink": (lambda path: path.unlink() or path.symlink_to("nowhere"),),
     "pipe": (lambda path: path.unlink() or os.mkfifo(path),),
 }
@@ -206,14 +205,11 @@ def test_only_images_with_enough_brain_are_compared(size, expected, capsys):
     assert expected in said and bool(expected) == bool(said)
 
 
-def test_loading_warns_of_shared_people_on_the_chief(cohort, capsys, monkeypatch):
+def test_loading_warns_of_shared_people(cohort, capsys):
     source = cohort / "keras_png_slices_train" / "case_002_slice_3.nii.png"
     shutil.copy(source, cohort / "keras_png_slices_test" / "case_460_slice_0.nii.png")
     dataset.load_splits(cohort)
     assert "case_002_slice_3 of train and case_460_slice_0 of test" in capsys.readouterr().out
-    monkeypatch.setattr(devices, "is_chief", lambda: False)
-    dataset.load_splits(cohort)
-    assert capsys.readouterr().out == ""
 
 
 # What the networks are fed
@@ -251,6 +247,9 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(splits):
     batches = list(dataset.code_batches(coded, 5))  # once, in order, the short last one too
     assert [len(batch["codes"]) for batch in batches] == 6 * [5] + [2]
     assert together(batches)["codes"].ravel().tolist() == list(range(32))
+    batches = dataset.code_batches(coded, 8)
+    coded.codes[:] = 7  # of which batches hold no copy
+    assert (next(iter(batches))["codes"].numpy() == 7).all()
     batches = dataset.image_batches(train, 5, seed=3)
     assert batches.options().autotune.enabled is False
     shuffled = list(batches.take(7))
@@ -267,8 +266,7 @@ def test_image_batches_are_the_normalised_images_with_their_positions(splits):
     assert_array_equal(to_uint8(dataset.normalise(levels).numpy()), levels)
     assert_array_equal(to_uint8(np.array([-1.5, -0.999, 0.0, 0.9999, 7.0])), [0, 0, 128, 255, 255])
     images, positions = together(dataset.image_batches(train, 5))
-    assert images.shape == (32, 64, 64, 1) and images.dtype == np.float32
-    assert_allclose(images[..., 0], train.images / 127.5 - 1, atol=1e-6)
+    assert_array_equal(images[..., 0], dataset.normalise(train.images))
     assert_array_equal(positions, train.positions)
 
 
@@ -293,18 +291,6 @@ def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing()
     assert pictures.shape == (2, 32, 16, 16) and np.isfinite(pictures).any(axis=(2, 3)).sum() == 3
     expected = split.images[1, 8:-8, 8:-8].reshape(16, 3, 16, 3).mean(axis=(1, 3)) / 255
     assert_allclose(pictures[0, 5], expected, atol=1e-5)
-
-
-def test_slices_below_the_lowest_hold_no_code_and_batches_hold_no_copy(splits):
-    codes, version = np.random.default_rng(0).integers(0, 7, (2, 16, 2, 2)), [[0], [1], [1]]
-    indices, with_none = np.array([[16, 0], [2, 1], [16, 16]]), np.full((2, 17, 2, 2), 64)
-    with_none[:, :16] = codes
-    coded = coded_split(splits["test"], codes, np.ones((2, 16, 3)))
-    assert_array_equal(coded.slices(indices), with_none[0, indices])
-    assert_array_equal(coded.slices(indices, version), with_none[version, indices])
-    batches = dataset.code_batches(coded, 16)
-    coded.codes[:] = 7
-    assert (next(iter(batches))["codes"].numpy() == 7).all()
 
 
 def test_a_split_is_encoded_with_its_context_and_the_persons_of_its_heads(splits):
@@ -336,7 +322,6 @@ def test_prior_batches_in_order_hide_nothing_and_those_of_training_hide_their_sh
     assert_array_equal(whole["context"][5], codes[0, [4, 3, 1]])
     assert_array_equal(whole["context"][33], [codes[0, 32], *np.full((2, 4, 4), num_embeddings)])
     assert_array_equal(whole["person"], coded.persons[0])
-
     partly = together(dataset.code_batches(coded, 8, seed=0).take(500))
     index = {grid.tobytes(): number for number, grid in enumerate(np.int32(coded.codes).reshape(-1, 4, 4))}
     version, order = np.divmod([index[codes.tobytes()] for codes in partly["codes"]], count)
@@ -429,7 +414,7 @@ def test_fit_to_square_pads_and_resamples(size, result, changes):
     images, notes = fit_to_square(np.full((2, *size), 200, np.uint8), 64)
     assert images.shape == (2, 64, 64) and images.dtype == np.uint8 and set(np.unique(images)) <= {0, 200}
     assert [text.split()[0] for text in notes] == changes
-    inked = np.argwhere(images[0] > 0)
+    inked = np.argwhere(images[0])
     assert tuple(np.ptp(inked, axis=0) + 1) == result
     assert (np.abs(inked.mean(axis=0) - 31.5) <= 0.5).all()  # in the middle
 

@@ -33,7 +33,6 @@ def test_a_run_has_as_many_slices_as_its_data(count, tmp_path, monkeypatch, caps
                   "--slice", str(count - 1), "--export", "exported"])
     head = nibabel.load("run/predictions/head_001.nii.gz")
     assert head.shape == (64, 64, count)
-    assert head.header.get_zooms()[2] == pytest.approx(run.geometry.spacing)
     heads = json.loads((run.folder / "predictions" / "metrics.json").read_text())["heads"]
     assert heads["num_heads"] == 3 and 0 <= heads["told_apart_slices"] <= 1
     sample = np.asarray(Image.open(run.folder / "predictions" / f"sample_0000_slice_{count - 1}.png"))

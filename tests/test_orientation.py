@@ -13,20 +13,11 @@ QUARTER_TURNS = {"up": 0, "left": 1, "down": 2, "right": 3}  # anticlockwise
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_template():
-    """Reads the template, and cuts it at each scale, once for all tests of this file."""
-    regions, find_regions = {}, orientation._brain_regions
-
-    def find_once(template, heights, scale):
-        key = len(heights), round(float(scale), 6)
-        if key not in regions:
-            regions[key] = find_regions(template, heights, scale)
-        return regions[key]
-
+    """Reads the template once for all tests of this file."""
     with pytest.MonkeyPatch.context() as patch:
         load = functools.cache(template.load_mni152)
         patch.setattr(template, "load_mni152", load)
         patch.setattr(orientation, "load_mni152", load)
-        patch.setattr(orientation, "_brain_regions", find_once)
         yield
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.tiny import draw_head
 import dataset
-from support import cli, synthetic, template
+from support import synthetic, template
 from support.runs import Run
 from tests.small import new_run
 
@@ -77,18 +77,3 @@ def test_readers_call_synthetic_heads_what_they_are(tmp_path, monkeypatch, capsy
     assert description["says"] in capsys.readouterr().out
     assert description["says"] in (tmp_path / "set" / "SYNTHETIC.txt").read_text()
     assert synthetic.notice_of("set") == description["says"]
-
-
-def test_what_stops_leaves_nothing_and_what_lies_there_is_refused_before_a_head_is_sampled(tmp_path):
-    def stopping():
-        yield from draw_heads(2)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        synthetic.write_png_heads(tmp_path / "set", stopping(), describe(tmp_path))
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "set").mkdir()
-    heads = stopping()
-    with pytest.raises(cli.UserError, match="set exists already; give another --write-dataset"):
-        synthetic.write_png_heads(tmp_path / "set", heads, describe(tmp_path))
-    np.testing.assert_array_equal(next(heads), draw_heads(2)[0])

@@ -8,7 +8,7 @@ import pytest
 import dataset
 from support import slices, template
 from support.images import empty_margin
-from support.volumes import SLAB, WHOLE_BRAIN, WHOLE_BRAIN_SLICES
+from support.volumes import WHOLE_BRAIN, WHOLE_BRAIN_SLICES
 from tests.conftest import check_refused, script_environment
 
 
@@ -44,14 +44,6 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
         patch.setattr(template, "write_cohort", None)
         assert template.make_demo_cohort() == folder  # nothing is simulated again
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing half-made is left
-
-
-def test_a_person_of_128_pixels_is_the_mean_of_the_one_of_256():
-    small, large = (template.simulate_person(template._load_template(256 // size), np.random.default_rng(7),
-                                             size, SLAB.heights(32)) for size in (128, 256))
-    mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
-    assert np.corrcoef(small.ravel(), mean.ravel())[0, 1] > 0.998
-    assert np.abs(small[mean == 0].astype(int)).max() < 40  # the brain ends in the same place
 
 
 def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
