@@ -196,7 +196,7 @@ def test_a_person_in_two_splits_is_noticed_others_are_not(simulated, capsys, mon
     assert found and 2 <= int(found[2]) <= 6 and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("size, expected", [(4, ""), (30, "case_001_slice_0 of train and case_002_slice_0")])
+@pytest.mark.parametrize("size, expected", [(4, ""), (30, "case_002_slice_0 of test and case_001_slice_0")])
 def test_only_images_with_enough_brain_are_compared(size, expected, capsys):
     split = make_split({1: [0], 2: [0]}, side=64)  # 4: a few bright pixels, as on top of a whole brain
     split.images[:, 9:9 + size, 9:9 + size] = np.random.default_rng(0).integers(100, 200, (size, size))
