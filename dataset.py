@@ -19,7 +19,7 @@ from PIL import Image
 from skimage import util
 import tensorflow as tf
 
-from support import orientation, volumes
+from support import orientation
 from support.cli import exit_on_user_error, MAX_SEED, number, script_parser, UserError
 from support.devices import print_on_chief
 from support.images import crop, empty_margin, in_chunks, read_slice
@@ -29,7 +29,7 @@ from support.same_person import warn_of_shared_people
 from support.slices import FOLDERS, list_slices, neighbours, read_geometry, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
-from support.volumes import FRAME_MM
+from support.volumes import FRAME_MM, SLAB, STACKS
 
 # What training hides from the prior or corrupts: while sampling, the slices below are its own, with errors
 CONDITION_DROPOUT = {
@@ -44,31 +44,20 @@ NEAR_CODES = 12  # in the codebook, by which noise replaces a code
 ALONE_SHARE = 0.1  # of the slices that the decoder learns to paint without those below and above
 DEFAULT_FOLDER = Path("keras_png_slices_data")
 SOURCES = "--from-oasis1", "--from-nifti", "--simulate"
-# The sources that each other option goes with; None is the folder of PNG slices
-OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--image-size": ("--simulate",),
-                  "--whole-brain": ("--from-nifti", "--simulate"),
-                  "--seed": ("--from-oasis1", "--from-nifti"),
-                  "--pattern": ("--from-nifti",), "--person-pattern": ("--from-nifti",)}
+# The sources that an option goes with; None is the folder of PNG slices
+OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--person-pattern": ("--from-nifti",),
+                  "--whole-brain": SOURCES[1:], "--seed": SOURCES[:2]}
 
 
 # PNG files -> Split -----------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The slices of one split, ordered by case, then by slice.
+    """The slices of one split, ordered by case, then by slice."""
 
-    Attributes:
-        name: "train", "validate" or "test".
-        images: uint8 (N, height, width).
-        cases: int32 (N,), the person of each image.
-        positions: int32 (N,), the slice number of each image: its place in the head, 0 the lowest.
-    """
-
-    name: str
-    images: np.ndarray
-    cases: np.ndarray
-    positions: np.ndarray
+    name: str  # "train", "validate" or "test"
+    images: np.ndarray  # uint8 (N, height, width)
+    cases: np.ndarray  # int32 (N,), the person of each image
+    positions: np.ndarray  # int32 (N,), the slice number of each image: its place in the head, 0 the lowest
 
     @classmethod
     def from_heads(cls, heads, positions):
@@ -85,9 +74,8 @@ class Split:
     def find(self, cases, positions):
         """Indices, int32 of the shape of `cases` and `positions`, of their images; N where there is none."""
         index = {key: i for i, key in enumerate(zip(self.cases.tolist(), self.positions.tolist()))}
-        cases, positions = np.broadcast_arrays(cases, positions)
-        keys = zip(cases.ravel().tolist(), positions.ravel().tolist())
-        return np.array([index.get(key, len(self.cases)) for key in keys], np.int32).reshape(cases.shape)
+        look_up = np.vectorize(lambda *key: index.get(key, len(self.cases)), otypes=[np.int32])
+        return look_up(cases, positions)
 
     def head_indices(self, positions):
         """Indices, int (people, len(positions)), of the images of those who have a slice at each position."""
@@ -95,18 +83,10 @@ class Split:
         return rows[(rows < len(self.cases)).all(axis=1)]
 
     def examples(self, wanted):
-        """Indices of up to `wanted` images to show: equal shares of people and of positions, lowest first.
-
-        A person without the slice gives the nearest, and comes again only if people are too few.
-        """
-        people, positions, chosen = np.unique(self.cases), np.unique(self.positions), []
-        wanted = min(wanted, len(self.images))
-        for share in (np.arange(wanted) + 0.5) / wanted:
-            person, position = (values[int(share * len(values))] for values in (people, positions))
-            free = np.setdiff1d(np.arange(len(self.images)), chosen)
-            order = np.lexsort((np.abs(self.positions[free] - position), self.cases[free] != person))
-            chosen.append(free[order[0]])
-        return np.array(chosen)
+        """Indices of up to `wanted` images, evenly spread over the people and, as these go on, upwards."""
+        shares, people = (np.arange(wanted) + 0.5) / wanted, np.unique(self.cases)
+        rows = [np.flatnonzero(self.cases == people[int(share * len(people))]) for share in shares]
+        return np.unique([own[int(share * len(own))] for share, own in zip(shares, rows)])
 
     def mirrored(self):
         """The same heads, left for right."""
@@ -118,10 +98,7 @@ class Split:
 
 
 def find_oasis(data_dir=None):
-    """The folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data, else None.
-
-    UserError if one that was asked for does not exist.
-    """
+    """The folder of the slices: `data_dir`, else $OASIS_DIR, else ./keras_png_slices_data, else None."""
     if folder := data_dir or os.environ.get("OASIS_DIR"):
         if not Path(folder).is_dir():
             origin = "--data-dir" if data_dir else "the environment variable OASIS_DIR"
@@ -140,16 +117,11 @@ def find_data(data_dir=None):
 
 
 def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
-    """Reads splits from the PNG folders; says so if images are padded, or if splits seem to share a person.
+    """Reads splits from the PNG folders: a dict of `Split` by name, of squares of a multiple of 32 pixels.
 
-    Args:
-        data_dir: folder that holds ``keras_png_slices_{train,validate,test}``.
-        limit: keep only the first `limit` people of each split.
-        cache_dir, front: as of `slices.read_images`.
-
-    Returns:
-        A dict of `Split` by name. No case is in two. All images are squares of a multiple of 32 pixels.
-        UserError if a folder is missing or empty, a file is no slice, or all do not fit into memory.
+    No case is in two. Only the first `limit` people of each are kept; for `cache_dir` and `front` see
+    `slices.read_images`. It says so if images are padded, or if splits seem to share a person. UserError if a
+    folder is missing or empty, or a file is no slice.
     """
     listed = {name: list_slices(data_dir, name, limit) for name in names}
     owner = {}
@@ -174,11 +146,7 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
 
 
 def find_geometry(data_dir, limit=None, front=None, spacing=None):
-    """Where slices lie: (front or None, `SliceGeometry`, a line that says it).
-
-    It is known if the folder was made here and nothing is stated (`front`, `spacing`); else what is not
-    stated is measured, on the first `limit` people.
-    """
+    """Where slices lie, as known or measured: (front or None, `SliceGeometry`, a line that says it)."""
     known_front, geometry = read_geometry(data_dir)
     if geometry and not front and not spacing:
         return known_front, geometry, (f"Slices lie front-{known_front}, {geometry.spacing:.3g} mm apart, as "
@@ -217,8 +185,6 @@ def warn_of_lost_border(name, images, margin):
 
 
 # Split -> batches of images ---------------------------------------------------------------------------------
-
-
 def normalise(images):
     """uint8 in [0, 255] -> float32 in [-1, 1], as ``x / 127.5 - 1``."""
     return tf.cast(images, tf.float32) / 127.5 - 1.0
@@ -227,9 +193,8 @@ def normalise(images):
 def image_batches(split, batch_size, seed=None, first_epoch=0):
     """Batches for the VQ-VAE: (float32 (B, side, side, 1) in [-1, 1], int32 (B,) positions).
 
-    Once in order if `seed` is None; else for training, endlessly: each epoch in an order of its own, without
-    its last short batch. (`seed`, epoch) alone decide it: a run resumed at `first_epoch` sees what it would
-    have seen.
+    Once in order if `seed` is None; else endlessly, each epoch in an order that (`seed`, epoch) alone decide,
+    without its last short batch: a run resumed at `first_epoch` sees what it would have seen.
     """
     def batch(_, indices):
         images, positions = _look_up(lambda rows: (split.images[rows], split.positions[rows]), indices)
@@ -268,27 +233,16 @@ def _batches(make_batch, num_items, batch_size, seed=None, first_epoch=0):
 
 
 # Split -> CodedSplit -> batches of codes --------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class CodedSplit:
-    """A split in codes, with what the prior is conditioned on.
+    """A split in codes, with what the prior is conditioned on."""
 
-    Attributes:
-        codes: uint16 (V, N, g, g), the codes of N slices in V versions: as they are, and mirrored, say.
-        positions: int32 (N,), the place of each slice in its head.
-        context: int32 (N, S), the indices of the slices below each slice; N where there is none.
-        persons: float32 (V, N, P), the person of each slice.
-        neighbours: int (2, N), see `slices.neighbours`.
-        near_codes: int32 (K, 12), the codes nearest to each. As a code of a slice below, K is "no slice".
-    """
-
-    codes: np.ndarray
-    positions: np.ndarray
-    context: np.ndarray
-    persons: np.ndarray
-    neighbours: np.ndarray
-    near_codes: np.ndarray
+    codes: np.ndarray  # uint16 (V, N, g, g), of N slices in V versions: as they are, and mirrored, say
+    positions: np.ndarray  # int32 (N,), the place of each slice in its head
+    context: np.ndarray  # int32 (N, S), the indices of the slices below each slice; N where there is none
+    persons: np.ndarray  # float32 (V, N, P), the person of each slice
+    neighbours: np.ndarray  # int (2, N), see `slices.neighbours`
+    near_codes: np.ndarray  # int32 (K, 12), nearest to each; as a code of a slice below, K is "no slice"
 
     @property
     def num_embeddings(self):
@@ -314,23 +268,18 @@ def encode_split(vqvae, prior, *versions):
         pictures, head_numbers = head_pictures(version, vqvae.margin, prior.num_positions)
         persons.append(prior.encode_people(pictures)[head_numbers])
     codes, split = np.stack([encode(vqvae, version) for version in versions]), versions[0]
-    context = context_indices(split, prior.steps_below)
-    return CodedSplit(codes, split.positions, context, np.stack(persons),
-                      neighbours(split.cases, split.positions), near_codes(vqvae.quantizer))
-
-
-def near_codes(quantizer):
-    """The codes nearest to each code of a `modules.VectorQuantizer`: int32 (K, 12, or K - 1 of few)."""
-    distances = np.array(quantizer.distances(quantizer.embeddings))
-    np.fill_diagonal(distances, np.inf)
-    return np.argsort(distances)[:, :min(NEAR_CODES, len(distances) - 1)].astype(np.int32)
+    distances = np.array(vqvae.quantizer.distances(vqvae.quantizer.embeddings))
+    np.fill_diagonal(distances, np.inf)  # so that a code itself comes last
+    near_codes = np.argsort(distances)[:, :-1][:, :NEAR_CODES].astype(np.int32)
+    return CodedSplit(codes, split.positions, context_indices(split, prior.steps_below), np.stack(persons),
+                      neighbours(split.cases, split.positions), near_codes)
 
 
 def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
     """Batches for a decoder that sees neighbours, as `image_batches`: (images, int32 codes (B, 3, g, g)).
 
     `codes`, (N, g, g), are those of the split; of each slice, of that right below and right above it. In
-    training a share of the slices is without these two, `ALONE_SHARE`: its own codes stand in for them.
+    training its own codes stand in for the latter two in `ALONE_SHARE` of the slices.
     """
     around = neighbours(split.cases, split.positions)
 
@@ -356,7 +305,7 @@ def encode(vqvae, split):
 
 
 def head_pictures(split, margin, num_positions):
-    """Coarse pictures of the heads of a split: each slice less `margin` pixels at each side, averaged.
+    """Coarse pictures of a split's heads: each slice less `margin` pixels at each side, averaged; and whose.
 
     (float32 (people, num_positions, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)
     """
@@ -380,8 +329,7 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
     """Batches for the prior, in the order of `image_batches`: dicts of `codes`, int32 (B, g, g); `positions`,
     int32 (B,); `context`, int32 (B, S, g, g); `person`, float32 (B, P).
 
-    For training a version of each slice is drawn each time, and its conditions are partly hidden
-    (`CONDITION_DROPOUT`); all draws depend on (`seed`, step) alone.
+    In training a version of each slice is drawn, and its conditions are partly hidden (`CONDITION_DROPOUT`).
     """
     def look_up(rows, version):
         context = coded.slices(coded.context[rows], version[:, np.newaxis])
@@ -424,8 +372,6 @@ def _drop_conditions(batch, near_codes, seed):
 
 
 # The command ------------------------------------------------------------------------------------------------
-
-
 @exit_on_user_error
 def main(argv=None):
     """Converts volumes; or simulates people; or prints a table of the splits and writes a contact sheet."""
@@ -433,19 +379,15 @@ def main(argv=None):
     if arguments.from_oasis1 or arguments.from_nifti:
         convert(arguments)
     elif arguments.simulate:
-        people, size = split_people(arguments.simulate), arguments.image_size or DEMO_IMAGE_SIZE
-        stack = volumes.SLAB, volumes.SLAB_SLICES
-        if arguments.whole_brain:
-            stack = volumes.WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES
-        write_cohort(arguments.output_dir, people, size, *stack)
+        people, stack = split_people(arguments.simulate), STACKS[bool(arguments.whole_brain)]
+        write_cohort(arguments.output_dir, people, DEMO_IMAGE_SIZE, *stack)
         counts = ", ".join(f"{people[name]} {name}" for name in SPLITS)
         print(f"{arguments.output_dir}: {arguments.simulate} simulated people ({counts}), {stack[1]} slices "
-              f"each of {size}x{size} pixels. Simulated: no evidence about patients.")
+              "each. Simulated: no evidence about patients.")
     else:
         data_dir, is_demo = find_data(arguments.data_dir)
         show(load_splits(data_dir))
-        notice = notice_of(data_dir)
-        if notice and not is_demo:  # of the demo cohort all was said when it was found
+        if not is_demo and (notice := notice_of(data_dir)):  # of the demo all was said when it was found
             print(notice)
 
 
@@ -454,8 +396,8 @@ def parse_arguments(argv):
     parser = script_parser(__doc__)
     add, add_source = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add_source("--from-oasis1", metavar="DIR", help="convert the OASIS-1 release: the folder of its discs")
-    add_source("--from-nifti", metavar="DIR", help="convert the T1-weighted volumes (.nii, .nii.gz, .hdr "
-               "with .img, .mgz) below this folder")
+    add_source("--from-nifti", metavar="DIR",
+               help="convert the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below this folder")
     add_source("--simulate", type=number(int, 3, 10 ** 6), metavar="N", help="simulate N people, as in the "
                "demo cohort: 80 %% to train, 10 %% each to validate and test; no evidence about patients")
     add("--data-dir", metavar="DIR", help="without a source: the folder of keras_png_slices_{train,validate,"
@@ -463,25 +405,19 @@ def parse_arguments(argv):
     add("--output-dir", metavar="DIR", help="with a source: the folder to make for the slices")
     add("--whole-brain", action="store_true", default=None, help="with --from-nifti or --simulate: slices of "
         "2 mm from below the cerebellum to the vertex, of 128x128 pixels (default: a slab of 32 slices, "
-        f"{volumes.SLAB.spacing} mm apart)")
-    add("--image-size", type=int, choices=(128, 256),
-        help=f"with --simulate: pixels of a side (default: {DEMO_IMAGE_SIZE})")
-    add("--pattern", metavar="GLOB", help="with --from-nifti: the files to take, such as '**/*_T1w.nii.gz' "
-        "(default: all named T1, or else all but other contrasts, masks, segmentations and derivatives)")
+        f"{SLAB.spacing} mm apart)")
     add("--person-pattern", metavar="REGEX", help="with --from-nifti: what in a file's path is the person, "
-        "in one group, such as 'patient_([0-9]+)' (default: an ADNI, IXI, OASIS or BIDS name, else the one "
-        "word that differs between the paths)")
+        "in one group, such as 'patient_([0-9]+)'; files without one are left out (default: an ADNI, IXI, "
+        "OASIS or BIDS name, else the one word that differs between the paths)")
     add("--seed", type=number(int, 0, MAX_SEED), metavar="S",
         help="with --from-oasis1 or --from-nifti: of the split by person (default: 0)")
     arguments = parser.parse_args(argv)
     given = [f"--{name.replace('_', '-')}" for name, value in vars(arguments).items() if value is not None]
     source = next((option for option in given if option in SOURCES), None)
     for option in given:
-        allowed = OPTION_SOURCES.get(option, (source,))
-        if source not in allowed:
-            problem = (f"with {source}; leave out the one or the other" if source else
-                       f"without {' or '.join(allowed)}; give both or neither")
-            raise UserError(f"{option} is of no use {problem}.")
+        if source not in OPTION_SOURCES.get(option, (source,)):
+            raise UserError(f"{option} is of no use {f'with {source}' if source else 'without a source'}: "
+                            "see --help.")
     if source and not arguments.output_dir:
         raise UserError("--output-dir is missing: the folder to make for the slices.")
     return arguments
@@ -490,30 +426,21 @@ def parse_arguments(argv):
 def convert(arguments):
     """Runs the conversion that the command line asks for, and says what was skipped and why."""
     source = arguments.from_oasis1 or arguments.from_nifti
-    if not Path(source).is_dir():
-        raise UserError(f"{source} is not a folder; give the one that holds the volumes.")
-    if arguments.from_oasis1:
-        kind = "PROCESSED/MPRAGE/T88_111 volumes"
-        sessions, reasons = find_oasis1(source)
-    else:
-        kind = ".nii, .nii.gz, .hdr or .mgz files"
-        sessions, reasons = find_nifti(source, arguments.pattern, arguments.person_pattern)
+    sessions, reasons = (find_oasis1(source) if arguments.from_oasis1 else
+                         find_nifti(source, arguments.person_pattern))
     try:
         if not sessions:
-            raise UserError(f"{source} holds no {kind} that can be used.")
-        counts, notes = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
-                                        bool(arguments.whole_brain),
-                                        center=None if arguments.from_oasis1 else (0.0, 0.0))  # an atlas
+            raise UserError(f"{source} holds nothing of use; --from-oasis1 takes PROCESSED/MPRAGE/T88_111, "
+                            "--from-nifti .nii, .nii.gz, .hdr and .mgz (dcm2niix makes them of DICOM).")
+        counts = convert_volumes(sessions, reasons, arguments.output_dir, arguments.seed or 0,
+                                 bool(arguments.whole_brain),
+                                 center=None if arguments.from_oasis1 else (0.0, 0.0))  # None: an atlas
     finally:
         for reason in reasons:
             print(f"Skipped {reason}")
-    for note in notes:
-        print(f"Note: {note}")
-    print(f"{'split':10}{'sessions':>10}{'people':>8}")
     for name, (num_sessions, num_people) in counts.items():
-        print(f"{name:10}{num_sessions:10,}{num_people:8,}")
-    total = sum(num_sessions for num_sessions, _ in counts.values())
-    print(f"Converted {total} sessions into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
+        print(f"{name}: {num_sessions:,} sessions of {num_people:,} people")
+    print(f"Converted them into {arguments.output_dir} (see cases.csv), skipped {len(reasons)}.")
 
 
 def show(splits):

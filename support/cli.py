@@ -116,7 +116,7 @@ def explain(error):
     elif kind and (match := FILE_ERROR.match(line)):
         sentence = f"{match[1]}: {match[2]}"
     elif isinstance(error, MemoryError) or kind == "ResourceExhaustedError":
-        sentence = f"Out of memory ({line}); free some, or give train.py a smaller --batch-size"
+        sentence = f"Out of memory ({line}); free some, or use --cache-dir or a smaller --batch-size"
     elif kind in LOST and os.environ.get("TF_CONFIG"):
         sentence = f"The cluster of TF_CONFIG failed ({line})"
     else:

@@ -7,33 +7,30 @@ from skimage import transform
 from support.cli import UserError
 
 FOREGROUND = 0.03  # intensity in [0, 1] above which a pixel counts as brain
-MAX_SIDE, MAX_OWN_SIDE = 1024, 8192  # pixels of slices, and of one's own images: no file can fill the memory
+MAX_SIDE = 8192  # pixels: no file can fill the memory
 
 
-def _load_png(path, max_side, advice):
-    """A decoded Pillow image; what is wrong with the file becomes a `UserError` with `advice`."""
+def _load_png(path):
+    """A decoded Pillow image; what is wrong with the file becomes a `UserError`."""
     if path.exists() and not path.is_file():  # a pipe, say, would be waited for
         raise UserError(f"{path} is not a file; remove it.")
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if max(image.size) <= max_side:
+            if max(image.size) <= MAX_SIDE:
                 image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         is_other = isinstance(error, UnidentifiedImageError)
         reason = "is not a PNG image" if is_other else f"cannot be read ({error})"
-        raise UserError(f"{path} {reason}; {advice}.") from error
-    if max(image.size) > max_side:
+        raise UserError(f"{path} {reason}; replace it by a grayscale PNG.") from error
+    if max(image.size) > MAX_SIDE:
         raise UserError(f"{path} is {image.width}x{image.height} pixels; "
-                        f"the largest side allowed is {max_side}.")
+                        f"the largest side allowed is {MAX_SIDE}.")
     return image
 
 
 def read_slice(path, size=None, reference=None):
-    """Reads one 8-bit grayscale PNG as uint8 (height, width).
-
-    UserError if it is no such, or has not the `size`, (height, width), that the file `reference` has.
-    """
-    image = _load_png(path, MAX_SIDE, "replace the file or remove it")
+    """Reads one 8-bit grayscale PNG as uint8 (height, width); it has to have the `size` of `reference`."""
+    image = _load_png(path)
     if image.mode != "L":
         raise UserError(f"{path} is a PNG of mode {image.mode}; convert it to 8-bit grayscale (mode L).")
     if size is not None and (image.height, image.width) != tuple(size):
@@ -52,8 +49,8 @@ def turn(images, front):
     """Turns images (N, S, S), whose front lies on the side `front`, front up.
 
     Left and right cannot be told: a brain is nearly its own mirror image. So the turn is that of the usual
-    cause, volumes in RAS order (x to the right, y to the front) written with y along the rows (front down:
-    the rows are reversed) or the columns (front right: a quarter turn). There left comes to lie on the left.
+    cause, volumes in RAS order written with y along the rows (front down: the rows are reversed) or the
+    columns (front right: a quarter turn). There left comes to lie on the left.
     """
     return {"up": images, "down": images[:, ::-1],
             "left": np.rot90(images, -1, (1, 2)), "right": np.rot90(images, 1, (1, 2))}[front]
@@ -71,8 +68,7 @@ def to_unit(images):
 
 def in_chunks(function, array, size=32):
     """Applies a function to up to `size` rows at a time of an array (N, ...), N > 0: NumPy (N, ...)."""
-    starts = range(0, len(array), size)
-    return np.concatenate([function(array[start:start + size]) for start in starts])
+    return np.concatenate([function(array[start:start + size]) for start in range(0, len(array), size)])
 
 
 def empty_margin(images, multiple):
@@ -90,14 +86,11 @@ def crop(images, margin):
 
 
 def brain_box(heads, rim=0):
-    """The box of all brains of heads (N, S, H, W), uint8 or in [0, 1], and `rim` pixels more, as four slices.
-
-    It is all of the picture if no pixel is brighter than `FOREGROUND`.
-    """
+    """The box of all brains of heads (N, S, H, W), uint8 or in [0, 1], and `rim` pixels more: four slices."""
     limit = FOREGROUND * (255 if heads.dtype == np.uint8 else 1)
     brain = np.argwhere(heads.max(axis=(0, 1)) > limit)  # not any(heads > limit), which is a copy of all
     if not len(brain):
-        return (slice(None),) * 4
+        return (slice(None),) * 4  # all of a black picture
     starts, stops = np.maximum(brain.min(axis=0) - rim, 0), brain.max(axis=0) + 1 + rim
     return slice(None), slice(None), *map(slice, starts, stops)
 
@@ -108,11 +101,8 @@ def spread(count, wanted):
 
 
 def read_own_png(path):
-    """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts).
-
-    UserError if it is no PNG, is damaged, too large, or has colour or transparency.
-    """
-    image = _load_png(path, MAX_OWN_SIDE, "give grayscale PNG images or NIfTI volumes")
+    """Reads a grayscale PNG of any kind as (uint8 (height, width), what was done to it, a list of texts)."""
+    image = _load_png(path)
     if image.mode == "L":
         return np.asarray(image), []
     if image.mode.startswith("I"):
@@ -129,10 +119,9 @@ def read_own_png(path):
 
 
 def fit_to_square(images, size, is_volume=False):
-    """Brings images to the model's size: padded with black; larger or much smaller ones are resampled first.
+    """Pads uint8 (N, height, width) to (N, size, size); returns them and what was done, a list of texts.
 
-    From uint8 (N, height, width) to (uint8 (N, size, size), what was done, a list of texts). Slices of a
-    volume (`is_volume`), whose frame is the model's, are always resampled.
+    Larger or much smaller ones, and slices of a volume, are resampled first.
     """
     height, width = images.shape[1:]
     changes, longer = [], max(height, width)

@@ -3,7 +3,6 @@
 from collections import Counter
 import csv
 import dataclasses
-import glob
 import os
 from pathlib import Path
 import re
@@ -17,7 +16,7 @@ from support.cli import UserError
 from support.files import whole_folder
 from support.images import FOREGROUND
 from support.slices import slice_file, SPLITS, write_geometry
-from support.template import share_of_people
+from support.template import make_splits, share_of_people
 from support.whose_head import ENDING, OTHER_NAMES, people_of, T1_NAMES
 
 CONTRAST = re.compile(rf"(?<![a-z0-9])(?:({T1_NAMES})|{OTHER_NAMES})(?![a-z0-9])", re.IGNORECASE)
@@ -33,66 +32,44 @@ def _walk(root):
             continue
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder), sorted(name for name in files if not name.startswith("."))
+        # No pipes, which would be waited for; but broken links, so that it is told that they are.
+        yield Path(folder), sorted(name for name in files
+                                   if not name.startswith(".") and not Path(folder, name).is_fifo())
 
 
 def find_oasis1(folder):
-    """Lists the atlas-registered volumes of OASIS-1, one per session: the brain alone, else with its skull.
-
-    Returns (sessions, a list of (person, path); reasons, a list of texts, for what was left out).
-    """
+    """The atlas-registered volumes of OASIS-1, of the brain alone, as `find_nifti`."""
     sessions, reasons = [], []
     for atlas, files in _walk(folder):
-        if atlas.parts[-3:] != ("PROCESSED", "MPRAGE", "T88_111"):
-            continue
-        name = atlas.parents[2].name
-        headers = [file for ending in ("_t88_masked_gfc.hdr", "_t88_gfc.hdr") for file in files
-                   if file.endswith(ending)]
-        if headers:
-            sessions.append((re.sub(r"_MR\d+$", "", name), atlas / headers[0]))
-        else:
-            reasons.append(f"{name}: no *_t88_masked_gfc.hdr nor *_t88_gfc.hdr in {atlas}")
+        if atlas.parts[-3:] == ("PROCESSED", "MPRAGE", "T88_111"):
+            name = atlas.parents[2].name
+            headers = [file for file in files if file.endswith("_t88_masked_gfc.hdr")]
+            if headers:
+                sessions.append((re.sub(r"_MR\d+$", "", name), atlas / headers[0]))
+            else:
+                reasons.append(f"{name}: no *_t88_masked_gfc.hdr in {atlas}")
     return sessions, reasons
 
 
-def find_nifti(folder, pattern=None, person_pattern=None):
-    """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder, as `find_oasis1`.
+def find_nifti(folder, person_pattern=None):
+    """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder.
 
     Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
-    refuses those that are not named so); and, where some files are named T1, those that are not. `pattern`, a
-    glob relative to the folder, decides in place of these rules. For `person_pattern` see `people_of`. A
-    `UserError` if one of the patterns cannot be used, or it cannot be told whose the volumes are.
+    refuses those that are not named so); and, where some files are named T1, those that are not. Returns
+    sessions, a list of (person, path) by `people_of`, and reasons, a list of texts, for what was left out.
     """
     folder = Path(folder)
-    paths, reasons = _list_volumes(folder)
-    if pattern is not None:
-        if not pattern or os.path.isabs(pattern):
-            raise UserError(f"--pattern {pattern!r} cannot be used; give one relative to the folder, like "
-                            "'**/*_T1w.nii.gz'.")
-        matches = set(map(Path, glob.glob(pattern, root_dir=folder, recursive=True)))
-        why_not = {path: None if path in matches else "does not match --pattern" for path in paths}
-    else:
-        why_not = {path: _why_no_head(path) for path in paths}
-        contrasts = {path: _contrast(path.name) for path in paths if not why_not[path]}
-        if any(contrasts.values()):  # they are all T1
-            why_not |= {path: "is not named T1, as others are" for path in contrasts if not contrasts[path]}
+    paths = [(place / name).relative_to(folder) for place, names in _walk(folder) for name in names
+             if name.lower().endswith((".nii", ".nii.gz", ".mgz", ".hdr"))]
+    why_not = {path: _why_no_head(path) for path in paths}
+    contrasts = {path: _contrast(path.name) for path in paths if not why_not[path]}
+    if any(contrasts.values()):  # they are all T1
+        why_not |= {path: "is not named T1, as others are" for path in contrasts if not contrasts[path]}
     heads = [path for path in paths if not why_not[path]]
     people = dict(zip(heads, people_of([path.as_posix() for path in heads], person_pattern)))
     why_not |= {path: "has no person that --person-pattern finds" for path in heads if not people[path]}
-    reasons += [f"{folder / path}: {reason}" for path, reason in why_not.items() if reason]
+    reasons = [f"{folder / path}: {reason}" for path, reason in why_not.items() if reason]
     return [(person, folder / path) for path, person in people.items() if person], reasons
-
-
-def _list_volumes(folder):
-    """(Paths of volumes relative to `folder`, reasons why others are none); no pipes: they would wait."""
-    paths, reasons = [], []
-    for place, names in _walk(folder):
-        files = [place / name for name in names if (place / name).is_file() or not (place / name).exists()]
-        paths += [path.relative_to(folder) for path in files  # a broken link is told when it is read
-                  if path.name.lower().endswith((".nii", ".nii.gz", ".mgz", ".hdr"))]
-        if any(volumes.is_dicom(path) for path in files if path.suffix.lower() in (".dcm", ".ima", "")):
-            reasons.append(f"{place}: holds DICOM files; convert them to NIfTI with dcm2niix")
-    return paths, reasons
 
 
 def _contrast(*names):
@@ -117,40 +94,27 @@ def _why_no_head(path):
 def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, center=(0.0, 0.0)):
     """Prints how many volumes and people there are, then makes a folder of PNG splits of their slices.
 
-    All have slices at the same heights, which geometry.json tells; cases.csv tells whose they are. Training,
-    validation and test get 85, 10 and 5 % of the people (by `seed`) with all of their sessions.
-
-    Args:
-        sessions: list of (person, path), each of which becomes a case.
-        reasons: a list of texts, to which is added why a session cannot be used.
-        whole_brain: whether to cut `WHOLE_BRAIN`, less the slices at its ends that are black in everyone.
-        center: as of `volumes.axial_slices`.
-
-    Returns:
-        ({split: (number of sessions, of people)}, notes on the volumes, a list of texts). A `UserError` if
-        fewer than three people are left, or the folder exists.
+    geometry.json tells where all have slices, whole brains without the ends that are black in everyone;
+    cases.csv whose they are. Training, validation and test get 85, 10 and 5 % of the people (by `seed`). For
+    `center` see `volumes.axial_slices`. Returns {split: (number of sessions, of people)}, and adds to
+    `reasons` why a session cannot be used. A `UserError` if fewer than three people are left.
     """
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
-    stack = volumes.SLAB, volumes.SLAB_SLICES
-    if whole_brain:
-        stack = volumes.WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES
-    rows, notes, first, areas = [], [], None, 0
+    stack = volumes.STACKS[whole_brain]
+    rows, first, areas = [], None, 0
     with whole_folder(output_dir, "--output-dir") as unfinished:
         for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
             try:
-                slices, geometry, remarks, *_ = volumes.read_slices(path, *stack, center)
+                slices, geometry, *_ = volumes.read_slices(path, *stack, center)
             except volumes.VolumeError as error:
                 reasons.append(f"{path}: {error}")
                 continue
-            lie = (f"{len(slices)} slices of {slices.shape[2]}x{slices.shape[1]} pixels, "
-                   f"{geometry.spacing:g} mm apart from {geometry.lowest:g} mm on")
-            first = first or (lie, geometry)
-            if lie != first[0]:  # some are heads that predict.py wrote
-                reasons.append(f"{path}: has {lie}, the first one {first[0]}")
+            first = first or (slices.shape, geometry)
+            if (slices.shape, geometry) != first:  # some are heads that predict.py wrote
+                reasons.append(f"{path}: has other slices than the first volume ({slices.shape}, {geometry})")
                 continue
-            notes += [f"{path}: {remark}" for remark in remarks]
             areas = np.maximum(areas, (slices > FOREGROUND * 255).sum(axis=(1, 2)) * geometry.pixel_size ** 2)
             np.save(unfinished / f"{len(rows)}.npy", slices)
             rows.append((person, path))
@@ -161,7 +125,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
         geometry = dataclasses.replace(geometry, lowest=geometry.lowest + geometry.spacing * int(kept.start))
         if geometry.axes_known:
             write_geometry(unfinished, geometry)
-        return counts, notes
+        return counts
 
 
 def _split_by_person(folder, rows, seed, kept=slice(None)):
@@ -174,19 +138,15 @@ def _split_by_person(folder, rows, seed, kept=slice(None)):
     splits = num_test * ["test"] + num_validate * ["validate"] + len(people) * ["train"]
     order = np.random.default_rng(seed).permutation(len(people))
     split_of = {people[index]: name for index, name in zip(order, splits)}  # which ends with the people
-    for name in SPLITS:
-        (folder / f"keras_png_slices_{name}").mkdir()
+    num_sessions, num_people = Counter(split_of[person] for person, _ in rows), Counter(split_of.values())
+    ordered = sorted(range(len(rows)), key=lambda index: SPLITS.index(split_of[rows[index][0]]))
     table = [("case", "split", "person", "source")]
-    order = sorted(range(len(rows)), key=lambda index: SPLITS.index(split_of[rows[index][0]]))
-    for case, index in enumerate(order, 1):
-        name = split_of[rows[index][0]]
+    for (name, case), index in zip(make_splits(folder, num_sessions), ordered):
         for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)[kept]):
             Image.fromarray(image).save(slice_file(folder, name, case, position))
         (folder / f"{index}.npy").unlink()
-        # Names as text whatever the locale; bytes that are no UTF-8 as backslash escapes
-        texts = [os.fsencode(text).decode("utf-8", "backslashreplace") for text in rows[index]]
-        table.append((case, name, *texts))
-    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
+        table.append((case, name, *rows[index]))
+    # A file name need not be text: what is none is written as an escape.
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(table)
-    num_sessions, num_people = Counter(split_of[person] for person, _ in rows), Counter(split_of.values())
     return {name: (num_sessions[name], num_people[name]) for name in SPLITS}

@@ -1,6 +1,6 @@
 """Which way PNG slices lie, and at which heights, which files do not say: measured against the MNI152."""
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 from scipy import ndimage
@@ -19,24 +19,20 @@ MAX_POSITIONS, MAX_PEOPLE = 12, 40  # compared: as many slices of the head, each
 MIN_CORRELATION, MIN_MARGIN = 0.55, 0.12
 
 
-class Match(NamedTuple):
-    """How slices fit the template."""
-
-    front: str | None  # the side of the picture on which the front lies; None if the match is poor
-    spacing: float  # of neighbouring slices, in the data's mm
-    lowest: float  # height of slice 0 above the anterior commissure, in the data's mm
-    correlation: float  # of the best fit, the mean over slices; 0 where no fit was possible
-    margin: float  # by how much the best fit of any other side is worse
+# How slices fit the template: the side of the picture on which the front lies, None if the match is poor; the
+# spacing of neighbouring slices and the height of slice 0 above the commissure, in the data's mm; the mean
+# correlation of the best fit, and by how much that of any other side is worse
+Match = namedtuple("Match", "front spacing lowest correlation margin")
 
 
 def match_template(slices, positions):
     """The `Match` of mean slices (P, S, S), black 0, 256 mm wide, at positions (P,) with the MNI152 template.
 
-    Slices and template are centred on what is bright. Each slice is compared with each height of the
-    template, for each side and some scales (the MNI's brain is larger than people's), by the correlation
-    inside the template's brain without its rim, whose darkness any round thing shares. The heights must lie
-    on a line, height = lowest + spacing * position; the best line counts. The spacing is uncertain by about
-    5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm.
+    Each slice, centred on what is bright, is compared with each height of the template, for each side and
+    some scales (the MNI's brain is larger than people's), by the correlation inside the template's brain
+    without its rim, whose darkness any round thing shares. Heights must lie on a line, height = lowest +
+    spacing * position. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1
+    to 2 mm.
     """
     if len(slices) < MIN_POSITIONS or not np.ptp(slices):
         return Match(None, 0.0, 0.0, 0.0, 0.0)
@@ -87,10 +83,8 @@ def _fit(turned, positions, template, scales, height_step, spacings, lowest):
 
 
 def _brain_regions(template, heights, scale):
-    """Per height a mask of the brain without its rim, which sums to 1, and the normalised template inside it.
-
-    Products with a picture give its mean and its covariance with the template: (len(heights), SIDE * SIDE).
-    """
+    """Arrays (len(heights), SIDE * SIDE) whose products with a picture are its mean in the brain without its
+    rim, and its covariance with the normalised template there."""
     pictures = _centred(cut_axial(*template, heights, SIDE, PIXEL_SIZE / scale))
     cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]])
     brain = ndimage.binary_erosion(pictures > 0.1 * pictures.max(), cross).reshape(len(heights), -1)
@@ -114,12 +108,9 @@ def _centred(images):
 
 
 def find_geometry(images, positions, front=None, spacing=None):
-    """Measures which way slices lie and where, of images uint8 (N, S, S) as read, at slice numbers (N,).
+    """As `dataset.find_geometry`, of images uint8 (N, S, S) as read, at slice numbers (N,).
 
-    What the user states overrules it: `front`, one of `FRONTS`, and `spacing`, in mm.
-
-    Returns:
-        (front, or None if unknown; the `SliceGeometry`; a line that tells the user).
+    What is stated overrules what is measured: `front`, one of `FRONTS`, and `spacing`, in mm.
     """
     numbers = np.unique(positions)
     members = [np.flatnonzero(positions == number) for number in numbers]

@@ -69,7 +69,7 @@ def _read_volume(path, run, slice_positions):
         cut = volumes.read_slices(path, run.geometry, run.num_positions, run.center)
     except volumes.VolumeError as error:
         raise UserError(f"{path} cannot be used as a volume: it {error}.") from error
-    count, notes = len(cut.slices), list(cut.notes)
+    count, notes = len(cut.slices), []
     if run.config["data"]["front"] is None:
         notes.append("which side is the front in the run's own slices is unknown: they may lie otherwise")
     # Those of a head that this run sampled, or of any other volume

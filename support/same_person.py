@@ -12,8 +12,7 @@ COMPARED_SIDE = 64  # pixels of the pictures that are compared
 # (sampled), 0.79 (simulated from one template). One real person, 1 mm higher: at least 0.83, often above 0.9.
 # One image as JPEG of quality 30, darker, brighter, noisier, blurred, of other contrast: at least 0.88.
 SAME_PERSON = 0.85
-SAME_IMAGE = 0.999  # in place of it where there is little brain: small blobs are all alike
-LITTLE_BRAIN = 0.1  # share of the pixels
+MIN_BRAIN = 0.1  # share of the pixels below which an image is not compared: small blobs are all alike
 CHUNK = 256  # images at a time
 
 
@@ -25,7 +24,9 @@ def _fine_detail(images):
     # Clipped, so that one bright edge or a letter, which all images may share, does not decide.
     detail = np.clip(detail, -15, 15).reshape(len(images), -1)
     detail -= detail.mean(axis=1, keepdims=True)
-    return detail / np.maximum(np.linalg.norm(detail, axis=1, keepdims=True), 1e-6)
+    detail /= np.maximum(np.linalg.norm(detail, axis=1, keepdims=True), 1e-6)
+    brain = (images[:, ::4, ::4] > FOREGROUND * 255).mean(axis=(1, 2), keepdims=True)
+    return detail * (brain[:, 0] >= MIN_BRAIN)
 
 
 def warn_of_shared_people(splits):
@@ -34,12 +35,9 @@ def warn_of_shared_people(splits):
     compared, count, example = [(first, _fine_detail(first.images))], 0, None
     for split in others:
         for start in range(0, len(split.images), CHUNK):  # all details of the largest may not fit into memory
-            images = split.images[start:start + CHUNK]
-            detail = _fine_detail(images)
-            brain = (images[:, ::4, ::4] > FOREGROUND * 255).mean(axis=(1, 2))
-            limits = np.where(brain < LITTLE_BRAIN, SAME_IMAGE, SAME_PERSON)[:, np.newaxis]
+            detail = _fine_detail(split.images[start:start + CHUNK])
             for other, other_detail in compared:
-                rows, columns = np.nonzero(detail @ other_detail.T > limits)
+                rows, columns = np.nonzero(detail @ other_detail.T > SAME_PERSON)
                 count += len(rows)
                 if len(rows) and not example:
                     example = (split, start + rows[0]), (other, columns[0])

@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import hashlib
-from itertools import chain
 import json
 from pathlib import Path
 import re
@@ -37,21 +36,14 @@ def write_geometry(folder, geometry):
 def read_geometry(folder):
     """What `write_geometry` wrote: (the side of the front, a `SliceGeometry`), or (None, None)."""
     path = Path(folder) / GEOMETRY_FILE
-    try:
-        content = json.loads(path.read_text())
-        return content.pop("front"), SliceGeometry(**content)
-    except FileNotFoundError:
+    if not path.is_file():
         return None, None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not say where slices lie ({error}); make the folder again, or "
-                        "remove the file: then it is measured.") from error
+    content = json.loads(path.read_text())
+    return content.pop("front"), SliceGeometry(**content)
 
 
 def neighbours(cases, positions):
-    """The indices, int (2, N), of the slices right below and right above each of N, its own where none is.
-
-    The slices are ordered by case, then by position.
-    """
+    """The indices, int (2, N), of the slices right below and above each (in order), or its own if none is."""
     is_joined = (np.diff(cases) == 0) & (np.diff(positions) == 1)
     own = np.arange(len(positions))
     return np.stack([own - np.append(False, is_joined), own + np.append(is_joined, False)])
@@ -80,17 +72,11 @@ def list_slices(data_dir, name, limit):
 
 
 def read_images(paths, name, first_path, front=None, cache_dir=None):
-    """Decodes the N PNG files of a split, in one folder; all must have the size of the file `first_path`.
+    """Decodes the N PNG files of a split, in one folder, to uint8 (N, side, side).
 
-    Args:
-        front: the side of the pictures to turn up, see `images.turn`; None to leave them as they are.
-        cache_dir: folder to keep them in: the next start maps them into memory.
-
-    Returns:
-        uint8 (N, side, side): padded with black to the least multiple of 32 pixels, which the networks need.
-
-    Raises:
-        UserError: if a file is no such slice (`read_slice`), or they do not fit into memory.
+    They must have the size of the file `first_path`; they are padded with black to the least multiple of 32
+    pixels, which the networks need, and turned front up if `front` is the side of it (see `images.turn`). In
+    `cache_dir` they are kept: the next start maps them into memory.
     """
     size = read_slice(first_path).shape
     side = -(-max(size) // 32) * 32
@@ -102,11 +88,7 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
 
     images = _in_parallel(decode, paths, f"Reading {name}")
     if not cache_dir:
-        try:
-            return np.fromiter(images, np.dtype((np.uint8, shape[1:])), len(paths))
-        except MemoryError as error:
-            count = f"{len(paths):,} images of the {name} split"
-            raise UserError(f"The {count} do not fit into memory; use fewer people with --limit.") from error
+        return np.fromiter(images, np.dtype((np.uint8, shape[1:])), len(paths))
     # Named by a digest of the files' folder, names, sizes and times of change: no cache is ever stale.
     listing = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
     key = json.dumps([str(paths[0].parent.resolve()), shape[1:], front, listing])
@@ -115,8 +97,6 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         pass
-    except (ValueError, EOFError):  # damaged; it is ours, by its name
-        file.unlink()
     file.parent.mkdir(parents=True, exist_ok=True)
     # One name for whatever is unfinished: so what any killed process left is found and removed.
     with unfinished(file.parent / "slices") as new:
@@ -132,7 +112,7 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
 def _in_parallel(decode, paths, title):
     """Yields what `decode` makes of each path; Pillow lets go of Python's lock meanwhile."""
     with ThreadPoolExecutor() as pool:
-        # All at once, decoded images would wait in memory for a slow disk.
-        blocks = (pool.map(decode, paths[start:start + BLOCK]) for start in range(0, len(paths), BLOCK))
-        images = chain.from_iterable(blocks)
+        # In blocks: all at once, decoded images would wait in memory for a slow disk.
+        images = (image for start in range(0, len(paths), BLOCK)
+                  for image in pool.map(decode, paths[start:start + BLOCK]))
         yield from tqdm(images, title, len(paths), unit=" images", leave=False, disable=None)

@@ -34,13 +34,8 @@ def notice_of(folder):
 
 def describe(run, slice_positions, count, seed, temperature, ventricles):
     """The content of dataset.json: where heads of a `runs.Run` come from, and what was judged of others."""
-    data = run.config["data"]
-    try:
-        prior = json.loads(run.results_path("evaluation.json").read_text())
-        says = (f"predict.py --evaluate judged {prior['heads']['num_heads']} heads of this run, at its own "
-                "seed and temperature; these heads were not judged themselves.")
-    except (OSError, ValueError, KeyError, TypeError):
-        prior, says = None, "Not judged: the run has no evaluation.json, which predict.py --evaluate writes."
+    data, path = run.config["data"], run.results_path("evaluation.json")
+    prior = json.loads(path.read_text()) if path.is_file() else None
     return {"kind": "synthetic", "says": notice(run.is_simulated, True),
             "heads": template.split_people(count), "seed": seed, "temperature": temperature,
             "ventricles": ventricles, "git_commit": run.config.get("git_commit"),
@@ -48,23 +43,20 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
             "front": "up" if data["front"] else None,
             "trained_on": {"is_simulated": run.is_simulated, "front": data["front"],
                            "fingerprints": data["fingerprints"], "limit": run.settings["limit"]},
-            "prior": prior, "prior_says": says}
+            "prior": prior}
 
 
 def write_png_heads(folder, heads, description):
-    """Writes heads as the three PNG folders, in their order: the first of them to train.
+    """Writes heads, an iterable of uint8 (S, H, W), as the three PNG folders: the first of them to train.
 
-    Args:
-        folder: to make; whole afterwards, or not there. A `UserError` if it exists.
-        heads: an iterable of uint8 (S, H, W), which is read one head at a time.
-        description: of them, from `describe`.
+    `description` is that of `describe`. The folder is whole afterwards, or not there; UserError if it exists.
     """
     with whole_folder(folder, "--write-dataset") as new:
         cases = template.make_splits(new, description["heads"])
         for (split, case), head in zip(cases, heads, strict=True):
             for position, image in zip(description["slice_positions"], head, strict=True):
                 Image.fromarray(image).save(slice_file(new, split, case, position))
-        text = f"{description['says']}\n{description['prior_says']}\nMore: {DESCRIPTION}.\n"
+        text = f"{description['says']}\nMore: {DESCRIPTION}.\n"
         (new / SYNTHETIC_NOTE).write_text(text)
         if description["trained_on"]["is_simulated"]:
             (new / template.SIMULATED_NOTE).write_text(text)

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import os
 from pathlib import Path
-import tempfile
 
 import numpy as np
 from PIL import Image
@@ -28,27 +27,16 @@ HEAD = 192, 160  # mm: the rows and columns of the frame that a simulated head c
 def make_demo_cohort():
     """Simulates the demo cohort, once, into the user's cache: its folder, laid out as the OASIS PNG set."""
     counts = "-".join(map(str, DEMO_PEOPLE.values()))
-    folder = _find_cache() / f"brain-vqvae-demo-v{DEMO_VERSION}-whole-{DEMO_IMAGE_SIZE}-{counts}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / f"brain-vqvae-demo-v{DEMO_VERSION}-whole-{DEMO_IMAGE_SIZE}-{counts}"
     if not folder.is_dir():
         try:
             write_cohort(folder, DEMO_PEOPLE, DEMO_IMAGE_SIZE, DEMO_GEOMETRY)
-        except (UserError, OSError):
+        except (UserError, OSError) as error:
+            error.add_note("XDG_CACHE_HOME can name another folder for the demo cohort")
             if not folder.is_dir():  # else another process finished first, with the same bytes
                 raise
     return folder
-
-
-def _find_cache():
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: no HOME, and a user without an account
-        folder = Path(tempfile.mkdtemp(prefix="brain-vqvae-"))
-        print(f"Neither $XDG_CACHE_HOME nor ~/.cache can be written: the demo cohort goes into {folder}.",
-              flush=True)
-        return folder
 
 
 def split_people(number):
@@ -68,13 +56,10 @@ def is_simulated(folder):
 
 
 def make_splits(folder, people):
-    """Makes the three folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`.
-
-    Cases are numbered as in OASIS, or from the next number that is free.
-    """
+    """Makes the folders of a data set: [(split, case)] for `people` by split, in the order of `SPLITS`."""
     for name in SPLITS:
         (folder / f"keras_png_slices_{name}").mkdir()
-    validate = max(402, 1 + people["train"])
+    validate = max(402, 1 + people["train"])  # as OASIS numbers its cases, or from the next free number
     first = {"train": 1, "validate": validate, "test": max(441, validate + people["validate"])}
     return [(name, first[name] + index) for name in SPLITS for index in range(people[name])]
 
@@ -82,12 +67,10 @@ def make_splits(folder, people):
 def write_cohort(folder, people, image_size, geometry=SLAB, num_slices=SLAB_SLICES):
     """Simulates `people`, numbers by split, and writes them into a new folder: 128 or 256 pixels of a side.
 
-    Their slices lie at the heights of a `SliceGeometry`, whose size of a pixel does not count.
-
     The template, which nilearn ships, is the mean of 152 people (MNI152, Fonov et al. 2009). A virtual person
     is that brain under a small affine map, a smooth deformation of a few millimetres, narrower or wider
     ventricles, its own contrast, a bias field and Rician noise. The case number is the seed: the same bytes,
-    however many people there are. A `UserError` if the folder exists.
+    however many people there are. Of `geometry` the size of a pixel does not count.
     """
     geometry = dataclasses.replace(geometry, pixel_size=FRAME_MM / image_size)
 
@@ -145,7 +128,7 @@ def _voxels(to_voxels, points):
 def simulate_person(template, rng, image_size, heights):
     """Draws one person, uint8 (N, image_size, image_size), the same in 128 and 256 pixels but for the noise.
 
-    Slices lie at heights (N,), evenly spaced, in mm above the anterior commissure; front up, 256 mm wide.
+    Slices lie at evenly spaced heights (N,), in mm above the anterior commissure; front up, 256 mm wide.
     """
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size
@@ -155,10 +138,17 @@ def simulate_person(template, rng, image_size, heights):
     tilt, yaw = np.deg2rad(rng.uniform(-3, 3, 2))
     x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
     y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
-    lengths = np.ptp(heights), *HEAD
+    lengths, shape = (np.ptp(heights), *HEAD), z.shape
 
     def field(spacing, amplitude):
-        return _smooth_field(rng, spacing, amplitude, lengths, z.shape)
+        """A random field, float32 of the grid's shape: a value every `spacing` mm, splined to the grid."""
+        coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
+        splines = []
+        # A slice is a plane; a pixel of 2 mm is the mean of two of 1 mm.
+        for few, points, many in zip(coarse.shape, (len(heights), *HEAD), shape):
+            spline = ndimage.zoom(np.eye(few), (points / few, 1), order=3, mode="nearest")
+            splines.append(spline.reshape(many, -1, few).mean(axis=1))
+        return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)
 
     x, y, z = (axis * rng.uniform(0.98, 1.1) + field(18, 1.3) for axis in (x, y, z))
     y -= 18  # the middle of the brain lies behind the anterior commissure
@@ -175,14 +165,3 @@ def simulate_person(template, rng, image_size, heights):
     magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: of a complex signal with Gaussian noise
     pixels = np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8)
     return pad_to_square(pixels, image_size)
-
-
-def _smooth_field(rng, spacing, amplitude, lengths, shape):
-    """A random field, float32 of `shape`: a value every `spacing` mm of `lengths`, splined to the grid."""
-    coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
-    splines = []
-    # A slice is a plane; a pixel of 2 mm is the mean of two of 1 mm.
-    for few, points, many in zip(coarse.shape, (shape[0], *HEAD), shape):
-        spline = ndimage.zoom(np.eye(few), (points / few, 1), order=3, mode="nearest")
-        splines.append(spline.reshape(many, -1, few).mean(axis=1))
-    return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)

@@ -1,18 +1,17 @@
 """Heads as volumes: axial slices out of them, with the way back, and sampled heads as NIfTI."""
 
-import contextlib
 import dataclasses
 import logging
-from pathlib import Path
 from typing import NamedTuple
 
+import nibabel
+from nibabel.processing import resample_from_to
 import numpy as np
 from scipy import ndimage
 
 FRAME_MM = 256  # mm: of the frame of all slices, so that a pixel is 256 / side mm
 COMMISSURE = 78  # mm from the top of an average head down to its anterior commissure
 MAX_VOXELS = 2 ** 29  # of a volume as stored, and resampled: 800 along each axis
-MAX_LENGTH = 1000  # mm along an axis
 MIN_HEAD_AREA = 2000  # mm2 of head in each slice; a brain has three times as much
 MAX_TOP_AREA = 4000  # mm2 of head in the topmost plane; more of it, and the top is about 1 cm higher
 WHOLE_BRAIN_MM = 110  # a stack at least as high is called a whole brain
@@ -41,6 +40,7 @@ class SliceGeometry:
 SLAB, SLAB_SLICES = SliceGeometry(), 32  # what is simulated or cut from volumes by default
 # From the lower end of the cerebellum to the vertex of the template and of all who are simulated from it
 WHOLE_BRAIN, WHOLE_BRAIN_SLICES = SliceGeometry(2.0, 2.0, -66.0), 74
+STACKS = {False: (SLAB, SLAB_SLICES), True: (WHOLE_BRAIN, WHOLE_BRAIN_SLICES)}  # by whether brains are whole
 
 
 def is_whole_brain(geometry, num_slices):
@@ -60,27 +60,22 @@ class Cut(NamedTuple):
 
     slices: np.ndarray  # uint8 (N, S, S), front up, left on the left, the lowest first
     geometry: SliceGeometry  # where they lie
-    notes: list  # texts on the file, for the user
     affine: np.ndarray  # (4, 4): column, row and number of the slice -> mm in the volume's own space
     levels: tuple  # the volume's intensities that became 0 and 255
     source: object = None  # the nibabel image, as stored
 
 
-def is_dicom(path):
-    """Whether a file has the mark of DICOM, in bytes 128 to 131."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-    return False
-
-
 def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
-    """Cuts the axial slices of a head out of a volume that nibabel reads.
+    """Cuts the axial slices of a head out of a volume that nibabel reads: a `Cut`, or a `VolumeError`.
 
-    A head that `write_nifti_heads` wrote gives its slices as they are, however many; for others, the
-    arguments and the size of the slices see `axial_slices`. Returns a `Cut`; a `VolumeError` if the volume
-    cannot be used.
+    A head that `write_nifti_heads` wrote gives its slices as they are; for others see `axial_slices`.
     """
-    source, image, notes = _open(Path(path))
+    try:
+        source, image = _open(path)
+    except VolumeError:
+        raise
+    except Exception as error:  # whatever nibabel raises on a damaged file
+        raise VolumeError(f"cannot be read ({(str(error) or repr(error)).splitlines()[0]})") from error
     width, height, _ = image.shape
     sizes = [round(float(size), 4) for size in image.header.get_zooms()]
     description = image.header["descrip"].item().decode("latin-1")
@@ -90,32 +85,18 @@ def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
         own = SliceGeometry(sizes[0], sizes[2], round(float(image.affine[2, 3]), 4),
                             axes_known="all axes" not in description)
         rows_from_above = np.array([[1, 0, 0, 0], [0, -1, 0, height - 1], [0, 0, 1, 0], [0, 0, 0, 1]])
-        return Cut(slices, own, ["a head that predict.py wrote, its slices taken as they are"],
-                   image.affine @ rows_from_above, (0, 255), source)
-    cut = axial_slices(_to_ras(image, notes), geometry, num_slices, center)
-    return cut._replace(notes=notes + cut.notes, source=source)
-
-
-@contextlib.contextmanager
-def _reading():
-    """Turns whatever nibabel raises on a damaged file into `VolumeError`."""
-    try:
-        yield  # to calls of nibabel alone: a bug of ours is no bad file
-    except Exception as error:
-        raise VolumeError(f"cannot be read ({(str(error) or repr(error)).splitlines()[0]})") from error
+        return Cut(slices, own, image.affine @ rows_from_above, (0, 255), source)
+    return axial_slices(_to_ras(image), geometry, num_slices, center)._replace(source=source)
 
 
 def _open(path):
-    """(The nibabel image; the same as `Nifti1Image`, as close to RAS as its voxels go; notes on it)."""
-    import nibabel  # slow to import
-
+    """The nibabel image, and the same as `Nifti1Image`, as close to RAS as its voxels go."""
     logging.getLogger("nibabel.global").disabled = True  # its remarks on damaged headers
-    if is_dicom(path):
-        raise VolumeError("is DICOM; convert its series to NIfTI with dcm2niix")
-    with _reading():
-        source = nibabel.load(path)
-        shape, dtype, affine = tuple(map(int, source.shape)), source.get_data_dtype(), source.affine
-    header = source.header if isinstance(source.header, nibabel.Nifti1Header) else None
+    with open(path, "rb") as file:
+        if file.read(132)[128:] == b"DICM":
+            raise VolumeError("is DICOM; convert its series to NIfTI with dcm2niix")
+    source = nibabel.load(path)
+    shape, dtype, affine = tuple(map(int, source.shape)), source.get_data_dtype(), source.affine
     size = " x ".join(map(str, shape))
     if len(shape) < 3 or max(shape[3:], default=1) > 1:
         raise VolumeError(f"has {len(shape)} dimensions ({size}), not 3; give one volume")
@@ -123,52 +104,34 @@ def _open(path):
         raise VolumeError(f"has {size} voxels by its header, none or too many; correct or resample it")
     if dtype.names or dtype.kind == "c":
         raise VolumeError("holds colours (RGB) or complex numbers; give a gray volume")
-    notes = []
-    if header is not None and not header["qform_code"] and not header["sform_code"]:
-        notes.append("its header tells no axes (neither qform nor sform): taken as left, front, up")
-    if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
-        raise VolumeError("has a singular affine: correct its sform or qform, which say how voxels lie")
-    with _reading():
-        data = np.asarray(source.dataobj).reshape(shape[:3])
+    header = source.header if isinstance(source.header, nibabel.Nifti1Header) else None
+    has_axes = header is None or header["qform_code"] or header["sform_code"]
+    if not has_axes or not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
+        raise VolumeError("has no usable affine: correct its sform or qform, which say how voxels lie")
+    data = np.asarray(source.dataobj).reshape(shape[:3])
     image = nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine, header, dtype=data.dtype))
-    return source, image, notes
+    return source, image
 
 
-def _to_ras(image, notes):
-    """Resamples to 1 mm along RAS (x right, y front, z up), as finite float32. Adds to `notes`."""
-    import nibabel
-    from nibabel.processing import resample_from_to
-
+def _to_ras(image):
+    """Resamples to 1 mm along RAS (x right, y front, z up), as float32; what is no number is background."""
     shape, affine = nibabel.spaces.vox2out_vox((image.shape, image.affine), (1, 1, 1))
-    if max(shape) > MAX_LENGTH or np.prod(shape, dtype=float) > MAX_VOXELS:
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
         raise VolumeError(f"is {' x '.join(map(str, shape))} mm large by its header; correct its voxel sizes")
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
-    if not finite.all():
-        notes.append(f"{1 - finite.mean():.1%} of its voxels are not numbers: taken as background")
-        volume = np.where(finite, volume, volume[finite].min(initial=0))
+    volume = np.where(finite, volume, volume[finite].min(initial=0))
     image = nibabel.Nifti1Image(volume, image.affine)
     if np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
         return image
     return resample_from_to(image, (shape, affine), order=1, cval=min(0, float(volume.min())))
 
 
-def _levels(volume):
-    """Brightness of background and of bright tissue: the 1st percentile, the 99.5th of what is brighter."""
-    low = np.percentile(volume, 1)
-    brighter = volume[volume > low]
-    if not brighter.size:
-        raise VolumeError("holds no picture (nearly constant)")
-    return low, np.percentile(brighter, 99.5)
-
-
 def _head_region(volume, low, high):
-    """Finds the head in a volume (x, y, z): (bool (x, y, z), whether the noise is as bright as tissue).
+    """The head in a volume (x, y, z), a mask; empty if nothing stands out from the noise.
 
     It is the largest region above the noise of the upper corners, where no head reaches, and above a tenth
-    of the range from `low` to `high` (Smith 2002, BET), with what surrounds it. A voxel counts by the
-    majority of 5 x 5 x 5: edges stay. Where noise is as bright as tissue ("UNI" images of MP2RAGE), it counts
-    if its neighbours differ by less than half of what they do in the corners.
+    of the range from `low` to `high` (Smith 2002, BET), with what surrounds it.
     """
     x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * length) for length in volume.shape)]
     corners = np.abs(x) + np.abs(y) + z > 2  # an ellipsoid that fills the volume reaches 1.73
@@ -176,52 +139,35 @@ def _head_region(volume, low, high):
     air = volume[corners] if corners.mean() > 0.02 else np.array([low])  # 2 %: a quarter of the four corners
     level = np.median(air)
     noise = level + 1.5 * 1.4826 * np.median(np.abs(air - level))  # 1.5 standard deviations, but robust
-    is_noise_bright = noise >= (low + high) / 2
-    if is_noise_bright:
-        differences = ndimage.uniform_filter(sum(
-            np.abs(np.diff(volume, axis=axis, append=volume.take([-1], axis))) for axis in range(3)), 5)
-        region = differences < 0.5 * np.median(differences[corners])
-    else:
-        bright = volume > max(noise, low + 0.1 * (high - low))
-        region = ndimage.uniform_filter(bright.astype(np.float32), 5) > 0.5
-    labels, count = ndimage.label(region)
-    if not count:
-        return region, is_noise_bright
+    bright = volume > max(noise, low + 0.1 * (high - low))
+    # By the majority of 5 x 5 x 5: edges stay.
+    labels, count = ndimage.label(ndimage.uniform_filter(bright.astype(np.float32), 5) > 0.5)
+    if not count or noise >= (low + high) / 2:  # as bright as tissue: "UNI" images of MP2RAGE
+        return np.zeros(volume.shape, bool)
     boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
     starts, stops = boxes[np.bincount(labels.ravel())[1:].argmax()].T
     highest_starts = *starts[:2], (starts[2] + stops[2]) / 2
     # The scalp may be a region of its own around the brain.
     around = (boxes[..., 0] <= highest_starts).all(axis=1) & (boxes[..., 1] >= stops).all(axis=1)
-    return np.isin(labels, 1 + np.flatnonzero(around)), is_noise_bright
+    return np.isin(labels, 1 + np.flatnonzero(around))
 
 
 def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
-    """Cuts slices at the heights of a `SliceGeometry`, measured from the top of the head.
+    """Cuts an image of float32 (x, y, z), 1 mm, RAS, at the heights of a `SliceGeometry`: a `Cut`.
 
-    A slab consists of the nearest planes, of 256 x 256 pixels of 1 mm. A whole brain is averaged to 2 mm if
-    pixels are at least as large, and black where the volume ends.
-
-    Args:
-        image: nibabel image of float32 (x, y, z), 1 mm, RAS.
-        center: where the middle of the head is moved to, (down, right) in mm from the middle of the frame;
-            None to leave it where it lies.
-
-    Returns:
-        A `Cut` without `source`. A `VolumeError` if there is no such stack of a head in the volume.
+    Heights are measured from the top of the head. A slab consists of the nearest planes, of 256 x 256 pixels
+    of 1 mm. A whole brain is averaged to 2 mm if pixels are at least as large, and black where the volume
+    ends. The middle of the head is moved to `center`, (down, right) in mm from the middle of the frame; None
+    leaves it where it lies. A `VolumeError` if there is no such stack of a head.
     """
-    import nibabel
-    from nibabel.processing import resample_from_to
-
     volume = np.asarray(image.dataobj)
-    levels = low, high = _levels(volume)
-    head, is_noise_bright = _head_region(volume, low, high)
+    low = np.percentile(volume, 1)
+    brighter = volume[volume > low]
+    if not brighter.size:
+        raise VolumeError("holds no picture (nearly constant)")
+    high = np.percentile(brighter, 99.5)
+    head = _head_region(volume, low, high)
     commissure = _find_commissure(head.sum(axis=(0, 1)), geometry, num_slices)
-    notes = []
-    if is_noise_bright:
-        # 2 mm more, which smoothing took: a simulated head loses nothing, and 2 % of the noise stays.
-        wider = [ndimage.binary_dilation(ndimage.binary_fill_holes(plane), iterations=2) for plane in head.T]
-        volume = np.where(np.transpose(wider), volume, low)
-        notes.append("its noise is as bright as its head (as in MP2RAGE): set to black outside of the head")
     extent = head_extent(head.T, np.arange(volume.shape[2]) - commissure)
     if np.ptp(extent, axis=1).max() > FRAME_MM:
         raise VolumeError(f"shows a head of more than {FRAME_MM} mm across")
@@ -242,14 +188,14 @@ def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
                               order=int(is_whole), mode="grid-constant", cval=low).dataobj.T
     slices = np.uint8(np.round(((slices - low) / (high - low)).clip(0, 1) * 255))
     geometry = dataclasses.replace(geometry, pixel_size=float(pixel), axes_known=True)
-    return Cut(slices, geometry, notes, grid, levels)
+    return Cut(slices, geometry, grid, (low, high))
 
 
 def head_extent(region, heights):
     """Where a head begins and ends: int ((first row, last), (first column, last)), the last ones excluded.
 
-    Of a mask (N, H, W) of slices at `heights` (N,) in mm those above the anterior commissure count, for nose,
-    chin and neck lie below; of rows and columns those that show over a tenth of what the fullest does.
+    Of a mask (N, H, W) at `heights` (N,) in mm count the slices above the anterior commissure (nose, chin and
+    neck lie below), and the rows and columns that show over a tenth of what the fullest does.
     """
     region = region[heights >= 0] if region[heights >= 0].any() else region
     profiles = region.sum(axis=(0, 2)), region.sum(axis=(0, 1))
@@ -261,35 +207,26 @@ def _find_commissure(areas, geometry, num_slices):
     """The plane of the anterior commissure, given the mm2 of head in each plane of 1 mm, if all is there."""
     top = np.flatnonzero(areas >= 100)  # a square centimetre
     if not top.size:
-        raise VolumeError("shows no head (nothing stands out from its noise)")
+        raise VolumeError("shows no head (nothing stands out from its noise; of MP2RAGE take the image whose "
+                          "background was removed)")
     if areas[-1] > MAX_TOP_AREA:
         raise VolumeError("is cut off below the top of the head, from which heights are measured")
     heights = geometry.heights(num_slices)
     planes = np.round(top[-1] - COMMISSURE + heights).astype(int)
-    is_whole, within = is_whole_brain(geometry, num_slices), (planes >= 0) & (planes < len(areas))
-    if not is_whole and not within.all():
+    within = planes[(planes >= 0) & (planes < len(areas))]
+    num_small = num_slices - (areas[within] >= MIN_HEAD_AREA).sum()
+    if num_small > (num_slices / 2 if is_whole_brain(geometry, num_slices) else 0):
         lowest, highest = COMMISSURE - heights[[0, -1]]
-        raise VolumeError(f"does not reach from {lowest:.0f} to {highest:.0f} mm below the head's top, where "
-                          "slices are to be cut")
-    num_small = num_slices - (areas[planes[within]] >= MIN_HEAD_AREA).sum()
-    if num_small > (num_slices / 2 if is_whole else 0):
         raise VolumeError(f"shows less than {MIN_HEAD_AREA // 100} cm2 of head in {num_small} of "
-                          f"{num_slices} slices")
+                          f"{num_slices} slices, from {lowest:.0f} to {highest:.0f} mm below the head's top")
     return top[-1] - COMMISSURE
 
 
 def write_in_input_frame(cut, images, path):
-    """Writes what became of a volume's slices as NIfTI that lies voxel for voxel on the volume.
+    """Writes what became of the slices of a `Cut`, (N, H, W) in [0, 1], as NIfTI on the grid of its volume.
 
-    It has the volume's grid, affine and levels of intensity, as float32; black where nothing was cut.
-
-    Args:
-        cut: `Cut` of the volume.
-        images: float (N, H, W) in [0, 1], what became of the N slices; in pixels of any size.
+    It has the volume's levels of intensity, as float32; black where nothing was cut. Pixels may be larger.
     """
-    import nibabel
-    from nibabel.processing import resample_from_to
-
     source, pixel = cut.source, cut.slices.shape[1] / images.shape[1]
     affine = cut.affine @ np.array([[pixel, 0, 0, (pixel - 1) / 2], [0, pixel, 0, (pixel - 1) / 2],
                                     [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -303,14 +240,11 @@ def write_in_input_frame(cut, images, path):
 
 
 def write_nifti_heads(heads, positions, geometry, folder):
-    """Writes heads as head_000.nii.gz and so on, each slice at its height, black where a position is missing.
+    """Writes heads, uint8 (N, S, H, W), front up, as head_000.nii.gz and so on: each slice at its height.
 
-    Heads are uint8 (N, S, H, W), front up; positions are S ascending slice numbers in any steps. The axes are
-    called RAS, so that viewers show the head upright. NIfTI cannot leave left and right open: the description
-    says that they are unknown. The origin, `geometry.lowest` below slice 0, is a convention.
+    Positions are S ascending slice numbers; where one is missing, it is black. The axes are called RAS, so
+    that viewers show the head upright, but left and right are unknown, and the origin is a convention.
     """
-    import nibabel  # slow to import
-
     offsets = np.subtract(positions, positions[0])
     step = max(1, np.gcd.reduce(offsets))
     height, width = heads.shape[2:]

@@ -30,55 +30,39 @@ NO_NAME = re.compile(
     rf"|mr|(?:acq|ce|desc|echo|rec|res|space|task)-[a-z0-9]+|{T1_NAMES}|{OTHER_NAMES})(?![a-z0-9])",
     re.IGNORECASE)
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
-SUGGESTED = "^([^/]+)/", "([^/]+)/[^/]*$", "([^/_.-]+)[^/]*$", "^(?:.*/)?[^/0-9]*([0-9]+)"
 
 
 def people_of(paths, pattern=None):
     """Tells whose head each file is, or refuses to: one person in two splits makes every result wrong.
 
     The person is the name of a well-known study or of BIDS, wherever it stands; or the one word that differs
-    between the paths, but for visits and contrasts.
+    between the paths, but for visits and contrasts. `pattern`, a regular expression whose one group is the
+    person, takes the place of all rules.
 
-    Args:
-        paths: texts, below the folder of the study.
-        pattern: a regular expression whose one group is the person, in place of all rules.
-
-    Returns:
-        A list of texts; None where `pattern` finds nothing. A `UserError` if there is not one simple reading,
-        or `pattern` cannot be used.
+    Returns a list of texts, None where `pattern` finds nothing. A `UserError` if there is not one simple
+    reading of the paths, which are texts below the folder of the study.
     """
     if pattern is not None:
-        return _search(pattern, paths)
+        try:
+            return [(match := re.search(pattern, path)) and match[1] for path in paths]
+        except (re.error, IndexError) as error:
+            raise UserError(f"--person-pattern {pattern!r} cannot be used ({error}); give a regular "
+                            "expression with one group, like 'patient_([0-9]+)'.") from error
     texts = [ENDING.sub("", path) for path in paths]
     # {key: spelling} of the names in each path. 002_S_0413 and ADNI002S0413 are one, as are P01 and p01.
     studies = [{re.sub("_|ADNI", "", match[0]): match[0] for match in STUDY_NAME.finditer(text)}
                for text in texts]
     bids = [{match[1].casefold(): match[0] for match in BIDS_NAME.finditer(text)} for text in texts]
-    if any(studies):
-        names, is_clear = studies, True
-    elif any(bids):
-        above = {(key, BIDS_NAME.split(text)[0]) for name, text in zip(bids, texts) for key in name}
-        names, is_clear = bids, len(above) == len(dict(above))  # else two sets have one name
-    else:
+    names, is_clear = (studies if any(studies) else bids), True
+    if not any(names):
         names, is_clear = _differing_words(texts)
     is_clear = is_clear and all(len(name) == 1 for name in names)
     if paths and not (is_clear and (any(studies) or _are_simple(names))):
-        raise _refusal(paths)
+        raise UserError(f"It cannot be told whose heads these {len(paths)} sessions are "
+                        f"({', '.join(paths[:3])}, ...). Give --person-pattern, a regular expression for the "
+                        "paths whose one group is the person, such as '^([^/]+)/' or 'patient_([0-9]+)'.")
     spellings = {key: spelling for name in names[::-1] for key, spelling in name.items()}
     return [spellings[key] for name in names for key in name]
-
-
-def _search(pattern, paths):
-    """What the one group of a regular expression finds in each path, a text or None."""
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--person-pattern {pattern!r} is no regular expression ({error}); "
-                        "give one like 'patient_([0-9]+)'.") from error
-    if regex.groups != 1:
-        raise UserError(f"--person-pattern {pattern!r} has {regex.groups} groups; put ( ) around the "
-                        "person alone, like 'patient_([0-9]+)'.")
-    return [match[1] if (match := regex.search(path)) else None for path in paths]
 
 
 def _differing_words(texts):
@@ -101,16 +85,11 @@ def _differing_words(texts):
 def _are_simple(names):
     """Whether no name has more in it than a person, and no two have one number: P1 and preP1, 1a and 1b."""
     keys = {key for name in names for key in name}
-    numbers = [int(digits[0]) for key in keys if (digits := re.search(r"\d+", key))]
-    return len(set(numbers)) == len(numbers) and all(map(SIMPLE_NAME.fullmatch, keys))
-
-
-def _refusal(paths):
-    """The `UserError` that shows some paths, and how many people some patterns find."""
-    people = {pattern: _search(pattern, paths) for pattern in SUGGESTED}
-    patterns = [f"'{pattern}' ({len(set(found))} people)" for pattern, found in people.items()
-                if None not in found and len(set(found)) > 2]
-    return UserError(
-        f"It cannot be told whose heads these {len(paths)} sessions are ({', '.join(paths[:3])}, ...). Give "
-        "--person-pattern, a regular expression for the paths whose one group is the person, such as "
-        f"{', or '.join(patterns) or SUGGESTED[0]}.")
+    digits = [found[0] for key in keys if (found := re.search(r"\d+", key))]
+    for place in range(1, min(map(len, digits), default=1)):  # 00101, 00102, 00201: a person and a visit?
+        people, visits = {number[:-place] for number in digits}, {number[-place:] for number in digits}
+        first_visits = {person + min(visits) for person in people}.intersection(digits)
+        # Where people are counted, the last digit is one of ten.
+        if 1 < len(people) < len(digits) and len(visits) < 10 and len(first_visits) > len(people) / 2:
+            return False
+    return len(set(map(int, digits))) == len(digits) and all(map(SIMPLE_NAME.fullmatch, keys))

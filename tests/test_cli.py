@@ -159,7 +159,7 @@ def test_signals_end_a_command_with_a_line(capsys):
     (RuntimeError("Can't decrement id ref count (file write failed: errno = 28, error message = '...')"),
      "No space left on device; go on."),
     (tf.errors.ResourceExhaustedError(None, None, "OOM when"), "Out of memory (OOM when); free some, or"),
-    (MemoryError(), "Out of memory (MemoryError()); free some, or give train.py a smaller --batch-size; go"),
+    (MemoryError(), "Out of memory (MemoryError()); free some, or use --cache-dir"),
     (tf.errors.UnavailableError(None, None, "b:1"), "The cluster of TF_CONFIG failed (b:1); go on."),
     (cli.UserError("It is so."), "It is so.\n"),
     (tf.errors.InvalidArgumentError(None, None, "a; b"), None),

@@ -1,12 +1,9 @@
 """PNG slices: found, checked, read and fed; what is no slice is named; a person in two splits is noticed."""
 
-import io
 import os
 import re
 import shutil
 import struct
-from types import SimpleNamespace
-from unittest.mock import Mock
 import zlib
 
 import numpy as np
@@ -17,7 +14,7 @@ import tensorflow as tf
 
 from benchmarks.tiny import write_cohort
 import dataset
-from support import cli, devices, same_person, slices, template
+from support import cli, same_person, slices, template
 from support.images import empty_margin, fit_to_square, to_uint8
 from support.same_person import warn_of_shared_people
 from tests.conftest import check_refused
@@ -30,9 +27,9 @@ def splits(tmp_path_factory):
     return dataset.load_splits(write_cohort(tmp_path_factory.mktemp("data") / "cohort"))
 
 
-def write_slice(folder, image, name="case_7_slice_3.nii.png", split="test"):
-    """Writes a slice, uint8 (height, width), into a split's folder."""
-    path = folder / f"keras_png_slices_{split}" / name
+def write_slice(folder, image, name="case_7_slice_3.nii.png"):
+    """Writes a slice, uint8 (height, width), into the folder of the test split."""
+    path = folder / "keras_png_slices_test" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
 
@@ -75,19 +72,10 @@ def test_splits_hold_the_files_pixels_in_order_of_case_and_slice(cohort, tmp_pat
     assert split.positions.tolist() == split.images[:, 0, 0].tolist() == [1, 9, 10]
 
 
-def test_the_largest_side_and_the_last_slice_are_allowed(tmp_path):
-    for size in ((1024, 32), (32, 1024)):
-        write_slice(tmp_path, np.zeros(size, np.uint8), "case_7_slice_31.nii.png")
-        split = load_test(tmp_path, cache_dir=tmp_path / "cache")  # a split of one image
-        assert split.images.shape == (1, 1024, 1024) and split.positions.tolist() == [31]
-
-
-@pytest.mark.parametrize("height, width, side", [(208, 176, 224), (45, 31, 64), (48, 48, 64), (5, 1, 32)])
-def test_slices_that_are_no_squares_of_32_are_padded_turned_and_said(
-        height, width, side, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("height, width, side", [(208, 176, 224), (45, 31, 64)])
+def test_slices_that_are_no_squares_of_32_are_padded_turned_and_said(height, width, side, tmp_path, capsys):
     image = np.random.default_rng(0).integers(1, 256, (height, width), np.uint8)
-    for split in ("train", "test"):
-        write_slice(tmp_path, image, split=split)
+    write_slice(tmp_path, image)
     top, left = (side - height) // 2, (side - width) // 2
     padded = np.pad(image, ((top, side - height - top), (left, side - width - left)))
     left, right, digests = np.rot90(padded, -1), np.rot90(padded), set()
@@ -101,11 +89,6 @@ def test_slices_that_are_no_squares_of_32_are_padded_turned_and_said(
     assert set(capsys.readouterr().out.splitlines()) == {
         f"Note: slices of {width}x{height} pixels are padded with black to {side}x{side}; "
         f"how large a pixel is is not known then, and it counts as 256/{side} mm."}
-    _, geometry, _ = dataset.find_geometry(tmp_path)
-    assert geometry.pixel_size == 256 / side
-    monkeypatch.setattr(devices, "is_chief", lambda: False)
-    load_test(tmp_path)
-    assert capsys.readouterr().out == ""
 
 
 def save(mode="L", size=(64, 64), file_format="PNG"):
@@ -115,14 +98,10 @@ def save(mode="L", size=(64, 64), file_format="PNG"):
 
 SPOILERS = {  # what writes the file, and another name than case_001_slice_5.nii.png
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:200]),),
-    "text": (lambda path: path.write_text("no picture"),), "empty": (lambda path: path.write_bytes(b""),),
-    "JPEG in disguise": (save(file_format="JPEG"),), "other size": (save(size=(64, 32)),),
-    "RGB": (save("RGB"),), "alpha": (save("LA"),), "palette": (save("P"),), "16-bit": (save("I;16"),),
+    "JPEG": (save(file_format="JPEG"),), "other size": (save(size=(64, 32)),), "16-bit": (save("I;16"),),
     "no case": (save(), "brain.png"), "slice twice": (save(), "case_1_slice_5.nii.png"),
-    "out of range": (save(), "case_001_slice_256.nii.png"), "no text": (save(), "case_1_slice_\udcff.png"),
-    "symlink loop": (lambda path: path.unlink() or path.symlink_to(path),),
+    "out of range": (save(), "case_001_slice_256.nii.png"),
     "dangling symlink": (lambda path: path.unlink() or path.symlink_to("nowhere"),),
-    "folder": (lambda path: path.unlink() or path.mkdir(),),
     "pipe": (lambda path: path.unlink() or os.mkfifo(path),),
 }
 
@@ -134,11 +113,8 @@ def test_bad_files_are_named_in_one_sentence(spoiler, cohort):
     check_named(name, cohort)
 
 
-def test_splits_that_are_missing_or_empty_or_too_large_or_share_a_person_are_named(cohort, monkeypatch):
+def test_splits_that_are_missing_or_empty_or_share_a_person_are_named(cohort):
     test = cohort / "keras_png_slices_test"
-    with monkeypatch.context() as patch:
-        patch.setattr(slices.np, "fromiter", Mock(side_effect=MemoryError))
-        check_named("32 images of the train split do not fit into memory; .*--limit", cohort)
     shutil.copy(cohort / "keras_png_slices_train" / "case_001_slice_0.nii.png", test)
     check_named("case_001 is in both the train and the test split", cohort)
     shutil.rmtree(test)
@@ -171,17 +147,12 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
     assert dataset.fingerprints(mapped) == dataset.fingerprints(plain)
     assert isinstance(mapped["train"].images, np.memmap) and not mapped["train"].images.flags.writeable
     path = cohort / "keras_png_slices_train" / "case_001_slice_0.nii.png"
-    before, status = path.read_bytes(), path.stat()
+    before = path.read_bytes()
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(path)
     assert (dataset.load_splits(cohort, cache_dir=cache)["train"].images[0] == 9).all()
     path.write_bytes(before)
     again = dataset.load_splits(cohort, cache_dir=cache)
     assert_array_equal(again["train"].images, plain["train"].images)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert len(dataset.load_splits(cohort, limit=1, cache_dir=cache)["train"].images) == 8
-    for file in cache.iterdir():
-        file.write_bytes(file.read_bytes()[:200])  # damaged
-    assert dataset.fingerprints(dataset.load_splits(cohort, cache_dir=cache)) == dataset.fingerprints(plain)
 
 
 def test_a_failure_is_told_and_nothing_unfinished_stays_in_the_cache(cohort, tmp_path, monkeypatch):
@@ -210,29 +181,14 @@ def simulated(tmp_path_factory):
     return dataset.load_splits(folder)
 
 
-def save_as_jpeg(image):
-    """An image after JPEG of quality 30."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=30)
-    return np.asarray(Image.open(file))
-
-
-CHANGES = {
-    "none": lambda image: image, "JPEG": save_as_jpeg,
-    "noise": lambda image: (image + np.random.default_rng(0).normal(0, 5, image.shape)).clip(0, 255),
-    "darker": lambda image: image // 2, "brighter": lambda image: (image * 1.5).clip(0, 255),
-    "contrast": lambda image: 255 * (image / 255) ** 0.7,
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_person_in_two_splits_is_noticed_others_are_not(change, simulated, capsys, monkeypatch):
+def test_a_person_in_two_splits_is_noticed_others_are_not(simulated, capsys, monkeypatch):
     monkeypatch.setattr(same_person, "CHUNK", 16)
     warn_of_shared_people(simulated)
     assert capsys.readouterr().out == ""
     train, test = simulated["train"], simulated["test"]
     images = test.images.copy()
-    images[[3, 24]] = [np.uint8(change(train.images[index])) for index in (50, 20)]
+    images[3] = 255 * (train.images[50] / 255) ** 0.7  # of other contrast, and noisier
+    images[24] = (train.images[20] + np.random.default_rng(0).normal(0, 5, (128, 128))).clip(0, 255)
     warn_of_shared_people({**simulated, "test": dataset.Split("test", images, test.cases, test.positions)})
     said = capsys.readouterr().out
     # Slices next to the copied ones may be found as well.
@@ -240,26 +196,20 @@ def test_a_person_in_two_splits_is_noticed_others_are_not(change, simulated, cap
     assert found and 2 <= int(found[2]) <= 6 and said.count("\n") == 1
 
 
-def test_small_blobs_are_one_person_only_if_they_are_equal(capsys):
-    y, x = np.mgrid[:64, :64]
-    split = make_split({1: [0, 1, 2]}, side=64)
-    split.images[:] = [200 * (np.hypot(x - 32, y - 32) < radius) for radius in (6, 6, 0)]
-    split.images[1, 32, 45] = 200
-    warn_of_shared_people({"train": split.take([0]), "validate": split.take([1]), "test": split.take([2])})
-    warn_of_shared_people({"train": split.take([2]), "test": split.take([2])})
-    assert capsys.readouterr().out == ""
-    warn_of_shared_people({"train": split.take([0]), "test": split.take([0])})
-    assert "(1 such pairs;" in capsys.readouterr().out
+@pytest.mark.parametrize("size, expected", [(4, ""), (30, "case_002_slice_0 of test and case_001_slice_0")])
+def test_only_images_with_enough_brain_are_compared(size, expected, capsys):
+    split = make_split({1: [0], 2: [0]}, side=64)  # 4: a few bright pixels, as on top of a whole brain
+    split.images[:, 9:9 + size, 9:9 + size] = np.random.default_rng(0).integers(100, 200, (size, size))
+    warn_of_shared_people({"train": split.take([0]), "test": split.take([1])})
+    said = capsys.readouterr().out
+    assert expected in said and bool(expected) == bool(said)
 
 
-def test_loading_warns_of_shared_people_on_the_chief(cohort, capsys, monkeypatch):
+def test_loading_warns_of_shared_people(cohort, capsys):
     source = cohort / "keras_png_slices_train" / "case_002_slice_3.nii.png"
     shutil.copy(source, cohort / "keras_png_slices_test" / "case_460_slice_0.nii.png")
     dataset.load_splits(cohort)
     assert "case_002_slice_3 of train and case_460_slice_0 of test" in capsys.readouterr().out
-    monkeypatch.setattr(devices, "is_chief", lambda: False)
-    dataset.load_splits(cohort)
-    assert capsys.readouterr().out == ""
 
 
 # What the networks are fed
@@ -297,7 +247,9 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(splits):
     batches = list(dataset.code_batches(coded, 5))  # once, in order, the short last one too
     assert [len(batch["codes"]) for batch in batches] == 6 * [5] + [2]
     assert together(batches)["codes"].ravel().tolist() == list(range(32))
-    assert_array_equal(together(batches)["positions"], train.positions)
+    batches = dataset.code_batches(coded, 8)
+    coded.codes[:] = 7  # of which batches hold no copy
+    assert (next(iter(batches))["codes"].numpy() == 7).all()
     batches = dataset.image_batches(train, 5, seed=3)
     assert batches.options().autotune.enabled is False
     shuffled = list(batches.take(7))
@@ -305,7 +257,6 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(splits):
     for image, position in zip(*together(shuffled)):
         match = (train.images == to_uint8(image[..., 0])).all(axis=(1, 2))
         assert train.positions[match].tolist() == [position]
-    check_same(shuffled, dataset.image_batches(train, 5, 3).take(7))
     check_same(shuffled[6:], dataset.image_batches(train, 5, 3, first_epoch=1).take(1))
 
 
@@ -315,12 +266,14 @@ def test_image_batches_are_the_normalised_images_with_their_positions(splits):
     assert_array_equal(to_uint8(dataset.normalise(levels).numpy()), levels)
     assert_array_equal(to_uint8(np.array([-1.5, -0.999, 0.0, 0.9999, 7.0])), [0, 0, 128, 255, 255])
     images, positions = together(dataset.image_batches(train, 5))
-    assert images.shape == (32, 64, 64, 1) and images.dtype == np.float32
-    assert_allclose(images[..., 0], train.images / 127.5 - 1, atol=1e-6)
+    assert_array_equal(images[..., 0], dataset.normalise(train.images))
     assert_array_equal(positions, train.positions)
 
 
-def test_slices_below_and_heads_are_found():
+def test_neighbours_slices_below_and_heads_are_found():
+    split = make_split({1: [0, 1, 3], 2: [4, 5, 6]})
+    expected = [[0, 0, 2, 3, 3, 4], [1, 1, 2, 4, 5, 5]]
+    assert_array_equal(slices.neighbours(split.cases, split.positions), expected)
     split = make_split({1: [0, 1, 3], 2: [1, 2], 3: [3]})
     expected = [[6, 6], [0, 6], [6, 1], [6, 6], [3, 6], [6, 6]]
     assert_array_equal(dataset.context_indices(split, (1, 2)), expected)
@@ -340,33 +293,16 @@ def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing()
     assert_allclose(pictures[0, 5], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_embeddings, dtype", [(65_536, np.uint16), (65_537, np.uint32)])
-def test_codes_take_as_few_bytes_as_they_need(num_embeddings, dtype, splits):
-    encoder = SimpleNamespace(quantizer=SimpleNamespace(num_embeddings=num_embeddings))
-    encoder.encode_to_codes = lambda images: tf.fill((len(images), 2, 2), num_embeddings - 1)
-    codes = dataset.encode(encoder, splits["test"])
-    assert codes.dtype == dtype and codes.shape == (16, 2, 2) and (codes == num_embeddings - 1).all()
-
-
-def test_slices_below_the_lowest_hold_no_code_and_batches_hold_no_copy(splits):
-    codes, version = np.random.default_rng(0).integers(0, 7, (2, 16, 2, 2)), [[0], [1], [1]]
-    indices, with_none = np.array([[16, 0], [2, 1], [16, 16]]), np.full((2, 17, 2, 2), 64)
-    with_none[:, :16] = codes
-    coded = coded_split(splits["test"], codes, np.ones((2, 16, 3)))
-    assert_array_equal(coded.slices(indices), with_none[0, indices])
-    assert_array_equal(coded.slices(indices, version), with_none[version, indices])
-    batches = dataset.code_batches(coded, 16)
-    coded.codes[:] = 7
-    assert (next(iter(batches))["codes"].numpy() == 7).all()
-
-
 def test_a_split_is_encoded_with_its_context_and_the_persons_of_its_heads(splits):
     test, vqvae = splits["test"], small_vqvae()
     prior = small_prior(grid_size=8, num_embeddings=16, num_positions=32, person_size=3)
     coded = dataset.encode_split(vqvae, prior, test, test.mirrored())
     assert_array_equal(coded.positions, test.positions)
     assert_array_equal(coded.context, dataset.context_indices(test, (1, 2, 4, 8)))
-    assert coded.codes.shape == (2, 16, 8, 8) and coded.num_embeddings == 16
+    assert coded.codes.shape == (2, 16, 8, 8) and coded.codes.dtype == np.uint16
+    embeddings = vqvae.quantizer.embeddings.numpy()
+    distances = np.linalg.norm(embeddings[:, np.newaxis] - embeddings, axis=-1)
+    assert_array_equal(coded.near_codes, distances.argsort(axis=1)[:, 1:13])
     for version, images in enumerate((test.images, test.images[..., ::-1])):
         vectors = vqvae.encoder(images[..., np.newaxis] / np.float32(127.5) - 1).numpy()
         distances = ((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2).sum(axis=-1)
@@ -386,7 +322,6 @@ def test_prior_batches_in_order_hide_nothing_and_those_of_training_hide_their_sh
     assert_array_equal(whole["context"][5], codes[0, [4, 3, 1]])
     assert_array_equal(whole["context"][33], [codes[0, 32], *np.full((2, 4, 4), num_embeddings)])
     assert_array_equal(whole["person"], coded.persons[0])
-
     partly = together(dataset.code_batches(coded, 8, seed=0).take(500))
     index = {grid.tobytes(): number for number, grid in enumerate(np.int32(coded.codes).reshape(-1, 4, 4))}
     version, order = np.divmod([index[codes.tobytes()] for codes in partly["codes"]], count)
@@ -414,12 +349,6 @@ def test_prior_batches_in_order_hide_nothing_and_those_of_training_hide_their_sh
     assert slope == pytest.approx(1, abs=0.02) and offset == pytest.approx(0, abs=0.003)
 
 
-def test_slices_have_neighbours_within_their_head_and_where_none_is_missing():
-    split = make_split({1: [0, 1, 3], 2: [4, 5, 6]})
-    expected = [[0, 0, 2, 3, 3, 4], [1, 1, 2, 4, 5, 5]]
-    assert_array_equal(slices.neighbours(split.cases, split.positions), expected)
-
-
 def test_decoder_batches_hold_three_slices_codes_and_in_training_some_their_own_thrice(splits):
     train, codes = splits["train"], np.arange(32).reshape(32, 1, 1)
     images, triples = together(dataset.decoder_batches(codes, train, 5))
@@ -431,12 +360,6 @@ def test_decoder_batches_hold_three_slices_codes_and_in_training_some_their_own_
     is_alone = (triples == triples[:, :1]).all(axis=1)
     assert_array_equal(triples[~is_alone], expected[triples[~is_alone, 0]])
     assert is_alone.mean() == pytest.approx(dataset.ALONE_SHARE, abs=0.03)
-
-
-def test_near_codes_are_the_nearest_of_the_codebook():
-    quantizer = small_vqvae(num_embeddings=30).quantizer
-    distances = np.linalg.norm(quantizer.embeddings[:, None] - quantizer.embeddings[None], axis=-1)
-    assert_array_equal(dataset.near_codes(quantizer), distances.argsort(axis=1)[:, 1:13])
 
 
 def test_empty_margin_is_the_narrowest_black_border_and_what_lies_in_it_is_announced(capsys):
@@ -480,84 +403,41 @@ def test_examples_are_spread_over_people_and_positions_as_far_as_there_are_such(
     shown = split.take(split.examples(6))
     assert shown.positions.tolist() == [2, 8, 13, 18, 24, 29]  # the middles of six equal parts of 0 to 31
     assert shown.cases.tolist() == [442, 446, 449, 452, 456, 459]
-    for people, wanted in ((6, 6), (17, 8), (5, 6), (40, 3), (1, 4)):
-        split = make_split({case: range(32) for case in range(people)})
-        shown = split.take(split.examples(wanted))
-        assert shown.num_people == min(people, wanted)
-        assert np.ptp(np.diff(shown.positions)) <= 1 and np.diff(shown.positions).min() > 1
-    gaps = make_split({1: range(0, 32, 10), 2: range(32), 3: [31]})  # 5 and 26 are missing
-    shown = gaps.take(gaps.examples(3))
-    assert shown.cases.tolist() == [1, 2, 3] and shown.positions.tolist() == [0, 16, 31]
     few = make_split({1: [3], 2: [4, 5]})
-    assert few.examples(2).tolist() == [0, 2]
-    assert sorted(few.examples(3)) == sorted(few.examples(9)) == [0, 1, 2]
+    assert few.examples(2).tolist() == [0, 2] and set(few.examples(9)) == {0, 2}
 
 
 @pytest.mark.parametrize("size, result, changes", [
     ((64, 64), (64, 64), []), ((40, 64), (40, 64), ["padded"]), ((128, 128), (64, 64), ["resampled"]),
-    ((64, 128), (32, 64), ["resampled", "padded"]), ((31, 20), (64, 41), ["resampled", "padded"]),
-    ((1, 900), (1, 64), ["resampled", "padded"])])
+    ((31, 20), (64, 41), ["resampled", "padded"]), ((1, 900), (1, 64), ["resampled", "padded"])])
 def test_fit_to_square_pads_and_resamples(size, result, changes):
     images, notes = fit_to_square(np.full((2, *size), 200, np.uint8), 64)
     assert images.shape == (2, 64, 64) and images.dtype == np.uint8 and set(np.unique(images)) <= {0, 200}
     assert [text.split()[0] for text in notes] == changes
-    inked = np.argwhere(images[0] > 0)
+    inked = np.argwhere(images[0])
     assert tuple(np.ptp(inked, axis=0) + 1) == result
     assert (np.abs(inked.mean(axis=0) - 31.5) <= 0.5).all()  # in the middle
 
 
 @pytest.mark.parametrize("arguments, expected", [
-    ("--output-dir out", "--output-dir is of no use without --from-oasis1 or --from-nifti or --simulate"),
+    ("--output-dir out", "--output-dir is of no use without a source"),
     ("--simulate 3 --output-dir out --seed 0", "--seed is of no use with --simulate"),
-    ("--simulate 3 --output-dir out --data-dir in", "--data-dir is of no use with --simulate"),
-    ("--from-nifti . --output-dir out --image-size 128", "--image-size is of no use with --from-nifti"),
-    ("--from-oasis1 . --output-dir out --pattern *", "--pattern is of no use with --from-oasis1"),
-    ("--person-pattern (.)", "without --from-nifti"), ("--simulate 3", "--output-dir is missing")])
+    ("--from-oasis1 . --output-dir out --person-pattern (.)", "--person-pattern is of no use with"),
+    ("--simulate 2", "of at least 3"), ("--simulate 3", "--output-dir is missing")])
 def test_options_of_no_use_are_refused(arguments, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     check_refused(dataset.main, arguments.split(), expected, capsys)
     assert not list(tmp_path.iterdir())
 
 
-def with_header(data, start, changed):
-    """The bytes of a PNG with other bytes from `start` of its header on, and a checksum that fits."""
-    data = bytearray(data)
-    data[start:start + len(changed)] = changed
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    return bytes(data)
-
-
-def mutate(data, rng):
-    """A PNG's bytes, spoilt in one of many ways."""
-    at, few = int(rng.integers(len(data))), int(rng.integers(1, 50))
-    flipped = bytearray(data)
-    for place in rng.integers(0, len(data), few):
-        flipped[place] ^= 1 << rng.integers(8)
-    return [data[:at], data[:at] + rng.bytes(few) + data[at:], data[:at] + data[at + few:], bytes(flipped),
-            with_header(data, rng.integers(16, 29), rng.bytes(1))][rng.integers(5)]
-
-
-@pytest.mark.filterwarnings("ignore:Image size")  # Pillow's, of a large one that is refused next
-def test_300_spoilt_pngs_are_named_or_read_whole(cohort):
-    rng, path = np.random.default_rng(0), cohort / "keras_png_slices_test" / "case_441_slice_3.nii.png"
-    good, refused = path.read_bytes(), 0
-    for number in range(300):
-        path.write_bytes(mutate(good, rng))
-        try:
-            split = load_test(cohort)
-        except cli.UserError as error:
-            refused += 1
-            assert path.name in str(error) and "\n" not in str(error), number
-        else:
-            assert split.images.shape == (16, 64, 64), number
-    assert 200 < refused < 300  # the rest are harmless: a bit of metadata, a byte after the end
-
-
 @pytest.mark.parametrize("width, height, expected", [
-    (1025, 64, "1025x64 pixels; the largest side"), (64, 1025, "64x1025 pixels; the largest side"),
-    (9000, 9000, "the largest side allowed is 1024"), (60_000, 60_000, "cannot be read .*decompression")])
+    (8193, 64, "8193x64 pixels; the largest side"), (9000, 9000, "the largest side allowed is 8192"),
+    (60_000, 60_000, "cannot be read .*decompression")])
 def test_too_large_pngs_are_refused_before_they_are_decoded(width, height, expected, cohort, monkeypatch):
     path = cohort / "keras_png_slices_test" / "case_441_slice_0.nii.png"
-    path.write_bytes(with_header(path.read_bytes(), 16, struct.pack(">II", width, height)))
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", width, height)  # of the header, whose checksum follows
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
     monkeypatch.setattr(Image.Image, "load", None)
     check_named(expected, cohort, ["test"])

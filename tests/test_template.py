@@ -7,9 +7,8 @@ import pytest
 
 import dataset
 from support import slices, template
-from support.cli import UserError
 from support.images import empty_margin
-from support.volumes import SLAB, WHOLE_BRAIN, WHOLE_BRAIN_SLICES
+from support.volumes import WHOLE_BRAIN, WHOLE_BRAIN_SLICES
 from tests.conftest import check_refused, script_environment
 
 
@@ -32,13 +31,10 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     monkeypatch.setattr(template, "DEMO_PEOPLE", {"train": 1, "validate": 1, "test": 1})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = template.make_demo_cohort()
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
-    assert len(files) == 96
     splits = dataset.load_splits(folder)
     images = splits["train"].images
     assert images.shape == (32, 128, 128)
     assert empty_margin(images, 16) == 16
-    assert 0.75 < (images == 0).mean() < 0.85
     assert (images != splits["validate"].images).any()
     cases = [np.unique(splits[name].cases).tolist() for name in slices.SPLITS]
     assert cases == [[1], [402], [441]]  # as OASIS numbers them
@@ -47,67 +43,34 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(template, "write_cohort", None)
         assert template.make_demo_cohort() == folder  # nothing is simulated again
-    # The two hemispheres mirror each other far better than the front mirrors the back.
-    centre = images[16].astype(float)
-    across, along = (np.corrcoef(centre.ravel(), np.flip(centre, axis).ravel())[0, 1] for axis in (1, 0))
-    assert across > max(0.8, along)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing half-made is left
-
-
-def test_a_person_of_128_pixels_is_the_mean_of_the_one_of_256():
-    small, large = (template.simulate_person(template._load_template(256 // size), np.random.default_rng(7),
-                                             size, SLAB.heights(32)) for size in (128, 256))
-    mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
-    assert np.corrcoef(small.ravel(), mean.ravel())[0, 1] > 0.998
-    assert np.abs(small[mean == 0].astype(int)).max() < 40  # the brain ends in the same place
-
-
-def test_noise_is_that_of_a_mean_over_the_pixel():
-    to_voxels = np.diag([0.02, 0.02, 0.02, 1])
-    to_voxels[:3, 3] = 3.5
-    flat = np.full((8, 8, 8), 0.5, np.float32), np.ones((8, 8, 8), np.float32), to_voxels
-    small, large = (template.simulate_person(flat, np.random.default_rng(7), size, SLAB.heights(32))
-                    for size in (128, 256))
-    mean = large.reshape(32, 128, 2, 128, 2).mean(axis=(2, 4))
-    roughness = [np.diff(images[:, 24:104, 28:100].astype(float)).std() for images in (small, mean)]
-    assert roughness[0] == pytest.approx(roughness[1], rel=0.05)
 
 
 def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
     assert template.split_people(50) == template.DEMO_PEOPLE
-    for number, *counts in ((200, 160, 20, 20), (8, 4, 2, 2), (3, 1, 1, 1), (27, 21, 3, 3)):
+    for number, *counts in ((200, 160, 20, 20), (8, 4, 2, 2), (7, 5, 1, 1), (3, 1, 1, 1), (27, 21, 3, 3)):
         assert list(template.split_people(number).values()) == counts
-    for number in range(3, 400):
-        people = template.split_people(number)
-        assert sum(people.values()) == number and min(people.values()) >= (2 if number >= 8 else 1)
 
 
 def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, capsys):
     for number in ("3", "4"):
-        folder = str(tmp_path / f"{number}-128")
-        dataset.main(["--simulate", number, "--image-size", "128", "--output-dir", folder])
-    assert "3-128: 3 simulated people (1 train, 1 validate, 1 test)" in capsys.readouterr().out
-    for path in (tmp_path / "3-128").rglob("*.png"):
-        assert path.read_bytes() == (tmp_path / "4-128" / path.relative_to(tmp_path / "3-128")).read_bytes()
-    assert len(list(tmp_path.iterdir())) == 2  # nothing half-made is left
-    for arguments, expected in ((["--simulate", "3", "--output-dir", folder], "4-128 exists already"),
-                                (["--simulate", "2"], "of at least 3"),
-                                (["--simulate", "3"], "--output-dir is missing"),
-                                (["--image-size", "128"], "give both or neither")):
-        check_refused(dataset.main, arguments, expected, capsys)
+        folder = str(tmp_path / number)
+        dataset.main(["--simulate", number, "--output-dir", folder])
+    assert "3: 3 simulated people (1 train, 1 validate, 1 test)" in capsys.readouterr().out
+    for path in (tmp_path / "3").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "4" / path.relative_to(tmp_path / "3")).read_bytes()
+    check_refused(dataset.main, ["--simulate", "3", "--output-dir", folder], "4 exists already", capsys)
 
 
 def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path):
     cases = template.make_splits(tmp_path, {"train": 500, "validate": 50, "test": 50})
-    assert len({case for _, case in cases}) == 600
-    first = {name: min(case for split, case in cases if split == name) for name in slices.SPLITS}
-    assert first == {"train": 1, "validate": 501, "test": 551}
+    assert [case for _, case in cases] == list(range(1, 601))
 
 
 def test_a_simulated_whole_brain_is_whole_in_all_three_planes_and_says_where_its_slices_lie(tmp_path, capsys):
     folder = str(tmp_path / "brains")
     dataset.main(["--simulate", "3", "--whole-brain", "--output-dir", folder])
-    assert f"{WHOLE_BRAIN_SLICES} slices each of 128x128 pixels" in capsys.readouterr().out
+    assert f"{WHOLE_BRAIN_SLICES} slices each" in capsys.readouterr().out
     assert dataset.find_geometry(folder)[:2] == ("up", WHOLE_BRAIN)
     volume = dataset.load_splits(folder)["train"].images
     areas = 4 * (volume > 40).sum(axis=(1, 2))  # mm2
@@ -117,19 +80,6 @@ def test_a_simulated_whole_brain_is_whole_in_all_three_planes_and_says_where_its
     expected = template.cut_axial(*template.load_mni152(), WHOLE_BRAIN.heights(WHOLE_BRAIN_SLICES), 128, 2)
     for plane in np.s_[20], np.s_[45], np.s_[:, 64], np.s_[:, :, 55]:
         assert np.corrcoef(volume[plane].ravel(), expected[plane].ravel())[0, 1] > 0.8
-    (tmp_path / "brains" / slices.GEOMETRY_FILE).write_text('{"front": "up", "spacing": 2}, ')
-    with pytest.raises(UserError, match="geometry.json does not say where slices lie"):
-        dataset.find_geometry(folder)
-
-
-def test_a_cohort_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(template, "simulate_person", fail)
-    with pytest.raises(OSError, match="No space left on device"):
-        template.write_cohort(tmp_path / "cohort", template.DEMO_PEOPLE, 128)
-    assert not list(tmp_path.iterdir())
 
 
 def test_of_two_processes_at_once_one_makes_the_cohort(tmp_path):
@@ -146,16 +96,8 @@ def test_of_two_processes_at_once_one_makes_the_cohort(tmp_path):
     assert [str(path) for path in tmp_path.iterdir()] == list(folders)  # and nothing hidden
 
 
-@pytest.mark.parametrize("home", ["no account", "no folder"])
-def test_without_a_cache_the_demo_cohort_goes_into_a_folder_that_is_said(home, tmp_path, monkeypatch, capsys):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    (tmp_path / "file").write_text("")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(template.Path, "home", no_home if home == "no account" else lambda: tmp_path / "file")
-    monkeypatch.setattr(template.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(template, "write_cohort", lambda folder, *_: folder.mkdir())
-    folder = template.make_demo_cohort()
-    assert folder.is_dir() and folder.parent.parent == tmp_path
-    assert str(folder.parent) in capsys.readouterr().out
+def test_a_cache_that_cannot_be_written_is_told_with_what_to_do(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")
+    with pytest.raises(OSError) as error:
+        template.make_demo_cohort()
+    assert "/proc/cache" in str(error.value) and "XDG_CACHE_HOME can name" in error.value.__notes__[0]

@@ -10,24 +10,17 @@ from scipy import ndimage, spatial
 from skimage.transform import downscale_local_mean
 
 from support import volumes
-from support.volumes import SLAB, SliceGeometry, VolumeError, WHOLE_BRAIN
+from support.volumes import SliceGeometry, VolumeError, WHOLE_BRAIN
 
 SHAPE = 60, 80, 120  # x, y, z in mm, RAS
 TOP = 109  # the highest slice of the head
+STACKS = {"slab": volumes.STACKS[False], "whole brain": volumes.STACKS[True]}
 
 
-STACKS = {"slab": (SLAB, 32), "whole brain": (WHOLE_BRAIN, volumes.WHOLE_BRAIN_SLICES)}
-
-
-def cut(volume, stack="slab", center=(0, 0)):
-    """The `Cut` of a volume of 1 mm."""
+def axial_slices(volume, stack="slab", center=(0, 0)):
+    """The slices that are cut of a volume of 1 mm."""
     image = nibabel.Nifti1Image(np.float32(volume), np.eye(4))
-    return volumes.axial_slices(image, *STACKS[stack], center)
-
-
-def axial_slices(volume, **options):
-    """The slices that are cut of a volume."""
-    return cut(volume, **options).slices
+    return volumes.axial_slices(image, *STACKS[stack], center).slices
 
 
 def head(seed=0):
@@ -51,31 +44,11 @@ def expected_slices(volume):
     return np.round(np.clip((planes - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def save_nifti(path, volume, axes="RAS"):
-    """Writes a RAS volume stored along other axes, its affine saying so."""
-    ras = nibabel.Nifti1Image(volume, np.eye(4))
-    codes = (nibabel.orientations.axcodes2ornt(name) for name in ("RAS", axes))
-    nibabel.save(ras.as_reoriented(nibabel.orientations.ornt_transform(*codes)), path)
-
-
-def test_the_template_becomes_a_brain():
-    from nilearn.datasets import load_mni152_template
-
-    middle = axial_slices(load_mni152_template(resolution=1).get_fdata())[16].astype(float)
-    assert np.corrcoef(middle.ravel(), middle[:, ::-1].ravel())[0, 1] > 0.9  # left and right are much alike
-    assert 150 < np.ptp(np.nonzero(middle)[0]) < 200 and 120 < np.ptp(np.nonzero(middle)[1]) < 160  # mm
-
-
-def test_neither_the_scale_nor_the_zero_of_brightness_matters():
-    expected = axial_slices(head())
-    np.testing.assert_allclose(axial_slices(head() * 3 + 400).astype(int), expected, atol=1)
-
-
 def test_a_head_may_end_86_mm_below_its_top_and_no_higher():
     whole = axial_slices(head()).astype(int)
     short = axial_slices(head()[..., TOP - 86:])
     assert np.abs(short - whole).max() <= 2  # its percentiles are others
-    with pytest.raises(VolumeError, match="does not reach from 86 to 43 mm below the head's top"):
+    with pytest.raises(VolumeError, match="head in 2 of 32 slices, from 86 to 43 mm below the head's top"):
         axial_slices(head()[..., TOP - 83:])
 
 
@@ -132,14 +105,8 @@ def save(path, volume, affine):
 
 
 def read(folder, volume, affine=AFFINE):
-    """The slices and the notes that `read_slices` gives of a volume that is saved as NIfTI."""
-    return read_file(save(folder / "a.nii", volume, affine))
-
-
-def read_file(path):
-    """The slices of a slab, and notes."""
-    found = volumes.read_slices(path)
-    return found.slices, found.notes
+    """The slices that `read_slices` gives of a volume that is saved as NIfTI."""
+    return volumes.read_slices(save(folder / "a.nii", volume, affine)).slices
 
 
 def marked(slices):
@@ -157,8 +124,8 @@ EXPECTED = pytest.approx((15, 12, 20), abs=2)
 @pytest.fixture(scope="module")
 def upright(tmp_path_factory):
     """The slices of the phantom."""
-    slices, notes = read(tmp_path_factory.mktemp("upright"), phantom())
-    assert marked(slices) == pytest.approx((15, 12, 20), abs=0.5) and notes == []
+    slices = read(tmp_path_factory.mktemp("upright"), phantom())
+    assert marked(slices) == pytest.approx((15, 12, 20), abs=0.5)
     return slices
 
 
@@ -173,9 +140,6 @@ def test_a_head_that_is_cut_off_or_wider_than_the_slices_is_refused():
 def spoil(kind):
     """The phantom as a scanner may show it."""
     rng, volume = np.random.default_rng(0), phantom()
-    if kind == "MP2RAGE":  # the background is as bright as tissue on average, and all noise
-        tissue, noise = volume * 6 + rng.normal(0, 100, volume.shape), rng.uniform(0, 4095, volume.shape)
-        return np.where(volume > 100, tissue, noise).astype(np.float32)
     if kind == "skull":  # it parts the scalp, which is the top, from the brain
         voxels = np.indices(UPRIGHT).T @ AFFINE[:3, :3] + AFFINE[:3, 3]
         radius = (np.abs(voxels / HALF_AXES) ** 4).sum(axis=-1).T ** 0.25
@@ -193,31 +157,19 @@ def spoil(kind):
     return volume
 
 
-@pytest.mark.parametrize("kind", ("signal-to-noise 8", "zeros in the corners", "wrap-around", "skull",
-                                  "MP2RAGE"))
-def test_what_lies_above_the_head_does_not_move_the_slices(upright, kind):
-    slices, _, notes, *_ = cut(spoil(kind))
-    assert marked(slices) == EXPECTED
-    assert len(notes) == (kind == "MP2RAGE")
-    if notes:
-        assert "its noise is as bright as its head (as in MP2RAGE): set to black outside of" in notes[0]
-        inside = ndimage.gaussian_filter(upright.astype(np.float32), (0, 1, 1)) > 40
-        near = ndimage.binary_dilation(inside, np.ones((1, 3, 3)), iterations=6)
-        assert (slices[~near] > 0).sum() == 0 and (slices[inside] > 0).mean() > 0.99
+@pytest.mark.parametrize("kind", ("signal-to-noise 8", "zeros in the corners", "wrap-around", "skull"))
+def test_what_lies_above_the_head_does_not_move_the_slices(kind):
+    assert marked(axial_slices(spoil(kind))) == EXPECTED
 
 
-@pytest.mark.parametrize("distribution, numbers", (("rayleigh", (40,)), ("uniform", (0, 4095))))
-def test_noise_alone_is_no_head(distribution, numbers):
-    volume = getattr(np.random.default_rng(0), distribution)(*numbers, UPRIGHT)
+@pytest.mark.parametrize("kind", ("noise", "MP2RAGE"))
+def test_what_does_not_stand_out_from_its_noise_is_no_head(kind):
+    rng, volume = np.random.default_rng(0), phantom()
+    noise = rng.uniform(0, 4095, UPRIGHT)  # in MP2RAGE as bright as tissue on average
+    if kind == "MP2RAGE":
+        noise = np.where(volume > 100, volume * 6 + rng.normal(0, 100, UPRIGHT), noise)
     with pytest.raises(VolumeError, match="shows no head .nothing stands out from its noise"):
-        axial_slices(volume.astype(np.float32))
-
-
-def test_a_tube_is_no_head():
-    volume = np.zeros(UPRIGHT, np.float32)
-    volume[40:60, 50:70] = np.random.default_rng(0).uniform(300, 500, (20, 20, UPRIGHT[2]))
-    with pytest.raises(VolumeError, match="shows less than 20 cm2 of head in 32 of 32 slices"):
-        axial_slices(volume)
+        axial_slices(noise)
 
 
 def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path):
@@ -233,45 +185,30 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path):
 
 @pytest.mark.parametrize("number", (np.nan, -np.inf))
 def test_what_is_no_number_outside_of_the_head_is_background(upright, tmp_path, number):
-    volume, outside = phantom(), phantom() == 0
-    volume[outside] = number
-    slices, notes = read(tmp_path, volume)
-    np.testing.assert_array_equal(slices, upright)
-    assert notes == [f"{outside.mean():.1%} of its voxels are not numbers: taken as background"]
+    np.testing.assert_array_equal(read(tmp_path, np.where(phantom() == 0, number, phantom())), upright)
 
 
 def test_every_kind_of_file_gives_the_same_slices(tmp_path):
     volume = np.round(phantom()).astype(np.int16)
-    expected, _ = read(tmp_path, volume)
+    expected = read(tmp_path, volume)
     nibabel.save(nibabel.Nifti1Pair(volume, AFFINE), tmp_path / "pair.hdr")
     nibabel.save(nibabel.MGHImage(volume.astype(np.int32), AFFINE), tmp_path / "a.mgz")
     nibabel.save(nibabel.Nifti2Image(volume, AFFINE), tmp_path / "two.nii")
     (tmp_path / "A.NII.GZ").write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes(), 1))
     for name in ("pair.hdr", "pair.img", "a.mgz", "two.nii", "A.NII.GZ"):
-        slices, notes = read_file(tmp_path / name)
-        np.testing.assert_array_equal(slices, expected, err_msg=name)
-        assert notes == []
-
-
-def test_a_header_without_axes_is_said(upright, tmp_path):
-    slices, notes = read(tmp_path, phantom()[::-1], None)  # then x runs from right to left
-    assert notes == ["its header tells no axes (neither qform nor sform): taken as left, front, up"]
-    np.testing.assert_array_equal(slices, upright)
+        np.testing.assert_array_equal(volumes.read_slices(tmp_path / name).slices, expected, err_msg=name)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 99, (8, 9, 10)).astype(np.int16)
 UNUSABLE = {  # an array, or what becomes of the bytes of a whole file
     "holds colours .RGB. or complex numbers; give a gray": np.zeros((8, 9, 10), [(c, "u1") for c in "RGB"]),
-    "holds colours .RGB. or complex numbers": PIXELS.astype(np.complex64),
     "holds no picture .nearly constant": np.zeros((20, 20, 120), np.float32),
-    "holds no picture .nearly": np.full((20, 20, 120), np.nan),
     "has 4 dimensions .4 x 4 x 4 x 2., not 3; give one": np.ones((4, 4, 4, 2), np.float32),
     "is DICOM; .*dcm2niix": lambda content: bytes(128) + b"DICM" + bytes(100),
     "cannot be read ": gzip.compress,
-    "cannot be read .*Empty file": lambda content: b"",
     "cannot be read": lambda content: content[:500],
-    "has a singular affine": lambda content: content[:280] + bytes(16) + content[296:],  # srow_x
-    "has a singular affine: ": lambda content: content[:280] + np.float32(np.nan).tobytes() + content[284:],
+    "has no usable affine": lambda content: content[:280] + bytes(16) + content[296:],  # srow_x
+    "has no usable affine: ": lambda content: content[:252] + bytes(4) + content[256:],  # both codes of axes
 }
 
 
@@ -286,23 +223,6 @@ def test_files_that_cannot_be_used_say_why_in_one_sentence(tmp_path, reason):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ("a.nii", "a.nii.gz", "a.mgz", "a.hdr"))
-def test_damaged_files_are_refused_in_one_sentence(tmp_path, capsys, name):
-    rng, path = np.random.default_rng(0), tmp_path / name
-    kind = {".mgz": nibabel.MGHImage, ".hdr": nibabel.Nifti1Pair}.get(path.suffix, nibabel.Nifti1Image)
-    nibabel.save(kind(PIXELS.astype(np.int32), np.eye(4)), path)
-    whole = path.read_bytes()
-    for _ in range(100):
-        content = bytearray(whole)
-        for place in rng.integers(0, min(len(whole), 400), 4):
-            content[place] = rng.integers(256)
-        path.write_bytes(content[:rng.integers(1, len(content))] if rng.random() < 0.3 else content)
-        with pytest.raises(VolumeError) as refusal:  # if nothing else, it shows no head
-            volumes.read_slices(path)
-        assert "\n" not in str(refusal.value)
-    assert capsys.readouterr() == ("", "")  # nor does nibabel print what it thinks of headers
-
-
 def test_a_bug_of_ours_keeps_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(volumes, "_head_region", lambda *_: None.shape)
     with pytest.raises(AttributeError):
@@ -314,36 +234,27 @@ def test_heads_are_written_with_their_frame_and_read_back_to_the_bit(tmp_path, g
     slices = np.random.default_rng(0).integers(0, 256, (50, 40, 40), np.uint8)
     volumes.write_nifti_heads(slices[np.newaxis], range(50), geometry, tmp_path)
     image = nibabel.load(tmp_path / "head_000.nii.gz")
-    assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
     size, spacing, lowest = geometry.pixel_size, geometry.spacing, geometry.lowest
     assert image.header.get_zooms() == pytest.approx((size, size, spacing))
-    assert image.header.get_xyzt_units()[0] == "mm"
     for affine, code in (image.get_qform(coded=True), image.get_sform(coded=True)):
         assert code > 0
         # The middle of a slice lies above the origin, the first slice at the height of the geometry.
         np.testing.assert_allclose(affine @ [19.5, 19.5, 0, 1], (0, 0, lowest, 1), atol=1e-5)
         np.testing.assert_allclose(affine @ [20.5, 19.5, 1, 1], (size, 0, lowest + spacing, 1), atol=1e-5)
     description = image.header["descrip"].item().decode()
-    assert "its origin is a convention" in description and "unknown" in description
-    assert ("left and right are unknown" in description) == geometry.axes_known
-    assert image.header["intent_name"].item() == b"L/R unknown"
-    volume = np.asarray(image.dataobj)
-    assert volume.dtype == np.uint8 and volume.shape == (40, 40, 50)
-    for z, row, column in ((0, 0, 0), (31, 39, 29), (7, 3, 20)):  # row 0 is the front, column 0 the left
-        assert volume[column, 39 - row, z] == slices[z, row, column]
+    assert ("a convention, left and right are unknown" in description) == geometry.axes_known
     turned = image.as_reoriented(nibabel.orientations.axcodes2ornt("LPS"))  # as other software may store it
     nibabel.save(turned, tmp_path / "turned.nii")
     for name in ("head_000.nii.gz", "turned.nii"):
         again = volumes.read_slices(tmp_path / name)
         assert again.slices.dtype == np.uint8 and again.geometry == geometry
-        assert again.notes == ["a head that predict.py wrote, its slices taken as they are"]
         np.testing.assert_array_equal(again.slices, slices)
         volumes.write_in_input_frame(again, slices / 255, tmp_path / "back.nii")
         back, given = (nibabel.load(tmp_path / file) for file in ("back.nii", name))
         np.testing.assert_allclose(back.get_fdata(), given.get_fdata(), atol=1e-3)
 
 
-@pytest.mark.parametrize("positions", ([0, 1, 2, 10, 11, 12], [0, 4, 5, 6], [3, 6, 9], [5], list(range(32))))
+@pytest.mark.parametrize("positions", ([0, 1, 2, 10, 11, 12], [3, 6, 9], [5]))
 def test_each_slice_lies_at_its_height_whatever_positions_there_are(tmp_path, positions):
     heads = np.random.default_rng(0).integers(1, 256, (2, len(positions), 8, 8), np.uint8)
     volumes.write_nifti_heads(heads, positions, SliceGeometry(2.0, 1.5, -8.0), tmp_path)
@@ -360,15 +271,13 @@ def test_only_heads_of_ours_are_taken_as_they_are(tmp_path):
     image = nibabel.Nifti1Image(phantom(), AFFINE)
     image.header["descrip"] = volumes.OUR_HEAD + "resampled by other software, which kept the description"
     nibabel.save(image, tmp_path / "a.nii")
-    slices, notes = read_file(tmp_path / "a.nii")
-    assert marked(slices) == EXPECTED and notes == []
+    assert marked(volumes.read_slices(tmp_path / "a.nii").slices) == EXPECTED
 
 
 # Whole brains, and the way back -----------------------------------------------------------------------------
 
 TURNED = spatial.transform.Rotation.from_euler("xyz", (12, -8, 20), degrees=True).as_matrix()
-VOXELS = {"upright": (np.eye(3), (110, 130, 170), (0, 0, 0)),  # axes, voxels, mm by which the head is shifted
-          "off the middle": (np.eye(3), (130, 140, 180), (20, -11, 5)),
+VOXELS = {"upright": (np.eye(3), (110, 130, 170), (20, -11, 5)),  # axes, voxels, shift of the head in mm
           "oblique, of other voxels, right to left": (TURNED @ np.diag([-0.8, 1.2, 1.5]), (170, 140, 130),
                                                       (7, -9, 4))}
 
@@ -381,7 +290,7 @@ def scan(kind):
     affine[:3, 3] -= shift
     drawn = draw_phantom(shape, affine)
     affine[:3, 3] += shift
-    return np.round(40 * (kind != "upright") * (axes[0, 0] > 0) + 3 * drawn).astype(np.int16), affine
+    return np.round(40 * (kind == "upright") + 3 * drawn).astype(np.int16), affine
 
 
 @pytest.mark.parametrize("kind", VOXELS)
@@ -417,14 +326,7 @@ def test_slices_written_back_lie_on_the_volume_in_its_own_levels(tmp_path, kind,
 
 
 def test_of_a_whole_brain_half_must_be_there():
-    whole = axial_slices(phantom(), stack="whole brain")
     found = axial_slices(phantom()[..., 40:], stack="whole brain")
     assert found.any(axis=(1, 2)).tolist() == 18 * [False] + 56 * [True]
-    assert np.corrcoef(found[20:].ravel(), whole[20:].ravel())[0, 1] > 0.999
     with pytest.raises(VolumeError, match="shows less than 20 cm2 of head in 4[0-9] of 74 slices"):
         axial_slices(phantom()[..., 85:], stack="whole brain")
-
-
-def test_what_a_stack_is_called():
-    names = [volumes.stack_name(*stack) for stack in (*STACKS.values(), (SliceGeometry(spacing=4.5), 32))]
-    assert names == ["slab of 45 mm", "whole brain", "whole brain"]
