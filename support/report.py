@@ -49,9 +49,8 @@ class Examples(NamedTuple):
     captions: list  # N texts
 
 
-def write_report(path, *, title, facts, notice, margin, colours, metrics=None, baselines=None,
-                 examples=None, samples=None, sample_positions=(), heads=(), head_positions=(), geometry=None,
-                 head_table=()):
+def write_report(path, *, title, facts, notice, margin, colours, metrics=None, examples=None, samples=None,
+                 sample_positions=(), heads=(), head_positions=(), geometry=None, head_table=()):
     """Writes the page as HTML. What is None or empty is left out, with its heading.
 
     Args:
@@ -59,7 +58,6 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, b
         margin: pixels that the model paints black on each side; they are cut off.
         colours: (K, 3), see `figures.code_colours`.
         metrics: dict of numbers. A `NAME_sd` is shown as the spread of NAME.
-        baselines: what needs no model, beside them: see `metrics.baselines`.
         examples: `Examples`, of which four are shown.
         samples, sample_positions: (M, H, W) in [0, 1], and their M slice positions. Without samples the page
             is one of given images: then the heads are not called sampled, but reconstructed.
@@ -69,8 +67,11 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, b
     """
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True)
-    content = {"title": title, "facts": facts, "notice": notice, "baselines": baselines,
-               "metric_groups": _metric_groups(metrics or {}, baselines or {})}
+    content = {"title": title, "facts": facts, "notice": notice, "metric_groups": {}}
+    for heading, meanings in MEANINGS.items() if metrics else ():
+        content["metric_groups"][heading] = [
+            (name, _with_spread(metrics[name], metrics.get(f"{name}_sd")), meaning)
+            for name, meaning in meanings.items() if name in metrics]
     if examples:
         content |= _example_pictures(examples, margin, colours)
     if samples is not None:
@@ -83,38 +84,21 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, b
         content |= {"heads": planes, "positions": list(map(int, head_positions)),
                     "kind": stack_name(geometry, len(head_positions)),
                     "axes_caption": figures.axes_caption(geometry)}
-    if head_table:
-        heading, *rows = head_table
-        content |= {"head_heading": [*heading, "what it is"],
-                    "head_table": [[*row, judge.ROWS[row[0]]] for row in rows]}
+    content["head_table"] = [[*row, judge.ROWS.get(row[0], "what it is")] for row in head_table]
     page = templates.get_template("report.html").render(content)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a folder's name need not be text
 
 
-def _with_spread(value, spread=None):
+def _with_spread(value, spread):
     """A figure as text, with its standard deviation over people if there is one: "0.9166 ± 0.0083"."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{text} ± {spread:.2g}" if spread and math.isfinite(spread) else text
-
-
-def _metric_groups(metrics, baselines):
-    """Tables (heading, columns, rows): a row is (name, value, that of each baseline, meaning)."""
-    tables = []
-    for heading, meanings in MEANINGS.items():
-        names = [name for name in meanings if name in metrics]
-        beside = {title: values for title, values in baselines.items() if values.keys() & set(names)}
-        rows = [(name, _with_spread(metrics[name], metrics.get(f"{name}_sd")),
-                 *(_with_spread(values.get(name, "")) for values in beside.values()), meanings[name])
-                for name in names]
-        columns = "figure", "value", *(title.replace("_", " ") for title in beside), "what it is"
-        tables += [(heading, columns, rows)] if rows else []
-    return tables
+    return f"{text} ± {spread:.2g}" if spread else text
 
 
 def _png(picture):
     """A picture, (H, W) or (H, W, 3), in [0, 1] or uint8, as a data URI."""
     if picture.dtype != np.uint8:
-        picture = np.uint8(np.round(np.clip(picture, 0, 1) * 255))
+        picture = np.uint8(np.round(picture * 255))
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
