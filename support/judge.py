@@ -65,8 +65,8 @@ PLANTED = 5  # copies of each kind
 def with_interval(name, statistic, *groups):
     """A figure and its 95 % interval: the percentile bootstrap over draws of people.
 
-    `statistic` makes a float of the groups, arrays (N,) with a value per person; it is faster if it takes an
-    `axis`. Returns a dict of `name` and `NAME_interval`, [low, high], unless a group is a single person.
+    `statistic` makes a float of the groups, arrays (N,) with a value per person. Returns a dict of `name` and
+    `NAME_interval`, [low, high], unless a group is a single person.
     """
     value = {name: float(statistic(*groups))}
     if min(map(len, groups)) < 2:
@@ -79,7 +79,7 @@ def area_under_curve(name, *folds):
     """The AUC of scores that are meant to be larger for the second group of each fold, a pair.
 
     A group is float (N,), a score per head, or (judges, N, S): S by each judge. Returns a dict of `name`, the
-    median over judges of the mean over folds; `NAME_range`, over several judges; `NAME_interval`, the 95 %
+    median over judges of the mean over folds; `NAME_range`, of several judges; `NAME_interval`, the 95 %
     interval over heads, unless a group is a single head.
     """
     pairs = []
@@ -139,53 +139,41 @@ def _compiled_judge(shape):
     return model
 
 
-def _fit_judge(model, real, fake, channels, seed):
-    """Trains a compiled judge from its start: label 1 for fakes; stops when it has learned."""
-    for variable, start in zip(model.variables, _build_judge(model.input_shape[1:], seed).variables):
-        variable.assign(start)
-    for variable in model.optimizer.variables:
-        variable.assign(np.zeros(variable.shape, variable.dtype))
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(np.float32([[0], [1]]), JUDGE_BATCH // 2, axis=0)
-
-    def random_slices(heads):
-        people = rng.integers(len(heads), size=JUDGE_BATCH // 2)
-        lowest = rng.integers(heads.shape[1] - channels[-1], size=JUDGE_BATCH // 2)
-        return np.stack([heads[people, lowest + channel] for channel in channels], axis=-1)
-
-    loss = np.inf
-    for step in range(JUDGE_STEPS):
-        if step % CHECK_EVERY == 0:
-            if loss < LEARNED:
-                break
-            model.reset_metrics()  # the loss that train_on_batch returns is a mean since then
-        images = np.concatenate([random_slices(real), random_slices(fake)])
-        mirrored = rng.random(JUDGE_BATCH) < 0.5
-        images[mirrored] = images[mirrored, :, ::-1]
-        loss = model.train_on_batch(images, labels)
-
-
 def judge_scores(learned, tried, channels, seed=0):
     """Trains a judge on heads `learned`, a pair (real, fake), and applies it to the pair `tried`.
 
     Returns two float32 (N, S'), larger for fakes; S' is S less the slices that have none at `channels` above.
     Lopez-Paz, Oquab 2017: https://arxiv.org/abs/1610.06545
     """
-    count = learned[0].shape[1] - channels[-1]
-    model = _compiled_judge((*learned[0].shape[2:], len(channels)))
-    _fit_judge(model, *learned, channels, seed)
-
-    def scores(head):
-        return model.predict_on_batch(np.stack([head[above:above + count] for above in channels], axis=-1))
-
-    return [np.stack([scores(head)[:, 0] for head in heads]) for heads in tried]
+    count, shape = learned[0].shape[1] - channels[-1], (*learned[0].shape[2:], len(channels))
+    model, rng, loss = _compiled_judge(shape), np.random.default_rng(seed), np.inf
+    for variable, start in zip(model.variables, _build_judge(shape, seed).variables):
+        variable.assign(start)
+    for variable in model.optimizer.variables:
+        variable.assign(np.zeros(variable.shape, variable.dtype))
+    labels = np.repeat(np.float32([[0], [1]]), JUDGE_BATCH // 2, axis=0)
+    for step in range(JUDGE_STEPS):
+        if step % CHECK_EVERY == 0:
+            if loss < LEARNED:
+                break
+            model.reset_metrics()  # the loss that train_on_batch returns is a mean since then
+        images = []
+        for heads in learned:
+            people = rng.integers(len(heads), size=JUDGE_BATCH // 2)
+            lowest = rng.integers(count, size=JUDGE_BATCH // 2)
+            images.append(np.stack([heads[people, lowest + above] for above in channels], axis=-1))
+        images = np.concatenate(images)
+        mirrored = rng.random(JUDGE_BATCH) < 0.5
+        images[mirrored] = images[mirrored, :, ::-1]
+        loss = model.train_on_batch(images, labels)
+    return [np.stack([model.predict_on_batch(np.stack([head[above:above + count] for above in channels], -1))
+                      for head in heads])[..., 0] for heads in tried]
 
 
 def mix_people(arrays, axes=1, seed=0):
     """As many mixtures as people, (N, S, ...): each part is drawn from any of them and keeps its place.
 
-    `axes` after the first count the parts. 1: each slice is a random person's. 3, of codes (N, S, g, g): each
-    code is a random person's at the same place, noise with the right frequencies.
+    Parts are slices; with 3 `axes`, of codes (N, S, g, g), single codes: noise with the right frequencies.
     """
     people = np.random.default_rng(seed).integers(len(arrays), size=arrays.shape[:1 + axes])
     return np.take_along_axis(arrays, np.expand_dims(people, tuple(range(people.ndim, arrays.ndim))), axis=0)
@@ -232,10 +220,7 @@ def told_apart_heads(sampled, new_people, noise):
 
 
 def roughness(head):
-    """How rough a head (S, H, W) is from slice to slice, of 255; 0 without brain or three slices.
-
-    It is the root mean square of ``s[k+1] - 2 s[k] + s[k-1]`` where all three are brain.
-    """
+    """The root mean square of ``s[k+1] - 2 s[k] + s[k-1]`` of a head (S, H, W) where all are brain, or 0."""
     head = np.float32(head[brain_box(head[np.newaxis])[1:]])
     below, middle, above = head[:-2], head[1:-1], head[2:]
     brain = np.minimum(np.minimum(below, middle), above) > 255 * FOREGROUND
@@ -256,7 +241,6 @@ def tissue_statistics(images):
 
 
 def _tissue(image):
-    """(dark fraction, symmetry) of an image (H, W)."""
     image = image / 255 if image.dtype == np.uint8 else image  # here: all as floats may not fit into memory
     regions, count = ndimage.label(image > FOREGROUND)
     if not count:
@@ -427,7 +411,7 @@ def head_table(measured):
 
 
 def print_heads(measured):
-    """Prints what `evaluate_heads` and `membership` measured, as a table."""
+    """Prints the `head_table` of what was measured."""
     print("{num_heads} sampled heads beside {num_people[train]} training people and {num_people[validate]} + "
           "{num_people[test]} new people, with 95 % intervals:".format(**measured))
     table = head_table(measured)

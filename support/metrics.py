@@ -63,7 +63,7 @@ def baselines(train_images, images):
 
 
 def code_metrics(codes, num_embeddings):
-    """How the codebook is used by codes (N, ...) from 0 to num_embeddings - 1.
+    """How codes (N, ...) from 0 to num_embeddings - 1 use the codebook.
 
     Returns a dict of `code_entropy` (bits per code, if codes were independent), `perplexity` (2 to that: the
     number of equally likely codes with the same entropy) and `codes_used`.
@@ -81,15 +81,14 @@ def _compiled_log_prob(prior):
     # Not *conditions: `reduce_retracing` fails if calls differ in their number of arguments.
     def log_prob(codes, positions, context=None, person=None):
         return prior.distribution(codes, positions, context, person).log_prob(codes)
-
     return tf.function(log_prob, reduce_retracing=True)
 
 
 def bits_per_place(prior, coded, indices, conditional=True):
-    """The prior's code length of each code, given those before it: where it is high, the code was unexpected.
+    """The prior's code length in bits of each code of slices, float64 (M, g, g): high if it was unexpected.
 
-    It is measured on version 0 of a `dataset.CodedSplit`, of the slices `indices`, int (M,). `conditional`:
-    whether the slices below and the person are given to the prior. Returns float64 (M, g, g), in bits.
+    The slices are `indices`, int (M,), of a `dataset.CodedSplit`, in version 0. `conditional`: whether the
+    slices below and the person are given to the prior.
     """
     def bits(indices):
         inputs = [coded.slices(indices), coded.positions[indices]]
@@ -98,13 +97,7 @@ def bits_per_place(prior, coded, indices, conditional=True):
         with prior.full_float32():
             log_prob = _compiled_log_prob(prior)(*map(tf.constant, inputs))
         return -log_prob.numpy().astype(np.float64) / np.log(2)
-
     return in_chunks(bits, np.asarray(indices))
-
-
-def code_lengths(prior, coded, conditional=True):
-    """The code length of each slice, float64 (N,), in bits per code; see `bits_per_place`."""
-    return bits_per_place(prior, coded, np.arange(len(coded.positions)), conditional).mean(axis=(1, 2))
 
 
 def code_lengths_of_heads(prior, coded, indices):
@@ -122,8 +115,7 @@ def evaluate(vqvae, prior, batches, coded, cases):
 
     Args:
         batches: (images in [-1, 1], positions), each image once, in order.
-        coded: the `dataset.CodedSplit` of these images; version 0 has their codes as they are.
-        cases: int (N,), the person of each image.
+        coded, cases: the `dataset.CodedSplit` of these images; int (N,), the person of each.
 
     Returns:
         (the dict of metrics.json, details). The former: `reconstruction_metrics` of slices in their heads,
@@ -133,16 +125,17 @@ def evaluate(vqvae, prior, batches, coded, cases):
         of people's means, unless there is a single person. The details: `per_image`, a dict of float (N,),
         whose `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W).
     """
-    rows, alone, error_sum = [], [], 0.0
+    rows, alone, error_sum, slices = [], [], 0.0, np.arange(len(cases))
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):
-        indices = np.arange(len(rows), len(rows) + len(images))
+        indices = slices[len(rows):len(rows) + len(images)]
         originals, reconstructions = to_unit(images), to_unit(coded.decode(vqvae, indices))
         rows += [image_quality(*pair) for pair in zip(originals, reconstructions)]
         if vqvae.sees_neighbours:
             by_themselves = to_unit(vqvae.decode_codes(coded.codes[0][indices]))
             alone += [image_quality(*pair) for pair in zip(originals, by_themselves)]
         error_sum = error_sum + np.abs(originals - reconstructions).sum(axis=0)
-    columns = dict(zip(QUALITY, np.array(rows).T)) | {"bits_per_code": code_lengths(prior, coded)}
+    columns = dict(zip(QUALITY, np.array(rows).T))
+    columns["bits_per_code"] = bits_per_place(prior, coded, slices).mean(axis=(1, 2))
     measured = {name: float(values.mean()) for name, values in columns.items()}
     for name, values in zip(QUALITY, np.transpose(alone)):
         measured[f"{name}_alone"] = float(values.mean())
@@ -151,7 +144,7 @@ def evaluate(vqvae, prior, batches, coded, cases):
     for name, values in columns.items() if len(people) > 1 else ():
         measured[f"{name}_sd"] = float(np.std([values[cases == case].mean() for case in people], ddof=1))
     measured |= {"num_images": len(rows), **code_metrics(coded.codes[0], coded.num_embeddings),
-                 "bits_per_code_alone": float(code_lengths(prior, coded, conditional=False).mean()),
+                 "bits_per_code_alone": float(bits_per_place(prior, coded, slices, conditional=False).mean()),
                  "bytes_per_image": measured["bits_per_code"] * coded.codes[0][0].size / 8}
     per_image = {name: columns[name] for name in ("ssim", "ssim_foreground", "psnr", "bits_per_code")}
     return measured, {"per_image": per_image, "error_map": error_sum / len(rows)}

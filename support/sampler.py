@@ -14,17 +14,15 @@ from support.slices import neighbours
 
 
 def uniform(seed, stream, indices, shape, minval=0.0):
-    """Uniform numbers in [minval, 1), float32 (N, *shape), for items of int32 indices (N,).
+    """Uniform numbers in [minval, 1), float32 (N, *shape), of items with int32 indices (N,).
 
     Each item's depend on seed, stream (a name) and its index alone, and are independent of all others.
     """
     fold_in = tf.random.experimental.stateless_fold_in
     stream_seed = fold_in(tf.stack([tf.cast(seed, tf.int32), 0]), zlib.crc32(stream.encode()) % 2 ** 31)
-
-    def item(index):
-        return tf.random.stateless_uniform(shape, fold_in(stream_seed, index), minval=minval)
-
-    return tf.map_fn(item, indices, fn_output_signature=tf.float32)
+    return tf.map_fn(
+        lambda index: tf.random.stateless_uniform(shape, fold_in(stream_seed, index), minval=minval),
+        indices, fn_output_signature=tf.float32)
 
 
 def gumbel_noise(prior, seed, stream, indices):
@@ -44,7 +42,7 @@ def calibrated_people(prior, seed, stream, indices):
 
 
 def steered_people(prior, ventricles, count, seed, quantile):
-    """Persons for heads whose ventricles have a given size, float (count, P); else those of `sample_heads`.
+    """The persons of `sample_heads`, but with ventricles of a given size: float (count, P).
 
     The size is given as a quantile among training people, from 0 to 1, one for all or float (count,).
     `ventricles` says how it follows from a person, the dict of `Run.read_ventricles`.
@@ -114,7 +112,6 @@ def compiled_sampler(prior):
     def sample(positions, noise, temperature, context, person):
         with prior.full_float32():
             return compiled(positions, noise, tf.cast(temperature, tf.float32), context, person)
-
     return sample
 
 
@@ -154,12 +151,9 @@ def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
     positions = np.asarray(positions, np.int32)
     if not np.isin(positions, prior.slice_positions).all():
         raise ValueError(f"positions must be among {list(prior.slice_positions)}, got {positions.tolist()}.")
-
-    def sample(indices):
-        chosen = tf.gather(positions, tf.minimum(indices, len(positions) - 1))
-        return _slice_codes(prior, compiled_sampler(prior), chosen, indices, seed, temperature)
-
-    return np.concatenate(list(_in_batches(prior, len(positions), batch_size, sample)))
+    batches = _in_batches(prior, len(positions), batch_size, lambda indices: _slice_codes(
+        prior, compiled_sampler(prior), positions, indices, seed, temperature))
+    return np.concatenate(list(batches))
 
 
 def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
@@ -169,9 +163,8 @@ def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons
     depends on (seed, stream, i) alone.
 
     Args:
-        count: N.
         seed, temperature, batch_size: see `sample_slices`.
-        persons: float (N, P), to condition the heads on; by default new ones, calibrated.
+        persons: float (N, P), to condition the N heads on; by default new ones, calibrated.
         stream: the name of the random stream.
     """
     heads = heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream)
@@ -181,13 +174,8 @@ def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons
 
 def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
     """Yields the heads of `sample_heads` in batches (B, positions, g, g): all need not fit in memory."""
-    def sample(indices):
-        given = persons
-        if persons is not None:
-            given = tf.gather(tf.cast(persons, tf.float32), tf.minimum(indices, count - 1))
-        return _head_codes(prior, compiled_sampler(prior), indices, seed, temperature, given, stream)
-
-    return _in_batches(prior, count, batch_size, sample)
+    return _in_batches(prior, count, batch_size, lambda indices: _head_codes(
+        prior, compiled_sampler(prior), indices, seed, temperature, persons, stream))
 
 
 def _in_batches(prior, count, batch_size, sample):
@@ -202,15 +190,18 @@ def _in_batches(prior, count, batch_size, sample):
 
 
 def _slice_codes(prior, sample, positions, indices, seed, temperature):
-    """Codes (B, g, g) of single slices; `sample` is `sample_codes` of the prior, compiled."""
+    """Codes (B, g, g) of the samples `indices` of all at `positions`; `sample` is `sample_codes`, compiled."""
     noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
+    positions = tf.gather(positions, tf.minimum(indices, tf.shape(positions)[0] - 1))
     return sample(positions, noise, temperature, prior.no_context(tf.shape(indices)[0]), persons)
 
 
 def _head_codes(prior, sample, indices, seed, temperature, persons, stream):
-    """Codes (B, positions, g, g) of heads, of new persons if none are given; see `_slice_codes`."""
+    """Codes (B, positions, g, g) of heads `indices`, of new persons if none are given; see `_slice_codes`."""
     if persons is None:
         persons = calibrated_people(prior, seed, stream, indices)
+    else:
+        persons = tf.gather(tf.cast(persons, tf.float32), tf.minimum(indices, len(persons) - 1))
     sampled, no_slice = {}, prior.no_context(tf.shape(indices)[0])[:, 0]
     for position in tqdm(prior.slice_positions, "Heads", unit=" slices", leave=False, disable=None):
         noise = gumbel_noise(prior, seed, stream, indices * prior.num_positions + position)
@@ -220,9 +211,7 @@ def _head_codes(prior, sample, indices, seed, temperature, persons, stream):
 
 
 def export(vqvae, prior, folder):
-    """Writes five TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository.
-
-    Each is called by the names of its inputs:
+    """Writes five TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository:
 
         encoder(images): float32 (B, S, S, 1) in [-1, 1] -> codes, int32 (B, g, g)
         decoder(codes): int32 (B, g, g) -> images, float32 (B, S, S, 1) in [-1, 1], each by itself
@@ -234,14 +223,13 @@ def export(vqvae, prior, folder):
     ``tf.config.experimental.enable_tensor_float_32_execution(False)``.
     """
     compiled = functools.partial(tf.function(sample_codes), prior)
+    around = neighbours(np.zeros(len(prior.slice_positions)), prior.slice_positions)
 
     def export_slices(positions, seed, temperature):
         return _slice_codes(prior, compiled, positions, tf.range(tf.shape(positions)[0]), seed, temperature)
 
     def export_heads(count, seed, temperature):
         return _head_codes(prior, compiled, tf.range(count), seed, temperature, None, "heads")
-
-    around = neighbours(np.zeros(len(prior.slice_positions)), prior.slice_positions)
 
     def decode_head(codes):
         return vqvae.decode_codes(codes, *(tf.gather(codes, indices) for indices in around))
