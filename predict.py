@@ -124,14 +124,11 @@ def find_run(run_dir):
 
 def load_models(run):
     """A run's VQ-VAE and PixelCNN; a `UserError` if a file is damaged, or they do not belong together."""
-    expected = {name: value for name, value in run.config["vqvae"].items() if name != "sees_neighbours"}
     try:
         vqvae, prior = (modules.load_model(run.model_path(name), compile=False)
                         for name in ("vqvae", "pixelcnn"))
         if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
             raise ValueError("vqvae.keras or pixelcnn.keras holds the other's model")
-        if expected != {name: vqvae.settings.get(name) for name in expected}:
-            raise ValueError("vqvae.keras is not the model that config.json describes")
         modules.check_match(vqvae, prior)
     except ValueError as error:
         raise UserError(f"The run in {run.folder} cannot be used: {error}; put back the files that belong "
@@ -223,7 +220,7 @@ def predict_people(arguments, run, vqvae, prior):
         if len(shown):
             figures.head_figure(shown, head_positions, geometry, new / "head.png")
         if arguments.evaluate:
-            judged = judge_heads(new, heads[:num_judged], run, vqvae, prior, splits, coded)
+            judged = judge_heads(heads[:num_judged], run, vqvae, prior, splits, coded)
             judged |= {"seed": arguments.seed, "temperature": arguments.temperature}
             page["head_table"] = judge.head_table(judged)
         report.write_report(new / "report.html", **facts_of_page(arguments, run), **page, margin=vqvae.margin,
@@ -318,8 +315,8 @@ def keep_evaluation(path, judged):
     write_json(path, {"heads": judged})
 
 
-def judge_heads(folder, heads, run, vqvae, prior, splits, coded):
-    """The figures of sampled heads, uint8 (N, S, H, W), beside people; draws neighbours.png."""
+def judge_heads(heads, run, vqvae, prior, splits, coded):
+    """The figures of sampled heads, uint8 (N, S, H, W), beside people."""
     print("Judging heads ...", flush=True)
     indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
     chosen = {name: rows[spread(len(rows), judge.NUM_HEADS)] for name, rows in indices.items()}
@@ -329,19 +326,9 @@ def judge_heads(folder, heads, run, vqvae, prior, splits, coded):
                      for name, people in codes.items()}
     noise = [decode_heads(vqvae, judge.mix_people(codes[name], axes=3), prior.slice_positions)
              for name in ("validate", "test")]
-    train = splits["train"]
-    measured, found = judge.evaluate_heads(heads, originals, reconstructed, noise,
-                                           (train.images, indices["train"]), run.geometry.pixel_size)
+    train = splits["train"].images, indices["train"]
+    measured = judge.evaluate_heads(heads, originals, reconstructed, noise, train, run.geometry.pixel_size)
     bits = [metrics.code_lengths_of_heads(prior, coded[name], chosen[name]) for name in ("train", "test")]
-    # Four slices of the first heads over those of the training heads nearest to them
-    columns, shown, neighbours, captions = spread(heads.shape[1], 4), heads[:PICTURED_HEADS], [], []
-    for _, person, distance, is_mirrored in zip(shown, *map(found.get, ("nearest", "distances", "mirrored"))):
-        rows = indices["train"][person, columns]
-        neighbours.extend(train.images[rows][..., ::-1] if is_mirrored else train.images[rows])
-        captions += [f"case {train.cases[row]}, slice {train.positions[row]}\nhead's distance {distance:.2f}"
-                     for row in rows]
-    figures.neighbour_grid(np.concatenate(shown[:, columns]), np.stack(neighbours), captions,
-                           folder / "neighbours.png")
     return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(bits[0].mean()),
                        **judge.area_under_curve("membership", bits)}
 

@@ -323,22 +323,19 @@ class NearestPerson:
     def find(self, heads):
         """The nearest training people of heads; of training people themselves, the nearest others.
 
-        Returns a dict of (N,): `distances` of whole heads; `nearest`, the indices; `mirrored`, whether the
-        mirror image is nearer (the same person: the prior learns both); `over_second`, the distance over the
-        second nearest's, in the part where that is least.
+        A mirrored person is the same one, for the prior learns both. Returns two float (N,): the distances of
+        whole heads; the distance over the second nearest's, in the part where that is least.
         """
-        found, over_second, rows = {}, [], np.arange(len(heads))
+        distances, over_second = [], []
         parts = self._parts(heads), self._parts(heads[..., ::-1]), self.parts_of_train
-        for plain, mirrored, people in zip(*parts):
-            both = np.stack([euclidean_distances(part, people) for part in (plain, mirrored)])
+        for *sides, people in zip(*parts):
+            of_people = np.minimum(*(euclidean_distances(side, people) for side in sides))
             if heads is self.train:
-                both[:, rows, rows] = np.inf
-            first, second = np.sort(both.min(axis=0), axis=1)[:, :2].T
+                np.fill_diagonal(of_people, np.inf)
+            first, second = np.sort(of_people, axis=1)[:, :2].T
+            distances.append(first)
             over_second.append(first / np.maximum(second, 1e-6))
-            nearest = both.min(axis=0).argmin(axis=1)
-            is_mirrored = both[1, rows, nearest] < both[0, rows, nearest]
-            found = found or {"distances": first, "nearest": nearest, "mirrored": is_mirrored}
-        return found | {"over_second": np.min(over_second, axis=0)}
+        return distances[0], np.min(over_second, axis=0)
 
 
 def plant(heads, pixel_size):
@@ -355,24 +352,23 @@ def plant(heads, pixel_size):
 
 
 def evaluate_copies(sampled, new_people, train, pixel_size):
-    """The figures on copies, and the details, of `evaluate_heads`."""
+    """The figures on copies of `evaluate_heads`."""
     images, indices = train
     search = NearestPerson(np.concatenate([coarse([images[rows]]) for rows in indices]))
-    found, new = search.find(coarse(sampled)), search.find(coarse(new_people))
-    over_second = found.pop("over_second")
+    (distances, ratios), (new_distances, new_ratios) = map(search.find, map(coarse, (sampled, new_people)))
     # The limit is the k-th least of n people who are no copies, training people beside the others among them:
     # the next person's figure is below it with a chance of k / (n + 1).
-    no_copies = np.sort(np.concatenate([new["over_second"], search.find(search.train)["over_second"]]))
+    no_copies = np.sort(np.concatenate([new_ratios, search.find(search.train)[1]]))
     allowed = max(1, int(FALSE_ALARMS * (len(no_copies) + 1)))
     limit = no_copies[allowed - 1]
     originals = np.stack([images[rows] for rows in indices[spread(len(indices), PLANTED)]])
-    planted = [search.find(coarse(heads))["over_second"] for heads in plant(originals, pixel_size).values()]
-    return {**area_under_curve("distance_auc", (new["distances"], found["distances"])),
-            **with_interval("nearest_over_second", np.median, over_second),
-            **with_interval("nearest_over_second_new", np.median, new["over_second"]),
-            "copies": int((over_second < limit).sum()), "copies_limit": float(limit),
+    planted = [search.find(coarse(heads))[1] for heads in plant(originals, pixel_size).values()]
+    return {**area_under_curve("distance_auc", (new_distances, distances)),
+            **with_interval("nearest_over_second", np.median, ratios),
+            **with_interval("nearest_over_second_new", np.median, new_ratios),
+            "copies": int((ratios < limit).sum()), "copies_limit": float(limit),
             "copies_false_alarms": allowed / (len(no_copies) + 1), "copies_planted": len(originals),
-            "copies_found": int(np.sum(planted < limit, axis=1).min())}, found
+            "copies_found": int(np.sum(planted < limit, axis=1).min())}
 
 
 def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
@@ -381,16 +377,17 @@ def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
     `originals` and `reconstructed` are dicts of `train`, `validate` and `test` people; `noise` is (validate,
     test), decoded from `mix_people` of their codes; `train` is (slices, uint8 (M, H, W), indices of all
     training people, int (people, S)); `pixel_size` is in mm. Returns a dict of `num_heads`, `num_people` and
-    the figures of `ROWS` that need no code lengths; and what `NearestPerson.find` says of the heads.
+    the figures of `ROWS` that need no code lengths.
     """
-    new_people = reconstructed["validate"], reconstructed["test"]
-    copies, found = evaluate_copies(sampled, np.concatenate(new_people), train, pixel_size)
+    halves = reconstructed["validate"], reconstructed["test"]
+    new_people = np.concatenate(halves)
     errors = [np.array([np.square(np.float32(head) - other).mean() for head, other
                         in zip(originals[name], reconstructed[name])]) for name in ("train", "test")]
-    groups = {"": sampled, "_train": reconstructed["train"], "_new": np.concatenate(new_people)}
+    groups = {"": sampled, "_train": reconstructed["train"], "_new": new_people}
     return {"num_heads": len(sampled), "num_people": {name: len(heads) for name, heads in originals.items()},
-            **told_apart_heads(sampled, new_people, noise), **copies, **evaluate_anatomy(groups),
-            **area_under_curve("membership_reconstruction", errors)}, found
+            **told_apart_heads(sampled, halves, noise),
+            **evaluate_copies(sampled, new_people, train, pixel_size), **evaluate_anatomy(groups),
+            **area_under_curve("membership_reconstruction", errors)}
 
 
 def head_table(measured):

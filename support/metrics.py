@@ -100,6 +100,11 @@ def bits_per_place(prior, coded, indices, conditional=True):
     return in_chunks(bits, np.asarray(indices))
 
 
+def code_lengths(prior, coded, conditional=True):
+    """The code length of each slice, float64 (N,), in bits per code; see `bits_per_place`."""
+    return bits_per_place(prior, coded, np.arange(len(coded.positions)), conditional).mean(axis=(1, 2))
+
+
 def code_lengths_of_heads(prior, coded, indices):
     """The bits per code, float64 (N,), of heads whose slices are int (N, S)."""
     return bits_per_place(prior, coded, indices.ravel()).reshape(len(indices), -1).mean(axis=1)
@@ -125,17 +130,16 @@ def evaluate(vqvae, prior, batches, coded, cases):
         of people's means, unless there is a single person. The details: `per_image`, a dict of float (N,),
         whose `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W).
     """
-    rows, alone, error_sum, slices = [], [], 0.0, np.arange(len(cases))
+    rows, alone, error_sum = [], [], 0.0
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):
-        indices = slices[len(rows):len(rows) + len(images)]
+        indices = np.arange(len(rows), len(rows) + len(images))
         originals, reconstructions = to_unit(images), to_unit(coded.decode(vqvae, indices))
         rows += [image_quality(*pair) for pair in zip(originals, reconstructions)]
         if vqvae.sees_neighbours:
             by_themselves = to_unit(vqvae.decode_codes(coded.codes[0][indices]))
             alone += [image_quality(*pair) for pair in zip(originals, by_themselves)]
         error_sum = error_sum + np.abs(originals - reconstructions).sum(axis=0)
-    columns = dict(zip(QUALITY, np.array(rows).T))
-    columns["bits_per_code"] = bits_per_place(prior, coded, slices).mean(axis=(1, 2))
+    columns = dict(zip(QUALITY, np.array(rows).T)) | {"bits_per_code": code_lengths(prior, coded)}
     measured = {name: float(values.mean()) for name, values in columns.items()}
     for name, values in zip(QUALITY, np.transpose(alone)):
         measured[f"{name}_alone"] = float(values.mean())
@@ -144,7 +148,7 @@ def evaluate(vqvae, prior, batches, coded, cases):
     for name, values in columns.items() if len(people) > 1 else ():
         measured[f"{name}_sd"] = float(np.std([values[cases == case].mean() for case in people], ddof=1))
     measured |= {"num_images": len(rows), **code_metrics(coded.codes[0], coded.num_embeddings),
-                 "bits_per_code_alone": float(bits_per_place(prior, coded, slices, conditional=False).mean()),
+                 "bits_per_code_alone": float(code_lengths(prior, coded, conditional=False).mean()),
                  "bytes_per_image": measured["bits_per_code"] * coded.codes[0][0].size / 8}
     per_image = {name: columns[name] for name in ("ssim", "ssim_foreground", "psnr", "bits_per_code")}
     return measured, {"per_image": per_image, "error_map": error_sum / len(rows)}

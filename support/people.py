@@ -92,12 +92,9 @@ def calibrate(conditions, outcomes):
     """Fits (shift, scale), (P,) each: ``shift + scale * person`` lets heads differ as much as people do.
 
     Sampled heads follow their person too weakly: the slices below weigh more, and errors pile up from slice
-    to slice. Each number of the outcome is taken as ``offset + slope * condition + noise`` (least squares).
-    The shift undoes the offset, the scale brings the variance of the outcome back to 1, that of people.
-
-    Args:
-        conditions: float (N, P), the persons on which N sampled heads were conditioned.
-        outcomes: float (N, P), the persons that `encode` finds in these heads.
+    to slice. Of N heads, `conditions` (N, P) are the persons that they were given, `outcomes` (N, P) those
+    that `encode` finds in them. Each number is taken as ``outcome = offset + slope * condition + noise``
+    (least squares). The shift undoes the offset; the scale brings the outcome's variance to people's, 1.
     """
     conditions, outcomes = np.float64(conditions), np.float64(outcomes)
     x, y = (values - values.mean(axis=0) for values in (conditions, outcomes))

@@ -41,7 +41,6 @@ MEANINGS = {
 
 class Examples(NamedTuple):
     """Images to look at: each original under its reconstruction, its codes and their bits beside it."""
-
     originals: np.ndarray  # (N, H, W) in [0, 1]
     reconstructions: np.ndarray  # likewise
     codes: np.ndarray  # int (N, g, g)
@@ -54,15 +53,12 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, e
     """Writes the page as HTML. What is None or empty is left out, with its heading.
 
     Args:
-        notice: see `synthetic.notice`.
-        margin: pixels that the model paints black on each side; they are cut off.
-        colours: (K, 3), see `figures.code_colours`.
+        notice, margin, colours: see `synthetic.notice`, `figures`, `figures.code_colours`.
         metrics: dict of numbers. A `NAME_sd` is shown as the spread of NAME.
         examples: `Examples`, of which four are shown.
         samples, sample_positions: (M, H, W) in [0, 1], and their M slice positions. Without samples the page
             is one of given images: then the heads are not called sampled, but reconstructed.
-        heads, head_positions: uint8 (P, S, H, W), from the lowest slice up, and their S slice positions.
-        geometry: `volumes.SliceGeometry` of the heads.
+        heads, head_positions, geometry: uint8 (P, S, H, W), their S slice positions and `SliceGeometry`.
         head_table: rows of texts, the first a heading; the others begin with a key of `judge.ROWS`.
     """
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,

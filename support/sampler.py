@@ -190,7 +190,7 @@ def _in_batches(prior, count, batch_size, sample):
 
 
 def _slice_codes(prior, sample, positions, indices, seed, temperature):
-    """Codes (B, g, g) of the samples `indices` of all at `positions`; `sample` is `sample_codes`, compiled."""
+    """Codes (B, g, g) of the samples `indices` of all `positions`; `sample` is `sample_codes`, compiled."""
     noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
     positions = tf.gather(positions, tf.minimum(indices, tf.shape(positions)[0] - 1))
     return sample(positions, noise, temperature, prior.no_context(tf.shape(indices)[0]), persons)
