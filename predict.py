@@ -12,6 +12,7 @@ if __name__ == "__main__":
     import support.environment  # noqa: F401
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 from pathlib import Path
@@ -200,7 +201,7 @@ def predict_people(arguments, run, vqvae, prior):
         splits = load_data(arguments, run, vqvae)
         if splits:
             dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
-            print(f"Encoding {sum(len(split.images) for split in splits.values()):,} images ...", flush=True)
+            print(f"Reconstructing {len(splits['test'].images):,} test images ...", flush=True)
             coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
             page = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"], arguments.seed)
         print(f"Sampling {len(positions)} slices ...", flush=True)
@@ -235,13 +236,14 @@ def predict_people(arguments, run, vqvae, prior):
             sampler.export(vqvae, prior, new)
     if judged:
         judge.print_heads(judged)
-        keep_evaluation(run.results_path("evaluation.json"), judged)
+        kept = run.results_path("evaluation.json")  # --write-dataset reads it; later calls leave it alone
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, {"heads": judged})
     print(f"Done. Open {folder / 'report.html'}")
 
 
 def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     """Measures the test split: a dict of what the page shows of it, `metrics` and `examples`."""
-    print(f"Reconstructing {len(test.images):,} test images ...", flush=True)
     codes, colours = coded.codes[0], figures.code_colours(vqvae.quantizer.embeddings)
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     per_image, ssim = details["per_image"], details["per_image"]["ssim"]
@@ -307,12 +309,6 @@ def facts_of_page(arguments, run):
     return {"title": f"VQ-VAE and PixelCNN: {name}", "notice": synthetic.notice_of(folder) or run.notice,
             "facts": {"run": name, "data": folder.name, "date": datetime.date.today().isoformat(),
                       "seed": arguments.seed, "commit of training": run.config.get("git_commit")}}
-
-
-def keep_evaluation(path, judged):
-    """Writes evaluation.json, which --write-dataset reads and no later call replaces unless it judges too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"heads": judged})
 
 
 def judge_heads(heads, run, vqvae, prior, splits, coded):
@@ -431,17 +427,13 @@ def encode_own(vqvae, prior, file):
 def read_codes(path, vqvae):
     """Reads codes, int32 (N, g, g), from a .npy file that holds them, or those of one image, (g, g)."""
     grid, count = vqvae.grid_size, vqvae.quantizer.num_embeddings
-    wanted = f"integers from 0 to {count - 1} of shape ({grid}, {grid}) or (N, {grid}, {grid})"
-    try:
+    with contextlib.suppress(ValueError, EOFError, AttributeError, BadZipFile):  # AttributeError: a .npz file
         codes = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false shape fills no memory
-        shape, dtype = codes.shape, codes.dtype
-    except (ValueError, EOFError, AttributeError, BadZipFile) as error:  # AttributeError: a .npz file
-        raise UserError(f"{path} is not a .npy file of codes; give {wanted}.") from error
-    if shape[-2:] != (grid, grid) or len(shape) > 3 or not codes.size or dtype.kind not in "iu":
-        raise UserError(f"{path} holds {dtype} of shape {shape}; codes of this run are {wanted}.")
-    if codes.min() < 0 or codes.max() >= count:
-        raise UserError(f"{path} holds numbers from {codes.min()} to {codes.max()}; codes here are {wanted}.")
-    return np.asarray(codes, np.int32).reshape(-1, grid, grid)
+        if (codes.ndim in (2, 3) and codes.shape[-2:] == (grid, grid) and codes.size
+                and codes.dtype.kind in "iu" and codes.min() >= 0 and codes.max() < count):
+            return np.asarray(codes, np.int32).reshape(-1, grid, grid)
+    raise UserError(f"{path} holds no codes of this run; give a .npy file of integers from 0 to {count - 1} of "
+                    f"shape ({grid}, {grid}) or (N, {grid}, {grid}).")
 
 
 def predict_codes(arguments, run, vqvae):

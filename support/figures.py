@@ -71,10 +71,10 @@ def plot_prior(history, code_entropy, path):
 
 
 def code_colours(codebook):
-    """A colour for each code, (K, D) -> (K, 3) in [0, 1]: three principal components, as far apart as vectors."""
+    """A colour for each code, (K, D) -> (K, 3) in [0, 1]: principal components, so like codes look alike."""
     codebook = np.asarray(codebook, np.float64)
     scores = PCA(min(3, *codebook.shape), svd_solver="full").fit_transform(codebook)
-    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
+    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))  # all on one scale below, like the vectors
     return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 

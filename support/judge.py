@@ -195,7 +195,6 @@ def told_apart_heads(sampled, new_people, noise):
 
     def small(heads):
         return np.stack([np.uint8(block_reduce(head, (1, side, side), np.mean)) for head in heads[box]])
-
     sampled, new_people, noise = small(sampled), [small(heads) for heads in new_people], map(small, noise)
     fakes = {"": (sampled[::2], sampled[1::2]), "_fake_noise": noise,
              "_fake_mean_person": [np.uint8(heads.mean(axis=0, keepdims=True)) for heads in new_people],
@@ -260,7 +259,6 @@ def evaluate_anatomy(groups):
     """Roughness, dark share and symmetry of heads, a dict by suffix, beside people's."""
     def sd_ratio(values, reference, axis=-1):  # training people may be all alike
         return np.std(values, ddof=1, axis=axis) / np.maximum(np.std(reference, ddof=1, axis=axis), 1e-12)
-
     columns, measured = {}, {}
     for suffix, heads in groups.items():
         rows = []
@@ -398,7 +396,6 @@ def head_table(measured):
         value, interval = measured[key], measured.get(f"{key}_interval")
         text = "{:.3g} to {:.3g}".format(*value) if isinstance(value, list) else f"{value:.3g}"
         return text + (" ({:.3g} to {:.3g})".format(*interval) if interval else "")
-
     table = [("", *COLUMNS.values(), "beside")]
     for name in (name for name in ROWS if name in measured):
         beside = {text: cell(name + suffix) for suffix, text in BESIDE.items()}

@@ -16,26 +16,21 @@ from support import figures, judge
 from support.images import brain_box, crop, spread
 from support.volumes import stack_name
 
-# What each figure of metrics.json is, by the heading that it stands under.
-MEANINGS = {
-    "Reconstruction": {
-        "ssim": "structural similarity, 7x7 window, 1 is equal",
-        "ssim_gaussian": "structural similarity, Gaussian window (Wang et al. 2004), 1 is equal",
-        "ssim_foreground": "the same over the original's brain only",
-        "ssim_alone": "ssim of slices decoded by themselves, not beside their neighbours",
-        "ssim_foreground_alone": "the same over the original's brain only",
-        "psnr": "peak signal-to-noise ratio in dB, more is better",
-        "mse": "mean squared error of intensities from 0 to 1",
-        "num_images": "test images measured",
-    },
-    "Codes and bits": {
-        "bits_per_code": "code length of whole heads, given slices below and person, whose bits are in it",
-        "bits_per_code_alone": "code length of single slices, without any context",
-        "bytes_per_image": "size of a slice, coded by the prior",
-        "code_entropy": "bits per code if codes were independent",
-        "perplexity": "number of equally likely codes with that entropy",
-        "codes_used": "codes that occur at all",
-    },
+MEANINGS = {  # of the figures of metrics.json
+    "ssim": "structural similarity, 7x7 window, 1 is equal",
+    "ssim_gaussian": "structural similarity, Gaussian window (Wang et al. 2004), 1 is equal",
+    "ssim_foreground": "the same over the original's brain only",
+    "ssim_alone": "ssim of slices decoded by themselves, not beside their neighbours",
+    "ssim_foreground_alone": "the same over the original's brain only",
+    "psnr": "peak signal-to-noise ratio in dB, more is better",
+    "mse": "mean squared error of intensities from 0 to 1",
+    "num_images": "test images measured",
+    "bits_per_code": "code length of whole heads, given slices below and person, whose bits are in it",
+    "bits_per_code_alone": "code length of single slices, without any context",
+    "bytes_per_image": "size of a slice, coded by the prior",
+    "code_entropy": "bits per code if codes were independent",
+    "perplexity": "number of equally likely codes with that entropy",
+    "codes_used": "codes that occur at all",
 }
 
 
@@ -63,11 +58,9 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, e
     """
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True)
-    content = {"title": title, "facts": facts, "notice": notice, "metric_groups": {}}
-    for heading, meanings in MEANINGS.items() if metrics else ():
-        content["metric_groups"][heading] = [
-            (name, _with_spread(metrics[name], metrics.get(f"{name}_sd")), meaning)
-            for name, meaning in meanings.items() if name in metrics]
+    content = {"title": title, "facts": facts, "notice": notice}
+    content["metrics"] = [(name, _with_spread(metrics[name], metrics.get(f"{name}_sd")), meaning)
+                          for name, meaning in MEANINGS.items() if name in (metrics or ())]
     if examples:
         content |= _example_pictures(examples, margin, colours)
     if samples is not None:

@@ -227,10 +227,8 @@ def export(vqvae, prior, folder):
 
     def export_slices(positions, seed, temperature):
         return _slice_codes(prior, compiled, positions, tf.range(tf.shape(positions)[0]), seed, temperature)
-
     def export_heads(count, seed, temperature):
         return _head_codes(prior, compiled, tf.range(count), seed, temperature, None, "heads")
-
     def decode_head(codes):
         return vqvae.decode_codes(codes, *(tf.gather(codes, indices) for indices in around))
 
