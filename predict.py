@@ -140,12 +140,9 @@ def load_models(run):
 def load_data(arguments, run, vqvae):
     """The splits that are needed: test; for --evaluate all three; None, and a line, if there are no data."""
     trained_on, side, fits = run.config["data"], vqvae.image_size, False
-    if not arguments.data_dir and Path(trained_on["folder"]).is_dir():
-        folder = Path(trained_on["folder"])
-    elif not arguments.data_dir and trained_on["is_demo"]:
-        folder = template.make_demo_cohort()
-    else:
-        folder = dataset.find_oasis(arguments.data_dir)
+    folder = Path(arguments.data_dir or trained_on["folder"])
+    if not arguments.data_dir and not folder.is_dir():
+        folder = template.make_demo_cohort() if trained_on["is_demo"] else dataset.find_oasis()
     if folder:
         splits = dataset.load_splits(folder, SPLITS if arguments.evaluate else ["test"],
                                      run.settings["limit"], arguments.cache_dir, trained_on["front"])
@@ -231,7 +228,6 @@ def predict_people(arguments, run, vqvae, prior):
         if splits:
             write_json(new / "metrics.json", page["metrics"] | ({"heads": judged} if judged else {}))
     if arguments.export:
-        print(f"Exporting encoder, decoder and both samplers to {arguments.export} ...", flush=True)
         with results_folder(arguments.export, "--export", "predict.py --export") as new:
             sampler.export(vqvae, prior, new)
     if judged:
@@ -407,10 +403,7 @@ def refuse_inputs_in(folder, files):
 
 
 def encode_own(vqvae, prior, file):
-    """Of an `OwnFile` the codes, int32 (N, g, g), their bits, float (N, g, g), and the bytes of each image.
-
-    Where the images' positions are unknown, bits are NaN and bytes None.
-    """
+    """An `OwnFile`'s codes (N, g, g), their bits, each image's bytes: NaN and None at unknown positions."""
     count, is_known = len(file.images), None not in file.positions
     split = dataset.Split.from_heads(file.images[np.newaxis], file.positions if is_known else range(count))
     if not is_known:
@@ -432,8 +425,8 @@ def read_codes(path, vqvae):
         if (codes.ndim in (2, 3) and codes.shape[-2:] == (grid, grid) and codes.size
                 and codes.dtype.kind in "iu" and codes.min() >= 0 and codes.max() < count):
             return np.asarray(codes, np.int32).reshape(-1, grid, grid)
-    raise UserError(f"{path} holds no codes of this run; give a .npy file of integers from 0 to {count - 1} of "
-                    f"shape ({grid}, {grid}) or (N, {grid}, {grid}).")
+    raise UserError(f"{path} holds no codes of this run; give a .npy file of integers from 0 to {count - 1} "
+                    f"of shape ({grid}, {grid}) or (N, {grid}, {grid}).")
 
 
 def predict_codes(arguments, run, vqvae):

@@ -79,10 +79,8 @@ def code_colours(codebook):
 
 
 def _draw_rows(rows, most=None):
-    """Draws rows of N pictures, (label, images, N captions above or none, options of `imshow`).
-
-    After `most` pictures all begins anew below. Returns the figure and its axes, by row and column.
-    """
+    """Draws rows of N pictures, (label, images, N captions or none, options of `imshow`): (figure, axes)."""
+    # After `most` pictures all begins anew below.
     count = len(rows[0][1])
     columns = min(count, most or count)
     rows = [(label, images[i:i + columns], captions[i:i + columns], options)
@@ -206,11 +204,8 @@ def progress_frame(originals, reconstructions, margin, title):
 
 
 def write_gif(frame_paths, path, max_frames=10, levels=32):
-    """Writes PNG frames as an endless GIF that rests on the first and longer on the last.
-
-    It keeps the first, the last, and more of the early ones, where most changes. With all 256 levels of gray
-    the file would be several times as large.
-    """
+    """Writes PNG frames as an endless GIF that rests on the first and longer on the last."""
+    # More early frames are kept, where most changes. All 256 levels of gray would take several times as much.
     indices = np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1
     step = 255 / (levels - 1)
     frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[index]) / step) * step))

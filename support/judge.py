@@ -65,8 +65,8 @@ PLANTED = 5  # copies of each kind
 def with_interval(name, statistic, *groups):
     """A figure and its 95 % interval: the percentile bootstrap over draws of people.
 
-    `statistic` makes a float of the groups, arrays (N,) with a value per person. Returns a dict of `name` and
-    `NAME_interval`, [low, high], unless a group is a single person.
+    `statistic` makes a float of groups (N,), a value per person. Returns a dict of `name` and, unless a group
+    is a single person, `NAME_interval`, [low, high].
     """
     value = {name: float(statistic(*groups))}
     if min(map(len, groups)) < 2:
@@ -186,11 +186,9 @@ def rougher(heads, by=1.1):
 
 
 def told_apart_heads(sampled, new_people, noise):
-    """What judges say of sampled heads, and of fakes that they have to find; see `evaluate_heads`.
-
-    In two folds: they learn from validation people and half of the sampled heads, and are tried on test
-    people and the other half; then the other way round. For the floor, half of the people stand for samples.
-    """
+    """What judges say of sampled heads, and of fakes that they have to find; see `evaluate_heads`."""
+    # In two folds: they learn from validation people and half of the sampled heads, and are tried on test
+    # people and the other half; then the other way round. For "chance", half of the people are the samples.
     box, side = brain_box(np.concatenate(new_people)), -(-sampled.shape[-1] // JUDGE_SIDE)
 
     def small(heads):
@@ -301,7 +299,6 @@ class NearestPerson:
     Each head is brought to the pose of the mean training head by Gauss-Newton steps, all with that mean's
     derivatives (Baker, Matthews 2004). So a copy comes to lie on its original, at one registration a head.
     """
-
     def __init__(self, train):
         mean = train.mean(axis=0)
         steps = [_unit(np.stack([_move(mean, pose), _move(mean, -pose)])) for pose in np.eye(5)]
@@ -319,10 +316,8 @@ class NearestPerson:
         return list(map(_unit, (moved, *np.array_split(moved, 2, axis=1), *np.array_split(moved, 2, axis=3))))
 
     def find(self, heads):
-        """The nearest training people of heads; of training people themselves, the nearest others.
-
-        A mirrored person is the same one, for the prior learns both. Returns two float (N,): the distances of
-        whole heads; the distance over the second nearest's, in the part where that is least.
+        """The distances, float (N,), of heads to the nearest training person, of these to the nearest other;
+        and the same over those to the second nearest, in the part where that is least.
         """
         distances, over_second = [], []
         parts = self._parts(heads), self._parts(heads[..., ::-1]), self.parts_of_train
@@ -373,9 +368,9 @@ def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
     """Measures sampled heads (N, S, H, W) beside people, two at least of each kind.
 
     `originals` and `reconstructed` are dicts of `train`, `validate` and `test` people; `noise` is (validate,
-    test), decoded from `mix_people` of their codes; `train` is (slices, uint8 (M, H, W), indices of all
-    training people, int (people, S)); `pixel_size` is in mm. Returns a dict of `num_heads`, `num_people` and
-    the figures of `ROWS` that need no code lengths.
+    test), decoded from `mix_people` of their codes; `train` is (all its slices, uint8 (M, H, W), indices of
+    its people, int (people, S)). Returns a dict of `num_heads`, `num_people` and the figures of `ROWS` that
+    need no code lengths.
     """
     halves = reconstructed["validate"], reconstructed["test"]
     new_people = np.concatenate(halves)

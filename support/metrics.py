@@ -63,11 +63,7 @@ def baselines(train_images, images):
 
 
 def code_metrics(codes, num_embeddings):
-    """How codes (N, ...) from 0 to num_embeddings - 1 use the codebook.
-
-    Returns a dict of `code_entropy` (bits per code, if codes were independent), `perplexity` (2 to that: the
-    number of equally likely codes with the same entropy) and `codes_used`.
-    """
+    """How codes (N, ...) from 0 to num_embeddings - 1 use the codebook: see the dict, and `report.MEANINGS`."""
     # One by one: bincount turns each code into 8 bytes.
     counts = sum(np.bincount(np.ravel(grid), minlength=num_embeddings) for grid in codes)
     share = counts[counts > 0] / counts.sum()
@@ -124,11 +120,10 @@ def evaluate(vqvae, prior, batches, coded, cases):
 
     Returns:
         (the dict of metrics.json, details). The former: `reconstruction_metrics` of slices in their heads,
-        and, as NAME_alone, of slices by themselves if the decoder sees neighbours; `code_metrics`;
-        `bits_per_code` of slices given those below and the person, whose bits are included;
-        `bits_per_code_alone`, of slices by themselves; `bytes_per_image`; `NAME_sd`, the standard deviation
-        of people's means, unless there is a single person. The details: `per_image`, a dict of float (N,),
-        whose `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W).
+        and, as NAME_alone, of slices by themselves if the decoder sees neighbours; `code_metrics`; bits and
+        bytes (the person's included, but not in `bits_per_code_alone`); `NAME_sd`, the standard deviation of
+        people's means, unless there is a single person. The details: `per_image`, a dict of float (N,), whose
+        `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W).
     """
     rows, alone, error_sum = [], [], 0.0
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):

@@ -77,10 +77,8 @@ def picture_to_grid(grid_size):
 
 
 def sample(quantiles, uniform):
-    """New persons, float32 (N, P), by quantiles (101, P), from uniform numbers (N, P) in [0, 1).
-
-    Their numbers are independent, so that no training person is reproduced.
-    """
+    """New persons, float32 (N, P), by quantiles (101, P), from uniform numbers (N, P) in [0, 1)."""
+    # Their numbers are independent, so that no training person is reproduced.
     index = tf.transpose(uniform) * (NUM_QUANTILES - 1)
     lower = tf.minimum(tf.cast(index, tf.int32), NUM_QUANTILES - 2)
     table = tf.transpose(quantiles)
@@ -110,14 +108,3 @@ def fit_measure(persons, values):
     """Fits ``values = offset + persons @ weights`` to persons (N, P) by ridge: (weights (P,), offset)."""
     ridge = RidgeCV(alphas=np.geomspace(0.1, 1000, 9)).fit(persons, values)
     return ridge.coef_, float(ridge.intercept_)
-
-
-def value_at(quantiles, share):
-    """The value that a share of people, in [0, 1], lies below; `quantiles` are theirs, evenly spaced."""
-    return np.interp(share, np.linspace(0, 1, len(quantiles)), quantiles)
-
-
-def steer(persons, weights, offset, target):
-    """Shifts persons (N, P) along `weights` until ``offset + persons @ weights`` is `target`, one or (N,)."""
-    missing = target - offset - persons @ weights
-    return persons + np.outer(missing, weights) / (weights @ weights)

@@ -58,9 +58,11 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, e
     """
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True)
-    content = {"title": title, "facts": facts, "notice": notice}
-    content["metrics"] = [(name, _with_spread(metrics[name], metrics.get(f"{name}_sd")), meaning)
-                          for name, meaning in MEANINGS.items() if name in (metrics or ())]
+    content = {"title": title, "facts": facts, "notice": notice, "metrics": []}
+    for name in (name for name in MEANINGS if name in (metrics or ())):
+        value, sd = metrics[name], metrics.get(f"{name}_sd")
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        content["metrics"].append((name, f"{text} ± {sd:.2g}" if sd else text, MEANINGS[name]))
     if examples:
         content |= _example_pictures(examples, margin, colours)
     if samples is not None:
@@ -76,12 +78,6 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, e
     content["head_table"] = [[*row, judge.ROWS.get(row[0], "what it is")] for row in head_table]
     page = templates.get_template("report.html").render(content)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a folder's name need not be text
-
-
-def _with_spread(value, spread):
-    """A figure as text, with its standard deviation over people if there is one: "0.9166 ± 0.0083"."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{text} ± {spread:.2g}" if spread else text
 
 
 def _png(picture):

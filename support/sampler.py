@@ -14,10 +14,7 @@ from support.slices import neighbours
 
 
 def uniform(seed, stream, indices, shape, minval=0.0):
-    """Uniform numbers in [minval, 1), float32 (N, *shape), of items with int32 indices (N,).
-
-    Each item's depend on seed, stream (a name) and its index alone, and are independent of all others.
-    """
+    """Uniform numbers in [minval, 1), float32 (N, *shape), each item's by seed, stream and index alone."""
     fold_in = tf.random.experimental.stateless_fold_in
     stream_seed = fold_in(tf.stack([tf.cast(seed, tf.int32), 0]), zlib.crc32(stream.encode()) % 2 ** 31)
     return tf.map_fn(
@@ -45,11 +42,13 @@ def steered_people(prior, ventricles, count, seed, quantile):
     """The persons of `sample_heads`, but with ventricles of a given size: float (count, P).
 
     The size is given as a quantile among training people, from 0 to 1, one for all or float (count,).
-    `ventricles` says how it follows from a person, the dict of `Run.read_ventricles`.
+    `ventricles`, the dict of `Run.read_ventricles`, says how it follows from a person.
     """
-    target = people.value_at(ventricles["quantiles"], quantile)
+    weights, sizes = np.array(ventricles["weights"]), ventricles["quantiles"]
     persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
-    persons = people.steer(persons, np.array(ventricles["weights"]), ventricles["offset"], target)
+    target = np.interp(quantile, np.linspace(0, 1, len(sizes)), sizes)
+    missing = target - ventricles["offset"] - persons @ weights
+    persons = persons + np.outer(missing, weights) / (weights @ weights)  # the shortest way there
     return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
 
 
@@ -62,8 +61,7 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
     layer.
 
     Args:
-        positions: int32 tensor (B,).
-        noise: float32 (B, g, g, K), see `gumbel_noise`.
+        positions, noise: int32 (B,); float32 (B, g, g, K), see `gumbel_noise`.
         temperature: float32 scalar; 1 samples from the model, 0 takes the likeliest code each time.
         context, person: those of `PixelCNN.call`; None for no slices below, for the average person.
     """
@@ -145,7 +143,7 @@ def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
 
     Args:
         positions: int (N,), N > 0, of each sample; ValueError if training people have no slices there.
-        seed, temperature: see `uniform`, `sample_codes`.
+        temperature: 1 samples from the model, less is blander.
         batch_size: samples side by side; by default as many as suit the machine.
     """
     positions = np.asarray(positions, np.int32)
@@ -159,13 +157,9 @@ def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
 def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
     """Samples heads: codes, int32 NumPy (N, positions, g, g), of the prior's `slice_positions`.
 
-    They are sampled from the lowest slice up, each slice given the head's person and the slices below. Head i
-    depends on (seed, stream, i) alone.
-
-    Args:
-        seed, temperature, batch_size: see `sample_slices`.
-        persons: float (N, P), to condition the N heads on; by default new ones, calibrated.
-        stream: the name of the random stream.
+    They are sampled from the lowest slice up, each slice given the head's person and the slices below: those
+    are `persons`, float (N, P), by default new ones, calibrated. Head i depends on (seed, stream, i) alone.
+    See `sample_slices`.
     """
     heads = heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream)
     none = np.zeros((0, len(prior.slice_positions), prior.grid_size, prior.grid_size), np.int32)
