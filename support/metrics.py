@@ -63,7 +63,7 @@ def baselines(train_images, images):
 
 
 def code_metrics(codes, num_embeddings):
-    """How codes (N, ...) from 0 to num_embeddings - 1 use the codebook: see the dict, and `report.MEANINGS`."""
+    """How codes (N, ...) from 0 to num_embeddings - 1 use the codebook: a dict, see `report.MEANINGS`."""
     # One by one: bincount turns each code into 8 bytes.
     counts = sum(np.bincount(np.ravel(grid), minlength=num_embeddings) for grid in codes)
     share = counts[counts > 0] / counts.sum()
