@@ -100,7 +100,7 @@ def heads(results):
              "membership": "membership by code length (AUC)",
              "membership_reconstruction": "membership by stage 1's error (AUC)",
              "membership_reference": "membership by reference prior (AUC)"}
-    record = results["heads"]
+    record = results["pretrained_heads"]
 
     def cell(name):
         if name not in record:
@@ -119,7 +119,7 @@ def judges(results):
              "rougher": "slices that differ by 10 % more"}
     rows = [["AUC", *fakes.values()]]
     for name, label in (("told_apart_slices", "by slice"), ("told_apart_heads", "by head")):
-        values = [results["heads"].get(f"{name}_fake_{fake}") for fake in fakes]
+        values = [results["pretrained_heads"].get(f"{name}_fake_{fake}") for fake in fakes]
         rows.append([label, *(NOT_APPLICABLE if value is None else f"{value:.2f}" for value in values)])
     return rows
 
