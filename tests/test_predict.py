@@ -21,6 +21,7 @@ import dataset
 import modules
 import predict
 from support import cli, judge, metrics, own_images, runs, sampler, slices, volumes
+from support.images import to_uint8
 from support.runs import Run
 from support.template import cut_axial, load_mni152
 from tests.conftest import check_refused
@@ -187,15 +188,15 @@ def test_samples_and_heads_are_those_of_seed_and_temperature(models, tmp_path, m
                   str(out), "--export", f"{tmp_path}/exported", "--cache-dir", f"{tmp_path}/cache"])
     assert names_in(tmp_path / "exported") == {"model.pb", "files.json"}
     assert len(list((tmp_path / "cache").glob("slices-*.npy"))) == 1  # of the test split
-    samples = prior.sample(range(8), seed=5, temperature=0.8)
-    heads = predict.decode_heads(vqvae, np.stack([samples, *prior.sample_heads(4, seed=5, temperature=0.8)]))
+    samples = to_uint8(vqvae.decode_codes(prior.sample(range(8), seed=5, temperature=0.8))[..., 0])
+    heads = predict.decode_heads(vqvae, prior.sample_heads(4, seed=5, temperature=0.8), range(8))
     assert len(list(out.glob("sample_*.png"))) == 8 and len(list(out.glob("head_*.nii.gz"))) == 4
     written = np.stack([pixels(out / f"sample_{k:04d}_slice_{k}.png") for k in range(8)])
-    assert np.abs(written.astype(int) - heads[0]).max() <= 1
+    assert np.abs(written.astype(int) - samples).max() <= 1
     volume = nibabel.load(out / "head_003.nii.gz")
     # x to the right, y to the front, z up: the image's rows run backwards, its columns to the right.
     slices = np.asarray(volume.dataobj).transpose(2, 1, 0)[:, ::-1]
-    assert np.abs(slices.astype(int) - heads[4]).max() <= 1
+    assert np.abs(slices.astype(int) - heads[3]).max() <= 1
     assert volume.header.get_zooms()[:2] == (4, 4)  # 256 mm over 64 pixels
 
 
@@ -220,8 +221,8 @@ def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models)
     change_config(copied, "data", folder="/gone")
     predict.main(["--run-dir", str(copied), "--heads", "2", "--ventricles", "0.25", "--num-samples", "2"])
     persons = sampler.steered_people(prior, measure, 2, 0, 0.25)
-    expected = predict.decode_heads(models[0], sampler.sample_heads(prior, 2, 0, persons=persons))
-    written, _ = volumes.read_slices(copied / "predictions" / "head_001.nii.gz")
+    expected = predict.decode_heads(models[0], sampler.sample_heads(prior, 2, 0, persons=persons), range(8))
+    written = volumes.read_slices(copied / "predictions" / "head_001.nii.gz").slices
     assert np.abs(written.astype(int) - expected[1]).max() <= 1
 
 
@@ -230,7 +231,7 @@ def test_a_data_set_holds_the_heads_of_the_seed(copied, models, tmp_path, capsys
     predict.main(["--run-dir", str(copied), "--write-dataset", str(tmp_path / "set"), "--heads", "5",
                   "--seed", "4", "--temperature", "0.7"])
     assert "5 heads in" in capsys.readouterr().out and not (copied / "predictions").exists()
-    expected = predict.decode_heads(models[0], models[1].sample_heads(5, seed=4, temperature=0.7))
+    expected = predict.decode_heads(models[0], models[1].sample_heads(5, seed=4, temperature=0.7), range(8))
     splits = dataset.load_splits(tmp_path / "set")
     images = np.concatenate([split.images for split in splits.values()])
     assert np.abs(images.reshape(expected.shape).astype(int) - expected).max() <= 1
