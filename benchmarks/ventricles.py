@@ -65,7 +65,8 @@ def sample(vqvae, prior, measure, count, quantile):
     `measure` is the dict of ventricles.json, `quantile` one for all or float (count,).
     """
     persons = sampler.steered_people(prior, measure, count, SEED, quantile)
-    return predict.decode_heads(vqvae, sampler.sample_heads(prior, count, SEED, persons=persons))
+    codes = sampler.sample_heads(prior, count, SEED, persons=persons)
+    return predict.decode_heads(vqvae, codes, prior.slice_positions)
 
 
 def sizes_of(heads):
