@@ -93,7 +93,7 @@ def _example_pictures(examples, margin, colours):
     """Pictures and texts of up to four of the `Examples`, and the end of the scale of bits, if known."""
     bits, top, shown = examples.bits, None, []
     if bits is not None:  # the most that a code needs, rounded up
-        top = max(1, math.ceil(bits.max(initial=0, where=np.isfinite(bits))))
+        top = max(1, math.ceil(bits.max()))
     for index in spread(len(examples.captions), 4):
         maps = [("codes", _png(colours[examples.codes[index]]))]
         if top:
