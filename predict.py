@@ -335,8 +335,7 @@ def write_dataset(arguments, run, vqvae, prior):
                                      arguments.ventricles)
     with cli.advise(f"{folder} was not written"):
         synthetic.write_png_heads(folder, heads, description)
-    counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
-    print(f"Done: {count} heads in {folder} ({counts}). {description['says']} {description['prior_says']}")
+    print(f"Done: {count} heads in {folder}. {description['says']} {description['prior_says']}")
 
 
 def predict_images(arguments, run, vqvae, prior):

@@ -138,11 +138,10 @@ def axes_caption(geometry):
 
 
 def head_planes(head, geometry):
-    """All cuts through a head, uint8 (S, H, W), of a `volumes.SliceGeometry`, in three planes.
+    """All cuts through a head, uint8 (S, H, W): three of (name, cuts, width and height of a cut in mm).
 
-    Returns three of (name, cuts, width and height of a cut in mm): the slices; the cuts along their rows,
-    uint8 (H, S, W), and along their columns, (W, S, H), the highest slice on top. If front is up in the
-    slices, the latter are coronal, and sagittal with front on the left.
+    They are the slices; the cuts along their rows, uint8 (H, S, W), and along their columns, (W, S, H), with
+    the highest slice on top. If front is up in the slices: coronal, and sagittal with front on the left.
     """
     depth, height, width = np.multiply(head.shape, [geometry.spacing, *[geometry.pixel_size] * 2]).tolist()
     along_rows, along_columns = head[::-1].swapaxes(0, 1), head[::-1].transpose(2, 0, 1)
@@ -211,5 +210,4 @@ def write_gif(frame_paths, path, max_frames=10, levels=32):
     frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[index]) / step) * step))
               for index in indices]
     durations = [1200, *[600] * (len(frames) - 2), 3000]
-    # Of a single frame, Pillow wants a single duration.
-    imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)
+    imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)

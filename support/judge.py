@@ -171,10 +171,7 @@ def judge_scores(learned, tried, channels, seed=0):
 
 
 def mix_people(arrays, axes=1, seed=0):
-    """As many mixtures as people, (N, S, ...): each part is drawn from any of them and keeps its place.
-
-    Parts are slices; with 3 `axes`, of codes (N, S, g, g), single codes: noise with the right frequencies.
-    """
+    """Mixtures (N, S, ...) of people: each slice, or with 3 `axes` each code, is a random person's there."""
     people = np.random.default_rng(seed).integers(len(arrays), size=arrays.shape[:1 + axes])
     return np.take_along_axis(arrays, np.expand_dims(people, tuple(range(people.ndim, arrays.ndim))), axis=0)
 

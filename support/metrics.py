@@ -23,10 +23,8 @@ def ssim(original, reconstruction):
 
 
 def ssim_gaussian(original, reconstruction):
-    """SSIM with the Gaussian window of Wang et al. 2004: https://doi.org/10.1109/TIP.2003.819861
-
-    Returns (mean over the image, mean over the original's brain; the first again if there is none).
-    """
+    """SSIM with a Gaussian window: (mean, mean over the original's brain, of all if it has none)."""
+    # Wang et al. 2004: https://doi.org/10.1109/TIP.2003.819861
     mean, ssim_map = structural_similarity(original, np.clip(reconstruction, 0, 1), data_range=1.0, full=True,
                                            gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
     brain = original > FOREGROUND
@@ -81,10 +79,9 @@ def _compiled_log_prob(prior):
 
 
 def bits_per_place(prior, coded, indices, conditional=True):
-    """The prior's code length in bits of each code of slices, float64 (M, g, g): high if it was unexpected.
+    """The code length in bits, float64 (M, g, g), of each code of M slices of a `dataset.CodedSplit`.
 
-    The slices are `indices`, int (M,), of a `dataset.CodedSplit`, in version 0. `conditional`: whether the
-    slices below and the person are given to the prior.
+    Version 0 is measured. `conditional`: whether the slices below and the person are given to the prior.
     """
     def bits(indices):
         inputs = [coded.slices(indices), coded.positions[indices]]

@@ -47,14 +47,9 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, e
                  sample_positions=(), heads=(), head_positions=(), geometry=None, head_table=()):
     """Writes the page as HTML. What is None or empty is left out, with its heading.
 
-    Args:
-        notice, margin, colours: see `synthetic.notice`, `figures`, `figures.code_colours`.
-        metrics: dict of numbers. A `NAME_sd` is shown as the spread of NAME.
-        examples: `Examples`, of which four are shown.
-        samples, sample_positions: (M, H, W) in [0, 1], and their M slice positions. Without samples the page
-            is one of given images: then the heads are not called sampled, but reconstructed.
-        heads, head_positions, geometry: uint8 (P, S, H, W), their S slice positions and `SliceGeometry`.
-        head_table: rows of texts, the first a heading; the others begin with a key of `judge.ROWS`.
+    See `synthetic.notice`, `figures.code_colours`, `metrics.evaluate`, `judge.head_table`. Of the `Examples`
+    four are shown. `samples` are (M, H, W) in [0, 1]; `heads` uint8 (P, S, H, W). Without samples the page is
+    one of given images: then heads are not called sampled, but reconstructed.
     """
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True)

@@ -68,11 +68,9 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
     with prior.full_float32():
         size, batch, filters = prior.grid_size, tf.shape(positions)[0], prior.num_filters
         condition, grid_features = prior.condition_features(positions, context, person)
-
         def sample_row(row, previous, windows, keys, codes):
             rows = tf.gather(grid_features, [row], axis=1) + previous
             vertical, from_vertical, windows, keys = _vertical_row(prior, rows, condition, row, windows, keys)
-
             def sample_code(column, previous, windows, row_codes):
                 horizontal = grid_features[:, row, column][:, tf.newaxis, tf.newaxis] + previous
                 new_windows = []
@@ -173,10 +171,8 @@ def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, per
 
 
 def _in_batches(prior, count, batch_size, sample):
-    """Yields the codes that `sample` makes of items 0 to `count` - 1, given int32 indices (B,), as NumPy.
-
-    All batches have one size, for another would be compiled anew: the last is filled up, and cut.
-    """
+    """Yields the codes that `sample` makes of items 0 to `count` - 1, given int32 indices (B,), as NumPy."""
+    # All batches have one size, for another would be compiled anew: the last is filled up, and cut.
     batch_size = batch_size or samples_at_once(4 * prior.grid_size ** 2 * prior.num_embeddings)
     size = max(1, math.ceil(count / max(1, math.ceil(count / batch_size))))  # so that little is filled up
     for first in tqdm(range(0, count, size), "Sampling", unit=" batches", leave=False, disable=None):
