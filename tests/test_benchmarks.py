@@ -16,12 +16,9 @@ from benchmarks.memory import run_watched
 from benchmarks.tiny import write_cohort
 import dataset
 import predict
-from support import metrics, runs, synthetic, template
+from support import runs, synthetic, template
 from support.cli import UserError
-from support.images import empty_margin
 from support.runs import Run
-from tests.conftest import check_refused
-from tests.small import small_prior
 
 
 def test_sides_take_turns_in_alternating_order():
@@ -54,9 +51,6 @@ for line in sys.stdin:
         assert side.ask(0.5) == [side.process.pid, ["--steps", "3"], 0.5]
         with pytest.raises(RuntimeError, match="out of order"):
             side.ask("die")
-    measured = common.ask_in_turn(script, {"a": ["x"], "b": ["y"]}, 2)
-    assert [[answer[1] for answer in measured[name]] for name in "ab"] == [[["x"], ["x"]], [["y"], ["y"]]]
-    assert measured["a"][0] == measured["a"][1] != measured["b"][0]
 
 
 def test_finish_prints_the_last_line_and_records_it_with_its_origin(tmp_path, monkeypatch, capsys):
@@ -65,10 +59,8 @@ def test_finish_prints_the_last_line_and_records_it_with_its_origin(tmp_path, mo
     monkeypatch.setattr(common, "RESULTS", results)
     monkeypatch.setattr(sys, "argv", [f"{common.ROOT}/benchmarks/training.py", "--rounds", "4", "--record"])
     parser = common.argument_parser("Training.\n\nMore.", default_rounds=3)
-    common.finish("training", parser.parse_args([]), {"speed": 2})
-    assert json.loads(capsys.readouterr().out) == {"speed": 2}
-    assert json.loads(results.read_text())["training"] == {"speed": 1}
     common.finish("training", parser.parse_args(), {"speed": 2})
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"speed": 2}
     recorded = json.loads(results.read_text())
     entry = recorded["training"]
     assert recorded == {"scaling": {"speed": 3}, "training": {
@@ -82,15 +74,6 @@ def test_a_run_is_described_by_its_own_files(trained):
     entry, measured = record.describe(run), json.loads((run.folder / "metrics.json").read_text())
     assert entry["codes_per_image"] == 64 and entry["bits_fixed"] == 64 * 4
     assert measured.items() <= entry.items() and entry["seconds"].keys() == {"vqvae", "pixelcnn"}
-
-
-def test_noise_has_the_border_and_random_codes_the_places_that_are_asked_for():
-    split = common.noise_split(2, 64, margin=8)
-    assert split.images.shape == (64, 64, 64) and empty_margin(split.images, 1) == 8
-    assert split.num_people == 2 and split.positions.tolist() == 2 * list(range(32))
-    coded = common.random_codes(common.noise_split(1, 32), small_prior(num_positions=32))
-    assert coded.codes.shape == (1, 32, 6, 6) and np.unique(coded.codes).tolist() == list(range(11))
-    assert coded.context[20].tolist() == [19, 18, 16, 12] and coded.context[1].tolist() == [0, 32, 32, 32]
 
 
 def test_multiply_adds_are_those_of_the_formula_and_the_share_of_the_peak_is_that_of_each_round():
@@ -115,11 +98,8 @@ def test_the_steps_that_keras_ran_are_counted(monkeypatch):
 
 def test_both_ways_of_loading_read_the_same_pixels(tmp_path):
     folder = write_cohort(tmp_path / "cohort", people=(2, 1, 1), slices=2)
-    ours, theirs = load_ours(folder, tmp_path / "cache"), load_theirs(folder, None)
-    for images, floats in zip(ours, theirs, strict=True):
-        assert images.dtype == np.uint8 and floats.dtype == np.float64 and images.shape == floats.shape
-        sums = np.round(255 * floats.sum(axis=(1, 2)))
-        np.testing.assert_array_equal(sorted(images.sum(axis=(1, 2))), sorted(sums))
+    for ours, theirs in zip(load_ours(folder, tmp_path / "cache"), load_theirs(folder, None), strict=True):
+        np.testing.assert_allclose(np.sort(ours, axis=None) / 255, np.sort(theirs, axis=None))
 
 
 def test_memory_within_a_limit_is_watched(tmp_path, monkeypatch):
@@ -220,24 +200,18 @@ def test_ventricles_of_sampled_heads_are_measured_and_drawn(trained, tmp_path, m
 
 def test_the_attack_takes_the_reference_off_and_adds_to_the_evaluation(trained, tmp_path, monkeypatch):
     run = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "run"))
-    heads, given = {"copies": 0}, []
-    (run.folder / "evaluation.json").write_text(json.dumps({"heads": heads}))
-    vqvae, prior = predict.load_models(run)
+    (run.folder / "evaluation.json").write_text('{"heads": {"copies": 0}}')
+    _, prior = predict.load_models(run)
 
     def reference(run, vqvae, splits):
-        given.append({name: np.unique(split.cases).tolist() for name, split in splits.items()})
+        assert np.unique(splits["train"].cases).tolist() == [2, 4]
         return prior  # the same: the difference says nothing
 
     monkeypatch.setattr(membership, "train_reference", reference)
     monkeypatch.setattr(sys, "argv", ["membership.py", "--run-dir", str(run.folder)])
     membership.main()
-    assert given == [{"train": [2, 4], "validate": [402, 403], "test": [441, 442]}]
     judged = json.loads((run.folder / "evaluation.json").read_text())["heads"]
     assert judged["copies"] == 0 and judged["membership_reference"] == 0.5
-    splits = dataset.load_splits(trained / "cohort")
-    lengths = membership.code_lengths(vqvae, prior, splits["test"])
-    bits = metrics.code_lengths(prior, dataset.encode_split(vqvae, prior, splits["test"]))
-    np.testing.assert_allclose(lengths, bits.reshape(2, 8).mean(axis=1), rtol=1e-5)
     # A member costs less under the prior that saw it, whatever it costs under both.
     monkeypatch.setattr(membership, "code_lengths", lambda vqvae, prior, split: prior[split])
     of_run = {"in": np.array([1, 3, 8]), "out": np.array([2, 4])}
@@ -262,15 +236,9 @@ def test_a_table_of_measured_records_is_filled():
 
 @pytest.mark.parametrize("name, entry, reason", (
     ("origins", {**ORIGIN, "transcribed": "from a README"}, "x was transcribed"),
-    ("machines", {key: value for key, value in ORIGIN.items() if key != "machine"}, "no 'machine'"),
     ("origins", {**ORIGIN, "commit": ""}, "an empty cell"),
     ("epochs", {"epochs": []}, "The table epochs cannot be filled.*no rows"),
     ("epochs", {}, "no 'epochs'")))
 def test_what_was_not_measured_is_refused(name, entry, reason):
     with pytest.raises(UserError, match=reason):
         tables.fill(f"<!-- results: {name} -->\n| old |\n", {"loading" if name == "epochs" else "x": entry})
-
-
-def test_a_machine_without_a_gpu_is_not_timed_as_one(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    check_refused(lambda arguments: gpu.main(*arguments), [], "TensorFlow sees no GPU", capsys)
