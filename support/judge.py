@@ -313,9 +313,8 @@ class NearestPerson:
         return list(map(_unit, (moved, *np.array_split(moved, 2, axis=1), *np.array_split(moved, 2, axis=3))))
 
     def find(self, heads):
-        """The distances, float (N,), of heads to the nearest training person, of these to the nearest other;
-        and the same over those to the second nearest, in the part where that is least.
-        """
+        """Each head's distance to the nearest training person, its own left out, (N,); and that over the
+        distance to the second nearest, (N,), in the part where it is least."""
         distances, over_second = [], []
         parts = self._parts(heads), self._parts(heads[..., ::-1]), self.parts_of_train
         for *sides, people in zip(*parts):
