@@ -48,7 +48,7 @@ def test_heads_are_taken_whole_with_their_persons():
     vqvae, prior = small_vqvae(image_size=32), small_prior(grid_size=4, num_positions=32)
     heads = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 32), np.uint8)
     split = dataset.Split.from_heads(heads, range(32)).take(slice(1, None))  # one lacks a slice
-    pictures, _ = dataset.head_pictures(split, 0)
+    pictures, _ = dataset.head_pictures(split, 0, 32)
     prior.fit_people(pictures)
     whole, persons = codecs.take_heads(split, vqvae, prior, 2)
     np.testing.assert_array_equal(whole, heads[[1, 3]])

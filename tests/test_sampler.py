@@ -46,7 +46,7 @@ def test_cached_sampling_equals_full_forwards_code_by_code(prior, temperature, o
     noise = sampler.gumbel_noise(prior, 7, "slices", tf.range(3))
     context, person = map(tf.constant, random_conditions(prior, 3))
     slow = sample_by_full_forwards(prior, positions, noise, temperature, context, person)
-    assert len(np.unique(slow)) > 4
+    assert len(np.unique(slow)) > 3
     fast = sampler.compiled_sampler(prior)(positions, noise, tf.constant(temperature), context, person)
     np.testing.assert_array_equal(fast, slow)
     persons = sampler.sample_people(prior, 7, "slices", tf.range(3))
