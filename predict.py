@@ -12,6 +12,7 @@ if __name__ == "__main__":
     import support.environment  # noqa: F401
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 from pathlib import Path
@@ -46,6 +47,7 @@ def parse_arguments(argv):
     parser = cli.script_parser(__doc__)
     parser.argument_default = argparse.SUPPRESS  # an option that is given is told from one that is not
     add, command = parser.add_argument, parser.add_mutually_exclusive_group()
+    position = cli.number(int, 0, MAX_POSITIONS)
     add("--run-dir", metavar="DIR", help="folder of the run (default: the newest finished one in runs/)")
     add("--data-dir", metavar="DIR", help="of the PNG splits (default: the run's own, else as in train.py)")
     add("--cache-dir", metavar="DIR", help="folder to keep decoded slices in, for data larger than memory")
@@ -55,8 +57,9 @@ def parse_arguments(argv):
     command.add_argument("--write-dataset", metavar="DIR",
                          help="write --heads sampled heads, and nothing else, as PNG splits")
     add("--num-samples", type=cli.number(int, 1), metavar="N", help="single slices to sample (default: 16)")
-    add("--slice", type=slice_argument, metavar="K", help="slice position of the samples, 0 is the lowest, "
-        "or all for one sample of each (default: --num-samples spread over all)")
+    add("--slice", type=lambda text: text if text == "all" else position(text), metavar="K",
+        help="slice position of the samples, 0 is the lowest, or all for one sample of each (default: "
+        "--num-samples spread over all)")
     add("--heads", type=cli.number(int, 0), metavar="N",
         help="heads to sample: all slices of one new person each (default: 1)")
     add("--ventricles", type=cli.number(float, 0), metavar="Q", help="size of the heads' ventricles, from 0 "
@@ -74,22 +77,15 @@ def parse_arguments(argv):
                if option not in (command, "--run-dir", *USED[command])]
     if given.get("slice") == "all" and "num_samples" in given:
         useless.append(("--num-samples", "--slice all"))
-    if given.get("heads") == 0 and "ventricles" in given:
-        useless.append(("--ventricles", "--heads 0"))
+    if "ventricles" in given and "evaluate" in given:  # which judges heads as the model samples them
+        useless.append(("--ventricles", "--evaluate"))
     if useless:
         raise UserError("{} is of no use with {}; leave out the one or the other.".format(*useless[0]))
     if "write_dataset" in given and given.get("heads", 0) < len(SPLITS):
         raise UserError("--write-dataset needs --heads: how many to sample, at least 3, one for each split.")
-    if "ventricles" in given and "evaluate" in given:
-        raise UserError("--evaluate judges the heads as the model samples them; leave out --ventricles.")
     if given.get("ventricles", 0) > 1:
         raise UserError(f"--ventricles: expected a number from 0 to 1, got {given['ventricles']}.")
     return argparse.Namespace(**{**DEFAULTS, **given})
-
-
-def slice_argument(text):
-    """An argparse type: "all" or a slice position."""
-    return text if text == "all" else cli.number(int, 0, MAX_POSITIONS)(text)
 
 
 @cli.exit_on_user_error
@@ -113,10 +109,9 @@ def find_run(run_dir):
     """The `Run` in a folder; without one the newest finished in runs/, or the one in assets/pretrained."""
     if run_dir is None:
         run_dir = runs.newest()
-        if run_dir is not None and not Run.is_finished(run_dir):
-            print(f"{run_dir} is not finished: go on with train.py --resume, or name it with --run-dir.")
-            run_dir = None
-        if run_dir is None:
+        if run_dir is None or not Run.is_finished(run_dir):
+            if run_dir:
+                print(f"{run_dir} is not finished: go on with train.py --resume, or name it with --run-dir.")
             print("There is no finished run in runs/: using the pretrained weights, of simulated people.")
             return Run.load(runs.PRETRAINED)
     if not Run.has_models(Path(run_dir)):
@@ -130,14 +125,11 @@ def find_run(run_dir):
 
 def load_models(run):
     """A run's VQ-VAE and PixelCNN; a `UserError` if a file is damaged, or they do not belong together."""
-    expected = {name: value for name, value in run.config["vqvae"].items() if name != "sees_neighbours"}
     try:
         vqvae, prior = (modules.load_model(run.model_path(name), compile=False)
                         for name in ("vqvae", "pixelcnn"))
         if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
             raise ValueError("vqvae.keras or pixelcnn.keras holds the other's model")
-        if expected != {name: vqvae.settings.get(name) for name in expected}:
-            raise ValueError("vqvae.keras is not the model that config.json describes")
         modules.check_match(vqvae, prior)
     except ValueError as error:
         raise UserError(f"The run in {run.folder} cannot be used: {error}; put back the files that belong "
@@ -145,32 +137,22 @@ def load_models(run):
     return vqvae, prior
 
 
-def find_folder_of_splits(data_dir, trained_on):
-    """--data-dir, else the folder of the run's own splits, else as in train.py; None if they are not here."""
-    if not data_dir and Path(trained_on["folder"]).is_dir():
-        return Path(trained_on["folder"])
-    if not data_dir and trained_on["is_demo"]:
-        return template.make_demo_cohort()
-    return dataset.find_oasis(data_dir)
-
-
 def load_data(arguments, run, vqvae):
     """The splits that are needed: test; for --evaluate all three; None, and a line, if there are no data."""
-    trained_on, side = run.config["data"], vqvae.image_size
-    folder, splits = find_folder_of_splits(arguments.data_dir, trained_on), None
+    trained_on, side, fits = run.config["data"], vqvae.image_size, False
+    folder = Path(arguments.data_dir or trained_on["folder"])
+    if not arguments.data_dir and not folder.is_dir():
+        folder = template.make_demo_cohort() if trained_on["is_demo"] else dataset.find_oasis()
     if folder:
-        names = SPLITS if arguments.evaluate else ["test"]
-        splits = dataset.load_splits(folder, names, run.settings["limit"], arguments.cache_dir,
-                                     trained_on["front"])
-        found = splits["test"].images.shape[1]
-        if max(split.positions.max() for split in splits.values()) >= run.num_positions:
-            raise UserError(f"People in {folder} have more slices than the {run.num_positions}, 0 to "
-                            f"{run.num_positions - 1}, that {run.folder} knows; give --data-dir or --run-dir "
-                            "to match.")
-        if found != side and arguments.data_dir:
-            raise UserError(f"The images in {folder} are {found}x{found} pixels but the run in {run.folder} "
-                            f"was trained on {side}x{side}; give --data-dir or --run-dir to match.")
-    if not splits or found != side:  # others were found in their place
+        splits = dataset.load_splits(folder, SPLITS if arguments.evaluate else ["test"],
+                                     run.settings["limit"], arguments.cache_dir, trained_on["front"])
+        found, most = splits["test"].images.shape[1], max(split.positions.max() for split in splits.values())
+        fits = found == side and most < run.num_positions
+        if not fits and arguments.data_dir:
+            raise UserError(f"{folder} has slices 0 to {most} of {found}x{found} pixels, but {run.folder} "
+                            f"knows 0 to {run.num_positions - 1} of {side}x{side}; give --data-dir or "
+                            "--run-dir to match.")
+    if not fits:  # or others were found in their place
         missing = f"The {side}x{side} images of {run.folder}, {trained_on['folder']}, are not here"
         if arguments.evaluate:
             raise UserError(f"{missing}; say with --data-dir where they are.")
@@ -191,11 +173,6 @@ def load_data(arguments, run, vqvae):
     return splits
 
 
-def decode(vqvae, codes):
-    """Codes int (N, g, g) -> images, float (N, H, W) in [0, 1]."""
-    return in_chunks(lambda chunk: to_unit(vqvae.decode_codes(np.int32(chunk))), codes, size=16)
-
-
 def decode_heads(vqvae, heads, positions):
     """Codes of heads, int (N, S, g, g), at S positions -> uint8 (N, S, H, W)."""
     decoded = np.zeros((*heads.shape[:2], vqvae.image_size, vqvae.image_size), np.uint8)  # there may be none
@@ -214,23 +191,19 @@ def predict_people(arguments, run, vqvae, prior):
     positions = sample_positions(arguments.slice, arguments.num_samples, prior.slice_positions)
     persons = persons_of_heads(arguments, run, prior)
     folder = Path(arguments.output_dir or run.results_path("predictions"))
-    first, second = folder.resolve(), Path(arguments.export or "/").resolve()
-    if arguments.export and (first.is_relative_to(second) or second.is_relative_to(first)):
-        raise UserError(f"--export {arguments.export} and the results in {folder} need folders apart; "
-                        "give another.")
     if arguments.export:
         check_results_folder(arguments.export, "--export", "predict.py --export")  # before the work begins
-    measured, page, judged = {}, {}, {}
+    page, judged = {}, {}
     with results_folder(folder, "--output-dir", "predict.py") as new:
         splits = load_data(arguments, run, vqvae)
         if splits:
             dataset.warn_of_lost_border("test", splits["test"].images, vqvae.margin)
-            print(f"Encoding {sum(len(split.images) for split in splits.values()):,} images ...", flush=True)
+            print(f"Reconstructing {len(splits['test'].images):,} test images ...", flush=True)
             coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
-            measured, page = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"],
-                                              arguments.seed)
+            page = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"], arguments.seed)
         print(f"Sampling {len(positions)} slices ...", flush=True)
-        samples = decode(vqvae, prior.sample(positions, arguments.seed, arguments.temperature))
+        codes = prior.sample(positions, arguments.seed, arguments.temperature)
+        samples = in_chunks(lambda chunk: to_unit(vqvae.decode_codes(chunk)), codes, size=16)
         for number, (image, position) in enumerate(zip(samples, positions)):
             save_unit(image, new / f"sample_{number:04d}_slice_{position}.png")
         figures.sample_grid(samples, positions, vqvae.margin, new / "samples.png")
@@ -245,28 +218,28 @@ def predict_people(arguments, run, vqvae, prior):
         if len(shown):
             figures.head_figure(shown, head_positions, geometry, new / "head.png")
         if arguments.evaluate:
-            judged = judge_heads(new, heads[:num_judged], run, vqvae, prior, splits, coded)
+            judged = judge_heads(heads[:num_judged], run, vqvae, prior, splits, coded)
             judged |= {"seed": arguments.seed, "temperature": arguments.temperature}
             page["head_table"] = judge.head_table(judged)
         report.write_report(new / "report.html", **facts_of_page(arguments, run), **page, margin=vqvae.margin,
                             colours=figures.code_colours(vqvae.quantizer.embeddings), samples=samples,
                             sample_positions=positions, heads=shown, head_positions=head_positions,
                             geometry=geometry)
-        if measured:
-            write_json(new / "metrics.json", {**measured, **({"heads": judged} if judged else {})})
+        if splits:
+            write_json(new / "metrics.json", page["metrics"] | ({"heads": judged} if judged else {}))
     if arguments.export:
-        print(f"Exporting encoder, decoder and both samplers to {arguments.export} ...", flush=True)
         with results_folder(arguments.export, "--export", "predict.py --export") as new:
             sampler.export(vqvae, prior, new)
     if judged:
-        keep_evaluation(run.results_path("evaluation.json"), judged)
         judge.print_heads(judged)
+        kept = run.results_path("evaluation.json")  # --write-dataset reads it; later calls leave it alone
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, {"heads": judged})
     print(f"Done. Open {folder / 'report.html'}")
 
 
 def reconstruct_test(folder, vqvae, prior, test, coded, seed):
-    """Measures the test split: (metrics, what the page shows of it)."""
-    print(f"Reconstructing {len(test.images):,} test images ...", flush=True)
+    """Measures the test split: a dict of what the page shows of it, `metrics` and `examples`."""
     codes, colours = coded.codes[0], figures.code_colours(vqvae.quantizer.embeddings)
     measured, details = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     per_image, ssim = details["per_image"], details["per_image"]["ssim"]
@@ -290,7 +263,7 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, "
           f"inside the brain {measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per "
           f"code, {measured['bytes_per_image']:.0f} bytes per image.", flush=True)
-    return measured, {"metrics": measured, "examples": examples}
+    return {"metrics": measured, "examples": examples}
 
 
 def sample_positions(slice_, num_samples, positions):
@@ -334,17 +307,8 @@ def facts_of_page(arguments, run):
                       "seed": arguments.seed, "commit of training": run.config.get("git_commit")}}
 
 
-def keep_evaluation(path, judged):
-    """Writes evaluation.json, which --write-dataset reads and no later call replaces unless it judges too."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"heads": judged})
-    except OSError as error:  # another's run, which we may only read; all results are written already
-        print(f"Note: {path} cannot be written ({error.strerror}), so --write-dataset will not know of it.")
-
-
-def judge_heads(folder, heads, run, vqvae, prior, splits, coded):
-    """The figures of sampled heads, uint8 (N, S, H, W), beside people; draws neighbours.png."""
+def judge_heads(heads, run, vqvae, prior, splits, coded):
+    """The figures of sampled heads, uint8 (N, S, H, W), beside people."""
     print("Judging heads ...", flush=True)
     indices = {name: split.head_indices(prior.slice_positions) for name, split in splits.items()}
     chosen = {name: rows[spread(len(rows), judge.NUM_HEADS)] for name, rows in indices.items()}
@@ -354,19 +318,9 @@ def judge_heads(folder, heads, run, vqvae, prior, splits, coded):
                      for name, people in codes.items()}
     noise = [decode_heads(vqvae, judge.mix_people(codes[name], axes=3), prior.slice_positions)
              for name in ("validate", "test")]
-    train = splits["train"]
-    measured, found = judge.evaluate_heads(heads, originals, reconstructed, noise,
-                                           (train.images, indices["train"]), run.geometry.pixel_size)
+    train = splits["train"].images, indices["train"]
+    measured = judge.evaluate_heads(heads, originals, reconstructed, noise, train, run.geometry.pixel_size)
     bits = [metrics.code_lengths_of_heads(prior, coded[name], chosen[name]) for name in ("train", "test")]
-    # Four slices of the first heads over those of the training heads nearest to them
-    columns, shown, neighbours, captions = spread(heads.shape[1], 4), heads[:PICTURED_HEADS], [], []
-    for _, person, distance, is_mirrored in zip(shown, *map(found.get, ("nearest", "distances", "mirrored"))):
-        rows = indices["train"][person, columns]
-        neighbours.extend(train.images[rows][..., ::-1] if is_mirrored else train.images[rows])
-        captions += [f"case {train.cases[row]}, slice {train.positions[row]}\nhead's distance {distance:.2f}"
-                     for row in rows]
-    figures.neighbour_grid(np.concatenate(shown[:, columns]), np.stack(neighbours), captions,
-                           folder / "neighbours.png")
     return measured | {"git_commit": runs.git_commit(), "bits_per_code_train": float(bits[0].mean()),
                        **judge.area_under_curve("membership", bits)}
 
@@ -381,15 +335,11 @@ def write_dataset(arguments, run, vqvae, prior):
                                      arguments.ventricles)
     with cli.advise(f"{folder} was not written"):
         synthetic.write_png_heads(folder, heads, description)
-    counts = ", ".join(f"{number} {name}" for name, number in description["heads"].items())
-    print(f"Done: {count} heads in {folder} ({counts}). {description['says']}")
+    print(f"Done: {count} heads in {folder}. {description['says']}")
 
 
 def predict_images(arguments, run, vqvae, prior):
-    """Writes the reconstructions of one's own images, their codes, a report and metrics.json; prints a table.
-
-    A volume's reconstruction is also written as a volume, on its own grid of voxels.
-    """
+    """Writes reconstructions of one's own images, of a volume on its voxels too; codes, report, metrics."""
     files = read_own_files(arguments.images, run, vqvae.image_size, prior.slice_positions)
     dataset.warn_of_lost_border("given", np.concatenate([file.images for file in files]), vqvae.margin)
     folder = Path(arguments.output_dir or run.results_path("images"))
@@ -408,8 +358,8 @@ def predict_images(arguments, run, vqvae, prior):
                 save_unit(reconstructions[index], new / f"{title}_reconstruction.png")
                 rows.append({"image": title, "file": file.path, "ssim": ssim[index], "bytes": sizes[index],
                              "slice": position})
-                texts = ("-", "unknown") if position is None else (f"{sizes[index]:.0f}", position)
-                print(f"{title:32}{ssim[index]:8.3f}{texts[0]:>8}  {texts[1]}")
+                size, place = ("-", "unknown") if position is None else (f"{sizes[index]:.0f}", position)
+                print(f"{title:32}{ssim[index]:8.3f}{size:>8}  {place}")
             captions = [f"{title}\nSSIM {value:.3f}" for title, value in zip(file.titles, ssim)]
             examples.append(report.Examples(originals, reconstructions, codes, bits, captions))
             if file.cut:
@@ -452,37 +402,30 @@ def refuse_inputs_in(folder, files):
 
 
 def encode_own(vqvae, prior, file):
-    """Of an `OwnFile` the codes, int32 (N, g, g), their bits, float (N, g, g), and the bytes of each image.
-
-    Where the images' positions are unknown, bits are NaN and bytes None.
-    """
-    if None in file.positions:
-        codes = np.int32(dataset.encode(vqvae, dataset.Split.from_heads(file.images[np.newaxis],
-                                                                        range(len(file.images)))))
-        return codes, np.full(codes.shape, np.nan), [None] * len(codes)
-    split = dataset.Split.from_heads(file.images[np.newaxis], file.positions)
+    """An `OwnFile`'s codes (N, g, g), their bits, each image's bytes: NaN and None at unknown positions."""
+    count, is_known = len(file.images), None not in file.positions
+    split = dataset.Split.from_heads(file.images[np.newaxis], file.positions if is_known else range(count))
+    if not is_known:
+        codes = np.int32(dataset.encode(vqvae, split))
+        return codes, np.full(codes.shape, np.nan), [None] * count
     coded = dataset.encode_split(vqvae, prior, split)
     codes = np.int32(coded.codes[0])
     # Several images are one head's: each is given those below it, and bears its share of the person's bytes.
-    bits = metrics.bits_per_place(prior, coded, np.arange(len(codes)), conditional=len(codes) > 1)
-    person_bits = metrics.person_bits_per_code(coded) if len(codes) > 1 else 0
+    bits = metrics.bits_per_place(prior, coded, np.arange(count), conditional=count > 1)
+    person_bits = metrics.person_bits_per_code(coded) if count > 1 else 0
     return codes, bits, ((bits.mean(axis=(1, 2)) + person_bits) * codes[0].size / 8).tolist()
 
 
 def read_codes(path, vqvae):
     """Reads codes, int32 (N, g, g), from a .npy file that holds them, or those of one image, (g, g)."""
     grid, count = vqvae.grid_size, vqvae.quantizer.num_embeddings
-    wanted = f"integers from 0 to {count - 1} of shape ({grid}, {grid}) or (N, {grid}, {grid})"
-    try:
+    with contextlib.suppress(ValueError, EOFError, AttributeError, BadZipFile):  # AttributeError: a .npz file
         codes = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false shape fills no memory
-        shape, dtype = codes.shape, codes.dtype  # AttributeError: a .npz file
-    except (OSError, ValueError, EOFError, TypeError, OverflowError, AttributeError, BadZipFile) as error:
-        raise UserError(f"{path} is not a .npy file of codes; give {wanted}.") from error
-    if shape[-2:] != (grid, grid) or len(shape) not in (2, 3) or not codes.size or dtype.kind not in "iu":
-        raise UserError(f"{path} holds {dtype} of shape {shape}; codes of this run are {wanted}.")
-    if codes.min() < 0 or codes.max() >= count:
-        raise UserError(f"{path} holds numbers from {codes.min()} to {codes.max()}; codes here are {wanted}.")
-    return np.asarray(codes, np.int32).reshape(-1, grid, grid)
+        if (codes.ndim in (2, 3) and codes.shape[-2:] == (grid, grid) and codes.size
+                and codes.dtype.kind in "iu" and codes.min() >= 0 and codes.max() < count):
+            return np.asarray(codes, np.int32).reshape(-1, grid, grid)
+    raise UserError(f"{path} holds no codes of this run; give a .npy file of integers from 0 to {count - 1} "
+                    f"of shape ({grid}, {grid}) or (N, {grid}, {grid}).")
 
 
 def predict_codes(arguments, run, vqvae):

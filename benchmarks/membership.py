@@ -25,6 +25,7 @@ from benchmarks import common
 import dataset
 import predict
 from support import cli, devices, judge, metrics
+from support.files import write_json
 from support.runs import Run
 import train
 
@@ -78,7 +79,7 @@ def main():
     evaluation = run.results_path("evaluation.json")
     if evaluation.exists():
         found = {name: measured[name] for name in measured if name.startswith("membership_reference")}
-        predict.keep_evaluation(evaluation, {**json.loads(evaluation.read_text())["heads"], **found})
+        write_json(evaluation, {"heads": {**json.loads(evaluation.read_text())["heads"], **found}})
     common.finish("membership", arguments, {"settings": {"run_dir": str(run.folder)}, **measured})
 
 

@@ -19,7 +19,7 @@ from scipy import stats
 
 from benchmarks import common
 import predict
-from support import cli, devices, figures, judge, people, sampler
+from support import cli, devices, figures, judge, sampler
 from support.images import brain_box
 
 SEED = 0  # predict.py's default
@@ -28,7 +28,7 @@ NUM_GROUPS = 4  # of heads, by the quantile asked for
 
 
 def share_below(quantiles, value):
-    """The share of people, in [0, 1], who lie below a value: what `value_at` undoes."""
+    """The share of people, in [0, 1], who lie below a value."""
     return np.interp(value, quantiles, np.linspace(0, 1, len(quantiles)))
 
 
@@ -65,7 +65,8 @@ def sample(vqvae, prior, measure, count, quantile):
     `measure` is the dict of ventricles.json, `quantile` one for all or float (count,).
     """
     persons = sampler.steered_people(prior, measure, count, SEED, quantile)
-    return predict.decode_heads(vqvae, sampler.sample_heads(prior, count, SEED, persons=persons))
+    codes = sampler.sample_heads(prior, count, SEED, persons=persons)
+    return predict.decode_heads(vqvae, codes, prior.slice_positions)
 
 
 def sizes_of(heads):
@@ -87,7 +88,8 @@ def compare(targets, sizes, quantiles):
         its interval (see `judge.with_interval`); `quantile_error`, the mean absolute difference of both as
         quantiles of training people; `groups`, the mean target size and size of four groups, ascending.
     """
-    target_sizes, heads = people.value_at(quantiles, targets), np.arange(len(targets))
+    target_sizes = np.interp(targets, np.linspace(0, 1, len(quantiles)), quantiles)
+    heads = np.arange(len(targets))
 
     def rank_correlation(cases):
         return stats.spearmanr(target_sizes[cases], sizes[cases]).statistic

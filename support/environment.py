@@ -1,8 +1,6 @@
-"""What has to be set before TensorFlow, Keras and matplotlib are imported.
+"""What has to be set before TensorFlow, Keras and matplotlib are imported: each script's first import.
 
-A script whose first import this is computes the same whatever other software has set. A notebook that imports
-`modules` keeps its own environment.
-"""
+A notebook that imports `modules` keeps its own environment."""
 
 import os
 import subprocess

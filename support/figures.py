@@ -58,11 +58,8 @@ def plot_ssim(history, path):
 
 
 def plot_prior(history, code_entropy, path):
-    """Draws stage 2's bits per code, by pixelcnn_history.csv, and the entropy that the prior has to beat.
-
-    Without the slices below, training and validation differ: in training most slices still know their person.
-    In validation they do not: that tells whether single samples can be good.
-    """
+    """Draws stage 2's bits per code, by pixelcnn_history.csv, and the entropy that the prior has to beat."""
+    # Only in validation do slices alone not know their person: that tells whether single samples can be good.
     curves = {"bits_per_code": ("training, with dropout", "C0o-"),
               "val_bits_per_code": ("validation, given slices below and person", "C0s--"),
               "bits_per_code_no_context": ("training, slices below hidden, person mostly given", "C1o-"),
@@ -74,21 +71,16 @@ def plot_prior(history, code_entropy, path):
 
 
 def code_colours(codebook):
-    """A colour for each code, (K, D) -> (K, 3) in [0, 1]: like codes look alike.
-
-    They are three principal components on one scale: colours are as far apart as vectors.
-    """
+    """A colour for each code, (K, D) -> (K, 3) in [0, 1]: principal components, so like codes look alike."""
     codebook = np.asarray(codebook, np.float64)
     scores = PCA(min(3, *codebook.shape), svd_solver="full").fit_transform(codebook)
-    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
+    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))  # all on one scale below, like the vectors
     return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 
 def _draw_rows(rows, most=None):
-    """Draws rows of N pictures, (label, images, N captions above or none, options of `imshow`).
-
-    After `most` pictures all begins anew below. Returns the figure and its axes, by row and column.
-    """
+    """Draws rows of N pictures, (label, images, N captions or none, options of `imshow`): (figure, axes)."""
+    # After `most` pictures all begins anew below.
     count = len(rows[0][1])
     columns = min(count, most or count)
     rows = [(label, images[i:i + columns], captions[i:i + columns], options)
@@ -107,10 +99,7 @@ def _draw_rows(rows, most=None):
 
 
 def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path):
-    """Draws images, reconstructions, their differences and codes, int (N, g, g), a column per image.
-
-    The N `captions` stand over the columns; `colours` are those of `code_colours`.
-    """
+    """Draws N images, their reconstructions, differences and codes, (N, g, g), a column with caption each."""
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
     figure, axes = _draw_rows([
         ("original", originals, captions, GRAYS), ("reconstruction", reconstructions, [], GRAYS),
@@ -124,12 +113,6 @@ def sample_grid(images, positions, margin, path):
     """Draws sampled images, four in a row, each with its slice position above."""
     captions = [f"slice {position}" for position in positions]
     _draw_rows([("", crop(images, margin), captions, GRAYS)], most=4)[0].savefig(path)
-
-
-def neighbour_grid(samples, neighbours, captions, path):
-    """Draws each sample over its nearest training image, both uint8, four in a row, with captions."""
-    rows = [("sample", samples, [], BYTES), ("nearest training", neighbours, captions, BYTES)]
-    _draw_rows(rows, most=4)[0].savefig(path)
 
 
 def plot_errors(ssims, positions, errors, margin, path):
@@ -155,11 +138,10 @@ def axes_caption(geometry):
 
 
 def head_planes(head, geometry):
-    """All cuts through a head, uint8 (S, H, W), in three planes, of a `volumes.SliceGeometry`.
+    """All cuts through a head, uint8 (S, H, W): three of (name, cuts, width and height of a cut in mm).
 
-    Returns three of (name, cuts, width and height of a cut in mm): the slices; the cuts along their rows,
-    uint8 (H, S, W), and along their columns, (W, S, H), the highest slice on top. If front is up in the
-    slices, the latter are coronal, and sagittal with front on the left.
+    They are the slices; the cuts along their rows, uint8 (H, S, W), and along their columns, (W, S, H), with
+    the highest slice on top. If front is up in the slices: coronal, and sagittal with front on the left.
     """
     depth, height, width = np.multiply(head.shape, [geometry.spacing, *[geometry.pixel_size] * 2]).tolist()
     along_rows, along_columns = head[::-1].swapaxes(0, 1), head[::-1].transpose(2, 0, 1)
@@ -175,27 +157,20 @@ def inner_slices(count, wanted):
 
 
 def head_figure(heads, positions, geometry, path):
-    """Draws each head as a row on black, in true proportions.
+    """Draws each head, uint8 (N, S, H, W), of S `positions`, as a row on black, in true proportions.
 
     A whole brain is shown by three cuts through its middle in one scale, and six smaller axial slices; a slab
     by five axial slices, and both cuts enlarged, one above the other.
-
-    Args:
-        heads: uint8 (N, S, H, W), of `positions`, S slice numbers.
-        geometry: their `volumes.SliceGeometry`, which also tells what may be said of the axes.
-        path: PNG to write.
     """
     name, heads = stack_name(geometry, len(positions)), heads[brain_box(heads, rim=2)]
     (_, _, width, height), (_, _, _, depth), _ = head_planes(heads[0], geometry)
     is_whole = is_whole_brain(geometry, len(positions)) and len(positions) > 7
     few = inner_slices(len(positions), 6 if is_whole else 5)
     digits = "123456"[:len(few)]
+    layout, widths, tallest = f"{digits}s;{digits}c", [*[width] * len(few), 2 * max(height, width)], height
     if is_whole:
         layout, widths = "acs123;acs456", [width, width, height, *[width / 2] * 3]
         tallest = max(depth, height)
-    else:
-        layout, widths = f"{digits}s;{digits}c", [*[width] * len(few), 2 * max(height, width)]
-        tallest = height
     figure = Figure((10, 0.6 + len(heads) * (0.3 + 10 * tallest / sum(widths))), facecolor="black",
                     layout="constrained")
     text = {"color": "0.8", "fontsize": 10}
@@ -228,15 +203,11 @@ def progress_frame(originals, reconstructions, margin, title):
 
 
 def write_gif(frame_paths, path, max_frames=10, levels=32):
-    """Writes PNG frames as an endless GIF that rests on the first and longer on the last.
-
-    It keeps the first, the last, and more of the early ones, where most changes. With all 256 levels of gray
-    the file would be several times as large.
-    """
+    """Writes PNG frames as an endless GIF that rests on the first and longer on the last."""
+    # More early frames are kept, where most changes. All 256 levels of gray would take several times as much.
     indices = np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1
     step = 255 / (levels - 1)
     frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[index]) / step) * step))
               for index in indices]
     durations = [1200, *[600] * (len(frames) - 2), 3000]
-    # Of a single frame, Pillow wants a single duration.
-    imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)
+    imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)

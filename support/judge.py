@@ -65,8 +65,8 @@ PLANTED = 5  # copies of each kind
 def with_interval(name, statistic, *groups):
     """A figure and its 95 % interval: the percentile bootstrap over draws of people.
 
-    `statistic` makes a float of the groups, arrays (N,) with a value per person; it is faster if it takes an
-    `axis`. Returns a dict of `name` and `NAME_interval`, [low, high], unless a group is a single person.
+    `statistic` makes a float of groups (N,), a value per person. Returns a dict of `name` and, unless a group
+    is a single person, `NAME_interval`, [low, high].
     """
     value = {name: float(statistic(*groups))}
     if min(map(len, groups)) < 2:
@@ -79,7 +79,7 @@ def area_under_curve(name, *folds):
     """The AUC of scores that are meant to be larger for the second group of each fold, a pair.
 
     A group is float (N,), a score per head, or (judges, N, S): S by each judge. Returns a dict of `name`, the
-    median over judges of the mean over folds; `NAME_range`, over several judges; `NAME_interval`, the 95 %
+    median over judges of the mean over folds; `NAME_range`, of several judges; `NAME_interval`, the 95 %
     interval over heads, unless a group is a single head.
     """
     pairs = []
@@ -139,54 +139,39 @@ def _compiled_judge(shape):
     return model
 
 
-def _fit_judge(model, real, fake, channels, seed):
-    """Trains a compiled judge from its start: label 1 for fakes; stops when it has learned."""
-    for variable, start in zip(model.variables, _build_judge(model.input_shape[1:], seed).variables):
-        variable.assign(start)
-    for variable in model.optimizer.variables:
-        variable.assign(np.zeros(variable.shape, variable.dtype))
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(np.float32([[0], [1]]), JUDGE_BATCH // 2, axis=0)
-
-    def random_slices(heads):
-        people = rng.integers(len(heads), size=JUDGE_BATCH // 2)
-        lowest = rng.integers(heads.shape[1] - channels[-1], size=JUDGE_BATCH // 2)
-        return np.stack([heads[people, lowest + channel] for channel in channels], axis=-1)
-
-    loss = np.inf
-    for step in range(JUDGE_STEPS):
-        if step % CHECK_EVERY == 0:
-            if loss < LEARNED:
-                break
-            model.reset_metrics()  # the loss that train_on_batch returns is a mean since then
-        images = np.concatenate([random_slices(real), random_slices(fake)])
-        mirrored = rng.random(JUDGE_BATCH) < 0.5
-        images[mirrored] = images[mirrored, :, ::-1]
-        loss = model.train_on_batch(images, labels)
-
-
 def judge_scores(learned, tried, channels, seed=0):
     """Trains a judge on heads `learned`, a pair (real, fake), and applies it to the pair `tried`.
 
     Returns two float32 (N, S'), larger for fakes; S' is S less the slices that have none at `channels` above.
     Lopez-Paz, Oquab 2017: https://arxiv.org/abs/1610.06545
     """
-    count = learned[0].shape[1] - channels[-1]
-    model = _compiled_judge((*learned[0].shape[2:], len(channels)))
-    _fit_judge(model, *learned, channels, seed)
-
-    def scores(head):
-        return model.predict_on_batch(np.stack([head[above:above + count] for above in channels], axis=-1))
-
-    return [np.stack([scores(head)[:, 0] for head in heads]) for heads in tried]
+    count, shape = learned[0].shape[1] - channels[-1], (*learned[0].shape[2:], len(channels))
+    model, rng, loss = _compiled_judge(shape), np.random.default_rng(seed), np.inf
+    for variable, start in zip(model.variables, _build_judge(shape, seed).variables):
+        variable.assign(start)
+    for variable in model.optimizer.variables:
+        variable.assign(np.zeros(variable.shape, variable.dtype))
+    labels = np.repeat(np.float32([[0], [1]]), JUDGE_BATCH // 2, axis=0)
+    for step in range(JUDGE_STEPS):
+        if step % CHECK_EVERY == 0:
+            if loss < LEARNED:
+                break
+            model.reset_metrics()  # the loss that train_on_batch returns is a mean since then
+        images = []
+        for heads in learned:
+            people = rng.integers(len(heads), size=JUDGE_BATCH // 2)
+            lowest = rng.integers(count, size=JUDGE_BATCH // 2)
+            images.append(np.stack([heads[people, lowest + above] for above in channels], axis=-1))
+        images = np.concatenate(images)
+        mirrored = rng.random(JUDGE_BATCH) < 0.5
+        images[mirrored] = images[mirrored, :, ::-1]
+        loss = model.train_on_batch(images, labels)
+    return [np.stack([model.predict_on_batch(np.stack([head[above:above + count] for above in channels], -1))
+                      for head in heads])[..., 0] for heads in tried]
 
 
 def mix_people(arrays, axes=1, seed=0):
-    """As many mixtures as people, (N, S, ...): each part is drawn from any of them and keeps its place.
-
-    `axes` after the first count the parts. 1: each slice is a random person's. 3, of codes (N, S, g, g): each
-    code is a random person's at the same place, noise with the right frequencies.
-    """
+    """Mixtures (N, S, ...) of people: each slice, or with 3 `axes` each code, is a random person's there."""
     people = np.random.default_rng(seed).integers(len(arrays), size=arrays.shape[:1 + axes])
     return np.take_along_axis(arrays, np.expand_dims(people, tuple(range(people.ndim, arrays.ndim))), axis=0)
 
@@ -198,16 +183,13 @@ def rougher(heads, by=1.1):
 
 
 def told_apart_heads(sampled, new_people, noise):
-    """What judges say of sampled heads, and of fakes that they have to find; see `evaluate_heads`.
-
-    In two folds: they learn from validation people and half of the sampled heads, and are tried on test
-    people and the other half; then the other way round. For the floor, half of the people stand for samples.
-    """
+    """What judges say of sampled heads, and of fakes that they have to find; see `evaluate_heads`."""
+    # In two folds: they learn from validation people and half of the sampled heads, and are tried on test
+    # people and the other half; then the other way round. For "chance", half of the people are the samples.
     box, side = brain_box(np.concatenate(new_people)), -(-sampled.shape[-1] // JUDGE_SIDE)
 
     def small(heads):
         return np.stack([np.uint8(block_reduce(head, (1, side, side), np.mean)) for head in heads[box]])
-
     sampled, new_people, noise = small(sampled), [small(heads) for heads in new_people], map(small, noise)
     fakes = {"": (sampled[::2], sampled[1::2]), "_fake_noise": noise,
              "_fake_mean_person": [np.uint8(heads.mean(axis=0, keepdims=True)) for heads in new_people],
@@ -232,10 +214,7 @@ def told_apart_heads(sampled, new_people, noise):
 
 
 def roughness(head):
-    """How rough a head (S, H, W) is from slice to slice, of 255; 0 without brain or three slices.
-
-    It is the root mean square of ``s[k+1] - 2 s[k] + s[k-1]`` where all three are brain.
-    """
+    """The root mean square of ``s[k+1] - 2 s[k] + s[k-1]`` of a head (S, H, W) where all are brain, or 0."""
     head = np.float32(head[brain_box(head[np.newaxis])[1:]])
     below, middle, above = head[:-2], head[1:-1], head[2:]
     brain = np.minimum(np.minimum(below, middle), above) > 255 * FOREGROUND
@@ -256,7 +235,6 @@ def tissue_statistics(images):
 
 
 def _tissue(image):
-    """(dark fraction, symmetry) of an image (H, W)."""
     image = image / 255 if image.dtype == np.uint8 else image  # here: all as floats may not fit into memory
     regions, count = ndimage.label(image > FOREGROUND)
     if not count:
@@ -276,7 +254,6 @@ def evaluate_anatomy(groups):
     """Roughness, dark share and symmetry of heads, a dict by suffix, beside people's."""
     def sd_ratio(values, reference, axis=-1):  # training people may be all alike
         return np.std(values, ddof=1, axis=axis) / np.maximum(np.std(reference, ddof=1, axis=axis), 1e-12)
-
     columns, measured = {}, {}
     for suffix, heads in groups.items():
         rows = []
@@ -319,7 +296,6 @@ class NearestPerson:
     Each head is brought to the pose of the mean training head by Gauss-Newton steps, all with that mean's
     derivatives (Baker, Matthews 2004). So a copy comes to lie on its original, at one registration a head.
     """
-
     def __init__(self, train):
         mean = train.mean(axis=0)
         steps = [_unit(np.stack([_move(mean, pose), _move(mean, -pose)])) for pose in np.eye(5)]
@@ -337,24 +313,18 @@ class NearestPerson:
         return list(map(_unit, (moved, *np.array_split(moved, 2, axis=1), *np.array_split(moved, 2, axis=3))))
 
     def find(self, heads):
-        """The nearest training people of heads; of training people themselves, the nearest others.
-
-        Returns a dict of (N,): `distances` of whole heads; `nearest`, the indices; `mirrored`, whether the
-        mirror image is nearer (the same person: the prior learns both); `over_second`, the distance over the
-        second nearest's, in the part where that is least.
-        """
-        found, over_second, rows = {}, [], np.arange(len(heads))
+        """Each head's distance to the nearest training person, its own left out, (N,); and that over the
+        distance to the second nearest, (N,), in the part where it is least."""
+        distances, over_second = [], []
         parts = self._parts(heads), self._parts(heads[..., ::-1]), self.parts_of_train
-        for plain, mirrored, people in zip(*parts):
-            both = np.stack([euclidean_distances(part, people) for part in (plain, mirrored)])
+        for *sides, people in zip(*parts):
+            of_people = np.minimum(*(euclidean_distances(side, people) for side in sides))
             if heads is self.train:
-                both[:, rows, rows] = np.inf
-            first, second = np.sort(both.min(axis=0), axis=1)[:, :2].T
+                np.fill_diagonal(of_people, np.inf)
+            first, second = np.sort(of_people, axis=1)[:, :2].T
+            distances.append(first)
             over_second.append(first / np.maximum(second, 1e-6))
-            nearest = both.min(axis=0).argmin(axis=1)
-            is_mirrored = both[1, rows, nearest] < both[0, rows, nearest]
-            found = found or {"distances": first, "nearest": nearest, "mirrored": is_mirrored}
-        return found | {"over_second": np.min(over_second, axis=0)}
+        return distances[0], np.min(over_second, axis=0)
 
 
 def plant(heads, pixel_size):
@@ -371,42 +341,42 @@ def plant(heads, pixel_size):
 
 
 def evaluate_copies(sampled, new_people, train, pixel_size):
-    """The figures on copies, and the details, of `evaluate_heads`."""
+    """The figures on copies of `evaluate_heads`."""
     images, indices = train
     search = NearestPerson(np.concatenate([coarse([images[rows]]) for rows in indices]))
-    found, new = search.find(coarse(sampled)), search.find(coarse(new_people))
-    over_second = found.pop("over_second")
+    (distances, ratios), (new_distances, new_ratios) = map(search.find, map(coarse, (sampled, new_people)))
     # The limit is the k-th least of n people who are no copies, training people beside the others among them:
     # the next person's figure is below it with a chance of k / (n + 1).
-    no_copies = np.sort(np.concatenate([new["over_second"], search.find(search.train)["over_second"]]))
+    no_copies = np.sort(np.concatenate([new_ratios, search.find(search.train)[1]]))
     allowed = max(1, int(FALSE_ALARMS * (len(no_copies) + 1)))
     limit = no_copies[allowed - 1]
     originals = np.stack([images[rows] for rows in indices[spread(len(indices), PLANTED)]])
-    planted = [search.find(coarse(heads))["over_second"] for heads in plant(originals, pixel_size).values()]
-    return {**area_under_curve("distance_auc", (new["distances"], found["distances"])),
-            **with_interval("nearest_over_second", np.median, over_second),
-            **with_interval("nearest_over_second_new", np.median, new["over_second"]),
-            "copies": int((over_second < limit).sum()), "copies_limit": float(limit),
+    planted = [search.find(coarse(heads))[1] for heads in plant(originals, pixel_size).values()]
+    return {**area_under_curve("distance_auc", (new_distances, distances)),
+            **with_interval("nearest_over_second", np.median, ratios),
+            **with_interval("nearest_over_second_new", np.median, new_ratios),
+            "copies": int((ratios < limit).sum()), "copies_limit": float(limit),
             "copies_false_alarms": allowed / (len(no_copies) + 1), "copies_planted": len(originals),
-            "copies_found": int(np.sum(planted < limit, axis=1).min())}, found
+            "copies_found": int(np.sum(planted < limit, axis=1).min())}
 
 
 def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
     """Measures sampled heads (N, S, H, W) beside people, two at least of each kind.
 
     `originals` and `reconstructed` are dicts of `train`, `validate` and `test` people; `noise` is (validate,
-    test), decoded from `mix_people` of their codes; `train` is (slices, uint8 (M, H, W), indices of all
-    training people, int (people, S)); `pixel_size` is in mm. Returns a dict of `num_heads`, `num_people` and
-    the figures of `ROWS` that need no code lengths; and what `NearestPerson.find` says of the heads.
+    test), decoded from `mix_people` of their codes; `train` is (all its slices, uint8 (M, H, W), indices of
+    its people, int (people, S)). Returns a dict of `num_heads`, `num_people` and the figures of `ROWS` that
+    need no code lengths.
     """
-    new_people = reconstructed["validate"], reconstructed["test"]
-    copies, found = evaluate_copies(sampled, np.concatenate(new_people), train, pixel_size)
+    halves = reconstructed["validate"], reconstructed["test"]
+    new_people = np.concatenate(halves)
     errors = [np.array([np.square(np.float32(head) - other).mean() for head, other
                         in zip(originals[name], reconstructed[name])]) for name in ("train", "test")]
-    groups = {"": sampled, "_train": reconstructed["train"], "_new": np.concatenate(new_people)}
+    groups = {"": sampled, "_train": reconstructed["train"], "_new": new_people}
     return {"num_heads": len(sampled), "num_people": {name: len(heads) for name, heads in originals.items()},
-            **told_apart_heads(sampled, new_people, noise), **copies, **evaluate_anatomy(groups),
-            **area_under_curve("membership_reconstruction", errors)}, found
+            **told_apart_heads(sampled, halves, noise),
+            **evaluate_copies(sampled, new_people, train, pixel_size), **evaluate_anatomy(groups),
+            **area_under_curve("membership_reconstruction", errors)}
 
 
 def head_table(measured):
@@ -417,7 +387,6 @@ def head_table(measured):
         value, interval = measured[key], measured.get(f"{key}_interval")
         text = "{:.3g} to {:.3g}".format(*value) if isinstance(value, list) else f"{value:.3g}"
         return text + (" ({:.3g} to {:.3g})".format(*interval) if interval else "")
-
     table = [("", *COLUMNS.values(), "beside")]
     for name in (name for name in ROWS if name in measured):
         beside = {text: cell(name + suffix) for suffix, text in BESIDE.items()}
@@ -427,7 +396,7 @@ def head_table(measured):
 
 
 def print_heads(measured):
-    """Prints what `evaluate_heads` and `membership` measured, as a table."""
+    """Prints the `head_table` of what was measured."""
     print("{num_heads} sampled heads beside {num_people[train]} training people and {num_people[validate]} + "
           "{num_people[test]} new people, with 95 % intervals:".format(**measured))
     table = head_table(measured)

@@ -23,10 +23,8 @@ def ssim(original, reconstruction):
 
 
 def ssim_gaussian(original, reconstruction):
-    """SSIM with the Gaussian window of Wang et al. 2004: https://doi.org/10.1109/TIP.2003.819861
-
-    Returns (mean over the image, mean over the original's brain; the first again if there is none).
-    """
+    """SSIM with a Gaussian window: (mean, mean over the original's brain, of all if it has none)."""
+    # Wang et al. 2004: https://doi.org/10.1109/TIP.2003.819861
     mean, ssim_map = structural_similarity(original, np.clip(reconstruction, 0, 1), data_range=1.0, full=True,
                                            gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
     brain = original > FOREGROUND
@@ -63,11 +61,7 @@ def baselines(train_images, images):
 
 
 def code_metrics(codes, num_embeddings):
-    """How the codebook is used by codes (N, ...) from 0 to num_embeddings - 1.
-
-    Returns a dict of `code_entropy` (bits per code, if codes were independent), `perplexity` (2 to that: the
-    number of equally likely codes with the same entropy) and `codes_used`.
-    """
+    """How codes (N, ...) from 0 to num_embeddings - 1 use the codebook: a dict, see `report.MEANINGS`."""
     # One by one: bincount turns each code into 8 bytes.
     counts = sum(np.bincount(np.ravel(grid), minlength=num_embeddings) for grid in codes)
     share = counts[counts > 0] / counts.sum()
@@ -81,15 +75,13 @@ def _compiled_log_prob(prior):
     # Not *conditions: `reduce_retracing` fails if calls differ in their number of arguments.
     def log_prob(codes, positions, context=None, person=None):
         return prior.distribution(codes, positions, context, person).log_prob(codes)
-
     return tf.function(log_prob, reduce_retracing=True)
 
 
 def bits_per_place(prior, coded, indices, conditional=True):
-    """The prior's code length of each code, given those before it: where it is high, the code was unexpected.
+    """The code length in bits, float64 (M, g, g), of each code of M slices of a `dataset.CodedSplit`.
 
-    It is measured on version 0 of a `dataset.CodedSplit`, of the slices `indices`, int (M,). `conditional`:
-    whether the slices below and the person are given to the prior. Returns float64 (M, g, g), in bits.
+    Version 0 is measured. `conditional`: whether the slices below and the person are given to the prior.
     """
     def bits(indices):
         inputs = [coded.slices(indices), coded.positions[indices]]
@@ -98,7 +90,6 @@ def bits_per_place(prior, coded, indices, conditional=True):
         with prior.full_float32():
             log_prob = _compiled_log_prob(prior)(*map(tf.constant, inputs))
         return -log_prob.numpy().astype(np.float64) / np.log(2)
-
     return in_chunks(bits, np.asarray(indices))
 
 
@@ -122,16 +113,14 @@ def evaluate(vqvae, prior, batches, coded, cases):
 
     Args:
         batches: (images in [-1, 1], positions), each image once, in order.
-        coded: the `dataset.CodedSplit` of these images; version 0 has their codes as they are.
-        cases: int (N,), the person of each image.
+        coded, cases: the `dataset.CodedSplit` of these images; int (N,), the person of each.
 
     Returns:
         (the dict of metrics.json, details). The former: `reconstruction_metrics` of slices in their heads,
-        and, as NAME_alone, of slices by themselves if the decoder sees neighbours; `code_metrics`;
-        `bits_per_code` of slices given those below and the person, whose bits are included;
-        `bits_per_code_alone`, of slices by themselves; `bytes_per_image`; `NAME_sd`, the standard deviation
-        of people's means, unless there is a single person. The details: `per_image`, a dict of float (N,),
-        whose `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W).
+        and, as NAME_alone, of slices by themselves if the decoder sees neighbours; `code_metrics`; bits and
+        bytes (the person's included, but not in `bits_per_code_alone`); `NAME_sd`, the standard deviation of
+        people's means, unless there is a single person. The details: `per_image`, a dict of float (N,), whose
+        `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W).
     """
     rows, alone, error_sum = [], [], 0.0
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):

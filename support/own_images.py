@@ -14,7 +14,6 @@ from support.images import fit_to_square, read_own_png, turn
 
 class OwnFile(NamedTuple):
     """What a file holds."""
-
     path: str
     name: str  # of what is written of the file; no other file has it
     titles: list  # N names, of what is written of each image
@@ -25,19 +24,28 @@ class OwnFile(NamedTuple):
 
 
 def read_own_files(paths, run, size, slice_positions):
-    """Reads PNGs and volumes as `OwnFile`s, and prints what was done to each.
+    """Reads PNGs and volumes as `OwnFile`s, images of `size` x `size`, and prints what was done to each.
 
     Volumes are cut where the slices of a `runs.Run` lie; PNGs with names like its data's are turned like
-    these. `size` is the side of the model's images in pixels. Raises `UserError` if a file cannot be used.
+    these. Raises `UserError` if a file cannot be used.
     """
     files, names = [], set()
     for path in map(Path, paths):
         stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$|\.(mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)
         if not path.is_file():
             raise UserError(f"{path} is not a file; give PNG images or NIfTI volumes.")
-        is_volume = path.name.lower().endswith(volumes.VOLUME_ENDINGS)
-        read = _read_volume if is_volume else _read_png
-        images, positions, notes, *way_back = read(path, run, slice_positions)
+        if path.name.lower().endswith(volumes.VOLUME_ENDINGS):
+            images, positions, notes, *way_back = _read_volume(path, run, slice_positions)
+            images, changes = fit_to_square(images, size, is_volume=True)
+        else:
+            image, notes = read_own_png(path)
+            images, changes = fit_to_square(image[np.newaxis], size)
+            positions, way_back, front = [None], [], run.config["data"]["front"]
+            if match := slices.FILE_NAME.fullmatch(path.name):
+                positions = [int(match[2]) if int(match[2]) in slice_positions else None]
+                if front not in (None, "up"):
+                    images = turn(images, front)  # after they are padded, as in training
+                    changes.append("turned front up, as the slices of the run's data")
         for number in itertools.count(1):
             name = stem if number == 1 else f"{stem}_{number}"
             numbers = range(len(images)) if None in positions else positions
@@ -45,22 +53,9 @@ def read_own_files(paths, run, size, slice_positions):
             if names.isdisjoint({name, *titles}):
                 break
         names |= {name, *titles}
-        images, changes = fit_to_square(images, size, is_volume)
-        front = run.config["data"]["front"]
-        if not is_volume and slices.FILE_NAME.fullmatch(path.name) and front not in (None, "up"):
-            images = turn(images, front)  # after they are padded, as in training
-            changes.append("turned front up, as the slices of the run's data")
         print(f"{path}: {', '.join([*notes, *changes]) or 'taken as it is'}.")
         files.append(OwnFile(str(path), name, titles, images, positions, *way_back))
     return files
-
-
-def _read_png(path, run, slice_positions):
-    """(uint8 (1, height, width); [the position in its name, or None]; what was done, a list of texts)."""
-    image, notes = read_own_png(path)
-    match = slices.FILE_NAME.fullmatch(path.name)
-    position = int(match[2]) if match and int(match[2]) in slice_positions else None
-    return image[np.newaxis], [position], notes
 
 
 def _read_volume(path, run, slice_positions):

@@ -77,10 +77,8 @@ def picture_to_grid(grid_size):
 
 
 def sample(quantiles, uniform):
-    """New persons, float32 (N, P), by quantiles (101, P), from uniform numbers (N, P) in [0, 1).
-
-    Their numbers are independent, so that no training person is reproduced.
-    """
+    """New persons, float32 (N, P), by quantiles (101, P), from uniform numbers (N, P) in [0, 1)."""
+    # Their numbers are independent, so that no training person is reproduced.
     index = tf.transpose(uniform) * (NUM_QUANTILES - 1)
     lower = tf.minimum(tf.cast(index, tf.int32), NUM_QUANTILES - 2)
     table = tf.transpose(quantiles)
@@ -92,12 +90,9 @@ def calibrate(conditions, outcomes):
     """Fits (shift, scale), (P,) each: ``shift + scale * person`` lets heads differ as much as people do.
 
     Sampled heads follow their person too weakly: the slices below weigh more, and errors pile up from slice
-    to slice. Each number of the outcome is taken as ``offset + slope * condition + noise`` (least squares).
-    The shift undoes the offset, the scale brings the variance of the outcome back to 1, that of people.
-
-    Args:
-        conditions: float (N, P), the persons on which N sampled heads were conditioned.
-        outcomes: float (N, P), the persons that `encode` finds in these heads.
+    to slice. Of N heads, `conditions` (N, P) are the persons that they were given, `outcomes` (N, P) those
+    that `encode` finds in them. Each number is taken as ``outcome = offset + slope * condition + noise``
+    (least squares). The shift undoes the offset; the scale brings the outcome's variance to people's, 1.
     """
     conditions, outcomes = np.float64(conditions), np.float64(outcomes)
     x, y = (values - values.mean(axis=0) for values in (conditions, outcomes))
@@ -113,14 +108,3 @@ def fit_measure(persons, values):
     """Fits ``values = offset + persons @ weights`` to persons (N, P) by ridge: (weights (P,), offset)."""
     ridge = RidgeCV(alphas=np.geomspace(0.1, 1000, 9)).fit(persons, values)
     return ridge.coef_, float(ridge.intercept_)
-
-
-def value_at(quantiles, share):
-    """The value that a share of people, in [0, 1], lies below; `quantiles` are theirs, evenly spaced."""
-    return np.interp(share, np.linspace(0, 1, len(quantiles)), quantiles)
-
-
-def steer(persons, weights, offset, target):
-    """Shifts persons (N, P) along `weights` until ``offset + persons @ weights`` is `target`, one or (N,)."""
-    missing = target - offset - persons @ weights
-    return persons + np.outer(missing, weights) / (weights @ weights)

@@ -16,32 +16,26 @@ from support import figures, judge
 from support.images import brain_box, crop, spread
 from support.volumes import stack_name
 
-# What each figure of metrics.json is, by the heading that it stands under.
-MEANINGS = {
-    "Reconstruction": {
-        "ssim": "structural similarity, 7x7 window, 1 is equal",
-        "ssim_gaussian": "structural similarity, Gaussian window (Wang et al. 2004), 1 is equal",
-        "ssim_foreground": "the same over the original's brain only",
-        "ssim_alone": "ssim of slices decoded by themselves, not beside their neighbours",
-        "ssim_foreground_alone": "the same over the original's brain only",
-        "psnr": "peak signal-to-noise ratio in dB, more is better",
-        "mse": "mean squared error of intensities from 0 to 1",
-        "num_images": "test images measured",
-    },
-    "Codes and bits": {
-        "bits_per_code": "code length of whole heads, given slices below and person, whose bits are in it",
-        "bits_per_code_alone": "code length of single slices, without any context",
-        "bytes_per_image": "size of a slice, coded by the prior",
-        "code_entropy": "bits per code if codes were independent",
-        "perplexity": "number of equally likely codes with that entropy",
-        "codes_used": "codes that occur at all",
-    },
+MEANINGS = {  # of the figures of metrics.json
+    "ssim": "structural similarity, 7x7 window, 1 is equal",
+    "ssim_gaussian": "structural similarity, Gaussian window (Wang et al. 2004), 1 is equal",
+    "ssim_foreground": "the same over the original's brain only",
+    "ssim_alone": "ssim of slices decoded by themselves, not beside their neighbours",
+    "ssim_foreground_alone": "the same over the original's brain only",
+    "psnr": "peak signal-to-noise ratio in dB, more is better",
+    "mse": "mean squared error of intensities from 0 to 1",
+    "num_images": "test images measured",
+    "bits_per_code": "code length of whole heads, given slices below and person, whose bits are in it",
+    "bits_per_code_alone": "code length of single slices, without any context",
+    "bytes_per_image": "size of a slice, coded by the prior",
+    "code_entropy": "bits per code if codes were independent",
+    "perplexity": "number of equally likely codes with that entropy",
+    "codes_used": "codes that occur at all",
 }
 
 
 class Examples(NamedTuple):
     """Images to look at: each original under its reconstruction, its codes and their bits beside it."""
-
     originals: np.ndarray  # (N, H, W) in [0, 1]
     reconstructions: np.ndarray  # likewise
     codes: np.ndarray  # int (N, g, g)
@@ -49,28 +43,21 @@ class Examples(NamedTuple):
     captions: list  # N texts
 
 
-def write_report(path, *, title, facts, notice, margin, colours, metrics=None, baselines=None,
-                 examples=None, samples=None, sample_positions=(), heads=(), head_positions=(), geometry=None,
-                 head_table=()):
+def write_report(path, *, title, facts, notice, margin, colours, metrics=None, examples=None, samples=None,
+                 sample_positions=(), heads=(), head_positions=(), geometry=None, head_table=()):
     """Writes the page as HTML. What is None or empty is left out, with its heading.
 
-    Args:
-        notice: see `synthetic.notice`.
-        margin: pixels that the model paints black on each side; they are cut off.
-        colours: (K, 3), see `figures.code_colours`.
-        metrics: dict of numbers. A `NAME_sd` is shown as the spread of NAME.
-        baselines: what needs no model, beside them: see `metrics.baselines`.
-        examples: `Examples`, of which four are shown.
-        samples, sample_positions: (M, H, W) in [0, 1], and their M slice positions. Without samples the page
-            is one of given images: then the heads are not called sampled, but reconstructed.
-        heads, head_positions: uint8 (P, S, H, W), from the lowest slice up, and their S slice positions.
-        geometry: `volumes.SliceGeometry` of the heads.
-        head_table: rows of texts, the first a heading; the others begin with a key of `judge.ROWS`.
+    See `synthetic.notice`, `figures.code_colours`, `metrics.evaluate`, `judge.head_table`. Of the `Examples`
+    four are shown. `samples` are (M, H, W) in [0, 1]; `heads` uint8 (P, S, H, W). Without samples the page is
+    one of given images: then heads are not called sampled, but reconstructed.
     """
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True)
-    content = {"title": title, "facts": facts, "notice": notice, "baselines": baselines,
-               "metric_groups": _metric_groups(metrics or {}, baselines or {})}
+    content = {"title": title, "facts": facts, "notice": notice, "metrics": []}
+    for name in (name for name in MEANINGS if name in (metrics or ())):
+        value, sd = metrics[name], metrics.get(f"{name}_sd")
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        content["metrics"].append((name, f"{text} ± {sd:.2g}" if sd else text, MEANINGS[name]))
     if examples:
         content |= _example_pictures(examples, margin, colours)
     if samples is not None:
@@ -83,38 +70,15 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, b
         content |= {"heads": planes, "positions": list(map(int, head_positions)),
                     "kind": stack_name(geometry, len(head_positions)),
                     "axes_caption": figures.axes_caption(geometry)}
-    if head_table:
-        heading, *rows = head_table
-        content |= {"head_heading": [*heading, "what it is"],
-                    "head_table": [[*row, judge.ROWS[row[0]]] for row in rows]}
+    content["head_table"] = [[*row, judge.ROWS.get(row[0], "what it is")] for row in head_table]
     page = templates.get_template("report.html").render(content)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a folder's name need not be text
-
-
-def _with_spread(value, spread=None):
-    """A figure as text, with its standard deviation over people if there is one: "0.9166 ± 0.0083"."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{text} ± {spread:.2g}" if spread and math.isfinite(spread) else text
-
-
-def _metric_groups(metrics, baselines):
-    """Tables (heading, columns, rows): a row is (name, value, that of each baseline, meaning)."""
-    tables = []
-    for heading, meanings in MEANINGS.items():
-        names = [name for name in meanings if name in metrics]
-        beside = {title: values for title, values in baselines.items() if values.keys() & set(names)}
-        rows = [(name, _with_spread(metrics[name], metrics.get(f"{name}_sd")),
-                 *(_with_spread(values.get(name, "")) for values in beside.values()), meanings[name])
-                for name in names]
-        columns = "figure", "value", *(title.replace("_", " ") for title in beside), "what it is"
-        tables += [(heading, columns, rows)] if rows else []
-    return tables
 
 
 def _png(picture):
     """A picture, (H, W) or (H, W, 3), in [0, 1] or uint8, as a data URI."""
     if picture.dtype != np.uint8:
-        picture = np.uint8(np.round(np.clip(picture, 0, 1) * 255))
+        picture = np.uint8(np.round(picture * 255))
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -124,7 +88,7 @@ def _example_pictures(examples, margin, colours):
     """Pictures and texts of up to four of the `Examples`, and the end of the scale of bits, if known."""
     bits, top, shown = examples.bits, None, []
     if bits is not None:  # the most that a code needs, rounded up
-        top = max(1, math.ceil(bits.max(initial=0, where=np.isfinite(bits))))
+        top = max(1, math.ceil(bits.max()))
     for index in spread(len(examples.captions), 4):
         maps = [("codes", _png(colours[examples.codes[index]]))]
         if top:

@@ -14,17 +14,12 @@ from support.slices import neighbours
 
 
 def uniform(seed, stream, indices, shape, minval=0.0):
-    """Uniform numbers in [minval, 1), float32 (N, *shape), for items of int32 indices (N,).
-
-    Each item's depend on seed, stream (a name) and its index alone, and are independent of all others.
-    """
+    """Uniform numbers in [minval, 1), float32 (N, *shape), each item's by seed, stream and index alone."""
     fold_in = tf.random.experimental.stateless_fold_in
     stream_seed = fold_in(tf.stack([tf.cast(seed, tf.int32), 0]), zlib.crc32(stream.encode()) % 2 ** 31)
-
-    def item(index):
-        return tf.random.stateless_uniform(shape, fold_in(stream_seed, index), minval=minval)
-
-    return tf.map_fn(item, indices, fn_output_signature=tf.float32)
+    return tf.map_fn(
+        lambda index: tf.random.stateless_uniform(shape, fold_in(stream_seed, index), minval=minval),
+        indices, fn_output_signature=tf.float32)
 
 
 def gumbel_noise(prior, seed, stream, indices):
@@ -44,14 +39,16 @@ def calibrated_people(prior, seed, stream, indices):
 
 
 def steered_people(prior, ventricles, count, seed, quantile):
-    """Persons for heads whose ventricles have a given size, float (count, P); else those of `sample_heads`.
+    """The persons of `sample_heads`, but with ventricles of a given size: float (count, P).
 
     The size is given as a quantile among training people, from 0 to 1, one for all or float (count,).
-    `ventricles` says how it follows from a person, the dict of `Run.read_ventricles`.
+    `ventricles`, the dict of `Run.read_ventricles`, says how it follows from a person.
     """
-    target = people.value_at(ventricles["quantiles"], quantile)
+    weights, sizes = np.array(ventricles["weights"]), ventricles["quantiles"]
     persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
-    persons = people.steer(persons, np.array(ventricles["weights"]), ventricles["offset"], target)
+    target = np.interp(quantile, np.linspace(0, 1, len(sizes)), sizes)
+    missing = target - ventricles["offset"] - persons @ weights
+    persons = persons + np.outer(missing, weights) / (weights @ weights)  # the shortest way there
     return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
 
 
@@ -64,19 +61,16 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
     layer.
 
     Args:
-        positions: int32 tensor (B,).
-        noise: float32 (B, g, g, K), see `gumbel_noise`.
+        positions, noise: int32 (B,); float32 (B, g, g, K), see `gumbel_noise`.
         temperature: float32 scalar; 1 samples from the model, 0 takes the likeliest code each time.
         context, person: those of `PixelCNN.call`; None for no slices below, for the average person.
     """
     with prior.full_float32():
         size, batch, filters = prior.grid_size, tf.shape(positions)[0], prior.num_filters
         condition, grid_features = prior.condition_features(positions, context, person)
-
         def sample_row(row, previous, windows, keys, codes):
             rows = tf.gather(grid_features, [row], axis=1) + previous
             vertical, from_vertical, windows, keys = _vertical_row(prior, rows, condition, row, windows, keys)
-
             def sample_code(column, previous, windows, row_codes):
                 horizontal = grid_features[:, row, column][:, tf.newaxis, tf.newaxis] + previous
                 new_windows = []
@@ -114,7 +108,6 @@ def compiled_sampler(prior):
     def sample(positions, noise, temperature, context, person):
         with prior.full_float32():
             return compiled(positions, noise, tf.cast(temperature, tf.float32), context, person)
-
     return sample
 
 
@@ -148,31 +141,23 @@ def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
 
     Args:
         positions: int (N,), N > 0, of each sample; ValueError if training people have no slices there.
-        seed, temperature: see `uniform`, `sample_codes`.
+        temperature: 1 samples from the model, less is blander.
         batch_size: samples side by side; by default as many as suit the machine.
     """
     positions = np.asarray(positions, np.int32)
     if not np.isin(positions, prior.slice_positions).all():
         raise ValueError(f"positions must be among {list(prior.slice_positions)}, got {positions.tolist()}.")
-
-    def sample(indices):
-        chosen = tf.gather(positions, tf.minimum(indices, len(positions) - 1))
-        return _slice_codes(prior, compiled_sampler(prior), chosen, indices, seed, temperature)
-
-    return np.concatenate(list(_in_batches(prior, len(positions), batch_size, sample)))
+    batches = _in_batches(prior, len(positions), batch_size, lambda indices: _slice_codes(
+        prior, compiled_sampler(prior), positions, indices, seed, temperature))
+    return np.concatenate(list(batches))
 
 
 def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
     """Samples heads: codes, int32 NumPy (N, positions, g, g), of the prior's `slice_positions`.
 
-    They are sampled from the lowest slice up, each slice given the head's person and the slices below. Head i
-    depends on (seed, stream, i) alone.
-
-    Args:
-        count: N.
-        seed, temperature, batch_size: see `sample_slices`.
-        persons: float (N, P), to condition the heads on; by default new ones, calibrated.
-        stream: the name of the random stream.
+    They are sampled from the lowest slice up, each slice given the head's person and the slices below: those
+    are `persons`, float (N, P), by default new ones, calibrated. Head i depends on (seed, stream, i) alone.
+    See `sample_slices`.
     """
     heads = heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream)
     none = np.zeros((0, len(prior.slice_positions), prior.grid_size, prior.grid_size), np.int32)
@@ -181,20 +166,13 @@ def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons
 
 def heads_in_batches(prior, count, seed=0, temperature=1.0, batch_size=None, persons=None, stream="heads"):
     """Yields the heads of `sample_heads` in batches (B, positions, g, g): all need not fit in memory."""
-    def sample(indices):
-        given = persons
-        if persons is not None:
-            given = tf.gather(tf.cast(persons, tf.float32), tf.minimum(indices, count - 1))
-        return _head_codes(prior, compiled_sampler(prior), indices, seed, temperature, given, stream)
-
-    return _in_batches(prior, count, batch_size, sample)
+    return _in_batches(prior, count, batch_size, lambda indices: _head_codes(
+        prior, compiled_sampler(prior), indices, seed, temperature, persons, stream))
 
 
 def _in_batches(prior, count, batch_size, sample):
-    """Yields the codes that `sample` makes of items 0 to `count` - 1, given int32 indices (B,), as NumPy.
-
-    All batches have one size, for another would be compiled anew: the last is filled up, and cut.
-    """
+    """Yields the codes that `sample` makes of items 0 to `count` - 1, given int32 indices (B,), as NumPy."""
+    # All batches have one size, for another would be compiled anew: the last is filled up, and cut.
     batch_size = batch_size or samples_at_once(4 * prior.grid_size ** 2 * prior.num_embeddings)
     size = max(1, math.ceil(count / max(1, math.ceil(count / batch_size))))  # so that little is filled up
     for first in tqdm(range(0, count, size), "Sampling", unit=" batches", leave=False, disable=None):
@@ -202,15 +180,18 @@ def _in_batches(prior, count, batch_size, sample):
 
 
 def _slice_codes(prior, sample, positions, indices, seed, temperature):
-    """Codes (B, g, g) of single slices; `sample` is `sample_codes` of the prior, compiled."""
+    """Codes (B, g, g) of the samples `indices` of all `positions`; `sample` is `sample_codes`, compiled."""
     noise, persons = (draw(prior, seed, "slices", indices) for draw in (gumbel_noise, sample_people))
+    positions = tf.gather(positions, tf.minimum(indices, tf.shape(positions)[0] - 1))
     return sample(positions, noise, temperature, prior.no_context(tf.shape(indices)[0]), persons)
 
 
 def _head_codes(prior, sample, indices, seed, temperature, persons, stream):
-    """Codes (B, positions, g, g) of heads, of new persons if none are given; see `_slice_codes`."""
+    """Codes (B, positions, g, g) of heads `indices`, of new persons if none are given; see `_slice_codes`."""
     if persons is None:
         persons = calibrated_people(prior, seed, stream, indices)
+    else:
+        persons = tf.gather(tf.cast(persons, tf.float32), tf.minimum(indices, len(persons) - 1))
     sampled, no_slice = {}, prior.no_context(tf.shape(indices)[0])[:, 0]
     for position in tqdm(prior.slice_positions, "Heads", unit=" slices", leave=False, disable=None):
         noise = gumbel_noise(prior, seed, stream, indices * prior.num_positions + position)
@@ -220,9 +201,7 @@ def _head_codes(prior, sample, indices, seed, temperature, persons, stream):
 
 
 def export(vqvae, prior, folder):
-    """Writes five TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository.
-
-    Each is called by the names of its inputs:
+    """Writes five TensorFlow SavedModels, which `tf.saved_model.load` opens without this repository:
 
         encoder(images): float32 (B, S, S, 1) in [-1, 1] -> codes, int32 (B, g, g)
         decoder(codes): int32 (B, g, g) -> images, float32 (B, S, S, 1) in [-1, 1], each by itself
@@ -234,15 +213,12 @@ def export(vqvae, prior, folder):
     ``tf.config.experimental.enable_tensor_float_32_execution(False)``.
     """
     compiled = functools.partial(tf.function(sample_codes), prior)
+    around = neighbours(np.zeros(len(prior.slice_positions)), prior.slice_positions)
 
     def export_slices(positions, seed, temperature):
         return _slice_codes(prior, compiled, positions, tf.range(tf.shape(positions)[0]), seed, temperature)
-
     def export_heads(count, seed, temperature):
         return _head_codes(prior, compiled, tf.range(count), seed, temperature, None, "heads")
-
-    around = neighbours(np.zeros(len(prior.slice_positions)), prior.slice_positions)
-
     def decode_head(codes):
         return vqvae.decode_codes(codes, *(tf.gather(codes, indices) for indices in around))
 

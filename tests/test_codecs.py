@@ -48,12 +48,11 @@ def test_heads_are_taken_whole_with_their_persons():
     vqvae, prior = small_vqvae(image_size=32), small_prior(grid_size=4, num_positions=32)
     heads = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 32), np.uint8)
     split = dataset.Split.from_heads(heads, range(32)).take(slice(1, None))  # one lacks a slice
-    pictures, _ = dataset.head_pictures(split, 0)
+    pictures, _ = dataset.head_pictures(split, 0, 32)
     prior.fit_people(pictures)
     whole, persons = codecs.take_heads(split, vqvae, prior, 2)
     np.testing.assert_array_equal(whole, heads[[1, 3]])
     np.testing.assert_array_equal(persons, prior.encode_people(pictures)[[1, 3]])
-    assert (persons[0] != persons[1]).any()
     with pytest.raises(UserError, match="all slices"):
         codecs.take_heads(split.take(slice(5)), vqvae, prior, 2)
 
@@ -82,9 +81,8 @@ def test_a_codec_is_measured_on_every_image_within_the_bytes(codec):
     images = np.uint8(255 * np.clip(1 - np.hypot(x, y) * [[[1.0]], [[1.5]]], 0, 1))
     row = codecs.compare(images, codec, 700, 300)
     assert row["num_images"] == 2 and row["within_limit"] == 1 and 0 < row["bytes"] <= 700
-    assert row["ssim"] > 0.8 and row["ssim_foreground"] > 0.8 and row["psnr"] > 25
-    worst = codecs.compare(images, codec, 1, 0)
-    assert worst["within_limit"] == 0 and worst["bytes"] > 1 and worst["psnr"] < row["psnr"]
+    assert row["ssim"] > 0.8 and row["psnr"] > 25
+    assert codecs.compare(images, codec, 1, 0)["within_limit"] == 0
 
 
 def test_largest_that_fits_is_that_of_a_search_through_all():

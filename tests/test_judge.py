@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage, stats
+from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from support import judge
@@ -15,7 +15,6 @@ def draw_people(count, seed=0, slices=12, size=64):
         noise = np.random.default_rng(seed).random((count, slices, size, size))
         smooth = ndimage.gaussian_filter(noise, (0, 2, width, width))
         return (smooth - smooth.mean()) / smooth.std()
-
     heads = 0.55 + 0.1 * texture(99, 1, 4) + 0.06 * texture(seed, count, 3)
     y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
     for head, width in zip(heads, np.random.default_rng(seed).uniform(0.1, 0.3, count)):
@@ -67,8 +66,7 @@ def test_the_auc_is_the_median_over_judges_of_the_mean_over_folds():
     assert judge.area_under_curve("auc", (low, high[:1])).keys() == {"auc"}
 
 
-@pytest.mark.parametrize("people, heads", ((20, 32), (5, 10), (2, 2)))
-@pytest.mark.parametrize("shift", (0, 1, 2))
+@pytest.mark.parametrize("people, heads, shift", ((20, 32, 0), (20, 32, 2), (5, 10, 1), (2, 2, 1)))
 def test_intervals_of_an_auc_cover_what_judges_reach_on_average(people, heads, shift):
     """Of simple judges, the difference of the means that they learn; a head has four slices, much alike."""
     rng, found = np.random.default_rng(0), []
@@ -76,7 +74,6 @@ def test_intervals_of_an_auc_cover_what_judges_reach_on_average(people, heads, s
     def draw(count, mean):
         of_heads, of_slices = rng.normal(size=(count, 1, 20)), rng.normal(size=(count, 4, 20))
         return mean * (np.arange(20) == 0) + np.sqrt(0.8) * of_heads + np.sqrt(0.2) * of_slices
-
     for _ in range(300):
         groups = [(draw(people, 0), draw(heads, shift)) for _ in range(2)]
         folds = []
@@ -88,22 +85,10 @@ def test_intervals_of_an_auc_cover_what_judges_reach_on_average(people, heads, s
     assert np.mean([row["auc_interval"][0] <= true <= row["auc_interval"][1] for row in found]) >= 0.93
 
 
-@pytest.mark.parametrize("true", (0.5, 0.75, 0.97))
-def test_intervals_of_an_auc_cover_that_of_normal_scores(true):
-    rng, mean, covered = np.random.default_rng(0), np.sqrt(2) * stats.norm.ppf(true), 0
-    for _ in range(400):
-        groups = rng.normal(size=64), rng.normal(mean, size=20)
-        low, high = judge.area_under_curve("auc", groups)["auc_interval"]
-        covered += low <= true <= high
-    assert 0.93 <= covered / 400 <= 0.99
-
-
-def test_intervals_are_those_of_the_normal_distribution_for_means():
+def test_the_interval_of_a_mean_is_about_that_of_the_normal_distribution():
     values = np.random.default_rng(0).normal(3, 2, 200)
-    measured = judge.with_interval("mean", np.mean, values)
-    half = 1.96 * values.std() / np.sqrt(200)
-    expected = values.mean() - half, values.mean() + half
-    np.testing.assert_allclose(measured["mean_interval"], expected, atol=0.15 * half)
+    low, high = judge.with_interval("mean", np.mean, values)["mean_interval"]
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(200), rel=0.15)
     assert judge.with_interval("mean", np.mean, values[:1]) == {"mean": values[0]}
 
 
@@ -121,8 +106,7 @@ def test_roughness_is_the_second_difference_inside_the_brain():
     squares = [(head[k + 1] - 2 * head[k] + head[k - 1])[y, x] ** 2 for k in range(1, 11)
                for y, x in np.ndindex(64, 64) if head[k - 1:k + 2, y, x].min() > 7]
     assert judge.roughness(np.uint8(head)) == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-5)
-    ramp = np.uint8(np.arange(20, 32)[:, np.newaxis, np.newaxis] * np.ones((8, 8)))
-    assert judge.roughness(ramp) == judge.roughness(0 * ramp) == judge.roughness(ramp[:2]) == 0
+    assert judge.roughness(np.zeros((3, 8, 8), np.uint8)) == judge.roughness(np.uint8(head[:2])) == 0
     heads = np.uint8(draw_people(4).clip(40, 200))
     ratio = np.diff(np.float32(judge.rougher(heads)), axis=1).std() / np.diff(np.float32(heads), axis=1).std()
     assert ratio == pytest.approx(1.1, abs=0.01)
@@ -144,47 +128,27 @@ def test_tissue_statistics_of_drawn_heads():
     np.testing.assert_allclose(measured["symmetry"], [1, 1, correlation, 0, correlation], atol=1e-6)
     assert measured["dark_fraction"][3] == 0 and correlation < 0.9
     assert measured["dark_fraction"][4] == pytest.approx(measured["dark_fraction"][2], abs=1e-6)
-    # Darker than half the median is dark; what is not deep does not count.
-    depth = ndimage.distance_transform_edt(outline)
-    rim = np.where(outline & (depth < np.median(depth[outline])), 0.05, head)
+    # Darker than half the median is dark.
     darker, brighter = np.where(ventricles, 0.39, head), np.where(ventricles, 0.41, head)
-    dark = judge.tissue_statistics(np.stack([darker, brighter, rim]))["dark_fraction"]
-    np.testing.assert_allclose(dark, [measured["dark_fraction"][1], 0, 0], atol=1e-9)
-    # Beyond the edge of the picture there is no brain.
-    cut_off = judge.tissue_statistics(darker[np.newaxis, 29:-29, 49:-49])["dark_fraction"]
-    assert cut_off == measured["dark_fraction"][1]
+    dark = judge.tissue_statistics(np.stack([darker, brighter]))["dark_fraction"]
+    np.testing.assert_allclose(dark, [measured["dark_fraction"][1], 0], atol=1e-9)
 
 
-def test_what_was_moved_is_moved_back_and_its_person_found():
+def test_a_copy_is_nearest_where_it_was_moved_turned_or_mirrored():
     people = judge.coarse(draw_people(30, slices=16))
     search = judge.NearestPerson(people)
     rng, chosen = np.random.default_rng(0), [9, 3, 20]
     moved = np.stack([judge._move(people[i], rng.uniform(-2, 2, 5)) for i in chosen])
     moved[1] = moved[1, :, :, ::-1]
-    found = search.find(moved)
-    assert found["nearest"].tolist() == chosen and found["mirrored"].tolist() == [False, True, False]
-    assert found["over_second"].max() < 0.7 < 0.8 < search.find(people)["over_second"].min()
-    # Without any move it is the distance of standardised pixels, of each part, by brute force.
-    search._parts = lambda heads: list(map(judge._unit, (heads, heads[:, :4])))
-    search.parts_of_train = search._parts(people)
-    found, ratios = search.find(moved), []
-    for part in (slice(None), slice(4)):
-        *mine, theirs = (stats.zscore(heads[:, part].reshape(len(heads), -1), axis=1) for heads in
-                         (moved, moved[..., ::-1], people))
-        distances = np.min([np.linalg.norm(rows[:, np.newaxis] - theirs, axis=2) for rows in mine], axis=0)
-        ratios.append(np.sort(distances)[:, 0] / np.sort(distances)[:, 1])
-        if part == slice(None):
-            np.testing.assert_array_equal(found["nearest"], distances.argmin(axis=1))
-            expected = distances.min(axis=1) / np.sqrt(theirs.shape[1])
-            np.testing.assert_allclose(found["distances"], expected, atol=1e-5)
-    np.testing.assert_allclose(found["over_second"], np.min(ratios, axis=0), atol=1e-5)
+    assert search.find(moved)[1].max() < 0.7 < 0.8 < search.find(people)[1].min()
+    distances, _ = search.find(people[chosen])  # unmoved: their own, not those of the others
+    assert distances.max() < 1e-3 < search.find(people)[0].min()
 
 
 @pytest.fixture(scope="module")
 def judged():
     """(people, sampled heads, what `evaluate_heads` returns, what its judges got), the judges replaced."""
     given = []
-
     def brightness(learned, tried, channels, seed):
         """In place of a trained judge: the score of a slice is its brightness, the darker the more real."""
         given.append((*map(len, learned), *map(len, tried), channels, seed))
@@ -203,7 +167,7 @@ def judged():
 
 
 def test_heads_are_judged_by_head_and_both_ways(judged):
-    people, sampled, (measured, found), given = judged
+    people, sampled, measured, given = judged
     # Judges learn from half of the samples and one group of new people, and are tried on the others.
     for channels, fakes in (((0,), 3), ((0, 1, 4), 5)):
         rows = [row for row in given if row[4] == channels]
@@ -222,26 +186,23 @@ def test_heads_are_judged_by_head_and_both_ways(judged):
              (np.concatenate([people["validate"], people["test"]]), sampled)]
     assert measured["roughness_auc"] == pytest.approx(auc(*rough))
     assert measured["roughness_new"] == pytest.approx(np.mean(rough[0]))
-    every_second = judge.tissue_statistics(np.concatenate(sampled[:, ::2]))
-    assert measured["symmetry"] == pytest.approx(every_second["symmetry"].mean())
     dark = [[judge.tissue_statistics(head[::2])["dark_fraction"].mean() for head in heads]
             for heads in (sampled, people["train"])]
     assert measured["dark_sd_ratio"] == pytest.approx(np.std(dark[0], ddof=1) / np.std(dark[1], ddof=1))
     assert measured["membership_reconstruction"] == 0.5  # here reconstructions are the originals
     assert measured["num_heads"] == 16 and measured["num_people"] == {"train": 40, "validate": 5, "test": 6}
     assert measured["copies"] == 2 and measured["copies_found"] == measured["copies_planted"] == 5
-    assert measured["copies_false_alarms"] == 1 / 52 and found["nearest"][:2].tolist() == [9, 30]
+    assert measured["copies_false_alarms"] == 1 / 52
 
 
 def test_the_table_shows_each_figure_once(judged, capsys):
-    measured = judged[2][0] | {name: 0.875 for name in ("membership", "membership_reference")}
+    measured = judged[2] | {name: 0.875 for name in ("membership", "membership_reference")}
     measured["membership_interval"] = [0.75, 1.0]
     table = judge.head_table(measured)
     assert [row[0] for row in table[1:]] == list(judge.ROWS) and {len(row) for row in table} == {6}
     rows = {row[0]: row for row in table}
     assert rows["told_apart_heads"][4].startswith(f"{measured['told_apart_heads_floor']:.3g} (")
     assert "slices of different people: " in rows["told_apart_heads"][5]
-    assert "range over judges: {0:.3g} to {1:.3g}".format(*measured["told_apart_heads_range"]) in str(rows)
     assert rows["membership"] == ("membership", "0.875 (0.75 to 1)", "", "", "", "")
     shown = [text for row in table[1:] for cell in row[1:] for text in cell.split("; ") if text]
     figures = [name for name in measured if not name.endswith("_interval") and not name.startswith("num_")]

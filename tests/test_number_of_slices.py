@@ -46,4 +46,4 @@ def test_a_run_has_as_many_slices_as_its_data(count, tmp_path, monkeypatch, caps
                   capsys)
     # People with more slices than the run knows are refused, those with fewer are measured.
     write_cohort(tmp_path / "more", people=(1, 1, 1), slices=count + 1)
-    check_refused(predict.main, ["--run-dir", "run", "--data-dir", "more"], "more slices than the", capsys)
+    check_refused(predict.main, ["--run-dir", "run", "--data-dir", "more"], "has slices 0 to", capsys)

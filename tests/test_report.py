@@ -17,12 +17,10 @@ SIZE, MARGIN, GRID = 32, 4, 4
 
 
 class Page:
-    """A page's elements, the pixels of its pictures by their description, cells of tables, words and script.
-
-    But for its first line and for tags that HTML does not close, the page is XML: so all others are closed.
-    """
+    """A page's elements, pixels of its pictures by their description, cells of tables, words and script."""
 
     def __init__(self, text):
+        # But for its first line and for tags that HTML does not close, the page is XML.
         xml = re.sub("<((?:img|input|meta) [^>]*)>", r"<\1/>", text.removeprefix("<!doctype html>\n"))
         root = ElementTree.fromstring(xml)
         self.elements, self.pictures = list(root.iter()), {}
@@ -47,30 +45,26 @@ EXAMPLES = report.Examples(WHITE, 0 * WHITE, CODES, BITS, [f"case 7\nslice <{i}>
 HEADS = dict(heads=HEAD[np.newaxis], head_positions=range(8), geometry=SliceGeometry(2.0, 3.0))
 CONTENT = dict(
     **PLAIN, **HEADS, examples=EXAMPLES,
-    metrics={"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 160, "bits_per_code": 2.5},
-    baselines={"mean_image": {"ssim": 0.7}, "blurred_original": {"ssim": 0.95, "psnr": 30.0}},
+    metrics={"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 10_880, "bits_per_code": 2.5},
     samples=np.full((3, SIZE, SIZE), 0.5), sample_positions=np.array([0, 16, 31]),
     head_table=[("", "sampled heads"), ("dark_sd_ratio", "0.8 & more"), ("membership", "")])
 
 
-@pytest.fixture(scope="module")
-def write(tmp_path_factory):
+@pytest.fixture
+def write(tmp_path):
     """A function that writes the report of some content and returns its text."""
-    path = tmp_path_factory.mktemp("report") / "report.html"
-
     def write(**content):
-        report.write_report(path, **content)
-        return path.read_text("utf-8")
-
+        report.write_report(tmp_path / "report.html", **content)
+        return (tmp_path / "report.html").read_text("utf-8")
     return write
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def text(write):
     return write(**CONTENT)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page(text):
     return Page(text)
 
@@ -89,7 +83,7 @@ def test_page_is_whole_and_needs_no_network(text, page):
 
 def test_sections_come_in_order_and_those_without_content_are_left_out(write, text):
     headings = re.compile("<h2>(.*?)</h2>")
-    assert headings.findall(text) == ["Sampled heads: slab of 24 mm", "Reconstruction", "Codes and bits",
+    assert headings.findall(text) == ["Sampled heads: slab of 24 mm", "Measured on the test people",
                                       "Reconstructions", "Samples", "Next"]
     assert headings.findall(write(**PLAIN)) == []
     # The page of given images: nothing in it was sampled, and what slices of unknown place cost is not known.
@@ -99,32 +93,26 @@ def test_sections_come_in_order_and_those_without_content_are_left_out(write, te
     assert "sampled" not in Page(given).words and not re.search(r"\bbits\b", Page(given).words)
 
 
-def test_figures_stand_in_groups_with_their_spread_baselines_and_meaning(page):
-    heading = ["figure", "value", "mean image", "blurred original", "what it is"]
-    short = ["figure", "value", "what it is"]
-    assert [row for row in page.rows if row[0] == "figure"] == [heading, short]
-    assert ["ssim", "0.9166 ± 0.0083", "0.7", "0.95", report.MEANINGS["Reconstruction"]["ssim"]] in page.rows
+def test_figures_stand_with_their_spread_and_meaning(page):
+    assert ["ssim", "0.9166 ± 0.0083", report.MEANINGS["ssim"]] in page.rows
+    assert ["num_images", "10880", report.MEANINGS["num_images"]] in page.rows
+    assert ["", "sampled heads", "what it is"] in page.rows
     assert ["dark_sd_ratio", "0.8 & more", judge.ROWS["dark_sd_ratio"]] in page.rows
     assert "ssim_sd" not in [row[0] for row in page.rows]  # it stands beside its figure
     # Every figure that is measured has a meaning.
-    names = {name for meanings in report.MEANINGS.values() for name in meanings}
-    assert names == {*metrics.QUALITY, "num_images", "bits_per_code", "bits_per_code_alone",
-                     "bytes_per_image", *metrics.code_metrics(np.arange(4), 4)}
+    assert report.MEANINGS.keys() >= {*metrics.QUALITY, *metrics.code_metrics(np.arange(4), 4)}
 
 
 @pytest.mark.parametrize("changes, words", (
     ({"title": "run_\udcff", "facts": {"run": "\udcff"}}, "run_\\udcff"),  # a folder's name that is no text
-    ({"metrics": {"ssim": float("nan"), "ssim_sd": float("inf"), "psnr": None}}, "None"),
     ({"heads": np.zeros((1, 1, 8, 8), np.uint8), "head_positions": [3]}, "slab of 3 mm"),  # black, one slice
     ({"notice": "Simulated <people>"}, "Simulated <people>"),
-    ({"samples": np.full((1, SIZE, SIZE), np.nan), "sample_positions": [0]}, "slice 0"),
-    ({"examples": EXAMPLES._replace(bits=np.where(CODES == 0, np.inf, BITS))}, "from 0  to 7.")))
+    ({"geometry": SliceGeometry(axes_known=False)}, "Which way is front was not told. Left and right are")))
 def test_odd_input_gives_a_page(write, changes, words):
-    with np.errstate(invalid="ignore"):
-        assert words in Page(write(**{**CONTENT, **changes})).words
+    assert words in Page(write(**{**CONTENT, **changes})).words
 
 
-def test_page_shows_what_it_was_given(text, page):
+def test_page_shows_what_it_was_given(page):
     originals, reconstructions, codes, (first, *_), (last,) = (page.pictures[name] for name in (
         "original", "reconstruction", "codes", "0.00 bits per code", "0.41 bits per code"))  # 6.5 / 16
     assert originals[0].shape == (SIZE - 2 * MARGIN,) * 2 and (originals[0] == 255).all()  # the margin is off
@@ -133,9 +121,6 @@ def test_page_shows_what_it_was_given(text, page):
     assert (first == first[0, 0]).all() and last[2, 3].sum() > 400
     assert (np.delete(last.reshape(16, 3), 11, axis=0) == first[0, 0]).all()
     assert "from 0  to 7." in page.words
-    # Code maps keep their squares, and an example's pictures stay in one row, however narrow the page.
-    assert sum(element.get("class") == "map" for element in page.elements) == 8
-    assert ".map { image-rendering: pixelated }" in text and "columns: repeat(3, minmax(0, 272px))" in text
 
 
 def test_a_head_is_scrolled_in_three_planes_in_millimetres(text, page):
@@ -153,13 +138,4 @@ def test_a_head_is_scrolled_in_three_planes_in_millimetres(text, page):
     assert re.findall("flex: ([0-9.]+);", text) == ["56.0", "56.0", "76.0"]
     assert [element.get("max") for element in page.elements if element.get("max")] == ["7", "37", "27"]
     assert 'data-positions="[0, 1, 2, 3, 4, 5, 6, 7]"' in text
-    assert all(words in page.script for words in ("--across", "{grid, row, column}", "--share-"))
 
-
-def test_front_is_claimed_only_where_it_is_known(write, page):
-    known = "Front is up; in sagittal cuts, front is on the left. Left and right are unknown."
-    assert known in page.words
-    unknown = Page(write(**{**CONTENT, "geometry": SliceGeometry(axes_known=False)}))
-    assert "Which way is front was not told. Left and right are unknown." in unknown.words
-    assert "cut along rows" in unknown.pictures
-    assert not re.search("(?i)front is up|sagittal|coronal", unknown.words)
