@@ -140,7 +140,8 @@ class VectorQuantizer(layers.Layer):
 
     def distances(self, vectors):
         """|z - e|^2 - |z|^2 of vectors float32 (..., D) to all codes, (..., K); |z|^2 is the same for all."""
-        return tf.reduce_sum(self.embeddings ** 2, 1) - 2 * tf.matmul(vectors, self.embeddings, transpose_b=True)
+        products = tf.matmul(vectors, self.embeddings, transpose_b=True)
+        return tf.reduce_sum(self.embeddings ** 2, 1) - 2 * products
 
     def _update(self, vectors, codes, batch_counts):
         """Moves the codebook by vectors (N, D) of codes (N,); the counts (K,) are those of all replicas."""
@@ -172,7 +173,7 @@ class VectorQuantizer(layers.Layer):
             self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
 
     def digest(self):
-        """A SHA-256 hex digest of the codebook: what its codes mean to a decoder or a prior."""
+        """A SHA-256 hex digest of the codebook."""
         return hashlib.sha256(np.ascontiguousarray(self.embeddings, np.float32)).hexdigest()
 
 

@@ -296,39 +296,27 @@ class Reconstructions(keras.callbacks.Callback):
 
     def __init__(self, run, splits):
         super().__init__()
-        self.frames_dir, self.epochs, self.seed = run.frames_dir, run.settings["epochs"], run.seed
-        validation = splits["validate"].images
-        self.validation = validation[spread(len(validation), 128)]
-        self.test = splits["test"].images
+        self.run, self.test = run, splits["test"].images
+        self.validation = splits["validate"].images[spread(len(splits["validate"].images), 128)]
         self.examples = self.test[splits["test"].examples(4)]
         self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 0:
-            self._draw_frame("before the first epoch", 0)
 
     def on_epoch_end(self, epoch, logs):
         """Adds to the logs val_ssim, val_perplexity, val_codes_used; and test_ssim, which chooses nothing."""
         logs["val_ssim"], codes, _ = self._reconstruct(self.validation)
         use = metrics.code_metrics(codes, self.model.quantizer.num_embeddings)
         logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = np.random.default_rng([self.run.seed, epoch])
         indices = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
         logs["test_ssim"], _, _ = self._reconstruct(self.test[indices])
-        frame = self._draw_frame(f"after epoch {epoch + 1} of {self.epochs}", epoch + 1)
+        ssim, _, reconstructions = self._reconstruct(self.examples)
+        title = f"after epoch {epoch + 1} of {self.run.settings['epochs']}: SSIM {ssim:.3f}"
+        frame = figures.progress_frame(self.examples, reconstructions, self.model.margin, title)
+        Image.fromarray(frame).save(self.run.frames_dir / f"{epoch + 1:04d}.png")
         with tf.device("CPU"), self.writer.as_default(epoch):  # the GPU's memory is not for histograms
             tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
             tf.summary.histogram("codes", codes, buckets=self.model.quantizer.num_embeddings)
-            tf.summary.histogram("codebook", self.model.quantizer.embeddings)
         self.writer.flush()
-
-    def _draw_frame(self, when, number):
-        """Draws the examples and their reconstructions; returns the picture, uint8 (height, width)."""
-        ssim, _, reconstructions = self._reconstruct(self.examples)
-        title = f"{when}: SSIM {ssim:.3f}"
-        frame = figures.progress_frame(self.examples, reconstructions, self.model.margin, title)
-        Image.fromarray(frame).save(self.frames_dir / f"{number:04d}.png")
-        return frame
 
     def _reconstruct(self, images):
         """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
@@ -409,7 +397,7 @@ def start_embeddings(prior, codebook, seed):
 def calibrate_prior(run, vqvae, prior, num_people):
     """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`.
 
-    Each round's persons are corrected by all rounds before: so they lie further out, where the outcome is no
+    Each round's persons are corrected by the rounds before: so they lie further out, where the outcome is no
     longer in proportion.
     """
     count, rounds = min(run.settings["calibration_heads"], num_people), run.settings["calibration_rounds"]
@@ -421,9 +409,8 @@ def calibrate_prior(run, vqvae, prior, num_people):
         stream = f"calibration {number}"
         conditions.append(sampler.calibrated_people(prior, run.seed, stream, tf.range(count)).numpy())
         codes = sampler.sample_heads(prior, count, run.seed, persons=conditions[-1], stream=stream)
-        images = np.stack([to_uint8(vqvae.decode_head(head, prior.slice_positions)[..., 0])
-                           for head in codes])
-        heads = dataset.Split.from_heads(images, prior.slice_positions)
+        images = [to_uint8(vqvae.decode_head(head, prior.slice_positions)[..., 0]) for head in codes]
+        heads = dataset.Split.from_heads(np.stack(images), prior.slice_positions)
         pictures, _ = dataset.head_pictures(heads, vqvae.margin, prior.num_positions)
         outcomes.append(prior.encode_people(pictures))
         shift, scale = people.calibrate(np.concatenate(conditions), np.concatenate(outcomes))
@@ -436,13 +423,12 @@ def fit_ventricles(run, prior, train, margin):
 
     The size is the mean over a head of `judge.tissue_statistics`' `dark_fraction`. No network gets it.
     """
-    cases, head_numbers = np.unique(train.cases, return_inverse=True)
-    if len(cases) < 3:
+    if train.num_people < 3:
         return  # a line through two people says nothing
+    pictures, head_numbers = dataset.head_pictures(train, margin, prior.num_positions)
     dark = judge.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
-    persons = prior.encode_people(dataset.head_pictures(train, margin, prior.num_positions)[0])
-    weights, offset = people.fit_measure(persons, sizes)
+    weights, offset = people.fit_measure(prior.encode_people(pictures), sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
     write_json(run.folder / "ventricles.json",
                {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})

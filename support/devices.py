@@ -26,8 +26,8 @@ JOIN_TIMEOUT = 600  # seconds in which the other machines must start
 def prepare(exact=False):
     """Sets up TensorFlow before anything touches a device; returns in words what it computes on ("2 GPUs").
 
-    To train it also joins the cluster, which has to come first. `exact`, to predict, turns TensorFloat-32
-    off, which on recent GPUs rounds the inputs of convolutions to 10 bits.
+    To train it also joins the cluster. `exact`, to predict, turns TensorFloat-32 off, which on recent GPUs
+    rounds the inputs of convolutions to 10 bits.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -70,8 +70,10 @@ def samples_at_once(bytes_each):
 
 
 def steps_per_execution(steps_per_epoch):
-    """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly."""
-    # Small steps on a GPU wait for Python more than they compute. But no callback can run between them.
+    """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly.
+
+    Small steps on a GPU wait for Python more than they compute. But no callback can run between them.
+    """
     if kind() == "CPU" or strategy().num_replicas_in_sync > 1:
         return 1
     return max(steps for steps in range(1, 17) if steps_per_epoch % steps == 0)
@@ -89,11 +91,9 @@ def strategy():
 
 
 def new_scope():
-    """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start.
-
-    TensorFlow orders some sums by those names: else a resumed run, which has loaded a model before it makes
-    one, has other last bits than an uninterrupted one.
-    """
+    """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start."""
+    # TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one,
+    # would have other last bits.
     keras.utils.clear_session(free_memory=False)
     return strategy().scope()
 
@@ -111,7 +111,7 @@ def _single_replica():
 
 
 def replica():
-    """The number of this replica, an int32 tensor, or 0 without a strategy."""
+    """The number of this replica, int32; 0 without a strategy."""
     return 0 if _single_replica() else tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
@@ -153,13 +153,12 @@ def _join_cluster():
     print(f"Waiting for the machines of TF_CONFIG: {', '.join(cluster()[0])} ... (alarm clock: one did not "
           f"start train.py within {JOIN_TIMEOUT} seconds; {NO_CLUSTER})", flush=True)
     # TensorFlow waits without end and holds Python's lock: so the system has to end it, at signals too.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.alarm(JOIN_TIMEOUT)
     joined = tf.distribute.MultiWorkerMirroredStrategy()
     signal.alarm(0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     return joined
 
 

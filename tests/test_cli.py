@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+from unittest import mock
 
 import pytest
 import tensorflow as tf
@@ -49,20 +49,6 @@ def test_settings_of_other_software_change_nothing(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2  # no folder named ~
 
 
-NOTEBOOK = """
-import os
-before = dict(os.environ)
-import modules, dataset, predict, train
-changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
-print(sorted(name for name in changed if name.startswith(("KERAS", "MPL", "XLA"))), before.get("MPLBACKEND"))
-"""
-
-
-def test_importing_the_networks_changes_nothing_of_a_notebook(tmp_path):
-    done = run_python(NOTEBOOK, MPLBACKEND="svg", KERAS_HOME=str(tmp_path), KERAS_BACKEND="tensorflow")
-    assert done.stdout.strip() == "[] svg", done.stderr
-
-
 def test_what_tensorflow_says_when_it_crashes_is_printed(tmp_path):
     (tmp_path / "tensorflow.py").write_text(
         'import os\nos.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\\n'
@@ -78,7 +64,6 @@ import support.environment
 import sys
 with open("file", "w") as file:
     print("said")
-    print("said", file=sys.stderr)
     file.write(f"{file.fileno() > 2} {sys.stdin.read()}")
 """
 
@@ -143,46 +128,31 @@ def test_signals_end_a_command_with_a_line(capsys):
         signal.signal(number, default)
         assert end_of(lambda number=number: wait(number), capsys) == (130, "Stopped; all is saved.\n")
         assert signal.signal(number, before) == default
-    ran = []
-    thread = threading.Thread(target=cli.exit_on_user_error(lambda: ran.append(1)))  # may set no handlers
-    thread.start()
-    thread.join()
-    assert ran
 
 
 @pytest.mark.parametrize("error, expected", (
-    (OSError(errno.ENOSPC, "No space left on device", "a/b.png"), "a/b.png: No space left on device; go on."),
     (OSError(errno.EIO, "Input/output error", "/a/.set-x1.unfinished/set/b"), "/a/set/b: Input/output error"),
     (tf.errors.ResourceExhaustedError(None, None, "a; File too large\n more"), "a: File too large; go on."),
     (tf.errors.UnknownError(None, None, "{{function_node SaveV2}} a/v; Disk quota exceeded [Op:A]"),
      "a/v: Disk quota exceeded; go on."),
     (RuntimeError("Can't decrement id ref count (file write failed: errno = 28, error message = '...')"),
      "No space left on device; go on."),
-    (tf.errors.ResourceExhaustedError(None, None, "OOM when"), "Out of memory (OOM when); free some, or"),
     (MemoryError(), "Out of memory (MemoryError()); free some, or give train.py a smaller --batch-size; go"),
     (tf.errors.UnavailableError(None, None, "b:1"), "The cluster of TF_CONFIG failed (b:1); go on."),
-    (cli.UserError("It is so."), "It is so.\n"),
-    (tf.errors.InvalidArgumentError(None, None, "a; b"), None),
-    (ValueError("a; Input/output error"), None), (AttributeError("None"), None)))
+    (cli.UserError("It is so."), "It is so.\n")))
 def test_what_is_no_bug_ends_with_one_sentence(error, expected, monkeypatch, capsys):
     def fail():
         with cli.advise("go on"):
             raise error
 
     monkeypatch.setenv("TF_CONFIG", "{}")
-    if expected:
-        status, said = end_of(fail, capsys)
-        assert status == 2 and said.startswith(expected) and said.count("\n") == 1
-    else:  # a bug keeps its traceback
-        with pytest.raises(type(error)):
-            cli.exit_on_user_error(fail)()
-
-
-def test_a_traceback_is_to_be_had(monkeypatch, capsys):
-    def fail():
-        raise cli.UserError("No.") from ZeroDivisionError("the cause")
-
-    assert end_of(fail, capsys) == (2, "No.\n")
+    status, said = end_of(fail, capsys)
+    assert status == 2 and said.startswith(expected) and said.count("\n") == 1
     monkeypatch.setenv(cli.DEBUG, "1")
-    said = end_of(fail, capsys)[1]
-    assert "the cause" in said and "Traceback" in said and said.endswith(": No.\n")
+    assert "Traceback" in end_of(fail, capsys)[1]
+
+
+@pytest.mark.parametrize("error", (tf.errors.InvalidArgumentError(None, None, "a; b"), ValueError("errno = b")))
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        cli.exit_on_user_error(mock.Mock(side_effect=error, __name__="main"))()

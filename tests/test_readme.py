@@ -58,10 +58,8 @@ def test_links_and_pictures_resolve_and_no_line_of_code_is_cut_off_at_the_width_
 
 def test_every_script_and_asset_is_named_and_the_readme_is_read_in_one_sitting():
     assert sum(bool(re.search(r"\w", word)) for word in README.split()) <= 1_700
-    for path in ROOT.glob("*.py"):
-        assert path.name in README, path
-    for path in (*(ROOT / "assets").glob("*"), *(ROOT / "benchmarks").glob("*.py")):
-        assert any(f"{path.parent.name}/{path.name}" in text for text in DOCUMENTS.values()), path
+    for path in (*ROOT.glob("*.py"), *(ROOT / "assets").glob("*"), *(ROOT / "benchmarks").glob("*.py")):
+        assert any(path.relative_to(ROOT).as_posix() in text for text in DOCUMENTS.values()), path
 
 
 @pytest.mark.parametrize("script", (train, predict, dataset))
@@ -101,19 +99,6 @@ def test_the_times_of_the_real_run_and_of_oasis_follow_from_the_record():
     of_oasis = sum(np.divide(seconds, epochs) * (train.Settings.epochs, train.Settings.prior_epochs))
     hours = of_oasis * 9664 / (32 * run["people"]["train"]) / 3600  # OASIS has 9,664 training images
     assert f"takes about {hours:.0f} hours" in ONE_LINE
-
-
-COUNTS = {"tried": 20, "survived": 20, "lost": 0, "differing": 0, "left_over": 0}
-FAULTS = {"faults": {"training": COUNTS, "prediction": COUNTS}}
-
-
-def test_a_changed_number_and_an_unmarked_table_are_seen():
-    table = "<!-- results: faults -->\n" + tables.render(tables.faults(FAULTS))
-    assert tables.fill(table, FAULTS) == table == tables.fill(table.replace("| 20 |", "| 21 |"), FAULTS)
-    text = "| a | b |\n|---|---|\n| no | in 20 cases |\n"
-    assert unmarked_tables(text) and not unmarked_tables(f"{table}\n<!-- not measured -->\n{text}")
-    for number in ("0.97", "**0.97**", "31.7 dB", "5%", "1,152"):
-        assert unmarked_tables("<!-- not measured -->\n" + text.replace("in 20 cases", number)), number
 
 
 def test_the_record_says_where_everything_comes_from():

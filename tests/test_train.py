@@ -42,7 +42,7 @@ def test_training_leaves_a_whole_run_folder(trained):
     assert history["reconstruction_loss"][1] < history["reconstruction_loss"][0]
     in_head = run.read_history("decoder")["val_reconstruction_loss"]
     assert in_head.min() < history["val_reconstruction_loss"].min()
-    assert len(imageio.imread(run.folder / "progress.gif")) == 3  # before the first epoch, and after each
+    assert len(imageio.imread(run.folder / "progress.gif")) == 2  # after each epoch
     assert list((run.folder / "logs").glob("*/train/*tfevents*"))
     vqvae, prior = (modules.load_model(run.model_path(name)) for name in ("vqvae", "pixelcnn"))
     modules.check_match(vqvae, prior)
@@ -56,17 +56,13 @@ def test_the_codebook_starts_at_the_clusters_of_the_encoders_vectors(monkeypatch
     vectors = centers[:, np.newaxis] + 0.01 * random_vectors((6, 40, 3))
     # The first cluster thrice
     batches = [(vectors[:, index], None) for index in range(40)] + 2 * [(vectors[0], None)]
-    encoded = []
-    for decay in (0.99, None):
-        vqvae = small_vqvae(num_embeddings=6, embedding_dim=3, decay=decay)
-        vqvae.compile()
-        monkeypatch.setattr(vqvae, "encode", lambda batch: encoded.append(batch) or batch)
-        train.start_codebook(vqvae, batches, autoencoder_steps=0, fit_batches=42)
-        distances = np.linalg.norm(vqvae.quantizer.embeddings.numpy() - centers[:, np.newaxis], axis=-1)
-        assert (distances.min(axis=1) < 0.1).all()
-        if decay:
-            counts = vqvae.quantizer.counts.numpy()[distances.argmin(axis=1)]
-            np.testing.assert_allclose(counts, 6 * np.array([120, 40, 40, 40, 40, 40]) / 320, rtol=1e-6)
+    encoded, vqvae = [], small_vqvae(num_embeddings=6, embedding_dim=3)
+    monkeypatch.setattr(vqvae, "encode", lambda batch: encoded.append(batch) or batch)
+    train.start_codebook(vqvae, batches, autoencoder_steps=0, fit_batches=42)
+    distances = np.linalg.norm(vqvae.quantizer.embeddings.numpy() - centers[:, np.newaxis], axis=-1)
+    assert (distances.min(axis=1) < 0.1).all()
+    counts = vqvae.quantizer.counts.numpy()[distances.argmin(axis=1)]
+    np.testing.assert_allclose(counts, 6 * np.array([120, 40, 40, 40, 40, 40]) / 320, rtol=1e-6)
     encoded.clear()
     train.start_codebook(vqvae, [(pair, None) for pair in vectors[:, 0].reshape(3, 2, 3)], 0, fit_batches=1)
     assert len(encoded) == 3  # one batch of two vectors is too few for six codes
@@ -192,12 +188,10 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(begun, small_files, capsy
 
 @pytest.mark.parametrize("arguments, expected", [
     (["--data-dir", "nowhere"], "--data-dir names nowhere"),
-    (["--data-dir", "cohort", "--limit", "0"], "--limit: expected an integer of at least 1, got 0"),
     (["--data-dir", "cohort", "--learning-rate", "nan"], "--learning-rate: expected a number"),
-    (["--data-dir", "cohort", "--run-dir", "runs/tiny"], "runs/tiny is not empty"),
+    (["--data-dir", "cohort", "--run-dir", "runs/tiny"], "no run can begin there; give another --run-dir"),
     (["--data-dir", "cohort", "--run-dir", "/proc/run"], "/proc/run: No such file"),
-    (["--data-dir", "runs"], "keras_png_slices_train is missing"),
-    (["--run-dir", "BARE", "--resume"], "BARE holds no run, but vqvae.keras"),
+    (["--run-dir", "BARE", "--resume"], "BARE holds vqvae.keras, so no run can begin there"),
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16"),
     (["--run-dir", "BEGUN", "--resume", "--data-dir", "OTHER"], "are not those"),
@@ -216,7 +210,6 @@ def test_bad_input_is_refused_and_nothing_is_written(
 
 
 def test_one_command_serves_the_first_start_a_restart_and_the_end(trained, tmp_path, capsys):
-    """As a queue needs it: --resume begins where nothing is, and ends at once where all is done."""
     run = tmp_path / "run"
     (run / f".config.json-{UNFINISHED}").mkdir(parents=True)  # the rest of an interrupted start
     (run / "queue.log").touch()
@@ -230,17 +223,12 @@ def test_one_command_serves_the_first_start_a_restart_and_the_end(trained, tmp_p
         assert resumed.config == begun.config
         with pytest.raises(train.UserError, match="Another training is at work"), train.open_run(arguments):
             pass
-    finished = trained / "runs" / "tiny"
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    train.main(["--run-dir", str(finished), "--resume"])
+    train.main(["--run-dir", str(trained / "runs" / "tiny"), "--resume"])
     assert "tiny is finished; there is nothing to resume" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-@pytest.mark.parametrize("part, change", (
-    ("settings", {"new_setting": 3}), ("condition_dropout", {"person": 0.9})))
-def test_a_run_of_another_version_is_not_resumed(begun, capsys, part, change):
-    begun.config[part].update(change)
+def test_a_run_of_another_version_is_not_resumed(begun, capsys):
+    begun.config["condition_dropout"].update(person=0.9)
     write_json(begun.folder / "config.json", begun.config)
     check_refused(train.main, resume(begun), "began with other settings than this version", capsys)
 
