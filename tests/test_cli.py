@@ -1,9 +1,7 @@
 """What other software leaves behind, and what every script prints and refuses."""
 
 import errno
-import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -26,12 +24,11 @@ def run_python(code, cwd=None, **variables):
 SETTINGS = """
 import pwd; pwd.getpwuid = {}.__getitem__
 import support.environment
-import json
 import train
 from keras import config
 import matplotlib
-print(json.dumps([config.backend(), config.floatx(), config.image_data_format(), config.epsilon(),
-                  config.max_epochs(), matplotlib.rcParams["lines.linewidth"]]))
+print(config.backend(), config.floatx(), config.image_data_format(), config.epsilon(), config.max_epochs(),
+      matplotlib.rcParams["lines.linewidth"])
 """
 
 
@@ -43,8 +40,7 @@ def test_settings_of_other_software_change_nothing(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     done = run_python(SETTINGS, cwd=tmp_path, KERAS_BACKEND="torch", KERAS_HOME=str(tmp_path),
                       KERAS_MAX_EPOCHS="1", MPLBACKEND="module://matplotlib_inline.backend_inline")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ["tensorflow", "float32", "channels_last", 1e-7, None, 1.5]
+    assert done.stdout == "tensorflow float32 channels_last 1e-07 None 1.5\n", done.stderr
     assert "Traceback" not in done.stderr and "absl::InitializeLog" not in done.stderr
     assert len(list(tmp_path.iterdir())) == 2  # no folder named ~
 
@@ -95,25 +91,18 @@ def test_a_reader_that_is_gone_and_a_full_log_are_no_traceback(target, status, m
     assert (done.returncode, done.stderr) == (status, message)
 
 
-def end_of(function, capsys=None):
+def end_of(function, capsys):
     """The exit status of a command that runs a function, and what it said on stderr."""
     with pytest.raises(SystemExit) as stop:
         cli.exit_on_user_error(function)()
-    return stop.value.code, capsys and capsys.readouterr().err.partition(": ")[2]
+    return stop.value.code, capsys.readouterr().err.partition(": ")[2]
 
 
-def test_names_that_are_no_text_are_printed(monkeypatch):
-    name = os.fsdecode("Schädel_".encode() + b"\xff.nii")
-    for stream in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-
-    def main():
-        print(name)
-        raise cli.UserError(f"{name} is empty.")
-
-    assert end_of(main) == (2, None)
-    for stream in (sys.stdout, sys.stderr):
-        assert rb"Sch\xe4del_\udcff.nii" in stream.buffer.getvalue()
+def test_names_that_are_no_text_are_printed():
+    code = ("from support import cli, environment\nimport os, sys\n@cli.exit_on_user_error\ndef main():\n"
+            "    raise cli.UserError(os.fsdecode(b'Sch\\xc3\\xa4del_\\xff.nii'))\nmain()")
+    done = run_python(code, PYTHONIOENCODING="ascii")
+    assert done.returncode == 2 and r"Sch\xe4del_\udcff.nii" in done.stderr
 
 
 def test_signals_end_a_command_with_a_line(capsys):
@@ -152,7 +141,7 @@ def test_what_is_no_bug_ends_with_one_sentence(error, expected, monkeypatch, cap
     assert "Traceback" in end_of(fail, capsys)[1]
 
 
-@pytest.mark.parametrize("error", (tf.errors.InvalidArgumentError(None, None, "a; b"), ValueError("errno = b")))
-def test_a_bug_keeps_its_traceback(error):
-    with pytest.raises(type(error)):
-        cli.exit_on_user_error(mock.Mock(side_effect=error, __name__="main"))()
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        cli.exit_on_user_error(mock.Mock(side_effect=tf.errors.InvalidArgumentError(None, None, "a; b"),
+                                         __name__="main"))()

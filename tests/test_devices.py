@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -72,14 +71,6 @@ def test_steps_at_once_divide_the_epoch_and_batches_are_shared_out_evenly(monkey
         assert devices.global_batch(wanted, available) == expected
     with pytest.raises(cli.UserError, match="2 training images cannot be shared among 3 devices"):
         devices.global_batch(8, 2)
-
-
-def test_a_driver_whose_gpu_tensorflow_does_not_see_is_a_note(monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert devices.prepare() == "CPU" and not capsys.readouterr().out  # hidden on purpose
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    devices.prepare()
-    assert "tensorflow[and-cuda]" in capsys.readouterr().out
 
 
 @functools.cache
@@ -204,17 +195,13 @@ devices.strategy()
 """
 
 
-def test_a_wait_for_machines_has_an_end_and_can_be_stopped(tmp_path):
-    """Where something else than train.py listens at the second one's port; and where nothing listens."""
+def test_a_wait_for_machines_has_an_end(tmp_path):
+    """Where something else than train.py listens at the second one's port."""
     workers = free_addresses(2)
     with socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))):
         (printed,), (status,) = ends_of(start_machine(0, workers, tmp_path, "-c", JOINS))
     assert status == -signal.SIGALRM
     assert f"Waiting for the machines of TF_CONFIG: {', '.join(workers)} ..." in printed
-    waiting = start_machine(1, free_addresses(2), tmp_path, "-c", JOINS.replace("= 3", "= 300"))
-    assert any("Waiting" in line for line in iter(waiting.stdout.readline, ""))
-    waiting.terminate()
-    assert waiting.wait(timeout=60) == -signal.SIGTERM
 
 
 def test_an_unknown_flag_of_xla_ends_the_process_at_the_start():

@@ -83,30 +83,27 @@ def test_embeddings_start_as_like_as_the_codebook():
 
 def test_a_second_round_of_calibration_starts_from_what_the_first_corrected(monkeypatch):
     """Against `people.calibrate`, round by round, for heads that follow their person by a known curve."""
-    prior, conditions = small_prior(person_size=4), []
-
-    def outcome(persons):
-        return 0.2 + 0.6 * np.tanh(persons)
+    prior, conditions = small_prior(person_size=4, slice_positions=[0, 1]), []
 
     def sample_heads(prior, count, seed, persons, stream):
         conditions.append(persons)
         return np.zeros((count, 2, 6, 6), np.int32)
 
+    def outcome(persons):
+        return 0.2 + 0.6 * np.tanh(persons)
+
     monkeypatch.setattr(sampler, "sample_heads", sample_heads)
     monkeypatch.setattr(prior, "encode_people", lambda pictures: outcome(conditions[-1]))
     vqvae = types.SimpleNamespace(decode_head=lambda codes, _: np.zeros((len(codes), 32, 32, 1)), margin=0)
-    prior.slice_positions = 0, 1
     run = Run("", {"settings": dataclasses.asdict(train.Settings(seed=3))})
     train.calibrate_prior(run, vqvae, prior, num_people=20)
-
     first, second = (sampler.sample_people(prior, 3, f"calibration {number}", tf.range(20)).numpy()
                      for number in (1, 2))
     shift, scale = people.calibrate(first, outcome(first))
     assert (scale > 1.2).all()  # so the second round's persons lie further out
     np.testing.assert_allclose(conditions, [first, shift + scale * second], rtol=1e-5, atol=1e-6)
-    shift, scale = people.calibrate(np.concatenate(conditions), outcome(np.concatenate(conditions)))
-    np.testing.assert_allclose(prior.person_shift, shift, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(prior.person_scale, scale, rtol=1e-4)
+    expected = people.calibrate(np.concatenate(conditions), outcome(np.concatenate(conditions)))
+    np.testing.assert_allclose([prior.person_shift, prior.person_scale], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_odd_but_valid_data_a_finer_grid_and_mixed_precision(tmp_path, monkeypatch):
