@@ -463,8 +463,8 @@ class PixelCNN(Network):
 
     def fit_people(self, pictures):
         """Fits the space of persons to the pictures of training heads: see `people.fit`."""
-        space = self.mean_picture, self.components, self.quantiles
-        for weight, value in zip(space, people.fit(pictures, self.person_size)):
+        fitted = people.fit(pictures, self.person_size)
+        for weight, value in zip((self.mean_picture, self.components, self.quantiles), fitted):
             weight.assign(value)
 
     def encode_people(self, pictures):

@@ -85,8 +85,7 @@ def parse_arguments(argv):
     add, default, count = parser.add_argument, Settings(), {"type": cli.number(int, 1), "metavar": "N"}
     add("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
-    add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may "
-        "be larger than memory, and the next start takes a moment")
+    add("--cache-dir", metavar="DIR", help="keep the images here, mapped: data may be larger than memory")
     add("--run-dir", metavar="DIR", help="for all results (default: runs/DATE-TIME)")
     add("--epochs", **count, help=f"of the VQ-VAE (default: {default.epochs}; demo cohort: {DEMO.epochs})")
     add("--prior-epochs", **count,
@@ -102,8 +101,7 @@ def parse_arguments(argv):
     add("--limit", **count, help="use the first N people of each split (default: all)")
     add("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
         help="where the front of the head lies in the pictures (default: measured)")
-    add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM",
-        help="between neighbouring slices (default: measured)")
+    add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM", help="(default: measured)")
     add("--mixed-precision", action="store_true", default=None,
         help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
     add("--resume", action="store_true",
@@ -157,7 +155,6 @@ def new_run(folder, arguments):
     data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
             "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
             "front": front, "geometry": vars(geometry), "center": head_center(splits["train"], geometry),
-            "images": {name: len(split.images) for name, split in splits.items()},
             "people": {name: split.num_people for name, split in splits.items()}}
     config = {"settings": vars(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
               "vqvae": modules.VQVAE(**vqvae).settings, "pixelcnn": modules.PixelCNN(**pixelcnn).settings,
@@ -219,15 +216,15 @@ def matching_splits(run, arguments):
 
 def say_what_begins(run, splits, device):
     """Prints where the run lies, on what it runs, and what will not be possible with its data."""
+    data = run.config["data"]
     counts = ", ".join(f"{split.num_people} {name}" for name, split in splits.items())
-    print(f"Run folder {run.folder}; {counts} people in {run.config['data']['folder']}; on {device}.")
-    if run.notice and not run.config["data"]["is_demo"]:  # of that all was said when it was found
+    print(f"Run folder {run.folder}; {counts} people in {data['folder']}; on {device}.")
+    if run.notice and not data["is_demo"]:  # of the demo cohort all was said when it was found
         print(run.notice)
     for name in ("validate", "test"):
         dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
     positions = run.config["pixelcnn"]["slice_positions"]
-    few = [name for name, split in splits.items() if len(split.head_indices(positions)) < 2]
-    if few:
+    if few := [name for name, split in splits.items() if len(split.head_indices(positions)) < 2]:
         print("Note: predict.py --evaluate will not be possible: it needs two people with all slices in each "
               f"split, and there are fewer in {', '.join(few)}.", flush=True)
 

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import signal
 
 import keras
@@ -21,8 +20,6 @@ NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many 
 JOIN_TIMEOUT = 600  # seconds in which the other machines must start
 
 
-# What is there --------------------------------------------------------------------------------------------
-
 def prepare(exact=False):
     """Sets up TensorFlow before anything touches a device; returns in words what it computes on ("2 GPUs").
 
@@ -34,16 +31,10 @@ def prepare(exact=False):
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.experimental.enable_op_determinism()  # same seed, same bits; on a GPU it would cost much
-        if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-            print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
-                  'To use the GPU: pip install "tensorflow[and-cuda]>=2.21,<2.22"', flush=True)
     if exact:
         tf.config.experimental.enable_tensor_float_32_execution(False)
     else:
         strategy()
-    if os.environ.get("XLA_FLAGS") or os.environ.get("TF_XLA_FLAGS"):
-        # XLA ends the process at a flag that it does not know: now, at a trifle, and not after hours.
-        tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
     device = kind() if len(gpus) < 2 else f"{len(gpus)} GPUs"
     return f"{device} of each of {len(cluster()[0])} machines" if cluster() else device
 
@@ -70,10 +61,8 @@ def samples_at_once(bytes_each):
 
 
 def steps_per_execution(steps_per_epoch):
-    """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly.
-
-    Small steps on a GPU wait for Python more than they compute. But no callback can run between them.
-    """
+    """How many steps run without Python in between: a divisor of `steps_per_epoch`, so epochs end exactly."""
+    # Small steps on a GPU wait for Python more than they compute. But no callback can run between them.
     if kind() == "CPU" or strategy().num_replicas_in_sync > 1:
         return 1
     return max(steps for steps in range(1, 17) if steps_per_epoch % steps == 0)

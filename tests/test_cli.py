@@ -45,16 +45,6 @@ def test_settings_of_other_software_change_nothing(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2  # no folder named ~
 
 
-def test_what_tensorflow_says_when_it_crashes_is_printed(tmp_path):
-    (tmp_path / "tensorflow.py").write_text(
-        'import os\nos.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\\n'
-        'I0000 port.cc:153] oneDNN custom operations are on. You may see\\n'
-        'F0000 cpu_feature_guard.cc:35] This machine has no AVX.\\n")\nos.abort()\n')
-    done = run_python("import support.environment", PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert done.returncode == -signal.SIGABRT
-    assert done.stderr == "F0000 cpu_feature_guard.cc:35] This machine has no AVX.\n"
-
-
 CLOSED = """
 import support.environment
 import sys
@@ -138,7 +128,7 @@ def test_what_is_no_bug_ends_with_one_sentence(error, expected, monkeypatch, cap
     status, said = end_of(fail, capsys)
     assert status == 2 and said.startswith(expected) and said.count("\n") == 1
     monkeypatch.setenv(cli.DEBUG, "1")
-    assert "Traceback" in end_of(fail, capsys)[1]
+    assert end_of(fail, capsys)[1].count("\n") > 5  # the traceback, too
 
 
 def test_a_bug_keeps_its_traceback():
