@@ -14,10 +14,7 @@ import contextlib
 import hashlib
 import math
 
-try:
-    import keras
-except ModuleNotFoundError as error:  # of the backend that KERAS_BACKEND or keras.json names
-    raise ImportError(f"Keras cannot be imported ({error}); set KERAS_BACKEND=tensorflow before.") from error
+import keras
 from keras import layers
 import numpy as np
 import tensorflow as tf
@@ -214,10 +211,7 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
 
 def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, width=64, num_residual_blocks=2):
-    """Vectors -> images: `build_encoder` mirrored, but for the length of a vector, which is any.
-
-    The margin is black (-1); other values are not clipped.
-    """
+    """Vectors -> images: `build_encoder` mirrored. The margin is black (-1); other values are not clipped."""
     stride, grid = _stem_stride(image_size, margin), image_size // downsample
     vectors = keras.Input((grid, grid, embedding_dim), name="vectors")
     x = layers.Conv2D(width, 3, padding="same")(vectors)
@@ -352,7 +346,8 @@ class VQVAE(Network):
 
     def autoencoder_step(self, images):
         """One optimiser step on images (B, S, S, 1) as a plain autoencoder, without the codebook."""
-        self.minimise(lambda: {"loss": self._error(images, self.encoder(images))})
+        # It is returned because TensorFlow fuses other operations, with other last bits, if nobody reads it.
+        return self.minimise(lambda: {"loss": self._error(images, self.encoder(images))})
 
     def train_step(self, data):
         """One step on (images, positions); or (images, codes of them, below and above), if it sees those."""
@@ -534,10 +529,7 @@ class PixelCNN(Network):
 
 
 def load_model(path, compile=True):
-    """Loads a VQ-VAE or a PixelCNN from a .keras file, with its optimiser if `compile`.
-
-    ValueError if the file is damaged, not of this repository, or would run code.
-    """
+    """Loads a VQ-VAE or a PixelCNN, with its optimiser if `compile`; ValueError if the file holds none."""
     model = runs.read_model_file(path, lambda: keras.models.load_model(path, compile=compile))
     if not isinstance(model, Network):
         raise ValueError(f"{path} cannot be loaded (it holds a {type(model).__name__})")

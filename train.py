@@ -150,7 +150,6 @@ def new_run(folder, arguments):
     front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
     print(line, flush=True)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
-    devices.global_batch(settings.batch_size, len(splits["train"].images))
     vqvae, pixelcnn = model_arguments(splits, settings)
     data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
             "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
@@ -293,9 +292,9 @@ class Reconstructions(keras.callbacks.Callback):
 
     def __init__(self, run, splits):
         super().__init__()
-        self.run, self.test = run, splits["test"].images
-        self.validation = splits["validate"].images[spread(len(splits["validate"].images), 128)]
-        self.examples = self.test[splits["test"].examples(4)]
+        self.run, self.test, validation = run, splits["test"], splits["validate"]
+        self.validation = validation.take(spread(len(validation.images), 128))
+        self.examples = self.test.take(self.test.examples(4))
         self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
 
     def on_epoch_end(self, epoch, logs):
@@ -303,24 +302,23 @@ class Reconstructions(keras.callbacks.Callback):
         logs["val_ssim"], codes, _ = self._reconstruct(self.validation)
         use = metrics.code_metrics(codes, self.model.quantizer.num_embeddings)
         logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
-        rng = np.random.default_rng([self.run.seed, epoch])
-        indices = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
-        logs["test_ssim"], _, _ = self._reconstruct(self.test[indices])
+        rng, count = np.random.default_rng([self.run.seed, epoch]), len(self.test.images)
+        drawn = self.test.take(rng.choice(count, min(10, count), replace=False))
+        logs["test_ssim"], _, _ = self._reconstruct(drawn)
         ssim, _, reconstructions = self._reconstruct(self.examples)
         title = f"after epoch {epoch + 1} of {self.run.settings['epochs']}: SSIM {ssim:.3f}"
-        frame = figures.progress_frame(self.examples, reconstructions, self.model.margin, title)
+        frame = figures.progress_frame(self.examples.images, reconstructions, self.model.margin, title)
         Image.fromarray(frame).save(self.run.frames_dir / f"{epoch + 1:04d}.png")
         with tf.device("CPU"), self.writer.as_default(epoch):  # the GPU's memory is not for histograms
             tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
             tf.summary.histogram("codes", codes, buckets=self.model.quantizer.num_embeddings)
         self.writer.flush()
 
-    def _reconstruct(self, images):
-        """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
-        encode = self.model.encode_to_codes
-        codes = in_chunks(lambda chunk: encode(dataset.normalise(chunk)[..., tf.newaxis]), images)
+    def _reconstruct(self, split):
+        """(mean SSIM, codes, uint8 reconstructions) of the images of a split."""
+        codes = dataset.encode(self.model, split)
         decoded = in_chunks(self.model.decode_codes, codes)
-        pairs = zip(images / 255, to_unit(decoded))
+        pairs = zip(split.images / 255, to_unit(decoded))
         return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, to_uint8(decoded[..., 0])
 
 
@@ -432,10 +430,7 @@ def fit_ventricles(run, prior, train, margin):
 
 
 def finish(run, vqvae, prior, splits):
-    """Calibrates the prior, saves both models without their optimisers, and measures on the test people.
-
-    metrics.json is written last: a run that has it is finished.
-    """
+    """Calibrates, saves, measures on the test people. A run with metrics.json, written last, is finished."""
     train, test = splits["train"], splits["test"]
     calibrate_prior(run, vqvae, prior, train.num_people)
     fit_ventricles(run, prior, train, vqvae.margin)

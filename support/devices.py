@@ -88,10 +88,8 @@ def new_scope():
 
 
 def global_batch(batch_size, num_images):
-    """The batch size of all devices together: a multiple of their number; UserError if images are too few."""
+    """The batch size of all devices together: a multiple of their number, no more than there are images."""
     replicas = strategy().num_replicas_in_sync
-    if num_images < replicas:
-        raise UserError(f"{num_images} training images cannot be shared among {replicas} devices; use fewer.")
     return min(-(-batch_size // replicas), num_images // replicas) * replicas
 
 

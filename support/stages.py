@@ -125,10 +125,7 @@ def new_optimizer(peak, rising_steps, total_steps):
 
 
 class Epochs(keras.callbacks.Callback):
-    """Seeds each epoch, prints its line, on a terminal a bar too; stops at a loss that is NaN or above 1e6.
-
-    Adds the seconds of each epoch to the logs, all that was measured before this callback's turn included.
-    """
+    """Seeds each epoch, prints its line, on a terminal a bar; stops at a loss that is NaN or above 1e6."""
 
     def __init__(self, stage):
         super().__init__()

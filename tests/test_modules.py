@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 
 import modules
-from support import sampler
 from tests.small import random_conditions, random_vectors, small_prior, small_vqvae
 
 
@@ -177,12 +176,8 @@ def test_codes_code_lengths_and_samples_are_of_full_float32_whatever_the_model_t
     expected = vqvae.encode_to_codes(images)
     np.testing.assert_array_equal(mixed_vqvae.encode_to_codes(images), expected)
     np.testing.assert_array_equal(mixed_prior.log_prob(*given), prior.log_prob(*given))
-    monkeypatch.setattr(tf, "function", lambda *_, **__: spy(lambda *_: tf.zeros((1, 6, 6), tf.int32)))
-    prior.sample([0])
-    prior.sample_heads(1)
     monkeypatch.undo()
-    sampler.compiled_sampler.cache_clear()
-    assert flags == [False] * (4 + 1 + 4) and enabled()
+    assert flags == [False] * 4 and enabled()
     rounded = mixed_vqvae.quantizer(mixed_vqvae.encode(images))["codes"]
     assert (rounded.numpy() != expected.numpy()).any()  # what is avoided
     np.testing.assert_array_equal(tf.function(mixed_vqvae.encode_to_codes)(images), expected)
