@@ -14,10 +14,7 @@ import contextlib
 import hashlib
 import math
 
-try:
-    import keras
-except ModuleNotFoundError as error:  # of the backend that KERAS_BACKEND or keras.json names
-    raise ImportError(f"Keras cannot be imported ({error}); set KERAS_BACKEND=tensorflow before.") from error
+import keras
 from keras import layers
 import numpy as np
 import tensorflow as tf
@@ -45,9 +42,8 @@ class Network(devices.KerasFit, keras.Model):
         """Computes in float32 inside it: not in the bfloat16 of mixed precision, and without TensorFloat-32.
 
         A rounded vector may have another nearest code, a rounded logit another code to sample; but the same
-        image or seed has to give the same codes everywhere. So mixed precision is for training steps alone.
-        What a `tf.function` traces inside it is free of bfloat16 for good. But TensorFloat-32 is a switch of
-        the process, not of a graph: it has to be off whenever the traced function runs.
+        image or seed has to give the same codes everywhere. What a `tf.function` traces inside it is free of
+        bfloat16 for good; TensorFloat-32, a switch of the process, has to be off whenever it runs.
         """
         policies = [(layer, layer.dtype_policy) for layer in self._flatten_layers()]
         is_rounding = tf.config.experimental.tensor_float_32_execution_enabled()
@@ -95,23 +91,17 @@ class VectorQuantizer(layers.Layer):
         num_embeddings, embedding_dim: K and D of the codebook, (K, D).
         commitment_cost: beta, the weight of ``mean((z - sg[e])^2)`` in the loss.
         decay: of the EMA, in (0, 1); None trains by the gradient of ``mean((sg[z] - e)^2)`` ([1] equation 3).
-        restart_below: codes whose N_k is less than this share of the mean restart at random vectors of the
-            batch [3]; 0 turns restarts off.
+        restart_below: codes whose N_k is below this share of the mean restart at vectors of the batch [3].
         seed: of its start and restarts.
     """
 
     def __init__(self, num_embeddings=512, embedding_dim=16, commitment_cost=0.25, decay=0.99,
                  restart_below=0.3, seed=0, dtype="float32", **kwargs):
         super().__init__(dtype=dtype, **kwargs)
-        if decay is not None and not 0 < decay < 1:
-            raise ValueError(f"decay must lie between 0 and 1, or None for the gradient loss, got {decay}.")
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.commitment_cost, self.decay = commitment_cost, decay
-        self.restart_below, self.seed = restart_below, seed
+        self.num_embeddings, self.embedding_dim, self.seed = num_embeddings, embedding_dim, seed
+        self.commitment_cost, self.decay, self.restart_below = commitment_cost, decay, restart_below
 
     def build(self, input_shape):
-        if input_shape[-1] != self.embedding_dim:
-            raise ValueError(f"Inputs must end in embedding_dim={self.embedding_dim}, got {input_shape}.")
         shape, limit = (self.num_embeddings, self.embedding_dim), 1 / self.num_embeddings
         uniform = keras.initializers.RandomUniform(-limit, limit, seed=self.seed)
         # What the EMA assigns is the same on every replica of a `tf.distribute` strategy.
@@ -151,7 +141,7 @@ class VectorQuantizer(layers.Layer):
         return tf.reduce_sum(self.embeddings ** 2, 1) - 2 * products
 
     def _update(self, vectors, codes, batch_counts):
-        """Moves the codebook by vectors (N, D) of codes (N,); `batch_counts` (K,) is of all replicas."""
+        """Moves the codebook by vectors (N, D) of codes (N,); the counts (K,) are those of all replicas."""
         sums = devices.sum_over_replicas(tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings))
         counts = self.decay * self.counts + (1 - self.decay) * batch_counts
         sums = self.decay * self.sums + (1 - self.decay) * sums
@@ -180,7 +170,7 @@ class VectorQuantizer(layers.Layer):
             self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
 
     def digest(self):
-        """A SHA-256 hex digest of the codebook: what its codes mean to a decoder or a prior."""
+        """A SHA-256 hex digest of the codebook."""
         return hashlib.sha256(np.ascontiguousarray(self.embeddings, np.float32)).hexdigest()
 
 
@@ -205,11 +195,9 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
     """Images -> vectors: float (B, S, S, 1) -> (B, S / downsample, S / downsample, embedding_dim).
 
     The first convolution takes the image, less `margin` pixels on each side, to a grid of S / 4: work at full
-    resolution is what costs. No vectors are spent on the margin, the empty border that all pictures share: 0,
-    S / 8, S / 4 or 3 S / 8. ValueError if it is not, or `downsample` not 4 or 8, or S no multiple of 8.
+    resolution is what costs. `downsample` is 4 or 8; the margin, the empty border that all pictures share,
+    gets no vectors: 0, S / 8, S / 4 or 3 S / 8. ValueError if it is not, or S no multiple of 8.
     """
-    if downsample not in (4, 8):
-        raise ValueError(f"downsample must be 4 or 8, got {downsample}.")
     stride = _stem_stride(image_size, margin)
     images = keras.Input((image_size, image_size, 1), name="images")
     x = layers.Cropping2D(margin)(images)
@@ -223,10 +211,7 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
 
 def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, width=64, num_residual_blocks=2):
-    """Vectors -> images: `build_encoder` mirrored, but for the length of a vector, which is any.
-
-    The margin is black (-1); other values are not clipped.
-    """
+    """Vectors -> images: `build_encoder` mirrored. The margin is black (-1); other values are not clipped."""
     stride, grid = _stem_stride(image_size, margin), image_size // downsample
     vectors = keras.Input((grid, grid, embedding_dim), name="vectors")
     x = layers.Conv2D(width, 3, padding="same")(vectors)
@@ -279,19 +264,24 @@ class VQVAE(Network):
             length = 3 * embedding_dim if sees_neighbours else embedding_dim
             self.decoder = build_decoder(**{**shape, "embedding_dim": length})
         self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, commitment_cost, decay, seed=seed)
-        names = "loss", "reconstruction_loss", "vq_loss", "perplexity"
-        self.trackers = [keras.metrics.Mean(name) for name in names]
+        self.trackers = [keras.metrics.Mean(name)
+                         for name in ("loss", "reconstruction_loss", "vq_loss", "perplexity")]
         self.quantizer.build((None, self.grid_size, self.grid_size, embedding_dim))
         if sees_neighbours:
             self.encoder.trainable = self.quantizer.trainable = False
         self.built = True
 
     def encode(self, images):
-        """Images (B, S, S, 1) -> vectors (B, g, g, D), not quantised; ValueError unless they are floats."""
+        """Images, floats (B, S, S, 1) -> vectors (B, g, g, D), not quantised."""
         images = tf.convert_to_tensor(images)
         if not images.dtype.is_floating:
             raise ValueError(f"images must be floats in [-1, 1], not {images.dtype.name}: dataset.normalise.")
         return self.encoder(images)
+
+    def encode_to_codes(self, images):
+        """Images (B, S, S, 1) -> codes int32 (B, g, g), in `full_float32`."""
+        with self.full_float32():
+            return self.quantizer(self.encode(images))["codes"]
 
     def decode(self, *vectors):
         """Quantised vectors, each (B, g, g, D), -> images (B, S, S, 1) in [-1, 1]; see `decode_codes`."""
@@ -304,23 +294,16 @@ class VQVAE(Network):
             vectors = tf.concat([below, vectors, above], axis=-1)
         return self.decoder(vectors)
 
-    def _look_up(self, *codes):
-        """The vectors of codes, each int (B, g, g) or None."""
-        return [None if part is None else tf.gather(self.quantizer.embeddings, tf.cast(part, tf.int32))
-                for part in codes]
-
-    def encode_to_codes(self, images):
-        """Images (B, S, S, 1) -> codes int32 (B, g, g), in `full_float32`."""
-        with self.full_float32():
-            return self.quantizer(self.encode(images))["codes"]
-
     def decode_codes(self, codes, below=None, above=None):
         """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1].
 
-        A decoder that `sees_neighbours` takes the codes of the slices right below and above, too, each
-        int (B, g, g). Without them, or where there are none, a slice's own stand in for them.
+        A decoder that `sees_neighbours` takes the codes of the slices right below and above, too. Without
+        them, or where there are none, a slice's own stand in for them.
         """
-        return self.decode(*self._look_up(codes, below, above))
+        return self.decode(*(None if part is None else self._look_up(part) for part in (codes, below, above)))
+
+    def _look_up(self, codes):
+        return tf.gather(self.quantizer.embeddings, tf.cast(codes, tf.int32))
 
     def decode_head(self, codes, positions=None):
         """Codes int (N, g, g) of the slices of one head -> images, NumPy (N, S, S, 1) in [-1, 1].
@@ -344,42 +327,36 @@ class VQVAE(Network):
         """Reconstructs: (B, S, S, 1) -> (B, S, S, 1), in [-1, 1]."""
         return self.decode(self.quantizer(self.encode(images))["quantized"])
 
-    def _batch_losses(self, images, training, quantise=True):
-        """The `trackers`' values for images (B, S, S, 1), a dict of scalars."""
-        quantized = {"quantized": self.encoder(images), "loss": 0.0, "perplexity": 0.0}
-        if quantise:
-            quantized = self.quantizer(quantized["quantized"], training=training)
-        error = self._error(images, self._paint(quantized["quantized"]))
-        return {"loss": error + quantized["loss"], "reconstruction_loss": error, "vq_loss": quantized["loss"],
-                "perplexity": quantized["perplexity"]}
+    def batch_losses(self, images, codes, training=False):
+        """The `trackers`' values for a batch as `train_step` takes it, a dict of scalars."""
+        if self.sees_neighbours:
+            error = self._error(images, *tf.unstack(self._look_up(codes), axis=1))
+            return {"loss": error, "reconstruction_loss": error}
+        result = self.quantizer(self.encoder(images), training=training)
+        error = self._error(images, result["quantized"])
+        return {"loss": error + result["loss"], "reconstruction_loss": error, "vq_loss": result["loss"],
+                "perplexity": result["perplexity"]}
 
-    def _error(self, images, outputs):
-        """The reconstruction loss, a scalar, of the decoder's outputs for images (B, S, S, 1)."""
+    def _error(self, images, *vectors):
+        """The reconstruction loss, a scalar, of images (B, S, S, 1) painted from vectors as by `decode`."""
+        outputs = self._paint(*vectors)
         # Outputs are clipped to -1, so values below -1 on a black pixel are no error.
         errors = tf.where((images <= -1) & (outputs < -1), 0.0, outputs - images)
         return tf.reduce_mean(tf.square(errors)) / self.data_variance
 
-    def step(self, images, quantise=True):
-        """One optimiser step on images (B, S, S, 1), as a plain autoencoder without `quantise`."""
-        return self.minimise(lambda: self._batch_losses(images, training=True, quantise=quantise))
-
-    def _decoder_losses(self, images, codes):
-        """The same of the decoder alone, given codes (B, 3, g, g) of the slices, of those below and above."""
-        error = self._error(images, self._paint(*self._look_up(*tf.unstack(codes, axis=1))))
-        return {"loss": error, "reconstruction_loss": error}
+    def autoencoder_step(self, images):
+        """One optimiser step on images (B, S, S, 1) as a plain autoencoder, without the codebook."""
+        # It is returned because TensorFlow fuses other operations, with other last bits, if nobody reads it.
+        return self.minimise(lambda: {"loss": self._error(images, self.encoder(images))})
 
     def train_step(self, data):
-        """One step on a batch of (images, positions); or of (images, codes), if it `sees_neighbours`."""
-        losses = (self.minimise(lambda: self._decoder_losses(*data)) if self.sees_neighbours
-                  else self.step(data[0]))
+        """One step on (images, positions); or (images, codes of them, below and above), if it sees those."""
+        losses = self.minimise(lambda: self.batch_losses(*data, training=True))
         return self.track(losses, tf.shape(data[0])[0])
 
     def test_step(self, data):
         """The losses on a batch of `train_step`, of which a replica's part may be empty."""
-        images, codes = map(devices.fill_if_empty, data[:2])
-        losses = (self._decoder_losses(images, codes) if self.sees_neighbours
-                  else self._batch_losses(images, training=False))
-        return self.track(losses, tf.shape(data[0])[0])
+        return self.track(self.batch_losses(*map(devices.fill_if_empty, data)), tf.shape(data[0])[0])
 
 
 @keras.saving.register_keras_serializable(devices.PACKAGE)
@@ -388,10 +365,9 @@ class PixelCNN(Network):
 
     Every code depends on all codes before it: on the rows above through an `AxialAttention` before every
     third block, on its own row because the windows of the horizontal stack widen, 1, 2, 4 ... codes from
-    block to block. It is conditioned on its cell of the grid, its slice's position and, where given, on the
-    context, the codes of the slices below, all over the grid: so a head is sampled from below; and on the
-    person, what is the same throughout one head (see `support.people`). It acts on every layer, and as a
-    picture: what that person's head looks like here, roughly.
+    block to block. It is conditioned on its cell of the grid; on its slice's position; on the context, the
+    codes of the slices below, all over the grid: so a head is sampled from below; and on the person, what is
+    the same throughout one head (see `support.people`), who acts on every layer, and as a picture.
 
     Args:
         grid_size, num_positions: side g of the square grid of codes; slices per head.
@@ -482,8 +458,8 @@ class PixelCNN(Network):
 
     def fit_people(self, pictures):
         """Fits the space of persons to the pictures of training heads: see `people.fit`."""
-        space = self.mean_picture, self.components, self.quantiles
-        for weight, value in zip(space, people.fit(pictures, self.person_size)):
+        fitted = people.fit(pictures, self.person_size)
+        for weight, value in zip((self.mean_picture, self.components, self.quantiles), fitted):
             weight.assign(value)
 
     def encode_people(self, pictures):
@@ -553,10 +529,7 @@ class PixelCNN(Network):
 
 
 def load_model(path, compile=True):
-    """Loads a VQ-VAE or a PixelCNN from a .keras file, with its optimiser if `compile`.
-
-    ValueError if the file is damaged, not of this repository, or would run code.
-    """
+    """Loads a VQ-VAE or a PixelCNN, with its optimiser if `compile`; ValueError if the file holds none."""
     model = runs.read_model_file(path, lambda: keras.models.load_model(path, compile=compile))
     if not isinstance(model, Network):
         raise ValueError(f"{path} cannot be loaded (it holds a {type(model).__name__})")

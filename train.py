@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+from operator import itemgetter
 import os
 from pathlib import Path
 import shutil
@@ -26,7 +27,7 @@ import dataset
 import modules
 from support import cli, devices, figures, judge, metrics, orientation, people, runs, sampler, stages
 from support.cli import UserError
-from support.files import UNFINISHED, whole_file, write_json
+from support.files import whole_file, write_json
 from support.images import empty_margin, FOREGROUND, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 from support.synthetic import is_synthetic
@@ -68,6 +69,15 @@ class Settings:
 DEMO = Settings(num_embeddings=128, epochs=4, decoder_epochs=2, prior_epochs=3, prior_dropout=0.0,
                 calibration_heads=20)
 
+# Printed at the end: what `metrics.evaluate` and `metrics.baselines` measured, for `str.format`
+RESULTS = """\
+Results on {num_images} images of {people} people; in brackets: the mean training image, the original blurred.
+  SSIM               {ssim:.3f}     ({mean[ssim]:.3f}, {blurred[ssim]:.3f})
+  SSIM in the brain  {ssim_foreground:.3f}     ({mean[ssim_foreground]:.3f}, {blurred[ssim_foreground]:.3f})
+  PSNR               {psnr:.1f} dB   ({mean[psnr]:.1f}, {blurred[psnr]:.1f})
+  size               {bytes_per_image:.0f} bytes per image, of {pixels:,} pixels
+  code length        {bits_per_code:.2f} bits per code in a head, {bits_per_code_alone:.2f} in a lone slice"""
+
 
 def parse_arguments(argv):
     """The command line; settings without an option are None."""
@@ -75,8 +85,7 @@ def parse_arguments(argv):
     add, default, count = parser.add_argument, Settings(), {"type": cli.number(int, 1), "metavar": "N"}
     add("--data-dir", metavar="DIR", help="folder of keras_png_slices_{train,validate,test} "
         "(default: $OASIS_DIR, ./keras_png_slices_data, or the demo cohort)")
-    add("--cache-dir", metavar="DIR", help="keep the decoded images here and map them into memory: data may "
-        "be larger than memory, and the next start takes a moment")
+    add("--cache-dir", metavar="DIR", help="keep the images here, mapped: data may be larger than memory")
     add("--run-dir", metavar="DIR", help="for all results (default: runs/DATE-TIME)")
     add("--epochs", **count, help=f"of the VQ-VAE (default: {default.epochs}; demo cohort: {DEMO.epochs})")
     add("--prior-epochs", **count,
@@ -87,14 +96,12 @@ def parse_arguments(argv):
     add("--num-embeddings", type=cli.number(int, 2), metavar="K",
         help=f"codes in the codebook (default: {default.num_embeddings}; demo cohort: {DEMO.num_embeddings})")
     add("--embedding-dim", **count, help=f"length of a code's vector (default: {default.embedding_dim})")
-    add("--downsample", type=int, choices=(4, 8),
-        help=f"side of an image over side of its grid of codes (default: {default.downsample})")
+    add("--downsample", type=int, choices=(4, 8), help=f"pixels per code (default: {default.downsample})")
     add("--seed", type=cli.number(int, 0, cli.MAX_SEED), metavar="S", help="of every draw (default: 0)")
     add("--limit", **count, help="use the first N people of each split (default: all)")
     add("--orientation", choices=[f"front-{side}" for side in orientation.FRONTS],
         help="where the front of the head lies in the pictures (default: measured)")
-    add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM",
-        help="between neighbouring slices (default: measured)")
+    add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM", help="(default: measured)")
     add("--mixed-precision", action="store_true", default=None,
         help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
     add("--resume", action="store_true",
@@ -105,60 +112,48 @@ def parse_arguments(argv):
     return arguments
 
 
-# The run and its data -------------------------------------------------------------------------------------
-
-@contextlib.contextmanager
-def open_run(arguments):
-    """Takes the run's folder for this training and yields (`Run`, dict of `dataset.Split`).
-
-    On several machines the chief settles both; the others get its config, and read the same data from their
-    own disks.
-    """
-    with contextlib.ExitStack() as stack:
-        with devices.fail_together():
-            if devices.is_chief():
-                folder = stack.enter_context(runs.take_folder(arguments.run_dir))
-                has_run = is_begun(folder, arguments.resume)
-                run, splits = resumed_run(folder, arguments) if has_run else new_run(folder, arguments)
-        folder, config = devices.on_chief(lambda: (str(run.folder), run.config))
-        with devices.fail_together():
-            if not devices.is_chief():
-                run = Run(folder, config)
-                arguments.data_dir = arguments.data_dir or os.environ.get("OASIS_DIR")  # this machine's own
-                splits = matching_splits(run, arguments)
-        yield run, splits
-
-
-def is_begun(folder, resume):
-    """Whether there is a run to resume; UserError if the folder holds anything else."""
-    names = {path.name for path in folder.iterdir()}
-    if resume and "config.json" in names:
-        return True
-    if resume and names & runs.OURS:
-        raise UserError(f"{folder} holds no run, but {min(names & runs.OURS)}; give another --run-dir.")
-    if not resume and any(not name.endswith(UNFINISHED) for name in names):
-        raise UserError(f"{folder} is not empty; give another --run-dir, or --resume to go on with its run.")
-    return False
-
-
 def stated_settings(arguments):
     """The settings that the command line states, a dict."""
     names = vars(Settings())
     return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
 
 
+# The run and its data -------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def open_run(arguments):
+    """Takes the run's folder for this training and yields (`Run`, dict of `dataset.Split`).
+
+    Of several machines the chief settles the run; the others get its config and read data of their own.
+    """
+    run, splits = None, None
+    with contextlib.ExitStack() as stack:
+        with devices.fail_together():
+            if devices.is_chief():
+                folder = stack.enter_context(runs.take_folder(arguments.run_dir, arguments.resume))
+                if (folder / "config.json").exists():
+                    run = Run.load(folder)
+                    check_settings(run, arguments)
+                else:
+                    run, splits = new_run(folder, arguments)
+        run = Run(*devices.on_chief(lambda: (str(run.folder), run.config)))
+        with devices.fail_together():
+            splits = splits or matching_splits(run, arguments)
+        yield run, splits
+
+
 def new_run(folder, arguments):
     """Begins a `Run` in an empty folder; returns it and its data."""
     data_dir, is_demo = dataset.find_data(arguments.data_dir)
     settings = dataclasses.replace(DEMO if is_demo else Settings(), **stated_settings(arguments))
-    front, geometry = find_geometry(data_dir, settings)
+    front = settings.orientation.removeprefix("front-") if settings.orientation else None
+    front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
+    print(line, flush=True)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
-    devices.global_batch(settings.batch_size, len(splits["train"].images))
     vqvae, pixelcnn = model_arguments(splits, settings)
     data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
             "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
             "front": front, "geometry": vars(geometry), "center": head_center(splits["train"], geometry),
-            "images": {name: len(split.images) for name, split in splits.items()},
             "people": {name: split.num_people for name, split in splits.items()}}
     config = {"settings": vars(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
               "vqvae": modules.VQVAE(**vqvae).settings, "pixelcnn": modules.PixelCNN(**pixelcnn).settings,
@@ -177,9 +172,8 @@ def model_arguments(splits, settings):
              "num_embeddings": settings.num_embeddings, "embedding_dim": settings.embedding_dim,
              "data_variance": max(dataset.pixel_statistics(train.images)[1], 1e-6)}
     pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
-                "dropout": settings.prior_dropout,
+                "dropout": settings.prior_dropout, "knows_noise": True,
                 "num_positions": 1 + max(int(split.positions.max()) for split in splits.values()),
-                "knows_noise": True,
                 "slice_positions": np.unique(train.positions).tolist()}
     return vqvae, pixelcnn
 
@@ -192,14 +186,6 @@ def head_center(train, geometry):
     return ((np.mean(extents, axis=(0, 2)) - size / 2) * FRAME_MM / size).tolist()
 
 
-def find_geometry(data_dir, settings):
-    """(front or None, `SliceGeometry`), stated, known or measured; prints the result."""
-    front = settings.orientation.removeprefix("front-") if settings.orientation else None
-    front, geometry, line = dataset.find_geometry(data_dir, settings.limit, front, settings.slice_spacing)
-    print(line, flush=True)
-    return front, geometry
-
-
 def check_settings(run, arguments):
     """UserError if the command line states other settings than those that a run began with."""
     for name, value in stated_settings(arguments).items():
@@ -208,24 +194,18 @@ def check_settings(run, arguments):
                             f"which {run.folder} began; resume without it or start a new run.")
 
 
-def resumed_run(folder, arguments):
-    """A `Run` that goes on, and its data."""
-    run = Run.load(folder)
-    check_settings(run, arguments)
+def matching_splits(run, arguments):
+    """The splits that a run began with; UserError if they, or what this version can set, are others now."""
     if (run.settings.keys() != vars(Settings()).keys()
             or run.config.get("condition_dropout") != dataset.CONDITION_DROPOUT):
-        raise UserError(f"{folder} began with other settings than this version of train.py has; check out "
-                        f"commit {run.config.get('git_commit')} or start a new run.")
-    return run, matching_splits(run, arguments)
-
-
-def matching_splits(run, arguments):
-    """The splits that a run began with; UserError if they are others now."""
-    data, settings = run.config["data"], run.settings
-    folder = arguments.data_dir or data["folder"]
+        raise UserError(f"{run.folder} began with other settings than this version of train.py has; check "
+                        f"out commit {run.config.get('git_commit')} or start a new run.")
+    data = run.config["data"]
+    own = None if devices.is_chief() else os.environ.get("OASIS_DIR")
+    folder = arguments.data_dir or own or data["folder"]
     if data["is_demo"] and not Path(folder).is_dir():
         folder = make_demo_cohort()  # another machine than the one that began
-    splits = dataset.load_splits(folder, limit=settings["limit"], cache_dir=arguments.cache_dir,
+    splits = dataset.load_splits(folder, limit=run.settings["limit"], cache_dir=arguments.cache_dir,
                                  front=data["front"])
     if dataset.fingerprints(splits) != data["fingerprints"]:
         raise UserError(f"The data in {folder} are not those that {run.folder} began with; resume with the "
@@ -235,18 +215,17 @@ def matching_splits(run, arguments):
 
 def say_what_begins(run, splits, device):
     """Prints where the run lies, on what it runs, and what will not be possible with its data."""
-    counts = ", ".join(f"{split.num_people} {name}" for name, split in splits.items())
     data = run.config["data"]
-    print(f"Run folder {run.folder}; {counts} people in {data['folder']}; on {device}.", flush=True)
+    counts = ", ".join(f"{split.num_people} {name}" for name, split in splits.items())
+    print(f"Run folder {run.folder}; {counts} people in {data['folder']}; on {device}.")
     if run.notice and not data["is_demo"]:  # of the demo cohort all was said when it was found
         print(run.notice)
     for name in ("validate", "test"):
         dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
     positions = run.config["pixelcnn"]["slice_positions"]
-    few = [name for name, split in splits.items() if len(split.head_indices(positions)) < 2]
-    if few:
+    if few := [name for name, split in splits.items() if len(split.head_indices(positions)) < 2]:
         print("Note: predict.py --evaluate will not be possible: it needs two people with all slices in each "
-              f"split, and there are fewer in {', '.join(few)}.")
+              f"split, and there are fewer in {', '.join(few)}.", flush=True)
 
 
 # The stages -----------------------------------------------------------------------------------------------
@@ -255,14 +234,11 @@ class VQVAEStage(stages.Stage):
     """Stage 1: images -> codes -> images."""
 
     title, name = "Stage 1 of 2: VQ-VAE", "vqvae"
+    plan = itemgetter("epochs", "batch_size", "learning_rate")
     monitor, better = "val_ssim", max
     line = ("SSIM {val_ssim:.3f} on validation people, error {reconstruction_loss:.3f}, "
             "{val_codes_used} codes used")
     advice = "start again with a lower --learning-rate"
-
-    def __init__(self, run, splits):
-        settings = Settings(**run.settings)
-        super().__init__(run, splits, settings, settings.epochs, settings.batch_size, settings.learning_rate)
 
     def make_model(self):
         return modules.VQVAE(**self.run.config["vqvae"], dtype=self.precision)
@@ -271,34 +247,31 @@ class VQVAEStage(stages.Stage):
         """A VQ-VAE whose codebook has started."""
         vqvae = self.build()
         # Another seed than the epochs': the first of them then sees every image afresh.
-        batches = dataset.image_batches(self.splits["train"], self.batch_size, self.run.seed + 1)
+        batches = self.batches(vqvae, "train", self.batch_size, self.run.seed + 1)
         with devices.strategy().scope():
-            start_codebook(vqvae, batches, self.settings.autoencoder_steps)
+            start_codebook(vqvae, batches, self.run.settings["autoencoder_steps"])
         return vqvae
 
     def steps_before(self, epoch):
-        return self.settings.autoencoder_steps + super().steps_before(epoch)
+        return self.run.settings["autoencoder_steps"] + super().steps_before(epoch)
 
-    def batches(self, vqvae, first_epoch):
-        return dataset.image_batches(self.splits["train"], self.batch_size, self.run.seed, first_epoch)
+    def batches(self, vqvae, name, *order):
+        return dataset.image_batches(self.splits[name], *order)
 
-    def validation_batches(self, vqvae):
-        return dataset.image_batches(self.splits["validate"], 32)
-
-    def measurements(self):
-        return [Reconstructions(self.run, self.splits)]
+    def callbacks(self, first_epoch):
+        measuring = [Reconstructions(self.run, self.splits)] if devices.is_chief() else []
+        return [*measuring, *super().callbacks(first_epoch)]
 
 
 def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
     """Trains a VQ-VAE as a plain autoencoder for a few steps, then starts its codebook at k-means centres.
 
     A random codebook lets most codes die unused; one fitted to vectors that already mean something does not.
-    `fit_batches` give the vectors for k-means; more, if the codebook has more codes than they have vectors.
+    `fit_batches` give the vectors for k-means; more, if there are fewer vectors than codes.
     """
     batches, quantizer = iter(batches), vqvae.quantizer
-    vqvae.optimizer.build(vqvae.trainable_variables)
     # On many devices each trains on the whole batch here; the mean of equal gradients is the gradient.
-    step = tf.function(lambda images: vqvae.distribute_strategy.run(vqvae.step, args=(images, False)))
+    step = tf.function(lambda images: vqvae.distribute_strategy.run(vqvae.autoencoder_step, args=(images,)))
     for _ in range(autoencoder_steps):
         step(next(batches)[0])
     vectors = []
@@ -319,46 +292,33 @@ class Reconstructions(keras.callbacks.Callback):
 
     def __init__(self, run, splits):
         super().__init__()
-        self.frames_dir, self.epochs, self.seed = run.frames_dir, run.settings["epochs"], run.seed
-        validation = splits["validate"].images
-        self.validation = validation[spread(len(validation), 128)]
-        self.test = splits["test"].images
-        self.examples = self.test[splits["test"].examples(4)]
+        self.run, self.test, validation = run, splits["test"], splits["validate"]
+        self.validation = validation.take(spread(len(validation.images), 128))
+        self.examples = self.test.take(self.test.examples(4))
         self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 0:
-            self._draw_frame("before the first epoch", 0)
 
     def on_epoch_end(self, epoch, logs):
         """Adds to the logs val_ssim, val_perplexity, val_codes_used; and test_ssim, which chooses nothing."""
         logs["val_ssim"], codes, _ = self._reconstruct(self.validation)
         use = metrics.code_metrics(codes, self.model.quantizer.num_embeddings)
         logs["val_perplexity"], logs["val_codes_used"] = use["perplexity"], use["codes_used"]
-        rng = np.random.default_rng([self.seed, epoch])
-        indices = rng.choice(len(self.test), min(10, len(self.test)), replace=False)
-        logs["test_ssim"], _, _ = self._reconstruct(self.test[indices])
-        frame = self._draw_frame(f"after epoch {epoch + 1} of {self.epochs}", epoch + 1)
+        rng, count = np.random.default_rng([self.run.seed, epoch]), len(self.test.images)
+        drawn = self.test.take(rng.choice(count, min(10, count), replace=False))
+        logs["test_ssim"], _, _ = self._reconstruct(drawn)
+        ssim, _, reconstructions = self._reconstruct(self.examples)
+        title = f"after epoch {epoch + 1} of {self.run.settings['epochs']}: SSIM {ssim:.3f}"
+        frame = figures.progress_frame(self.examples.images, reconstructions, self.model.margin, title)
+        Image.fromarray(frame).save(self.run.frames_dir / f"{epoch + 1:04d}.png")
         with tf.device("CPU"), self.writer.as_default(epoch):  # the GPU's memory is not for histograms
             tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
             tf.summary.histogram("codes", codes, buckets=self.model.quantizer.num_embeddings)
-            tf.summary.histogram("codebook", self.model.quantizer.embeddings)
         self.writer.flush()
 
-    def _draw_frame(self, when, number):
-        """Draws the examples and their reconstructions; returns the picture, uint8 (height, width)."""
-        ssim, _, reconstructions = self._reconstruct(self.examples)
-        title = f"{when}: SSIM {ssim:.3f}"
-        frame = figures.progress_frame(self.examples, reconstructions, self.model.margin, title)
-        Image.fromarray(frame).save(self.frames_dir / f"{number:04d}.png")
-        return frame
-
-    def _reconstruct(self, images):
-        """uint8 (N, H, W) -> (mean SSIM, codes, uint8 reconstructions)."""
-        encode = self.model.encode_to_codes
-        codes = in_chunks(lambda chunk: encode(dataset.normalise(chunk)[..., tf.newaxis]), images)
+    def _reconstruct(self, split):
+        """(mean SSIM, codes, uint8 reconstructions) of the images of a split."""
+        codes = dataset.encode(self.model, split)
         decoded = in_chunks(self.model.decode_codes, codes)
-        pairs = zip(images / 255, to_unit(decoded))
+        pairs = zip(split.images / 255, to_unit(decoded))
         return float(np.mean([metrics.ssim(*pair) for pair in pairs])), codes, to_uint8(decoded[..., 0])
 
 
@@ -366,45 +326,30 @@ class DecoderStage(stages.Stage):
     """The end of stage 1: the decoder learns to see the codes of the slices right below and above, too."""
 
     title, name = "Stage 1, its end: the decoder sees three slices", "decoder"
+    plan = itemgetter("decoder_epochs", "batch_size", "decoder_learning_rate")
     monitor, better = "val_reconstruction_loss", min
     line = "error {val_reconstruction_loss:.4f} on validation people, each slice in its head"
     advice = "start again with a lower decoder_learning_rate in train.py"
-
-    def __init__(self, run, splits, vqvae):
-        settings = Settings(**run.settings)
-        super().__init__(run, splits, settings, settings.decoder_epochs, settings.batch_size,
-                         settings.decoder_learning_rate)
-        self.vqvae = vqvae
 
     def make_model(self):
         model = modules.VQVAE(**{**self.run.config["vqvae"], "sees_neighbours": True}, dtype=self.precision)
         model.copy_from(self.vqvae)
         return model
 
-    def batches(self, vqvae, first_epoch):
-        train = self.splits["train"]
-        return dataset.decoder_batches(dataset.encode(vqvae, train), train, self.batch_size, self.run.seed,
-                                       first_epoch)
-
-    def validation_batches(self, vqvae):
-        split = self.splits["validate"]
-        return dataset.decoder_batches(dataset.encode(vqvae, split), split, 32)
+    def batches(self, vqvae, name, *order):
+        split = self.splits[name]
+        return dataset.decoder_batches(dataset.encode(vqvae, split), split, *order)
 
 
 class PixelCNNStage(stages.Stage):
     """Stage 2: the prior over the codes of stage 1."""
 
     title, name = "Stage 2 of 2: PixelCNN prior", "pixelcnn"
+    plan = itemgetter("prior_epochs", "prior_batch_size", "prior_learning_rate")
     monitor, better = "val_bits_per_code", min
     line = ("{val_bits_per_code:.3f} bits per code in a head, {val_bits_per_code_alone:.3f} in a slice "
             "alone, on validation people")
     advice = "start again with another --seed, or a lower prior_learning_rate in train.py"
-
-    def __init__(self, run, splits, vqvae):
-        settings = Settings(**run.settings)
-        super().__init__(run, splits, settings, settings.prior_epochs, settings.prior_batch_size,
-                         settings.prior_learning_rate)
-        self.vqvae = vqvae
 
     def make_model(self):
         quantizer = self.vqvae.quantizer
@@ -418,15 +363,12 @@ class PixelCNNStage(stages.Stage):
     def check(self, prior):
         modules.check_match(self.vqvae, prior)
 
-    def batches(self, prior, first_epoch):
-        train = self.splits["train"]
+    def batches(self, prior, name, *order):
+        versions = [self.splits[name]]
         # Few people: mirrored heads are as good as new ones, where it is known which way left and right lie.
-        versions = [train, train.mirrored()] if self.run.config["data"]["front"] else [train]
-        coded = dataset.encode_split(self.vqvae, prior, *versions)
-        return dataset.code_batches(coded, self.batch_size, self.run.seed, first_epoch)
-
-    def validation_batches(self, prior):
-        return dataset.code_batches(dataset.encode_split(self.vqvae, prior, self.splits["validate"]), 32)
+        if name == "train" and self.run.config["data"]["front"]:
+            versions.append(versions[0].mirrored())
+        return dataset.code_batches(dataset.encode_split(self.vqvae, prior, *versions), *order)
 
 
 def start_embeddings(prior, codebook, seed):
@@ -450,7 +392,7 @@ def start_embeddings(prior, codebook, seed):
 def calibrate_prior(run, vqvae, prior, num_people):
     """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`.
 
-    Each round's persons are corrected by all rounds before: so they lie further out, where the outcome is no
+    Each round's persons are corrected by the rounds before: so they lie further out, where the outcome is no
     longer in proportion.
     """
     count, rounds = min(run.settings["calibration_heads"], num_people), run.settings["calibration_rounds"]
@@ -462,9 +404,8 @@ def calibrate_prior(run, vqvae, prior, num_people):
         stream = f"calibration {number}"
         conditions.append(sampler.calibrated_people(prior, run.seed, stream, tf.range(count)).numpy())
         codes = sampler.sample_heads(prior, count, run.seed, persons=conditions[-1], stream=stream)
-        images = np.stack([to_uint8(vqvae.decode_head(head, prior.slice_positions)[..., 0])
-                           for head in codes])
-        heads = dataset.Split.from_heads(images, prior.slice_positions)
+        images = [to_uint8(vqvae.decode_head(head, prior.slice_positions)[..., 0]) for head in codes]
+        heads = dataset.Split.from_heads(np.stack(images), prior.slice_positions)
         pictures, _ = dataset.head_pictures(heads, vqvae.margin, prior.num_positions)
         outcomes.append(prior.encode_people(pictures))
         shift, scale = people.calibrate(np.concatenate(conditions), np.concatenate(outcomes))
@@ -477,42 +418,35 @@ def fit_ventricles(run, prior, train, margin):
 
     The size is the mean over a head of `judge.tissue_statistics`' `dark_fraction`. No network gets it.
     """
-    cases, head_numbers = np.unique(train.cases, return_inverse=True)
-    if len(cases) < 3:
+    if train.num_people < 3:
         return  # a line through two people says nothing
+    pictures, head_numbers = dataset.head_pictures(train, margin, prior.num_positions)
     dark = judge.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
-    persons = prior.encode_people(dataset.head_pictures(train, margin, prior.num_positions)[0])
-    weights, offset = people.fit_measure(persons, sizes)
+    weights, offset = people.fit_measure(prior.encode_people(pictures), sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
     write_json(run.folder / "ventricles.json",
                {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
 
 
 def finish(run, vqvae, prior, splits):
-    """Calibrates the prior, saves both models without their optimisers, and measures on the test people.
-
-    metrics.json is written last: a run that has it is finished.
-    """
+    """Calibrates, saves, measures on the test people. A run with metrics.json, written last, is finished."""
     train, test = splits["train"], splits["test"]
     calibrate_prior(run, vqvae, prior, train.num_people)
     fit_ventricles(run, prior, train, vqvae.margin)
-    save(prior, run.model_path("pixelcnn"))
+    with whole_file(run.model_path("pixelcnn")) as new:
+        prior.save(new)
     print("Measuring on the test people ...", flush=True)
     coded = dataset.encode_split(vqvae, prior, test)
     measured, _ = metrics.evaluate(vqvae, prior, dataset.image_batches(test, 32), coded, test.cases)
     baselines = metrics.baselines(train.images, test.images)
     draw_figures(run, vqvae, prior, splits, coded)
-    save(vqvae, run.model_path("vqvae"))  # not before: it replaces the one that `DecoderStage` begins with
+    with whole_file(run.model_path("vqvae")) as new:  # not before: `DecoderStage` begins with the one there
+        vqvae.save(new)
     write_json(run.folder / "metrics.json", measured)
     shutil.rmtree(run.folder / "backup", ignore_errors=True)
-    print_results(measured, baselines, test, vqvae)
-
-
-def save(model, path):
-    """Saves a model without its optimiser."""
-    with whole_file(path) as new:
-        model.save(new)
+    print(RESULTS.format(**measured, mean=baselines["mean_image"], blurred=baselines["blurred_original"],
+                         people=test.num_people, pixels=vqvae.image_size ** 2), flush=True)
 
 
 def draw_figures(run, vqvae, prior, splits, coded):
@@ -535,51 +469,28 @@ def draw_figures(run, vqvae, prior, splits, coded):
                                 vqvae.margin, folder / "reconstructions.png")
 
 
-def print_results(measured, baselines, test, vqvae):
-    """Prints the main results in words, beside two baselines that need no model."""
-    print(f"Results on {len(test.images)} images of {test.num_people} test people; in brackets: the mean "
-          "training image, the original blurred.")
-    mean, blurred = baselines["mean_image"], baselines["blurred_original"]
-    for label, key, form, unit in (("structural similarity (SSIM)", "ssim", ".3f", "   "),
-                                   ("SSIM inside the brain", "ssim_foreground", ".3f", "   "),
-                                   ("peak signal-to-noise ratio", "psnr", ".1f", " dB")):
-        print(f"  {label:30}{measured[key]:{form}}{unit}  ({mean[key]:{form}}, {blurred[key]:{form}})")
-    print(f"  size                          {measured['bytes_per_image']:.0f} bytes per image, of "
-          f"{vqvae.image_size ** 2:,} pixels")
-    print(f"  code length                   {measured['bits_per_code']:.2f} bits per code within a head, "
-          f"{measured['bits_per_code_alone']:.2f} of a slice alone", flush=True)
-
-
 # The command ----------------------------------------------------------------------------------------------
-
-def run_stages(run, splits):
-    """Trains both networks, then finishes the run."""
-    if devices.is_chief():
-        run.frames_dir.mkdir(parents=True, exist_ok=True)
-    vqvae = VQVAEStage(run, splits).train()
-    if not vqvae.sees_neighbours:  # as that of a finished run does, which is measured again
-        vqvae = DecoderStage(run, splits, vqvae).train()
-    prior = PixelCNNStage(run, splits, vqvae).train()
-    devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one
-
 
 @cli.exit_on_user_error
 def main(argv=None):
-    """Runs both stages and measures the result on the test people."""
+    """Trains both networks, and measures the result on the test people."""
     arguments = parse_arguments(argv)
     device = devices.prepare()
     if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):
         devices.on_chief(lambda: check_settings(Run.load(arguments.run_dir), arguments))
-        # Still there if it was killed just before this was done
-        shutil.rmtree(Path(arguments.run_dir) / "backup", ignore_errors=True)
         devices.print_on_chief(f"{arguments.run_dir} is finished; there is nothing to resume.")
         return
     with open_run(arguments) as (run, splits):
         if devices.is_chief():
             say_what_begins(run, splits, device)
+            run.frames_dir.mkdir(parents=True, exist_ok=True)
         with cli.advise("finished epochs are saved; "
                         f"python train.py --run-dir {run.folder} --resume goes on"):
-            run_stages(run, splits)
+            vqvae = VQVAEStage(run, splits).train()
+            if not vqvae.sees_neighbours:  # as that of a finished run does, which is measured again
+                vqvae = DecoderStage(run, splits, vqvae).train()
+            prior = PixelCNNStage(run, splits, vqvae).train()
+            devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one
     devices.print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")
 
 

@@ -91,7 +91,8 @@ def measure_epoch(folder, cache, people):
     split = dataset.load_splits(folder, ["train"], people, cache_dir=cache)["train"]
     stage = common.vqvae_stage(split, epochs=1)
     model = stage.begin()
-    model.fit(stage.batches(model, 0), steps_per_epoch=stage.steps_per_epoch, verbose=0, shuffle=False)
+    batches = stage.batches(model, "train", stage.batch_size, stage.run.seed)
+    model.fit(batches, steps_per_epoch=stage.steps_per_epoch, verbose=0, shuffle=False)
     for images, _ in dataset.image_batches(split, 32):
         model.encode_to_codes(images)
     watch.stop.set()

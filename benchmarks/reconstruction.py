@@ -135,7 +135,7 @@ def start_ours(split, total_steps):
     stage = common.vqvae_stage(split, epochs=1)
     stage.steps_per_epoch = max(1, total_steps - train.Settings.autoencoder_steps)
     model = stage.begin()
-    return model, stage.batches(model, 0)
+    return model, stage.batches(model, "train", stage.batch_size, stage.run.seed)
 
 
 def steps_within(split, seconds):

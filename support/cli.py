@@ -10,7 +10,6 @@ from pathlib import Path
 import re
 import signal
 import sys
-import threading
 import traceback
 
 MAX_SEED = 2 ** 31  # seeds are less than this, the smallest range of the libraries that take them
@@ -69,10 +68,8 @@ def exit_on_user_error(main):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
                 stream.reconfigure(errors="backslashreplace")  # a file name need not be text
-        before = {}
-        if threading.current_thread() is threading.main_thread():  # others may not handle signals
-            before = {one: signal.signal(one, signal.default_int_handler) for one in STOP_SIGNALS
-                      if signal.getsignal(one) != signal.SIG_IGN}  # as nohup sets SIGHUP
+        before = {one: signal.signal(one, signal.default_int_handler) for one in STOP_SIGNALS
+                  if signal.getsignal(one) != signal.SIG_IGN}  # as nohup sets SIGHUP
         try:
             return main(*args, **kwargs)
         except (KeyboardInterrupt, Exception) as error:

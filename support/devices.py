@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import signal
 
 import keras
@@ -21,29 +20,21 @@ NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many 
 JOIN_TIMEOUT = 600  # seconds in which the other machines must start
 
 
-# What is there --------------------------------------------------------------------------------------------
-
 def prepare(exact=False):
     """Sets up TensorFlow before anything touches a device; returns in words what it computes on ("2 GPUs").
 
-    To train it also joins the cluster, which has to come first. `exact`, to predict, turns TensorFloat-32
-    off, which on recent GPUs rounds the inputs of convolutions to 10 bits.
+    To train it also joins the cluster. `exact`, to predict, turns TensorFloat-32 off, which on recent GPUs
+    rounds the inputs of convolutions to 10 bits.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.experimental.enable_op_determinism()  # same seed, same bits; on a GPU it would cost much
-        if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-            print("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU and computes on the CPU. "
-                  'To use the GPU: pip install "tensorflow[and-cuda]>=2.21,<2.22"', flush=True)
     if exact:
         tf.config.experimental.enable_tensor_float_32_execution(False)
     else:
         strategy()
-    if os.environ.get("XLA_FLAGS") or os.environ.get("TF_XLA_FLAGS"):
-        # XLA ends the process at a flag that it does not know: now, at a trifle, and not after hours.
-        tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
     device = kind() if len(gpus) < 2 else f"{len(gpus)} GPUs"
     return f"{device} of each of {len(cluster()[0])} machines" if cluster() else device
 
@@ -89,20 +80,16 @@ def strategy():
 
 
 def new_scope():
-    """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start.
-
-    TensorFlow orders some sums by those names: else a resumed run, which has loaded a model before it makes
-    one, has other last bits than an uninterrupted one.
-    """
+    """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start."""
+    # TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one,
+    # would have other last bits.
     keras.utils.clear_session(free_memory=False)
     return strategy().scope()
 
 
 def global_batch(batch_size, num_images):
-    """The batch size of all devices together: a multiple of their number; UserError if images are too few."""
+    """The batch size of all devices together: a multiple of their number, no more than there are images."""
     replicas = strategy().num_replicas_in_sync
-    if num_images < replicas:
-        raise UserError(f"{num_images} training images cannot be shared among {replicas} devices; use fewer.")
     return min(-(-batch_size // replicas), num_images // replicas) * replicas
 
 
@@ -111,7 +98,7 @@ def _single_replica():
 
 
 def replica():
-    """The number of this replica, an int32 tensor, or 0 without a strategy."""
+    """The number of this replica, int32; 0 without a strategy."""
     return 0 if _single_replica() else tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
@@ -153,13 +140,12 @@ def _join_cluster():
     print(f"Waiting for the machines of TF_CONFIG: {', '.join(cluster()[0])} ... (alarm clock: one did not "
           f"start train.py within {JOIN_TIMEOUT} seconds; {NO_CLUSTER})", flush=True)
     # TensorFlow waits without end and holds Python's lock: so the system has to end it, at signals too.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.alarm(JOIN_TIMEOUT)
     joined = tf.distribute.MultiWorkerMirroredStrategy()
     signal.alarm(0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     return joined
 
 

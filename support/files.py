@@ -20,10 +20,7 @@ SETTLED = 10  # seconds after which a hidden folder that nobody locks is a kille
 
 @contextlib.contextmanager
 def lock(folder):
-    """Locks a folder while the block or the process runs, without a file in it; yields whether it is locked.
-
-    False if another process has it; None on a file system without locks.
-    """
+    """Locks a folder, yields True; False if another process has it; None on a file system without locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,4 @@
-"""The layers of `modules.PixelCNN`: gated blocks, and the attention between them.
-
-[4] and [5] are the references of modules.py.
-"""
+"""The layers of `modules.PixelCNN`: gated blocks, and the attention between them. [4], [5]: see there."""
 
 from keras import layers
 import tensorflow as tf

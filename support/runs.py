@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from support import optimizers, synthetic  # noqa: F401 (optimizers: where Keras finds Muon)
 from support.cli import UserError
-from support.files import lock, whole_file
+from support.files import lock, UNFINISHED, whole_file
 from support.volumes import SliceGeometry
 
 MODEL_FILES = "vqvae.keras", "pixelcnn.keras"
@@ -24,10 +24,9 @@ PRETRAINED = (ROOT / "assets" / "pretrained").resolve()
 SHIPPED_WEIGHTS = Path("runs/shipped-weights")  # where results of PRETRAINED go
 EPOCHS_FILE = "finished_epochs.json"  # in the zip archive of a backup: how many epochs its weights have had
 PACKAGES = "keras", "tensorflow-probability", "numpy", "scikit-image", "scikit-learn", "pillow"
-# What train.py writes into the folder; another file, a queue's log say, is no obstacle to --resume.
+# What train.py writes into the folder
 OURS = {"config.json", *MODEL_FILES, "vqvae_history.csv", "decoder_history.csv", "pixelcnn_history.csv",
         "ventricles.json", "metrics.json", "progress.gif", "figures", "logs", "backup"}
-REQUIRED = {"settings": ("limit", "seed"), "data": ("folder", "is_demo", "fingerprints", "front", "geometry")}
 
 
 class Run:
@@ -45,13 +44,11 @@ class Run:
         if not path.is_file():
             raise UserError(f"{folder} holds no run (no config.json); train.py trains one.")
         try:
-            config = json.loads(path.read_text())
-            config["data"].setdefault("geometry", config["data"].pop("frame", None))  # its name in older runs
-            _ = [config[part][key] for part, keys in REQUIRED.items() for key in keys]
-            SliceGeometry(**config["data"]["geometry"])
+            run = cls(folder, json.loads(path.read_text()))
+            _ = run.geometry, run.config["data"]["fingerprints"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or of another version ({error!r}); start anew.") from error
-        return cls(folder, config)
+        return run
 
     @staticmethod
     def has_models(folder):
@@ -70,7 +67,7 @@ class Run:
 
     @property
     def num_positions(self):
-        """N, the number of slices that a head can have: 0 to N - 1."""
+        """The number of slices that a head can have."""
         return self.config["pixelcnn"]["num_positions"]
 
     @property
@@ -134,19 +131,19 @@ class Run:
     def read_ventricles(self):
         """The dict that `train.fit_ventricles` writes; UserError if it is not there, or says nothing."""
         path = self.folder / "ventricles.json"
-        if not path.is_file():
-            raise UserError(f"{path} is missing, and --ventricles needs it: train.py writes it at its end, "
-                            "for three people or more.")
-        ventricles = json.loads(path.read_text())
+        ventricles = json.loads(path.read_text()) if path.is_file() else {"weights": []}
         if not any(ventricles["weights"]):
-            raise UserError(f"In {path} the size of ventricles does not follow from persons; leave out "
-                            "--ventricles.")
+            raise UserError(f"{path} is missing, or says that the size of ventricles does not follow from "
+                            "persons: leave out --ventricles (train.py writes it for three people or more).")
         return ventricles
 
 
 @contextlib.contextmanager
-def take_folder(folder):
-    """Makes a folder (None: runs/DATE-TIME), locks it for one training, or a UserError; yields its path."""
+def take_folder(folder, resume=False):
+    """Makes a folder (None: runs/DATE-TIME), locks it for one training and yields its path.
+
+    UserError if another training has it, or if it holds anything but, to `resume`, a run.
+    """
     folder = Path(folder or time.strftime("runs/%Y%m%d-%H%M%S"))
     is_new = not os.path.lexists(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,6 +152,12 @@ def take_folder(folder):
             raise UserError(f"Another training is at work in {folder}; wait, or give another --run-dir.")
         if is_locked is None:
             print(f"Note: the file system of {folder} has no locks: do not start a second training there.")
+        names = {path.name for path in folder.iterdir() if not path.name.endswith(UNFINISHED)}
+        if resume:  # a queue's log, say, is no obstacle
+            names = set() if "config.json" in names else names & OURS
+        if names:
+            raise UserError(f"{folder} holds {min(names)}, so no run can begin there; give another --run-dir"
+                            f"{'' if resume else ', or --resume to go on with its run'}.")
         try:
             yield folder
         finally:

@@ -20,20 +20,21 @@ MAX_LOSS = 1e6  # a loss above this has diverged
 class Stage:
     """What both stages do: build a model, train it epoch by epoch, and return that of the best epoch.
 
-    A subclass says with what: `make_model`, `batches`, `validation_batches`, and the attributes here.
+    A subclass has `make_model`; `batches(model, name, ...)`, those of a split as `dataset.image_batches`
+    orders them; and these attributes:
 
-    Attributes:
-        title, name: printed at the start; "vqvae" or "pixelcnn", of the files.
+        title, name: printed at the start; "vqvae", "decoder" or "pixelcnn", of the files.
+        plan: gets (epochs, batch size, learning rate) from the settings.
         monitor, better: the log that tells the best epoch; `max` or `min`, which values of it are better.
         line, advice: an epoch's logs in words, for `str.format`; what to do if the loss diverges.
     """
 
-    def __init__(self, run, splits, settings, epochs, batch_size, learning_rate):
-        self.run, self.splits, self.settings = run, splits, settings
-        self.epochs, self.learning_rate = epochs, learning_rate
+    def __init__(self, run, splits, vqvae=None):
+        self.run, self.splits, self.vqvae = run, splits, vqvae
+        self.epochs, batch_size, self.learning_rate = self.plan(run.settings)
         self.batch_size = devices.global_batch(batch_size, len(splits["train"].images))
         self.steps_per_epoch = len(splits["train"].images) // self.batch_size
-        self.precision = "mixed_bfloat16" if settings.mixed_precision else "float32"
+        self.precision = "mixed_bfloat16" if run.settings["mixed_precision"] else "float32"
 
     def train(self):
         """Runs the epochs that are missing; returns the model of the best epoch on validation people."""
@@ -42,7 +43,8 @@ class Stage:
         first_epoch = devices.on_chief(self.run.finished_epochs, self.name, self.epochs)
         if first_epoch < self.epochs:
             model = self.resume(first_epoch) if first_epoch else self.begin()
-            model.fit(self.batches(model, first_epoch), validation_data=self.validation_batches(model),
+            model.fit(self.batches(model, "train", self.batch_size, self.run.seed, first_epoch),
+                      validation_data=self.batches(model, "validate", 32),
                       steps_per_epoch=self.steps_per_epoch, epochs=self.epochs, initial_epoch=first_epoch,
                       shuffle=False, verbose=0, callbacks=self.callbacks(first_epoch))
         else:
@@ -60,8 +62,8 @@ class Stage:
         """The model with its optimiser, before any training."""
         with devices.new_scope():
             model = self.make_model()
-            steps = self.steps_before(self.epochs)
-            model.compile(new_optimizer(self.learning_rate, self.settings.rising_steps, steps),
+            model.compile(new_optimizer(self.learning_rate, self.run.settings["rising_steps"],
+                                        self.steps_before(self.epochs)),
                           steps_per_execution=devices.steps_per_execution(self.steps_per_epoch))
             model.optimizer.build(model.trainable_variables)
         return model
@@ -87,9 +89,8 @@ class Stage:
         The chief loads it whole: so layers have the same names in a resumed run, for some last bits depend on
         them. Other machines build theirs, and get its variables.
         """
-
         def load():
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
+            model = keras.models.load_model(path, compile=False)
             self.check(model)
             return model
 
@@ -110,14 +111,9 @@ class Stage:
         if first_epoch:
             run.trim_history(name, first_epoch)
             best = self.better(run.read_history(name)[self.monitor])
-        return [*self.measurements(), Epochs(self),
-                keras.callbacks.CSVLogger(run.history_path(name), append=first_epoch > 0),
+        return [Epochs(self), keras.callbacks.CSVLogger(run.history_path(name), append=first_epoch > 0),
                 keras.callbacks.TensorBoard(run.folder / "logs" / name, write_graph=False),
                 Checkpoints(self, best)]
-
-    def measurements(self):
-        """Callbacks that add to the logs."""
-        return []
 
 
 def new_optimizer(peak, rising_steps, total_steps):
@@ -129,10 +125,7 @@ def new_optimizer(peak, rising_steps, total_steps):
 
 
 class Epochs(keras.callbacks.Callback):
-    """Seeds each epoch, prints its line, on a terminal a bar too; stops at a loss that is NaN or above 1e6.
-
-    Adds the seconds of each epoch to the logs, all that was measured before this callback's turn included.
-    """
+    """Seeds each epoch, prints its line, on a terminal a bar; stops at a loss that is NaN or above 1e6."""
 
     def __init__(self, stage):
         super().__init__()
@@ -160,7 +153,7 @@ class Epochs(keras.callbacks.Callback):
         self.bar.close()
         logs["seconds"] = time.perf_counter() - self.start
         self.seconds.append(logs["seconds"])
-        if devices.is_chief():
+        if devices.is_chief():  # the others have not measured what the line says
             epochs = self.stage.epochs
             left = tqdm.format_interval(np.mean(self.seconds) * (epochs - epoch - 1))
             print(f"  epoch {epoch + 1:{len(str(epochs))}}/{epochs}  {logs['seconds']:4.0f} s, {left} left: "

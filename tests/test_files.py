@@ -63,12 +63,11 @@ def test_a_folder_of_other_files_is_refused_before_anything_is_computed(tmp_path
     write_results(folder, a="1")
     assert read(folder) == {"a.txt": "1", ".DS_Store": "of the system: no obstacle"}
     refused(folder, "holds what predict.py wrote", made_by="predict.py --images")
-    monkeypatch.chdir(folder)
-    refused(".", "where you are now")
-    monkeypatch.undo()
-    for text in ('{"a', '["a.txt"]', '{"a.txt": {}}'):  # a list, but not ours
-        (folder / files.WRITTEN).write_text(text)
-        refused(folder, "no files.json of ours")
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        refused(".", "where you are now")
+    (folder / files.WRITTEN).write_text('{"a.txt": {}}')  # a list, but not ours
+    refused(folder, "no files.json of ours")
     (folder / files.WRITTEN).unlink()
     refused(folder, "no files.json of ours")
     refused(folder / "a.txt", "is no folder")

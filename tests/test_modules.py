@@ -1,7 +1,7 @@
 """The networks: quantiser, encoder and decoder, VQ-VAE, PixelCNN as a network, and their files."""
 
 import functools
-import hashlib
+from unittest import mock
 
 import keras
 import numpy as np
@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 
 import modules
-from support import sampler
 from tests.small import random_conditions, random_vectors, small_prior, small_vqvae
 
 
@@ -118,29 +117,8 @@ def test_dead_codes_restart_at_vectors_of_the_batch():
     assert drawn[0] == drawn[1] != drawn[2] and len(set(drawn[0])) > 1
 
 
-def test_a_codebook_begins_uniform_or_at_given_centers_and_its_averages_agree_with_it():
-    quantizer = modules.VectorQuantizer(200, 10)
-    quantizer.build((None, 10))
-    codebook = quantizer.embeddings.numpy()
-    spread = [codebook.min(), codebook.mean(), codebook.max()]
-    np.testing.assert_allclose(spread, [-1 / 200, 0, 1 / 200], atol=2e-4)
-    assert np.abs(codebook).max() <= 1 / 200 and not quantizer.trainable_variables
-    np.testing.assert_array_equal(quantizer.counts, np.ones(200))
-    np.testing.assert_array_equal(quantizer.sums, codebook)
-    centers = random_vectors((6, 3))
-    for quantizer, _ in (make_quantizer(), make_quantizer(decay=None)):
-        quantizer.start(centers, np.array([5, 0, 10, 15, 20, 9]))
-        np.testing.assert_allclose(quantizer.embeddings, centers, rtol=1e-6)
-        if quantizer.decay:
-            counts = np.array([5, 1, 10, 15, 20, 9]) / 10  # no count is 0; their mean is 1
-            np.testing.assert_allclose(quantizer.counts, counts, rtol=1e-6)
-            np.testing.assert_allclose(quantizer.sums, centers * counts[:, np.newaxis], rtol=1e-6)
-
-
 @pytest.mark.parametrize("make, words", (
-    (lambda: modules.VectorQuantizer(6, 3)(np.zeros((3, 6))), "embedding_dim=3"),
-    *((functools.partial(modules.VectorQuantizer, decay=decay), "decay") for decay in (0, 1, 1.5)),
-    (lambda: modules.build_encoder(downsample=16), "downsample must be 4 or 8, got 16"),
+    (lambda: small_vqvae().encode(np.zeros((1, 64, 64, 1), np.uint8)), "must be floats"),
     (lambda: modules.build_encoder(image_size=64, margin=5), "0 to 3 whole eighths of image_size; got 5, 64"),
     (lambda: modules.build_decoder(image_size=60), "got 0, 60")))
 def test_what_does_not_fit_is_refused(make, words):
@@ -163,39 +141,22 @@ def test_encoder_and_decoder_mirror_each_other(downsample, margin):
 
 
 def test_vqvae_is_encoder_quantizer_decoder_and_black_is_black_enough():
-    vqvae = small_vqvae(margin=8, data_variance=0.5)
-    images = random_images(3)
+    vqvae, images = small_vqvae(margin=8, data_variance=0.5), random_images(3)
     images[:, :32] = -1
-    codes = vqvae.encode_to_codes(images)
-    assert codes.shape == (3, 8, 8) and codes.dtype == tf.int32
-    np.testing.assert_array_equal(codes, vqvae.quantizer(vqvae.encode(images))["codes"])
     vqvae.quantizer.embeddings.assign(random_vectors((16, 4)))
     for weight in vqvae.decoder.trainable_variables:
         weight.assign(weight * 4)  # so that an untrained decoder paints beyond black and white
-    outputs = vqvae.decoder(vqvae.quantizer(vqvae.encode(images))["quantized"]).numpy()
+    codes, result = vqvae.encode_to_codes(images), vqvae.quantizer(vqvae.encode(images))
+    assert codes.shape == (3, 8, 8) and codes.dtype == tf.int32
+    np.testing.assert_array_equal(codes, result["codes"])
+    outputs = vqvae.decoder(result["quantized"]).numpy()
     assert (outputs[:, 8:32] < -1).any() and outputs.max() > 1
-    decoded = vqvae.decode_codes(vqvae.encode_to_codes(images))
-    np.testing.assert_allclose(decoded, outputs.clip(-1, 1), atol=1e-5)
-    np.testing.assert_allclose(vqvae(images), decoded, atol=1e-5)
+    np.testing.assert_allclose(vqvae.decode_codes(codes), outputs.clip(-1, 1), atol=1e-5)
+    np.testing.assert_allclose(vqvae(images), outputs.clip(-1, 1), atol=1e-5)
     errors = np.where((images == -1) & (outputs < -1), 0, outputs - images)
     losses = {name: float(value) for name, value in vqvae.test_step((images, np.zeros(3, np.int32))).items()}
     assert losses["reconstruction_loss"] == pytest.approx(np.mean(errors ** 2) / 0.5, rel=1e-4)
     assert losses["loss"] == pytest.approx(losses["reconstruction_loss"] + losses["vq_loss"], rel=1e-5)
-
-
-def test_mixed_precision_is_for_training_and_its_codebook_stays_float32(twins):
-    (vqvae, mixed_vqvae), priors = twins
-    images, given = random_images(4), random_codes(4)
-    vectors = mixed_vqvae.encode(images)
-    assert vectors.dtype == tf.bfloat16
-    assert {weight.dtype for weight in mixed_vqvae.quantizer.weights} == {"float32"}
-    assert mixed_vqvae.quantizer(vectors)["quantized"].dtype == mixed_vqvae(images).dtype == tf.float32
-    losses = [[float(loss) for loss in model.test_step((images, given[1])).values()] for model in twins[0]]
-    assert len(losses[0]) == 4
-    np.testing.assert_allclose(*np.array(losses)[:, :3], rtol=0.02)
-    exact, rounded = (model.log_prob(*given, training=True).numpy() for model in priors)
-    np.testing.assert_allclose(rounded, exact, rtol=0.02)
-    assert rounded.dtype == np.float32 and (rounded != exact).any()
 
 
 def test_codes_code_lengths_and_samples_are_of_full_float32_whatever_the_model_trained_in(twins, monkeypatch):
@@ -215,12 +176,8 @@ def test_codes_code_lengths_and_samples_are_of_full_float32_whatever_the_model_t
     expected = vqvae.encode_to_codes(images)
     np.testing.assert_array_equal(mixed_vqvae.encode_to_codes(images), expected)
     np.testing.assert_array_equal(mixed_prior.log_prob(*given), prior.log_prob(*given))
-    monkeypatch.setattr(tf, "function", lambda *_, **__: spy(lambda *_: tf.zeros((1, 6, 6), tf.int32)))
-    prior.sample([0])
-    prior.sample_heads(1)
     monkeypatch.undo()
-    sampler.compiled_sampler.cache_clear()
-    assert flags == [False] * (4 + 1 + 4) and enabled()
+    assert flags == [False] * 4 and enabled()
     rounded = mixed_vqvae.quantizer(mixed_vqvae.encode(images))["codes"]
     assert (rounded.numpy() != expected.numpy()).any()  # what is avoided
     np.testing.assert_array_equal(tf.function(mixed_vqvae.encode_to_codes)(images), expected)
@@ -257,16 +214,6 @@ def test_every_code_depends_on_context_person_and_position(prior):
     assert (difference[-3:-1] > 0).all()
 
 
-def test_context_reaches_six_codes_away_through_three_residual_blocks():
-    prior = small_prior(grid_size=9)
-    context, person = (np.repeat(given, 2, axis=0) for given in random_conditions(prior, 1))
-    context[1, 0, 0, 0] = (context[1, 0, 0, 0] + 5) % 11
-    one, other = prior.condition_features(tf.constant([2, 2]), tf.constant(context), person)[1].numpy()
-    moved = (one != other).any(axis=-1)
-    assert moved[:7, :7].mean() > 0.9 and moved[6, :7].any() and moved[:7, 6].any()
-    assert not moved[7:].any() and not moved[:, 7:].any()
-
-
 def test_log_prob_is_the_sum_of_log_softmax_given_no_slices_and_the_average_person_if_none_are(prior):
     codes, positions = random_codes(3)
     none = np.full((3, len(prior.steps_below), 6, 6), 11, np.int32)
@@ -292,14 +239,6 @@ def test_training_logs_code_lengths_with_and_without_context_and_validation_thos
     assert {name: value for name, (value,) in logs.items()} == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_whole_distribution_sums_to_one():
-    prior = small_prior(grid_size=2, num_embeddings=3, num_layers=2)
-    all_codes = np.array(list(np.ndindex(3, 3, 3, 3)), np.int32).reshape(-1, 2, 2)
-    conditions = [np.repeat(value, 81, axis=0) for value in random_conditions(prior, 1)]
-    log_prob = prior.log_prob(all_codes, np.zeros(81, np.int32), *conditions).numpy()
-    assert np.exp(log_prob.astype(float)).sum() == pytest.approx(1, abs=1e-4)
-
-
 def assert_same_weights(one, other):
     for weight, twin in zip(one.weights, other.weights, strict=True):
         np.testing.assert_array_equal(weight, twin, err_msg=weight.path)
@@ -318,34 +257,18 @@ def test_a_saved_model_is_the_same_model_and_no_flipped_bit_loads_as_other_weigh
         damaged[place] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         try:
-            loaded = modules.load_model(path)
+            assert_same_weights(modules.load_model(path), model)  # the bit is of a date in the archive, say
         except ValueError as error:
             refused += 1
             assert str(path) in str(error) and "\n" not in str(error), place
-        else:  # a date in the archive, say
-            assert_same_weights(loaded, model)
     assert refused > 50
 
 
 def test_what_is_no_model_of_ours_is_refused_and_out_of_memory_is_no_damaged_file(tmp_path, monkeypatch):
-    path = tmp_path / "model.keras"
+    path, full = tmp_path / "model.keras", tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
     keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).save(path)
     with pytest.raises(ValueError, match="model.keras cannot be loaded .it holds a Sequential"):
         modules.load_model(path)
-
-    def fail(*_, **__):
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-
-    monkeypatch.setattr(keras.models, "load_model", fail)
+    monkeypatch.setattr(keras.models, "load_model", mock.Mock(side_effect=full))
     with pytest.raises(tf.errors.ResourceExhaustedError):
         modules.load_model(path)
-
-
-def test_a_prior_goes_with_its_own_codebook_alone():
-    vqvae = small_vqvae()
-    digest = hashlib.sha256(vqvae.quantizer.embeddings.numpy().tobytes()).hexdigest()
-    prior = small_prior(codebook_digest=digest, num_layers=1)
-    modules.check_match(vqvae, prior)
-    vqvae.quantizer.embeddings.assign(np.nextafter(vqvae.quantizer.embeddings, np.float32(9)))
-    with pytest.raises(ValueError, match="trained on the codes of another codebook"):
-        modules.check_match(vqvae, prior)

@@ -57,8 +57,8 @@ def test_muon_moves_kernels_along_their_orthogonalised_momentum_and_the_rest_as_
     values, momenta = [v.numpy().astype(float) for v in variables[:3]], [0, 0, 0]
     muon, adam = (make(0.01, beta_2=0.99) for make in (optimizers.Muon, optimizers.Adam))
     for gradients in gradients_of(shapes, 3):
-        muon.apply([tf.constant(gradient) for gradient in gradients], variables)
-        adam.apply([tf.constant(gradient) for gradient in gradients], twins)
+        for optimizer, moved in (muon, variables), (adam, twins):
+            optimizer.apply([tf.constant(gradient) for gradient in gradients], moved)
         for index in range(3):
             momenta[index] = 0.95 * momenta[index] + gradients[index]
             ahead = (gradients[index] + 0.95 * momenta[index]).reshape(-1, shapes[index][-1])

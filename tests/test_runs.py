@@ -29,24 +29,20 @@ def test_a_run_loads_as_it_was(run):
     loaded = Run.load(run.folder)
     assert loaded.config == run.config == CONFIG and loaded.folder == run.folder and loaded.seed == 7
     assert loaded.num_positions == 32 and loaded.center == (0, 0)
-    assert Run("", {**CONFIG, "data": {**DATA, "center": [1.5, -2]}}).center == (1.5, -2)
     assert run.results_path("a") == run.folder / "a"
-    (run.folder / "link").symlink_to(runs.ROOT)
-    for folder in (runs.PRETRAINED, run.folder / "link" / "assets" / "pretrained"):
-        assert Run(folder, CONFIG).results_path("a") == runs.SHIPPED_WEIGHTS / "a"
+    (run.folder / "link").symlink_to(runs.PRETRAINED)
+    assert Run(run.folder / "link", CONFIG).results_path("a") == runs.SHIPPED_WEIGHTS / "a"
 
 
 @pytest.mark.parametrize("text, expected", (
     ('{"settings": {"ep', "config.json is damaged"), ("[]", "config.json is damaged"),
-    (json.dumps({**CONFIG, "data": {}}), r"of another version \(KeyError\('folder'"),
-    (json.dumps({"settings": CONFIG["settings"]}), r"of another version \(KeyError\('data'"),
+    (json.dumps({**CONFIG, "data": {}}), r"of another version \(KeyError\('geometry'"),
     (None, "holds no run .no config.json")))
 def test_what_is_no_config_is_one_sentence(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(cli.UserError, match=expected) as error:
+    with pytest.raises(cli.UserError, match=expected):
         Run.load(tmp_path)
-    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_two_trainings_cannot_share_a_folder_and_one_of_no_result_leaves_none(tmp_path, monkeypatch, capsys):
@@ -57,18 +53,15 @@ def test_two_trainings_cannot_share_a_folder_and_one_of_no_result_leaves_none(tm
             with pytest.raises(cli.UserError, match="Another training is at work"), runs.take_folder(folder):
                 pass
         assert not taken.exists()
-    folder = tmp_path / "run"
-    folder.mkdir()  # the user's
-    with runs.take_folder(folder):
-        pass
-    assert folder.exists()
 
     def refuse(*_):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(files.fcntl, "flock", refuse)
-    with runs.take_folder(folder):
+    tmp_path.joinpath("run").mkdir()  # the user's
+    with runs.take_folder("run") as taken:
         assert "has no locks" in capsys.readouterr().out
+    assert taken.exists()
 
 
 def test_a_history_is_cut_back_to_the_epochs_that_were_saved(run):
@@ -81,19 +74,17 @@ def test_a_history_is_cut_back_to_the_epochs_that_were_saved(run):
     assert run.read_history("vqvae")["loss"].tolist() == [0.5]  # of one row, still an array
 
 
-def test_finished_epochs_stand_in_the_backup(run):
+def test_finished_epochs_stand_in_the_backup_and_a_finished_model_is_never_trained_over(run):
+    """Without a backup it counts as finished if its history is whole; else it is refused."""
     assert run.finished_epochs("vqvae", 4) == 0
-    with zipfile.ZipFile(run.backup_path("vqvae"), "w") as archive:
+    backup = run.backup_path("vqvae")
+    with zipfile.ZipFile(backup, "w") as archive:
         archive.writestr(runs.EPOCHS_FILE, "3")
     assert run.finished_epochs("vqvae", 4) == 3
-    for spoil in (lambda path: zipfile.ZipFile(path, "w").close(), lambda path: path.write_bytes(b"PK")):
-        spoil(run.backup_path("vqvae"))
-        with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*; remove .* to begin"):
-            run.finished_epochs("vqvae", 4)
-
-
-def test_a_finished_model_is_never_trained_over(run):
-    """Without a backup it counts as finished if its history is whole; else it is refused."""
+    backup.write_bytes(b"PK")
+    with pytest.raises(cli.UserError, match="vqvae.keras cannot be loaded .*; remove .* to begin"):
+        run.finished_epochs("vqvae", 4)
+    backup.unlink()
     run.model_path("vqvae").touch()
     for rows, expected in ((4, 4), (1, 0), (0, None), (2, None), (5, None)):
         run.history_path("vqvae").write_text("epoch\n" + "0\n" * rows)
@@ -120,15 +111,11 @@ def test_the_newest_run_is_a_finished_one_if_there_is_any(tmp_path, monkeypatch)
 
 
 def test_a_run_without_a_measure_of_ventricles_says_so(run):
-    path = run.folder / "ventricles.json"
-    for ventricles, expected in ((None, "ventricles.json is missing.*three people"),
-                                 ({"weights": [0, 0]}, "does not follow from persons")):
-        if ventricles:
-            write_json(path, ventricles)
-        with pytest.raises(cli.UserError, match=expected):
+    for weights in (None, [0, 0]):
+        if weights:
+            write_json(run.folder / "ventricles.json", {"weights": weights})
+        with pytest.raises(cli.UserError, match="does not follow from persons: leave out --ventricles"):
             run.read_ventricles()
-    write_json(path, {"weights": [1, 0], "offset": 1.5, "quantiles": [1, 2]})
-    assert run.read_ventricles() == {"weights": [1, 0], "offset": 1.5, "quantiles": [1, 2]}
 
 
 def test_the_commit_is_that_of_this_repository_alone(tmp_path, monkeypatch):
@@ -141,8 +128,6 @@ def test_the_commit_is_that_of_this_repository_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ROOT", inside)
     assert runs.git_commit() is None  # unpacked inside another repository
     monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setenv("GIT_DIR", "/nowhere")
     commit = runs.git_commit()
-    assert len(commit) == 40
     (inside / "a.py").write_text("2")
-    assert runs.git_commit() == f"{commit}-dirty"
+    assert len(commit) == 40 and runs.git_commit() == f"{commit}-dirty"

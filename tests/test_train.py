@@ -42,7 +42,7 @@ def test_training_leaves_a_whole_run_folder(trained):
     assert history["reconstruction_loss"][1] < history["reconstruction_loss"][0]
     in_head = run.read_history("decoder")["val_reconstruction_loss"]
     assert in_head.min() < history["val_reconstruction_loss"].min()
-    assert len(imageio.imread(run.folder / "progress.gif")) == 3  # before the first epoch, and after each
+    assert len(imageio.imread(run.folder / "progress.gif")) == 2  # after each epoch
     assert list((run.folder / "logs").glob("*/train/*tfevents*"))
     vqvae, prior = (modules.load_model(run.model_path(name)) for name in ("vqvae", "pixelcnn"))
     modules.check_match(vqvae, prior)
@@ -56,17 +56,13 @@ def test_the_codebook_starts_at_the_clusters_of_the_encoders_vectors(monkeypatch
     vectors = centers[:, np.newaxis] + 0.01 * random_vectors((6, 40, 3))
     # The first cluster thrice
     batches = [(vectors[:, index], None) for index in range(40)] + 2 * [(vectors[0], None)]
-    encoded = []
-    for decay in (0.99, None):
-        vqvae = small_vqvae(num_embeddings=6, embedding_dim=3, decay=decay)
-        vqvae.compile()
-        monkeypatch.setattr(vqvae, "encode", lambda batch: encoded.append(batch) or batch)
-        train.start_codebook(vqvae, batches, autoencoder_steps=0, fit_batches=42)
-        distances = np.linalg.norm(vqvae.quantizer.embeddings.numpy() - centers[:, np.newaxis], axis=-1)
-        assert (distances.min(axis=1) < 0.1).all()
-        if decay:
-            counts = vqvae.quantizer.counts.numpy()[distances.argmin(axis=1)]
-            np.testing.assert_allclose(counts, 6 * np.array([120, 40, 40, 40, 40, 40]) / 320, rtol=1e-6)
+    encoded, vqvae = [], small_vqvae(num_embeddings=6, embedding_dim=3)
+    monkeypatch.setattr(vqvae, "encode", lambda batch: encoded.append(batch) or batch)
+    train.start_codebook(vqvae, batches, autoencoder_steps=0, fit_batches=42)
+    distances = np.linalg.norm(vqvae.quantizer.embeddings.numpy() - centers[:, np.newaxis], axis=-1)
+    assert (distances.min(axis=1) < 0.1).all()
+    counts = vqvae.quantizer.counts.numpy()[distances.argmin(axis=1)]
+    np.testing.assert_allclose(counts, 6 * np.array([120, 40, 40, 40, 40, 40]) / 320, rtol=1e-6)
     encoded.clear()
     train.start_codebook(vqvae, [(pair, None) for pair in vectors[:, 0].reshape(3, 2, 3)], 0, fit_batches=1)
     assert len(encoded) == 3  # one batch of two vectors is too few for six codes
@@ -87,33 +83,30 @@ def test_embeddings_start_as_like_as_the_codebook():
 
 def test_a_second_round_of_calibration_starts_from_what_the_first_corrected(monkeypatch):
     """Against `people.calibrate`, round by round, for heads that follow their person by a known curve."""
-    prior, conditions = small_prior(person_size=4), []
-
-    def outcome(persons):
-        return 0.2 + 0.6 * np.tanh(persons)
+    prior, conditions = small_prior(person_size=4, slice_positions=[0, 1]), []
 
     def sample_heads(prior, count, seed, persons, stream):
         conditions.append(persons)
         return np.zeros((count, 2, 6, 6), np.int32)
 
+    def outcome(persons):
+        return 0.2 + 0.6 * np.tanh(persons)
+
     monkeypatch.setattr(sampler, "sample_heads", sample_heads)
     monkeypatch.setattr(prior, "encode_people", lambda pictures: outcome(conditions[-1]))
     vqvae = types.SimpleNamespace(decode_head=lambda codes, _: np.zeros((len(codes), 32, 32, 1)), margin=0)
-    prior.slice_positions = 0, 1
     run = Run("", {"settings": dataclasses.asdict(train.Settings(seed=3))})
     train.calibrate_prior(run, vqvae, prior, num_people=20)
-
     first, second = (sampler.sample_people(prior, 3, f"calibration {number}", tf.range(20)).numpy()
                      for number in (1, 2))
     shift, scale = people.calibrate(first, outcome(first))
     assert (scale > 1.2).all()  # so the second round's persons lie further out
     np.testing.assert_allclose(conditions, [first, shift + scale * second], rtol=1e-5, atol=1e-6)
-    shift, scale = people.calibrate(np.concatenate(conditions), outcome(np.concatenate(conditions)))
-    np.testing.assert_allclose(prior.person_shift, shift, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(prior.person_scale, scale, rtol=1e-4)
+    expected = people.calibrate(np.concatenate(conditions), outcome(np.concatenate(conditions)))
+    np.testing.assert_allclose([prior.person_shift, prior.person_scale], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_odd_but_valid_data_a_finer_grid_and_mixed_precision(tmp_path, monkeypatch):
+def test_odd_but_valid_data_a_finer_grid_and_mixed_precision(tmp_path, monkeypatch, capsys):
     """One person per split, a slice missing, a constant image."""
     monkeypatch.chdir(tmp_path)
     folder = write_cohort(tmp_path / "odd", people=(1, 1, 1)) / "keras_png_slices_test"
@@ -122,6 +115,7 @@ def test_odd_but_valid_data_a_finer_grid_and_mixed_precision(tmp_path, monkeypat
     epoch_each = "--epochs", "1", "--prior-epochs", "1"
     new_run("runs/odd", "odd", *epoch_each, "--downsample", "4", "--mixed-precision", num_layers=1)
     train.main(["--run-dir", "runs/odd", "--resume"])
+    assert "predict.py --evaluate will not be possible" in capsys.readouterr().out
     assert keras.config.dtype_policy().name == "float32"  # that of the process stays
     measured = json.loads((tmp_path / "runs" / "odd" / "metrics.json").read_text())
     assert measured["num_images"] == 7 and measured["codes_used"] > 1
@@ -192,12 +186,10 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(begun, small_files, capsy
 
 @pytest.mark.parametrize("arguments, expected", [
     (["--data-dir", "nowhere"], "--data-dir names nowhere"),
-    (["--data-dir", "cohort", "--limit", "0"], "--limit: expected an integer of at least 1, got 0"),
     (["--data-dir", "cohort", "--learning-rate", "nan"], "--learning-rate: expected a number"),
-    (["--data-dir", "cohort", "--run-dir", "runs/tiny"], "runs/tiny is not empty"),
+    (["--data-dir", "cohort", "--run-dir", "runs/tiny"], "no run can begin there; give another --run-dir"),
     (["--data-dir", "cohort", "--run-dir", "/proc/run"], "/proc/run: No such file"),
-    (["--data-dir", "runs"], "keras_png_slices_train is missing"),
-    (["--run-dir", "BARE", "--resume"], "BARE holds no run, but vqvae.keras"),
+    (["--run-dir", "BARE", "--resume"], "BARE holds vqvae.keras, so no run can begin there"),
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16"),
     (["--run-dir", "BEGUN", "--resume", "--data-dir", "OTHER"], "are not those"),
@@ -216,7 +208,6 @@ def test_bad_input_is_refused_and_nothing_is_written(
 
 
 def test_one_command_serves_the_first_start_a_restart_and_the_end(trained, tmp_path, capsys):
-    """As a queue needs it: --resume begins where nothing is, and ends at once where all is done."""
     run = tmp_path / "run"
     (run / f".config.json-{UNFINISHED}").mkdir(parents=True)  # the rest of an interrupted start
     (run / "queue.log").touch()
@@ -230,17 +221,12 @@ def test_one_command_serves_the_first_start_a_restart_and_the_end(trained, tmp_p
         assert resumed.config == begun.config
         with pytest.raises(train.UserError, match="Another training is at work"), train.open_run(arguments):
             pass
-    finished = trained / "runs" / "tiny"
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    train.main(["--run-dir", str(finished), "--resume"])
+    train.main(["--run-dir", str(trained / "runs" / "tiny"), "--resume"])
     assert "tiny is finished; there is nothing to resume" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-@pytest.mark.parametrize("part, change", (
-    ("settings", {"new_setting": 3}), ("condition_dropout", {"person": 0.9})))
-def test_a_run_of_another_version_is_not_resumed(begun, capsys, part, change):
-    begun.config[part].update(change)
+def test_a_run_of_another_version_is_not_resumed(begun, capsys):
+    begun.config["condition_dropout"].update(person=0.9)
     write_json(begun.folder / "config.json", begun.config)
     check_refused(train.main, resume(begun), "began with other settings than this version", capsys)
 
@@ -253,12 +239,3 @@ def test_a_prior_of_another_codebook_is_not_resumed(finished):
     for load in (lambda: stage.resume(1), lambda: stage.read(finished.model_path("pixelcnn"))):
         with pytest.raises(train.UserError, match="pixelcnn.keras cannot .*another codebook.*; remove"):
             load()
-
-
-def test_few_people_are_told_before_training_what_will_not_be_possible(finished, capsys):
-    splits = splits_of(finished)
-    train.say_what_begins(finished, splits, "CPU")
-    assert "--evaluate" not in capsys.readouterr().out
-    one_person = splits["test"].take(np.flatnonzero(splits["test"].cases == 441))
-    train.say_what_begins(finished, {**splits, "test": one_person}, "CPU")
-    assert "predict.py --evaluate will not be possible" in capsys.readouterr().out
