@@ -26,7 +26,7 @@ from support.images import crop, empty_margin, in_chunks, read_slice
 from support.import_volumes import convert_volumes, find_nifti, find_oasis1
 from support.people import PICTURE_SIDE
 from support.same_person import warn_of_shared_people
-from support.slices import FOLDERS, list_slices, neighbours, read_geometry, read_images, SPLITS
+from support.slices import FOLDERS, GEOMETRY_FILE, list_slices, neighbours, read_geometry, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
 from support.volumes import FRAME_MM, SLAB, STACKS
@@ -148,9 +148,10 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
 def find_geometry(data_dir, limit=None, front=None, spacing=None):
     """Where slices lie, as known or measured: (front or None, `SliceGeometry`, a line that says it)."""
     known_front, geometry = read_geometry(data_dir)
-    if geometry and not front and not spacing:
-        return known_front, geometry, (f"Slices lie front-{known_front}, {geometry.spacing:.3g} mm apart, as "
-                                       f"{data_dir} says.")
+    if geometry:  # what is stated overrules it
+        front, spacing = front or known_front, spacing or geometry.spacing
+        return front, dataclasses.replace(geometry, spacing=spacing), (
+            f"Slices lie front-{front}, {spacing:.3g} mm apart, as stated or by {data_dir}/{GEOMETRY_FILE}.")
     files = list_slices(data_dir, "train", min(limit or orientation.MAX_PEOPLE, orientation.MAX_PEOPLE))
     _, positions, paths = zip(*files)
     images = read_images(paths, "train", paths[0])

@@ -98,7 +98,7 @@ def main(argv=None):
     if arguments.images:
         predict_images(arguments, run, vqvae, prior)
     elif arguments.codes is not None:
-        predict_codes(arguments, run, vqvae)
+        predict_codes(arguments, run, vqvae, prior)
     elif arguments.write_dataset is not None:
         write_dataset(arguments, run, vqvae, prior)
     else:
@@ -142,7 +142,9 @@ def load_data(arguments, run, vqvae):
     trained_on, side, fits = run.config["data"], vqvae.image_size, False
     folder = Path(arguments.data_dir or trained_on["folder"])
     if not arguments.data_dir and not folder.is_dir():
-        folder = template.make_demo_cohort() if trained_on["is_demo"] else dataset.find_oasis()
+        # An older version's demo was another.
+        is_demo = trained_on["is_demo"] and run.geometry == template.DEMO_GEOMETRY
+        folder = template.make_demo_cohort() if is_demo else dataset.find_oasis()
     if folder:
         splits = dataset.load_splits(folder, SPLITS if arguments.evaluate else ["test"],
                                      run.settings["limit"], arguments.cache_dir, trained_on["front"])
@@ -428,13 +430,15 @@ def read_codes(path, vqvae):
                     f"of shape ({grid}, {grid}) or (N, {grid}, {grid}).")
 
 
-def predict_codes(arguments, run, vqvae):
-    """Writes the images of the codes in a file as FILE_NNNN.png."""
+def predict_codes(arguments, run, vqvae, prior):
+    """Writes the images of the codes in a file, which are one head's, as FILE_NNNN.png."""
     codes = read_codes(arguments.codes, vqvae)
     folder = Path(arguments.output_dir or run.results_path("codes"))
     refuse_inputs_in(folder, [arguments.codes])
     with results_folder(folder, "--output-dir", "predict.py --codes") as new:
-        for number, image in enumerate(decode_heads(vqvae, codes[np.newaxis], None)[0]):
+        # All the slices that training people have, or others next to each other
+        positions = prior.slice_positions if len(codes) == len(prior.slice_positions) else None
+        for number, image in enumerate(decode_heads(vqvae, codes[np.newaxis], positions)[0]):
             Image.fromarray(image).save(new / f"{Path(arguments.codes).stem}_{number:04d}.png")
     print(f"Done: see {folder}.")
 

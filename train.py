@@ -333,7 +333,8 @@ class DecoderStage(stages.Stage):
 
     def make_model(self):
         model = modules.VQVAE(**{**self.run.config["vqvae"], "sees_neighbours": True}, dtype=self.precision)
-        model.copy_from(self.vqvae)
+        if self.vqvae:
+            model.copy_from(self.vqvae)
         return model
 
     def batches(self, vqvae, name, *order):
@@ -486,9 +487,12 @@ def main(argv=None):
             run.frames_dir.mkdir(parents=True, exist_ok=True)
         with cli.advise("finished epochs are saved; "
                         f"python train.py --run-dir {run.folder} --resume goes on"):
-            vqvae = VQVAEStage(run, splits).train()
-            if not vqvae.sees_neighbours:  # as that of a finished run does, which is measured again
-                vqvae = DecoderStage(run, splits, vqvae).train()
+            if devices.on_chief(run.has_final_vqvae):  # of a run that is measured again
+                stage = DecoderStage(run, splits)
+                stage.build()  # names: see `Stage.train`
+                vqvae = stage.read(run.model_path("vqvae"))
+            else:
+                vqvae = DecoderStage(run, splits, VQVAEStage(run, splits).train()).train()
             prior = PixelCNNStage(run, splits, vqvae).train()
             devices.on_chief(finish, run, vqvae, prior, splits)  # the others wait: a cluster ends as one
     devices.print_on_chief(f"Done. Next: python predict.py --run-dir {run.folder}")

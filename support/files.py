@@ -82,31 +82,32 @@ def whole_folder(folder, option):
 def results_folder(folder, option, made_by):
     """Yields a new hidden folder, which takes the place of `folder` at the end, at one moment.
 
-    The list `WRITTEN` in it names the files that are ours: they go. All else in it, the user's own, stays.
+    The list `WRITTEN` in it names the files that are ours: they go. The user's files beside them stay.
     UserError, which names `option`, if it holds files and no list, what another command than `made_by` wrote,
-    or a file of the user's with a new one's name.
+    what cannot stay (a folder, or a file within one of ours), or a file of the user's with a new one's name.
     """
     target, _ = check_results_folder(folder, option, made_by)  # before the work begins
     target.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(target) as new:
         new.mkdir()
         yield new
-        names = sorted(path.name for path in new.iterdir())
-        write_json(new / WRITTEN, {"made_by": made_by, "files": names})
+        names = {path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()}
+        write_json(new / WRITTEN, {"made_by": made_by, "files": sorted(names)})
         if not target.exists():
             new.rename(target)
             return
-        _, ours = check_results_folder(folder, option, made_by)  # there may be others now
-        for name in set(os.listdir(target)).difference(ours).intersection(names):
-            raise UserError(f"{folder}/{name} is not ours, but would be replaced; give another {option}.")
-        shutil.copytree(target, new, symlinks=True, dirs_exist_ok=True,
-                        ignore=lambda inside, _: ours if inside == str(target) else ())
+        _, kept = check_results_folder(folder, option, made_by)  # there may be others now
+        for name in kept:
+            if (new / name).exists():
+                raise UserError(f"{folder}/{name} is not ours, but would be replaced; give another {option}.")
+            # A second name of the same file: who still writes to it goes on.
+            os.link(target / name, new / name, follow_symlinks=False)
         _exchange(new, target)
 
 
 def check_results_folder(folder, option, made_by):
-    """(What `results_folder` would replace, which names in it are ours); UserError if it would refuse."""
-    target, maker, ours, reason = Path(os.path.realpath(folder)), None, set(), None
+    """(The folder, the user's files in it, which stay); UserError where `results_folder` would refuse."""
+    target, maker, ours, reason, kept = Path(os.path.realpath(folder)), None, set(), None, []
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # no list, or another program's
         written = json.loads((target / WRITTEN).read_text())
         maker, ours = written["made_by"], {WRITTEN, *written["files"]}
@@ -118,17 +119,30 @@ def check_results_folder(folder, option, made_by):
         reason = f"holds what {maker} wrote"
     elif not maker and target.exists() and any(not path.name.startswith(".") for path in target.iterdir()):
         reason = f"holds files, but no {WRITTEN} of ours that says which are results"
+    else:
+        for path in sorted(target.rglob("*")):
+            name = path.relative_to(target).as_posix()
+            is_folder = path.is_dir() and not path.is_symlink()
+            if name in ours or is_folder and any(other.startswith(f"{name}/") for other in ours):
+                continue
+            if path.parent != target or not (path.is_file() or path.is_symlink()):
+                reason = f"holds {name}, which is not ours and could not stay"
+                break
+            kept.append(name)
     if reason:
         raise UserError(f"{folder} {reason}; give another {option}.")
-    return target, ours
+    return target, kept
 
 
 def _exchange(first, second):
     """Exchanges the names of two folders, at one moment where the system can."""
     libc, names = ctypes.CDLL(None), (os.fsencode(first), os.fsencode(second))
     here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
-    failed = (libc.renamex_np(*names, exchange) if sys.platform == "darwin" else
-              libc.renameat2(here, names[0], here, names[1], exchange))
+    try:
+        failed = (libc.renamex_np(*names, exchange) if sys.platform == "darwin" else
+                  libc.renameat2(here, names[0], here, names[1], exchange))
+    except AttributeError:  # glibc before 2.28
+        failed = True
     if failed:  # NFS, say
         aside = second.with_name(f".{second.name[:40]}-{os.getpid()}.old")  # a name that is never swept
         second.rename(aside)

@@ -119,7 +119,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
             np.save(unfinished / f"{len(rows)}.npy", slices)
             rows.append((person, path))
         shown = np.flatnonzero(np.atleast_1d(areas) >= (100 if whole_brain else 0))  # mm2 of head in anyone
-        kept = slice(shown[0], shown[-1] + 1) if rows else slice(0)
+        kept = slice(shown[0], shown[-1] + 1) if len(shown) and rows else slice(0)
         counts = _split_by_person(unfinished, rows, seed, kept)
         _, geometry = first
         geometry = dataclasses.replace(geometry, lowest=geometry.lowest + geometry.spacing * int(kept.start))

@@ -310,7 +310,8 @@ class NearestPerson:
             moved = np.stack(list(map(_move, heads, poses)))
             poses = (poses - (_unit(moved) - self.mean) @ self.solve.T).clip(-6, 6)  # as far as heads differ
         moved = np.stack(list(map(_move, heads, poses)))
-        return list(map(_unit, (moved, *np.array_split(moved, 2, axis=1), *np.array_split(moved, 2, axis=3))))
+        halves = *np.array_split(moved, 2, axis=1), *np.array_split(moved, 2, axis=3)
+        return [_unit(part) for part in (moved, *halves) if part.size]  # of one slice there is one half
 
     def find(self, heads):
         """Each head's distance to the nearest training person, its own left out, (N,); and that over the

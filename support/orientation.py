@@ -44,7 +44,7 @@ def match_template(slices, positions):
     # First every side, coarsely; then the best one, finely
     turned = [turn(small, front) for front in FRONTS]
     fits = _fit(turned, positions, template, np.arange(0.82, 1.13, 0.06), height_step=2,
-                spacings=np.geomspace(0.5, 8, 56), lowest=np.arange(-50, 71, 2))
+                spacings=np.geomspace(0.5, 8, 56), lowest=np.arange(-80, 71, 2))
     second, best = np.argsort([correlation for correlation, *_ in fits])[-2:]
     coarse, scale, spacing, lowest = fits[best]
     margin = coarse - fits[second][0]
@@ -57,7 +57,7 @@ def match_template(slices, positions):
 
 def _fit(turned, positions, template, scales, height_step, spacings, lowest):
     """The best (correlation, scale, spacing, lowest), in the template's mm, of each (P, SIDE, SIDE) given."""
-    heights = np.arange(-55, 86, height_step)
+    heights = np.arange(-80, 101, height_step)
     spacings, lowest = (values.reshape(-1, 1) for values in np.meshgrid(spacings, lowest))
     lines = lowest + spacings * positions
     possible = (lines[:, 0] >= heights[0]) & (lines[:, -1] <= heights[-1])

@@ -73,7 +73,8 @@ class Run:
     @property
     def center(self):
         """The middle of training people's brains, (down, right) in mm from the middle of the frame."""
-        return tuple(self.config["data"].get("center", (0.0, 0.0)))  # older runs did not measure it
+        is_known = self.config["data"]["front"] and "center" in self.config["data"]  # not in older runs
+        return tuple(self.config["data"]["center"]) if is_known else (0.0, 0.0)
 
     @property
     def is_simulated(self):
@@ -92,6 +93,14 @@ class Run:
     def model_path(self, name):
         """Where the best epoch of a stage's model lies; that of "decoder" becomes vqvae.keras in the end."""
         return self.folder / ("backup/best_decoder.keras" if name == "decoder" else f"{name}.keras")
+
+    def has_final_vqvae(self):
+        """Whether vqvae.keras is already that of the end, whose decoder sees neighbours."""
+        try:
+            with zipfile.ZipFile(self.model_path("vqvae")) as archive:
+                return json.loads(archive.read("config.json"))["config"]["sees_neighbours"]
+        except (OSError, zipfile.BadZipFile, KeyError, ValueError):
+            return False
 
     def backup_path(self, name):
         """Where the latest epoch of a model in training lies, optimiser included, to resume from."""

@@ -49,7 +49,9 @@ def is_whole_brain(geometry, num_slices):
 
 
 def stack_name(geometry, num_slices):
-    """What so many slices of a `SliceGeometry` are called: "whole brain" or "slab of 45 mm"."""
+    """What so many slices of a `SliceGeometry` are called: "whole brain", "slab of 45 mm" or "slices"."""
+    if not geometry.axes_known:  # nor how far they lie apart
+        return f"{num_slices} slices"
     if is_whole_brain(geometry, num_slices):
         return "whole brain"
     return f"slab of {num_slices * geometry.spacing:.0f} mm"
