@@ -166,7 +166,7 @@ def test_memory_within_a_limit_is_watched(tmp_path, monkeypatch):
 def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
     heads = np.random.default_rng(0).integers(0, 256, (12, 2, 32, 32), np.uint8)
     description = {"heads": template.split_people(12), "slice_positions": [3, 4],
-                   "says": "", "trained_on": {"is_simulated": False}}
+                   "says": "", "prior_says": "", "trained_on": {"is_simulated": False}}
     synthetic.write_png_heads(tmp_path / "set", heads, description)
     for count in (4, 10, 11, 12):
         split = utility.load_heads(tmp_path / "set", count)
