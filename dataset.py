@@ -269,11 +269,22 @@ def encode_split(vqvae, prior, *versions):
         pictures, head_numbers = head_pictures(version, vqvae.margin, prior.num_positions)
         persons.append(prior.encode_people(pictures)[head_numbers])
     codes, split = np.stack([encode(vqvae, version) for version in versions]), versions[0]
-    distances = np.array(vqvae.quantizer.distances(vqvae.quantizer.embeddings))
-    np.fill_diagonal(distances, np.inf)  # so that a code itself comes last
-    near_codes = np.argsort(distances)[:, :-1][:, :NEAR_CODES].astype(np.int32)
     return CodedSplit(codes, split.positions, context_indices(split, prior.steps_below), np.stack(persons),
-                      neighbours(split.cases, split.positions), near_codes)
+                      neighbours(split.cases, split.positions), near_codes(vqvae.quantizer))
+
+
+def near_codes(quantizer):
+    """The codes nearest to each, in order: int32 (K, 12), of few codes (K, K - 1)."""
+    embeddings, count = quantizer.embeddings.numpy(), min(NEAR_CODES, quantizer.num_embeddings - 1)
+
+    def nearest(rows):
+        distances = np.array(quantizer.distances(embeddings[rows]))
+        distances[np.arange(len(rows)), rows] = np.inf
+        near = np.argpartition(distances, count - 1)[:, :count]  # a tenth of the time of sorting all
+        order = np.argsort(np.take_along_axis(distances, near, axis=1))
+        return np.take_along_axis(near, order, axis=1).astype(np.int32)
+
+    return in_chunks(nearest, np.arange(len(embeddings)), size=512)
 
 
 def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):

@@ -123,10 +123,19 @@ def _to_ras(image):
     volume = np.asarray(image.dataobj, np.float32)
     finite = np.isfinite(volume)
     volume = np.where(finite, volume, volume[finite].min(initial=0))
+    equal = [_share_of_equal_neighbours(np.moveaxis(volume, axis, 0)) for axis in range(3)]
+    if min(equal) > 0.6 and (volume == np.round(volume)).all():
+        raise VolumeError(f"holds labels, not a picture ({min(equal):.0%} of neighbouring voxels are equal)")
     image = nibabel.Nifti1Image(volume, image.affine)
     if np.allclose(image.affine[:3, :3], np.eye(3), atol=1e-3):
         return image
     return resample_from_to(image, (shape, affine), order=1, cval=min(0, float(volume.min())))
+
+
+def _share_of_equal_neighbours(planes):
+    """How many of the neighbours in successive planes are equal, of those that are not background."""
+    inside = np.minimum(planes[1:], planes[:-1]) > planes.min()
+    return (planes[1:] == planes[:-1])[inside].mean() if inside.any() else 0.0
 
 
 def _head_region(volume, low, high):
