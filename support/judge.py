@@ -353,12 +353,14 @@ def evaluate_copies(sampled, new_people, train, pixel_size):
     limit = no_copies[allowed - 1]
     originals = np.stack([images[rows] for rows in indices[spread(len(indices), PLANTED)]])
     planted = [search.find(coarse(heads))[1] for heads in plant(originals, pixel_size).values()]
+    found = int(np.sum(planted < limit, axis=1).min())
+    # If planted ones are missed, none means nothing: so it is where training people come in several sessions.
+    copies = {"copies": int((ratios < limit).sum())} if 2 * found > len(originals) else {}
     return {**area_under_curve("distance_auc", (new_distances, distances)),
             **with_interval("nearest_over_second", np.median, ratios),
             **with_interval("nearest_over_second_new", np.median, new_ratios),
-            "copies": int((ratios < limit).sum()), "copies_limit": float(limit),
-            "copies_false_alarms": allowed / (len(no_copies) + 1), "copies_planted": len(originals),
-            "copies_found": int(np.sum(planted < limit, axis=1).min())}
+            **copies, "copies_limit": float(limit), "copies_found": found,
+            "copies_false_alarms": allowed / (len(no_copies) + 1), "copies_planted": len(originals)}
 
 
 def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
