@@ -203,7 +203,7 @@ UNDERSTOOD = {
     "BraTS": paths("{who}-00{v}-t1n.nii.gz", v=(0, 1), who=("BraTS-GLI-00000", "BraTS-GLI-00002")),
     "in upper and lower case": {"V1/p01.nii": "p01", "V2/P01.nii": "p01", "V2/P02.nii": "P02"},
 }
-REFUSED = [list(files) for files in (
+REFUSED = [sorted(files) for files in (
     paths("{v}/{who}/T1.nii", v="ABC", who=ONE_TO_FOUR), paths("{who}0{v}.nii", v="12", who=NUMBERS),
     {f"{n}/I{10 * n + v}.nii" for v in (1, 2) for n in ONE_TO_FOUR}, paths("scan{who}.nii", "1", ONE_TO_FOUR),
     paths("V{who}/mprage_{v}.nii", "123", range(9)), paths("PPMI_{v}/{who}/T1.nii", "12", (3001, 3002, 3003)),
