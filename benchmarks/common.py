@@ -192,7 +192,7 @@ def random_codes(split, prior):
     codes = np.random.default_rng(0).integers(0, prior.num_embeddings, shape, np.uint16)
     persons = np.zeros((1, len(split.images), prior.person_size), np.float32)
     context = dataset.context_indices(split, prior.steps_below)
-    near_codes = np.arange(dataset.NEAR_CODES) + np.zeros((prior.num_embeddings, 1), np.int32)
+    near_codes = np.arange(dataset.NEAR_CODES, dtype=np.int32) + np.zeros((prior.num_embeddings, 1), np.int32)
     return dataset.CodedSplit(codes, split.positions, context, persons,
                               neighbours(split.cases, split.positions), near_codes)
 
