@@ -311,7 +311,7 @@ def take_heads(split, vqvae, prior, count):
     if not len(rows):
         raise UserError("No test person has all slices; give other data with --data-dir.")
     rows = rows[spread(len(rows), count)]
-    pictures, numbers = dataset.head_pictures(split, vqvae.margin)
+    pictures, numbers = dataset.head_pictures(split, vqvae.margin, prior.num_positions)
     return split.images[rows], prior.encode_people(pictures)[numbers[rows[:, 0]]]
 
 
