@@ -22,11 +22,11 @@ import tensorflow as tf
 from support import orientation
 from support.cli import exit_on_user_error, MAX_SEED, number, script_parser, UserError
 from support.devices import print_on_chief
-from support.images import crop, empty_margin, in_chunks, read_slice
+from support.images import crop, empty_margin, in_chunks, neighbours, read_slice
 from support.import_volumes import convert_volumes, find_nifti, find_oasis1
 from support.people import PICTURE_SIDE
 from support.same_person import warn_of_shared_people
-from support.slices import FOLDERS, GEOMETRY_FILE, list_slices, neighbours, read_geometry, read_images, SPLITS
+from support.slices import FOLDERS, GEOMETRY_FILE, list_slices, read_geometry, read_images, SPLITS
 from support.synthetic import notice_of
 from support.template import DEMO_IMAGE_SIZE, make_demo_cohort, split_people, write_cohort
 from support.volumes import FRAME_MM, SLAB, STACKS
@@ -242,7 +242,7 @@ class CodedSplit:
     positions: np.ndarray  # int32 (N,), the place of each slice in its head
     context: np.ndarray  # int32 (N, S), the indices of the slices below each slice; N where there is none
     persons: np.ndarray  # float32 (V, N, P), the person of each slice
-    neighbours: np.ndarray  # int (2, N), see `slices.neighbours`
+    neighbours: np.ndarray  # int (2, N), see `images.neighbours`
     near_codes: np.ndarray  # int32 (K, 12), nearest to each; as a code of a slice below, K is "no slice"
 
     @property

@@ -21,9 +21,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from support import devices, people, runs, sampler
-from support.images import in_chunks
+from support.images import in_chunks, neighbours
 from support.pixelcnn_layers import AxialAttention, GatedBlock
-from support.slices import neighbours
 
 ATTENTION_EVERY = 3  # every third block of the PixelCNN has an attention before it
 if (keras.backend.backend(), keras.config.image_data_format()) != ("tensorflow", "channels_last"):

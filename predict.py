@@ -88,23 +88,6 @@ def parse_arguments(argv):
     return argparse.Namespace(**{**DEFAULTS, **given})
 
 
-@cli.exit_on_user_error
-def main(argv=None):
-    """Does what one of the four commands asks for."""
-    arguments = parse_arguments(argv)
-    devices.prepare(exact=True)
-    run = find_run(arguments.run_dir)
-    vqvae, prior = load_models(run)
-    if arguments.images:
-        predict_images(arguments, run, vqvae, prior)
-    elif arguments.codes is not None:
-        predict_codes(arguments, run, vqvae, prior)
-    elif arguments.write_dataset is not None:
-        write_dataset(arguments, run, vqvae, prior)
-    else:
-        predict_people(arguments, run, vqvae, prior)
-
-
 def find_run(run_dir):
     """The `Run` in a folder; without one the newest finished in runs/, or the one in assets/pretrained."""
     if run_dir is None:
@@ -183,9 +166,21 @@ def decode_heads(vqvae, heads, positions):
     return decoded
 
 
-def save_unit(image, path):
-    """Writes an image, float (H, W) in [0, 1], as PNG."""
-    Image.fromarray(to_uint8(image * 2 - 1)).save(path)
+@cli.exit_on_user_error
+def main(argv=None):
+    """Does what one of the four commands asks for."""
+    arguments = parse_arguments(argv)
+    devices.prepare(exact=True)
+    run = find_run(arguments.run_dir)
+    vqvae, prior = load_models(run)
+    if arguments.images:
+        predict_images(arguments, run, vqvae, prior)
+    elif arguments.codes is not None:
+        predict_codes(arguments, run, vqvae, prior)
+    elif arguments.write_dataset is not None:
+        write_dataset(arguments, run, vqvae, prior)
+    else:
+        predict_people(arguments, run, vqvae, prior)
 
 
 def predict_people(arguments, run, vqvae, prior):
@@ -240,6 +235,14 @@ def predict_people(arguments, run, vqvae, prior):
     print(f"Done. Open {folder / 'report.html'}")
 
 
+def persons_of_heads(arguments, run, prior):
+    """The persons, float (heads, P), that --ventricles asks for; None for new ones."""
+    if arguments.ventricles is None:
+        return None
+    return sampler.steered_people(prior, run.read_ventricles(), arguments.heads, arguments.seed,
+                                  arguments.ventricles)
+
+
 def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     """Measures the test split: a dict of what the page shows of it, `metrics` and `examples`."""
     codes, colours = coded.codes[0], figures.code_colours(vqvae.quantizer.embeddings)
@@ -268,6 +271,11 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     return {"metrics": measured, "examples": examples}
 
 
+def save_unit(image, path):
+    """Writes an image, float (H, W) in [0, 1], as PNG."""
+    Image.fromarray(to_uint8(image * 2 - 1)).save(path)
+
+
 def sample_positions(slice_, num_samples, positions):
     """The positions to sample, int (N,), of those there are: one for all, each once, or spread evenly."""
     if slice_ == "all":
@@ -278,14 +286,6 @@ def sample_positions(slice_, num_samples, positions):
         present = ", ".join(map(str, positions))
         raise UserError(f"--slice {slice_}: the training people have the slices {present} only.")
     return np.full(num_samples, slice_)
-
-
-def persons_of_heads(arguments, run, prior):
-    """The persons, float (heads, P), that --ventricles asks for; None for new ones."""
-    if arguments.ventricles is None:
-        return None
-    return sampler.steered_people(prior, run.read_ventricles(), arguments.heads, arguments.seed,
-                                  arguments.ventricles)
 
 
 def fill_gaps(heads, slice_positions, geometry):

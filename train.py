@@ -297,6 +297,10 @@ class Reconstructions(keras.callbacks.Callback):
         self.examples = self.test.take(self.test.examples(4))
         self.writer = tf.summary.create_file_writer(str(run.folder / "logs" / "vqvae" / "pictures"))
 
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 0:
+            self._draw_frame("before the first epoch", 0)
+
     def on_epoch_end(self, epoch, logs):
         """Adds to the logs val_ssim, val_perplexity, val_codes_used; and test_ssim, which chooses nothing."""
         logs["val_ssim"], codes, _ = self._reconstruct(self.validation)
@@ -305,14 +309,19 @@ class Reconstructions(keras.callbacks.Callback):
         rng, count = np.random.default_rng([self.run.seed, epoch]), len(self.test.images)
         drawn = self.test.take(rng.choice(count, min(10, count), replace=False))
         logs["test_ssim"], _, _ = self._reconstruct(drawn)
-        ssim, _, reconstructions = self._reconstruct(self.examples)
-        title = f"after epoch {epoch + 1} of {self.run.settings['epochs']}: SSIM {ssim:.3f}"
-        frame = figures.progress_frame(self.examples.images, reconstructions, self.model.margin, title)
-        Image.fromarray(frame).save(self.run.frames_dir / f"{epoch + 1:04d}.png")
+        frame = self._draw_frame(f"after epoch {epoch + 1} of {self.run.settings['epochs']}", epoch + 1)
         with tf.device("CPU"), self.writer.as_default(epoch):  # the GPU's memory is not for histograms
             tf.summary.image("reconstructions", frame[np.newaxis, ..., np.newaxis])
             tf.summary.histogram("codes", codes, buckets=self.model.quantizer.num_embeddings)
         self.writer.flush()
+
+    def _draw_frame(self, when, number):
+        """A frame of the GIF, uint8 (height, width): the examples and their reconstructions."""
+        ssim, _, reconstructions = self._reconstruct(self.examples)
+        title = f"{when}: SSIM {ssim:.3f}"
+        frame = figures.progress_frame(self.examples.images, reconstructions, self.model.margin, title)
+        Image.fromarray(frame).save(self.run.frames_dir / f"{number:04d}.png")
+        return frame
 
     def _reconstruct(self, split):
         """(mean SSIM, codes, uint8 reconstructions) of the images of a split."""

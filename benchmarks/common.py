@@ -24,8 +24,8 @@ import tensorflow as tf
 
 import dataset
 from support import cli, files, runs, volumes
+from support.images import neighbours
 from support.runs import Run
-from support.slices import neighbours
 import train
 
 ROOT = Path(__file__).parents[1]

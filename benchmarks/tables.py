@@ -95,7 +95,6 @@ def heads(results):
              "roughness": "roughness from slice to slice",
              "roughness_auc": "roughness (AUC)",
              "dark_sd_ratio": "SD of ventricle size, divided by training people's",
-             "symmetry": "correlation with the mirror image",
              "distance_auc": "distance to nearest training person (AUC; below 0.5: too near)",
              "nearest_over_second": "that over the second nearest; a copy: 0",
              "membership": "membership by code length (AUC)",
@@ -111,7 +110,7 @@ def heads(results):
 
     return [["", "sampled heads", "training people", "new people", "chance"],
             *([label, *(cell(name + suffix) for suffix in ("", "_train", "_new", "_floor"))]
-              for name, label in names.items())]
+              for name, label in names.items() if name in record)]
 
 
 def judges(results):

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+from pathlib import Path
 import signal
 
 import keras
@@ -31,10 +32,15 @@ def prepare(exact=False):
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         tf.config.experimental.enable_op_determinism()  # same seed, same bits; on a GPU it would cost much
+        if Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "-1":
+            print_on_chief("Note: there is an NVIDIA driver here, but TensorFlow sees no GPU. To use it: "
+                           'pip install "tensorflow[and-cuda]>=2.21,<2.22"')
     if exact:
         tf.config.experimental.enable_tensor_float_32_execution(False)
     else:
         strategy()
+    if os.environ.get("XLA_FLAGS"):  # XLA ends the process at a flag that it does not know: not after hours
+        tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
     device = kind() if len(gpus) < 2 else f"{len(gpus)} GPUs"
     return f"{device} of each of {len(cluster()[0])} machines" if cluster() else device
 

@@ -210,4 +210,5 @@ def write_gif(frame_paths, path, max_frames=10, levels=32):
     frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[index]) / step) * step))
               for index in indices]
     durations = [1200, *[600] * (len(frames) - 2), 3000]
-    imageio.imwrite(path, frames, extension=".gif", duration=durations, loop=0)
+    # Of a single frame, Pillow wants a single duration.
+    imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)

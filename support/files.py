@@ -97,6 +97,7 @@ def results_folder(folder, option, made_by):
             new.rename(target)
             return
         _, kept = check_results_folder(folder, option, made_by)  # there may be others now
+        shutil.copymode(target, new)
         for name in kept:
             if (new / name).exists():
                 raise UserError(f"{folder}/{name} is not ours, but would be replaced; give another {option}.")

@@ -71,6 +71,13 @@ def in_chunks(function, array, size=32):
     return np.concatenate([function(array[start:start + size]) for start in range(0, len(array), size)])
 
 
+def neighbours(cases, positions):
+    """The indices, int (2, N), of the slices right below and above each (in order), or its own if none is."""
+    is_joined = (np.diff(cases) == 0) & (np.diff(positions) == 1)
+    own = np.arange(len(positions))
+    return np.stack([own - np.append(False, is_joined), own + np.append(is_joined, False)])
+
+
 def empty_margin(images, multiple):
     """Pixels, rounded down to `multiple`, of the border that is black in every image uint8 (N, H, W)."""
     inked = np.argwhere(images.max(axis=0))

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from support import people
 from support.devices import samples_at_once
-from support.slices import neighbours
+from support.images import neighbours
 
 
 def uniform(seed, stream, indices, shape, minval=0.0):

@@ -38,15 +38,12 @@ def read_geometry(folder):
     path = Path(folder) / GEOMETRY_FILE
     if not path.is_file():
         return None, None
-    content = json.loads(path.read_text())
-    return content.pop("front"), SliceGeometry(**content)
-
-
-def neighbours(cases, positions):
-    """The indices, int (2, N), of the slices right below and above each (in order), or its own if none is."""
-    is_joined = (np.diff(cases) == 0) & (np.diff(positions) == 1)
-    own = np.arange(len(positions))
-    return np.stack([own - np.append(False, is_joined), own + np.append(is_joined, False)])
+    try:
+        content = json.loads(path.read_text())
+        return content.pop("front"), SliceGeometry(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not say where slices lie; make the folder again, or remove the file: "
+                        "then it is measured.") from error
 
 
 def list_slices(data_dir, name, limit):

@@ -15,7 +15,7 @@ import tensorflow as tf
 from benchmarks.tiny import write_cohort
 import dataset
 from support import cli, same_person, slices, template
-from support.images import empty_margin, fit_to_square, to_uint8
+from support.images import empty_margin, fit_to_square, neighbours, to_uint8
 from support.same_person import warn_of_shared_people
 from tests.conftest import check_refused
 from tests.small import small_prior, small_vqvae
@@ -218,7 +218,7 @@ def test_loading_warns_of_shared_people(cohort, capsys):
 def coded_split(split, codes, persons, steps=(1, 2)):
     """A `dataset.CodedSplit` of 64 codes for codes (V, N, ...) and persons (V, N, P)."""
     context = dataset.context_indices(split, steps)
-    around = slices.neighbours(split.cases, split.positions)
+    around = neighbours(split.cases, split.positions)
     near_codes = np.int32(np.arange(64)[:, np.newaxis] ^ [1, 2])
     return dataset.CodedSplit(codes.astype(np.uint16), split.positions, context, np.float32(persons), around,
                               near_codes)
@@ -273,7 +273,7 @@ def test_image_batches_are_the_normalised_images_with_their_positions(splits):
 def test_neighbours_slices_below_and_heads_are_found():
     split = make_split({1: [0, 1, 3], 2: [4, 5, 6]})
     expected = [[0, 0, 2, 3, 3, 4], [1, 1, 2, 4, 5, 5]]
-    assert_array_equal(slices.neighbours(split.cases, split.positions), expected)
+    assert_array_equal(neighbours(split.cases, split.positions), expected)
     split = make_split({1: [0, 1, 3], 2: [1, 2], 3: [3]})
     expected = [[6, 6], [0, 6], [6, 1], [6, 6], [3, 6], [6, 6]]
     assert_array_equal(dataset.context_indices(split, (1, 2)), expected)
@@ -353,7 +353,7 @@ def test_decoder_batches_hold_three_slices_codes_and_in_training_some_their_own_
     train, codes = splits["train"], np.arange(32).reshape(32, 1, 1)
     images, triples = together(dataset.decoder_batches(codes, train, 5))
     assert_array_equal(images[..., 0], dataset.normalise(train.images))
-    expected = np.stack([np.arange(32), *slices.neighbours(train.cases, train.positions)], axis=1)
+    expected = np.stack([np.arange(32), *neighbours(train.cases, train.positions)], axis=1)
     assert_array_equal(triples[..., 0, 0], expected)
     _, triples = together(dataset.decoder_batches(codes, train, 8, seed=0).take(200))
     triples = triples[..., 0, 0]

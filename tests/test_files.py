@@ -37,17 +37,25 @@ def test_results_replace_what_was_ours_and_nothing_else(tmp_path, monkeypatch, c
     assert read(folder) == {"first.txt": "1", "second.txt": "2"}
     folder.chmod(0o2770)
     (folder / "notes.txt").write_text("mine")
-    (folder / "scans").mkdir()
-    (folder / "scans" / "first.txt").write_text("mine, of our name")
+    log = open(folder / "log.txt", "w")  # as of a queue, which goes on writing
     with files.results_folder(folder, "--output-dir", "predict.py") as new:
         (new / "second.txt").write_text("3")
         (folder / "late.txt").write_text("mine too")  # while it computes
-    expected = {"second.txt": "3", "notes.txt": "mine", "late.txt": "mine too",
-                "scans/first.txt": "mine, of our name"}
+    log.write("still here")
+    log.close()
+    expected = {"second.txt": "3", "notes.txt": "mine", "late.txt": "mine too", "log.txt": "still here"}
     assert read(folder) == expected and folder.stat().st_mode & 0o7777 == 0o2770
     with pytest.raises(UserError, match="notes.txt is not ours"):
         write_results(folder, notes="ours")
     assert read(folder) == expected and list(folder.parent.iterdir()) == [folder]
+    for name in ("scans/mine.txt", "model/mine.txt"):  # in a folder of the user's, in one of ours
+        with files.results_folder(tmp_path / name[:5], "--export", "predict.py --export") as new:
+            (new / "model").mkdir()
+            (new / "model" / "weights").write_text("1")
+        (tmp_path / name[:5] / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name[:5] / name).write_text("mine")
+        with pytest.raises(UserError, match="which is not ours and could not stay"):
+            files.check_results_folder(tmp_path / name[:5], "--export", "predict.py --export")
 
 
 def test_a_folder_of_other_files_is_refused_before_anything_is_computed(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import dataset
 from support import metrics
-from support.slices import neighbours
+from support.images import neighbours
 
 
 @pytest.fixture

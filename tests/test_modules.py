@@ -166,6 +166,7 @@ def test_codes_code_lengths_and_samples_are_of_full_float32_whatever_the_model_t
     for model in (vqvae, mixed_vqvae):
         model.quantizer.embeddings.assign(codebook)
     enabled, flags = tf.config.experimental.tensor_float_32_execution_enabled, []
+    tf.config.experimental.enable_tensor_float_32_execution(True)
 
     def spy(call):
         return lambda *args, **kwargs: flags.append(enabled()) or call(*args, **kwargs)

@@ -42,7 +42,7 @@ def test_training_leaves_a_whole_run_folder(trained):
     assert history["reconstruction_loss"][1] < history["reconstruction_loss"][0]
     in_head = run.read_history("decoder")["val_reconstruction_loss"]
     assert in_head.min() < history["val_reconstruction_loss"].min()
-    assert len(imageio.imread(run.folder / "progress.gif")) == 2  # after each epoch
+    assert len(imageio.imread(run.folder / "progress.gif")) == 3  # before the first epoch, and after each
     assert list((run.folder / "logs").glob("*/train/*tfevents*"))
     vqvae, prior = (modules.load_model(run.model_path(name)) for name in ("vqvae", "pixelcnn"))
     modules.check_match(vqvae, prior)
