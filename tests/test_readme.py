@@ -125,4 +125,5 @@ def test_the_record_of_heads_holds_the_figures_of_the_table_and_its_judges_find_
     assert {name.removesuffix("_interval") for name in RESULTS[key]} <= shown | origin
     for name in ("slices_fake_noise", "slices_fake_mean_person", "heads_fake_noise", "heads_fake_mean_person",
                  "heads_fake_mixed_people", "heads_fake_rougher"):
-        assert RESULTS[key][f"told_apart_{name}"] >= 0.9, name
+        least = 0.8 if name == "heads_fake_rougher" else 0.95  # of middling difficulty
+        assert RESULTS[key][f"told_apart_{name}"] >= least, name
