@@ -169,7 +169,6 @@ class VectorQuantizer(layers.Layer):
             self.sums.assign(self.embeddings * self.counts[:, tf.newaxis])
 
     def digest(self):
-        """A SHA-256 hex digest of the codebook."""
         return hashlib.sha256(np.ascontiguousarray(self.embeddings, np.float32)).hexdigest()
 
 
@@ -194,8 +193,7 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
     """Images -> vectors: float (B, S, S, 1) -> (B, S / downsample, S / downsample, embedding_dim).
 
     The first convolution takes the image, less `margin` pixels on each side, to a grid of S / 4: work at full
-    resolution is what costs. `downsample` is 4 or 8; the margin, the empty border that all pictures share,
-    gets no vectors: 0, S / 8, S / 4 or 3 S / 8. ValueError if it is not, or S no multiple of 8.
+    resolution is what costs. The margin, the empty border that all pictures share, gets no vectors.
     """
     stride = _stem_stride(image_size, margin)
     images = keras.Input((image_size, image_size, 1), name="images")
@@ -323,7 +321,6 @@ class VQVAE(Network):
             variable.assign(trained)
 
     def call(self, images):
-        """Reconstructs: (B, S, S, 1) -> (B, S, S, 1), in [-1, 1]."""
         return self.decode(self.quantizer(self.encode(images))["quantized"])
 
     def batch_losses(self, images, codes, training=False):
@@ -456,13 +453,11 @@ class PixelCNN(Network):
         return tf.fill((count, len(self.steps_below), self.grid_size, self.grid_size), self.num_embeddings)
 
     def fit_people(self, pictures):
-        """Fits the space of persons to the pictures of training heads: see `people.fit`."""
         fitted = people.fit(pictures, self.person_size)
         for weight, value in zip((self.mean_picture, self.components, self.quantiles), fitted):
             weight.assign(value)
 
     def encode_people(self, pictures):
-        """The persons of heads, float32 (N, P), from their pictures: see `people.encode`."""
         return people.encode(pictures, self.mean_picture.numpy(), self.components.numpy())
 
     def call(self, inputs, training=False):
@@ -473,10 +468,9 @@ class PixelCNN(Network):
         is; `person`, float (B, P), zeros for the average person; `noise_share`, float (B,), the share of the
         context's codes that are wrong.
         """
-        codes = inputs["codes"]
         condition, grid = self.condition_features(
             *(inputs.get(name) for name in ("positions", "context", "person", "noise_share")))
-        embedded = self.code_embedding(codes)
+        embedded = self.code_embedding(inputs["codes"])
         # Shifted by one, so that a row starts from the one above and a code from the one to its left.
         vertical = grid + tf.pad(embedded[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
         horizontal = grid + tf.pad(embedded[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])

@@ -113,7 +113,6 @@ def parse_arguments(argv):
 
 
 def stated_settings(arguments):
-    """The settings that the command line states, a dict."""
     names = vars(Settings())
     return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
 
@@ -122,10 +121,7 @@ def stated_settings(arguments):
 
 @contextlib.contextmanager
 def open_run(arguments):
-    """Takes the run's folder for this training and yields (`Run`, dict of `dataset.Split`).
-
-    Of several machines the chief settles the run; the others get its config and read data of their own.
-    """
+    """Takes the run's folder, which the chief settles; yields (`Run`, this machine's dict of `Split`s)."""
     run, splits = None, None
     with contextlib.ExitStack() as stack:
         with devices.fail_together():
@@ -231,8 +227,6 @@ def say_what_begins(run, splits, device):
 # The stages -----------------------------------------------------------------------------------------------
 
 class VQVAEStage(stages.Stage):
-    """Stage 1: images -> codes -> images."""
-
     title, name = "Stage 1 of 2: VQ-VAE", "vqvae"
     plan = itemgetter("epochs", "batch_size", "learning_rate")
     monitor, better = "val_ssim", max
@@ -244,7 +238,6 @@ class VQVAEStage(stages.Stage):
         return modules.VQVAE(**self.run.config["vqvae"], dtype=self.precision)
 
     def begin(self):
-        """A VQ-VAE whose codebook has started."""
         vqvae = self.build()
         # Another seed than the epochs': the first of them then sees every image afresh.
         batches = self.batches(vqvae, "train", self.batch_size, self.run.seed + 1)
@@ -264,11 +257,8 @@ class VQVAEStage(stages.Stage):
 
 
 def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
-    """Trains a VQ-VAE as a plain autoencoder for a few steps, then starts its codebook at k-means centres.
-
-    A random codebook lets most codes die unused; one fitted to vectors that already mean something does not.
-    `fit_batches` give the vectors for k-means; more, if there are fewer vectors than codes.
-    """
+    """Trains a VQ-VAE as a plain autoencoder for a few steps, then starts its codebook at k-means centres."""
+    # A random codebook lets most codes die unused; one fitted to vectors that mean something does not.
     batches, quantizer = iter(batches), vqvae.quantizer
     # On many devices each trains on the whole batch here; the mean of equal gradients is the gradient.
     step = tf.function(lambda images: vqvae.distribute_strategy.run(vqvae.autoencoder_step, args=(images,)))
@@ -332,8 +322,6 @@ class Reconstructions(keras.callbacks.Callback):
 
 
 class DecoderStage(stages.Stage):
-    """The end of stage 1: the decoder learns to see the codes of the slices right below and above, too."""
-
     title, name = "Stage 1, its end: the decoder sees three slices", "decoder"
     plan = itemgetter("decoder_epochs", "batch_size", "decoder_learning_rate")
     monitor, better = "val_reconstruction_loss", min
@@ -352,8 +340,6 @@ class DecoderStage(stages.Stage):
 
 
 class PixelCNNStage(stages.Stage):
-    """Stage 2: the prior over the codes of stage 1."""
-
     title, name = "Stage 2 of 2: PixelCNN prior", "pixelcnn"
     plan = itemgetter("prior_epochs", "prior_batch_size", "prior_learning_rate")
     monitor, better = "val_bits_per_code", min
@@ -382,10 +368,8 @@ class PixelCNNStage(stages.Stage):
 
 
 def start_embeddings(prior, codebook, seed):
-    """Starts the codes' input and output weights as random projections of a codebook, (K, D), standardised.
-
-    So what is learned of one code holds for its neighbours in the codebook from the first step on.
-    """
+    """Starts codes' input and output weights as random projections of a codebook, (K, D), standardised."""
+    # So what is learned of one code holds for its neighbours in the codebook from the first step on.
     rng, codebook = np.random.default_rng(seed), np.asarray(codebook)
     codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
     length = codebook.shape[1]
@@ -400,11 +384,8 @@ def start_embeddings(prior, codebook, seed):
 # After the stages -----------------------------------------------------------------------------------------
 
 def calibrate_prior(run, vqvae, prior, num_people):
-    """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`.
-
-    Each round's persons are corrected by the rounds before: so they lie further out, where the outcome is no
-    longer in proportion.
-    """
+    """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`."""
+    # Each round's persons, corrected by the rounds before, lie further out: no longer in proportion there.
     count, rounds = min(run.settings["calibration_heads"], num_people), run.settings["calibration_rounds"]
     conditions, outcomes = [], []
     prior.person_shift.assign(tf.zeros_like(prior.person_shift))  # of a run stopped after this
@@ -424,10 +405,7 @@ def calibrate_prior(run, vqvae, prior, num_people):
 
 
 def fit_ventricles(run, prior, train, margin):
-    """Writes ventricles.json: how the size of ventricles follows from a person, for predict.py --ventricles.
-
-    The size is the mean over a head of `judge.tissue_statistics`' `dark_fraction`. No network gets it.
-    """
+    """Writes ventricles.json: how heads' mean `dark_fraction` follows from persons. No network gets it."""
     if train.num_people < 3:
         return  # a line through two people says nothing
     pictures, head_numbers = dataset.head_pictures(train, margin, prior.num_positions)
@@ -479,11 +457,8 @@ def draw_figures(run, vqvae, prior, splits, coded):
                                 vqvae.margin, folder / "reconstructions.png")
 
 
-# The command ----------------------------------------------------------------------------------------------
-
 @cli.exit_on_user_error
 def main(argv=None):
-    """Trains both networks, and measures the result on the test people."""
     arguments = parse_arguments(argv)
     device = devices.prepare()
     if arguments.resume and devices.on_chief(Run.is_finished, Path(arguments.run_dir)):

@@ -31,20 +31,16 @@ class UserError(ValueError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Reports a bad argument by a `UserError`, in place of the usage."""
-
     def error(self, message):
         raise UserError(f"{message}; see --help.")
 
 
 def script_parser(doc):
-    """The parser of a script, whose docstring has the examples."""
     return ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def number(kind, minimum, maximum=float("inf")):
     """An argparse type: an int or a finite float of at least `minimum` and less than `maximum`."""
-
     def parse(text):
         with contextlib.suppress(ValueError):
             if minimum <= kind(text) < maximum:
@@ -52,7 +48,6 @@ def number(kind, minimum, maximum=float("inf")):
         name = "an integer" if kind is int else "a number"
         below = f" and less than {maximum}" if maximum < float("inf") else ""
         raise argparse.ArgumentTypeError(f"expected {name} of at least {minimum}{below}, got {text}")
-
     return parse
 
 
@@ -62,7 +57,6 @@ def exit_on_user_error(main):
     The exit status is 2, of a signal 130; 141 without a word if the reader of stdout is gone (`| head -1`).
     Every other error is a bug and keeps its traceback.
     """
-
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
         for stream in (sys.stdout, sys.stderr):
@@ -92,7 +86,6 @@ def exit_on_user_error(main):
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
-
     return wrapper
 
 
@@ -128,8 +121,7 @@ def advise(advice):
     """Adds what to do to whatever ends this block: a signal, a full disk; but a `UserError` has its own."""
     try:
         yield
-    except UserError:
-        raise
     except BaseException as error:
-        error.add_note(advice)
+        if not isinstance(error, UserError):
+            error.add_note(advice)
         raise

@@ -87,8 +87,7 @@ def strategy():
 
 def new_scope():
     """The scope of `strategy` in which to make a model, whose layers' names are numbered from the start."""
-    # TensorFlow orders some sums by those names: a resumed run, which has loaded a model before it makes one,
-    # would have other last bits.
+    # TensorFlow orders some sums by those names: a resumed run, which loads a model first, would differ.
     keras.utils.clear_session(free_memory=False)
     return strategy().scope()
 
@@ -142,7 +141,6 @@ def cluster():
 
 
 def _join_cluster():
-    """The strategy of all machines of the cluster, once they are there."""
     print(f"Waiting for the machines of TF_CONFIG: {', '.join(cluster()[0])} ... (alarm clock: one did not "
           f"start train.py within {JOIN_TIMEOUT} seconds; {NO_CLUSTER})", flush=True)
     # TensorFlow waits without end and holds Python's lock: so the system has to end it, at signals too.
@@ -161,7 +159,6 @@ def is_chief():
 
 
 def print_on_chief(text):
-    """Prints a line at once; on several machines the chief alone does."""
     if is_chief():
         print(text, flush=True)
 
@@ -173,8 +170,7 @@ def on_chief(function, *arguments):
     if cluster() is None:
         return result
     data = np.frombuffer(json.dumps(result).encode(), np.uint8)
-    length = int(broadcast(len(data)))
-    return json.loads(broadcast(np.resize(data, length)).tobytes())
+    return json.loads(broadcast(np.resize(data, int(broadcast(len(data))))).tobytes())
 
 
 @contextlib.contextmanager
@@ -201,7 +197,6 @@ def broadcast(array):
 
 
 def broadcast_variables(variables):
-    """Gives all machines of a cluster the chief's values of some variables."""
     for variable in variables if cluster() else ():
         variable.assign(broadcast(np.asarray(variable)))
 
@@ -222,8 +217,7 @@ class KerasFit:
 
     @property
     def metrics(self):
-        """What Keras resets before each epoch: the model's `trackers`."""
-        return self.trackers
+        return self.trackers  # what Keras resets before each epoch
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras would build it inside the first step, which is then traced twice.
@@ -236,10 +230,8 @@ class KerasFit:
         if not isinstance(share, tf.distribute.MultiWorkerMirroredStrategy):
             return super()._make_function(step)
         run = tf.function(lambda data: share.run(step, args=(data,)), reduce_retracing=True)
-
         def one_step(iterator):
             # A step's logs are one replica's; an epoch's come from the metrics, which are synchronised.
             logs = run(next(iterator))
             return {name: share.experimental_local_results(value)[0] for name, value in logs.items()}
-
         return one_step

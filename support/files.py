@@ -61,7 +61,6 @@ def whole_file(path):
 
 
 def write_json(path, content):
-    """Writes JSON, whole or not at all."""
     with whole_file(path) as new:
         new.write_text(json.dumps(content, indent=2) + "\n")
 

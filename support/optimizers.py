@@ -62,8 +62,7 @@ class Muon(Adam):
         for momentum, average in zip(momenta, tf.unstack(averages)):
             momentum.assign(average)
         ahead = gradients + MOMENTUM * averages
-        matrices = tf.reshape(ahead, (len(variables), -1, ahead.shape[-1]))
-        directions = orthogonalise(matrices)
+        directions = orthogonalise(tf.reshape(ahead, (len(variables), -1, ahead.shape[-1])))
         length = tf.cast(learning_rate, ahead.dtype) * 0.2 * max(directions.shape[1:]) ** 0.5
         for variable, step in zip(variables, tf.unstack(tf.reshape(length * directions, ahead.shape))):
             variable.assign_sub(step)

@@ -25,8 +25,7 @@ class GatedBlock(layers.Layer):
 
     def __init__(self, num_filters, kernel_size, dilation, dropout):
         super().__init__()
-        self.rows_up = kernel_size // 2
-        self.dilation = dilation
+        self.rows_up, self.dilation = kernel_size // 2, dilation
         self.codes_left = dilation * self.rows_up
         self.vertical_conv = layers.Conv2D(2 * num_filters, (self.rows_up + 1, kernel_size))
         # A dilated convolution as one matrix product over its taps: on a CPU several times as fast.
@@ -88,11 +87,9 @@ class AxialAttention(layers.Layer):
         """Softmax attention: (B, N, Q, F), (B, N, K, 2F) and bool (Q, K) -> (B, N, Q, F)."""
         # Not Keras' MultiHeadAttention, whose einsums take twice as long at this size.
         size = self.num_filters // ATTENTION_HEADS
-
         def split_heads(x):  # (B, N, L, heads * d) -> (B, N, heads, L, d)
             shape = tf.shape(x)
             return tf.transpose(tf.reshape(x, (shape[0], shape[1], shape[2], -1, size)), (0, 1, 3, 2, 4))
-
         keys, values = tf.split(split_heads(keys_and_values), 2, axis=2)
         scores = tf.matmul(split_heads(queries * size ** -0.5), keys, transpose_b=True)
         if attention_mask is not None:

@@ -52,7 +52,6 @@ class Run:
 
     @staticmethod
     def has_models(folder):
-        """Whether a folder holds a run with both models."""
         return all((folder / name).is_file() for name in ("config.json", *MODEL_FILES))
 
     @staticmethod
@@ -62,12 +61,10 @@ class Run:
 
     @property
     def geometry(self):
-        """The `SliceGeometry` of the data."""
         return SliceGeometry(**self.config["data"]["geometry"])
 
     @property
     def num_positions(self):
-        """The number of slices that a head can have."""
         return self.config["pixelcnn"]["num_positions"]
 
     @property
@@ -78,7 +75,6 @@ class Run:
 
     @property
     def is_simulated(self):
-        """Whether the people are simulated."""
         return self.config["data"].get("is_simulated", self.config["data"]["is_demo"])
 
     @property
@@ -111,7 +107,6 @@ class Run:
         return f"remove {self.model_path(name)} and {self.backup_path(name)} to begin this stage again"
 
     def history_path(self, name):
-        """Where what was measured after each epoch lies."""
         return self.folder / f"{name}_history.csv"
 
     def finished_epochs(self, name, epochs):

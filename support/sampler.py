@@ -83,7 +83,6 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
                 code = tf.argmax(logits + temperature * noise[:, row, column], axis=-1, output_type=tf.int32)
                 previous = prior.code_embedding(code)[:, tf.newaxis, tf.newaxis]
                 return column + 1, previous, new_windows, row_codes.write(column, code)
-
             start = (0, tf.zeros((batch, 1, 1, filters)),
                      [tf.zeros((batch, 1, block.codes_left, filters)) for block in prior.blocks],
                      tf.TensorArray(tf.int32, size, element_shape=positions.shape))
@@ -91,7 +90,6 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
             row_codes = tf.transpose(row_codes.stack())
             previous = tf.reshape(prior.code_embedding(row_codes), (batch, 1, size, filters))
             return row + 1, previous, windows, keys, codes.write(row, row_codes)
-
         start = (0, tf.zeros((batch, 1, size, filters)),
                  [tf.zeros((batch, block.rows_up, size, filters)) for block in prior.blocks],
                  [tf.zeros((batch, size, size, 2 * filters)) for attention in prior.attentions if attention],
@@ -104,7 +102,6 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
 def compiled_sampler(prior):
     """`sample_codes` of a prior under XLA, without TensorFloat-32; kept, for compiling it takes seconds."""
     compiled = tf.function(functools.partial(sample_codes, prior), jit_compile=True)
-
     def sample(positions, noise, temperature, context, person):
         with prior.full_float32():
             return compiled(positions, noise, tf.cast(temperature, tf.float32), context, person)
@@ -112,12 +109,7 @@ def compiled_sampler(prior):
 
 
 def _vertical_row(prior, vertical, condition, row, windows, keys):
-    """The vertical stack on one row, (B, 1, g, F).
-
-    `windows` has, for each block, the rows before that it sees, (B, k // 2, g, F); `keys`, for each
-    attention, keys and values of the g rows before, (B, g, g, 2F). Returns the row's last features; of each
-    block, what the horizontal stack takes of them, (B, 1, g, 2F); windows and keys for the next row.
-    """
+    """The vertical stack on one row, (B, 1, g, F), given blocks' windows and attentions' keys before."""
     from_vertical, new_windows, new_keys = [], [], []
     for block, attention, before in zip(prior.blocks, prior.attentions, windows):
         if attention:
@@ -214,25 +206,22 @@ def export(vqvae, prior, folder):
     """
     compiled = functools.partial(tf.function(sample_codes), prior)
     around = neighbours(np.zeros(len(prior.slice_positions)), prior.slice_positions)
-
     def export_slices(positions, seed, temperature):
         return _slice_codes(prior, compiled, positions, tf.range(tf.shape(positions)[0]), seed, temperature)
     def export_heads(count, seed, temperature):
         return _head_codes(prior, compiled, tf.range(count), seed, temperature, None, "heads")
     def decode_head(codes):
         return vqvae.decode_codes(codes, *(tf.gather(codes, indices) for indices in around))
-
     images = tf.TensorSpec((None, vqvae.image_size, vqvae.image_size, 1), tf.float32, "images")
     codes, codes_of_head = (tf.TensorSpec((count, vqvae.grid_size, vqvae.grid_size), tf.int32, "codes")
                             for count in (None, len(prior.slice_positions)))
     drawn = [tf.TensorSpec((), tf.int32, "seed"), tf.TensorSpec((), tf.float32, "temperature")]
     positions, count = tf.TensorSpec((None,), tf.int32, "positions"), tf.TensorSpec((), tf.int32, "count")
-    parts = {
-        "encoder": (vqvae, vqvae.encode_to_codes, [images]),
-        "decoder": (vqvae, lambda codes: vqvae.decode_codes(codes), [codes]),
-        "head_decoder": (vqvae, decode_head, [codes_of_head]),
-        "sampler": (prior, export_slices, [positions, *drawn]),
-        "head_sampler": (prior, export_heads, [count, *drawn])}
+    parts = {"encoder": (vqvae, vqvae.encode_to_codes, [images]),
+             "decoder": (vqvae, lambda codes: vqvae.decode_codes(codes), [codes]),
+             "head_decoder": (vqvae, decode_head, [codes_of_head]),
+             "sampler": (prior, export_slices, [positions, *drawn]),
+             "head_sampler": (prior, export_heads, [count, *drawn])}
     for number, (name, (model, function, signature)) in enumerate(parts.items(), 1):
         print(f"Exporting {name}, {number} of {len(parts)} ...", flush=True)
         module = tf.Module()

@@ -55,11 +55,9 @@ class Stage:
         return best
 
     def begin(self):
-        """The model before its first epoch."""
         return self.build()
 
     def build(self):
-        """The model with its optimiser, before any training."""
         with devices.new_scope():
             model = self.make_model()
             model.compile(new_optimizer(self.learning_rate, self.run.settings["rising_steps"],
@@ -69,7 +67,6 @@ class Stage:
         return model
 
     def resume(self, first_epoch):
-        """The model with the weights and the optimiser of the backup."""
         path = self.run.backup_path(self.name)
         self.read(path)
         model = self.build()  # not the saved one: how that was compiled may not suit other devices
@@ -84,16 +81,12 @@ class Stage:
         return epoch * self.steps_per_epoch
 
     def read(self, path):
-        """The model in a file, without optimiser; UserError if it is damaged or does not belong to this run.
-
-        The chief loads it whole: so layers have the same names in a resumed run, for some last bits depend on
-        them. Other machines build theirs, and get its variables.
-        """
+        """The model in a file, without optimiser; UserError if it is damaged or does not fit this run."""
+        # Loaded whole, for layers must have the same names in a resumed run: some last bits depend on them.
         def load():
             model = keras.models.load_model(path, compile=False)
             self.check(model)
             return model
-
         with devices.fail_together():
             model = (runs.read_model_file(path, load, self.run.begin_again(self.name))
                      if devices.is_chief() else self.make_model())
@@ -168,7 +161,6 @@ class Checkpoints(keras.callbacks.Callback):
         self.stage, self.best = stage, best  # the best value in the epochs before, or None
 
     def on_epoch_end(self, epoch, logs):
-        """Saves into a hidden folder; copies the file if it is the best; then renames both."""
         if not devices.is_chief():  # but all have to take part in saving
             with tempfile.TemporaryDirectory() as folder:
                 self.model.save(f"{folder}/model.keras")

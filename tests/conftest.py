@@ -31,7 +31,6 @@ def cohort(tmp_path):
 
 
 def script_environment(**variables):
-    """The environment in which a test starts one of the scripts."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OASIS_DIR": "", **variables}
 
 

@@ -39,7 +39,6 @@ def small_prior(**kwargs):
 
 
 def random_vectors(shape, seed=1):
-    """Normal vectors, float32."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 

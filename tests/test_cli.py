@@ -15,7 +15,6 @@ from tests.conftest import ROOT, script_environment
 
 
 def run_python(code, cwd=None, **variables):
-    """Runs code in a Python of its own."""
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True,
                           env=script_environment(**variables))
 
@@ -99,7 +98,6 @@ def test_signals_end_a_command_with_a_line(capsys):
     def wait(number):
         with cli.advise("all is saved"):
             signal.raise_signal(number)
-
     for number in (signal.SIGINT, *cli.STOP_SIGNALS):
         before = signal.signal(number, signal.SIG_IGN)
         cli.exit_on_user_error(wait)(number)  # what nohup started goes on
@@ -124,7 +122,6 @@ def test_what_is_no_bug_ends_with_one_sentence(error, expected, monkeypatch, cap
     def fail():
         with cli.advise("go on"):
             raise error
-
     monkeypatch.setenv("TF_CONFIG", "{}")
     status, said = end_of(fail, capsys)
     assert status == 2 and said.startswith(expected) and said.count("\n") == 1

@@ -117,14 +117,12 @@ def test_a_run_goes_on_with_another_number_of_devices(
 
 
 def start_machine(index, addresses, folder, *command):
-    """Starts `python command` as one machine of a cluster."""
     config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
     return subprocess.Popen([sys.executable, *command], cwd=folder, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, env=script_environment(TF_CONFIG=json.dumps(config)))
 
 
 def ends_of(*processes):
-    """What processes printed, and their exit statuses."""
     try:
         printed = [process.communicate(timeout=400)[0] for process in processes]
     finally:
@@ -134,7 +132,6 @@ def ends_of(*processes):
 
 
 def free_addresses(count):
-    """Addresses on this machine alone."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]

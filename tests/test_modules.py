@@ -30,7 +30,6 @@ def random_images(count, seed=0):
 
 
 def random_codes(count):
-    """Codes of `small_prior`, and positions."""
     codes = np.random.default_rng(0).integers(0, 11, (count, 6, 6), np.int32)
     return codes, np.arange(count, dtype=np.int32) % 4
 
@@ -48,7 +47,6 @@ def twins():
 
 @pytest.fixture(scope="module")
 def prior(twins):
-    """A prior in float32 without dropout."""
     return twins[1][0]
 
 
@@ -167,10 +165,8 @@ def test_codes_code_lengths_and_samples_are_of_full_float32_whatever_the_model_t
         model.quantizer.embeddings.assign(codebook)
     enabled, flags = tf.config.experimental.tensor_float_32_execution_enabled, []
     tf.config.experimental.enable_tensor_float_32_execution(True)
-
     def spy(call):
         return lambda *args, **kwargs: flags.append(enabled()) or call(*args, **kwargs)
-
     for part in (modules.VectorQuantizer, modules.PixelCNN):
         monkeypatch.setattr(part, "call", spy(part.call))
     images, given = random_images(16, seed=1), random_codes(4)

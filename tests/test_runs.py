@@ -11,14 +11,12 @@ from support import cli, files, runs
 from support.files import write_json
 from support.runs import Run
 
-DATA = {"folder": "cohort", "is_demo": False, "fingerprints": {}, "front": "up", "geometry": {}}
 CONFIG = {"settings": {"limit": None, "seed": 7}, "vqvae": {}, "pixelcnn": {"num_positions": 32},
-          "data": DATA}
+          "data": {"folder": "cohort", "is_demo": False, "fingerprints": {}, "front": "up", "geometry": {}}}
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run that has begun."""
     run = Run(tmp_path / "run", CONFIG)
     run.frames_dir.mkdir(parents=True)
     write_json(run.folder / "config.json", CONFIG)
@@ -53,10 +51,8 @@ def test_two_trainings_cannot_share_a_folder_and_one_of_no_result_leaves_none(tm
             with pytest.raises(cli.UserError, match="Another training is at work"), runs.take_folder(folder):
                 pass
         assert not taken.exists()
-
     def refuse(*_):
         raise OSError(37, "No locks available")
-
     monkeypatch.setattr(files.fcntl, "flock", refuse)
     tmp_path.joinpath("run").mkdir()  # the user's
     with runs.take_folder("run") as taken:

@@ -16,10 +16,7 @@ from tests.small import random_conditions, sample_by_full_forwards, small_prior,
 
 @pytest.fixture(scope="module")
 def prior():
-    """A prior of ten positions, so that the slices of a head have contexts of no to all four slices.
-
-    Its sampler is compiled once for each size of batch: the tests have 3 at once, or 2.
-    """
+    """Ten positions: contexts have none to all four slices. Compiled for batches of 3 and 2 alone."""
     prior = small_prior(num_positions=10)
     prior.person_shift.assign(np.linspace(-1, 1, 24))
     prior.person_scale.assign(np.linspace(1, 2, 24))
@@ -120,7 +117,6 @@ assert "modules" not in sys.modules
 sys.path.insert(0, sys.argv[1])
 import matplotlib.pyplot
 import keras
-
 try:
     with patch("keras.backend.backend", lambda: "jax"):
         import modules

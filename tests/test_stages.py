@@ -23,7 +23,6 @@ def stage(tmp_path):
 
 
 def callback(kind, *arguments, model=None):
-    """A callback of a model."""
     made = kind(*arguments)
     made.set_model(model or types.SimpleNamespace(variables=[]))
     return made

@@ -24,7 +24,6 @@ import train
 
 
 def names(folder):
-    """The names of what lies in a folder."""
     return {path.name for path in folder.iterdir()}
 
 
@@ -84,14 +83,11 @@ def test_embeddings_start_as_like_as_the_codebook():
 def test_a_second_round_of_calibration_starts_from_what_the_first_corrected(monkeypatch):
     """Against `people.calibrate`, round by round, for heads that follow their person by a known curve."""
     prior, conditions = small_prior(person_size=4, slice_positions=[0, 1]), []
-
     def sample_heads(prior, count, seed, persons, stream):
         conditions.append(persons)
         return np.zeros((count, 2, 6, 6), np.int32)
-
     def outcome(persons):
         return 0.2 + 0.6 * np.tanh(persons)
-
     monkeypatch.setattr(sampler, "sample_heads", sample_heads)
     monkeypatch.setattr(prior, "encode_people", lambda pictures: outcome(conditions[-1]))
     vqvae = types.SimpleNamespace(decode_head=lambda codes, _: np.zeros((len(codes), 32, 32, 1)), margin=0)
@@ -134,31 +130,26 @@ def begun(trained, tmp_path):
 
 @pytest.fixture
 def finished(trained, tmp_path):
-    """A copy of the trained `Run`, with a folder for backups."""
     run = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "run"))
     run.backup_path("vqvae").parent.mkdir()
     return run
 
 
 def resume(run):
-    """The arguments that resume a `Run`."""
     return ["--run-dir", str(run.folder), "--resume"]
 
 
 def splits_of(run):
-    """The data of a `Run`."""
     return train.matching_splits(run, train.parse_arguments([]))
 
 
 def test_a_run_that_is_stopped_in_every_stage_resumes_to_the_same_bits(trained, begun, monkeypatch, capsys):
     save = stages.Checkpoints.on_epoch_end
-
     for name in ("vqvae", "decoder", "pixelcnn"):
         def save_and_stop(self, epoch, logs, name=name):
             save(self, epoch, logs)
             if self.stage.name == name:
                 signal.raise_signal(signal.SIGTERM)
-
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
             patch.setattr(stages.Checkpoints, "on_epoch_end", save_and_stop)
             train.main(resume(begun))
@@ -192,8 +183,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(begun, small_files, capsy
     (["--run-dir", "BARE", "--resume"], "BARE holds vqvae.keras, so no run can begin there"),
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16"),
-    (["--run-dir", "BEGUN", "--resume", "--data-dir", "OTHER"], "are not those"),
-])
+    (["--run-dir", "BEGUN", "--resume", "--data-dir", "OTHER"], "are not those")])
 def test_bad_input_is_refused_and_nothing_is_written(
         trained, begun, tmp_path, arguments, expected, monkeypatch, capsys):
     monkeypatch.chdir(trained)
