@@ -68,14 +68,12 @@ class Split:
 
     @property
     def num_people(self):
-        """The number of different people."""
         return len(np.unique(self.cases))
 
     def find(self, cases, positions):
         """Indices, int32 of the shape of `cases` and `positions`, of their images; N where there is none."""
         index = {key: i for i, key in enumerate(zip(self.cases.tolist(), self.positions.tolist()))}
-        look_up = np.vectorize(lambda *key: index.get(key, len(self.cases)), otypes=[np.int32])
-        return look_up(cases, positions)
+        return np.vectorize(lambda *key: index.get(key, len(self.cases)), otypes=[np.int32])(cases, positions)
 
     def head_indices(self, positions):
         """Indices, int (people, len(positions)), of the images of those who have a slice at each position."""
@@ -93,7 +91,6 @@ class Split:
         return dataclasses.replace(self, images=self.images[:, :, ::-1])
 
     def take(self, indices):
-        """The split of these images alone."""
         return Split(self.name, self.images[indices], self.cases[indices], self.positions[indices])
 
 
@@ -121,8 +118,7 @@ def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
 
     No case is in two. Only the first `limit` people of each are kept; for `cache_dir` and `front` see
     `slices.read_images`. It says so if images are padded, or if splits seem to share a person. UserError if a
-    folder is missing or empty, or a file is no slice.
-    """
+    folder is missing or empty, or a file is no slice."""
     listed = {name: list_slices(data_dir, name, limit) for name in names}
     owner = {}
     for name, files in listed.items():
@@ -195,12 +191,10 @@ def image_batches(split, batch_size, seed=None, first_epoch=0):
     """Batches for the VQ-VAE: (float32 (B, side, side, 1) in [-1, 1], int32 (B,) positions).
 
     Once in order if `seed` is None; else endlessly, each epoch in an order that (`seed`, epoch) alone decide,
-    without its last short batch: a run resumed at `first_epoch` sees what it would have seen.
-    """
+    without its last short batch: a run resumed at `first_epoch` sees what it would have seen."""
     def batch(_, indices):
         images, positions = _look_up(lambda rows: (split.images[rows], split.positions[rows]), indices)
         return normalise(images)[..., tf.newaxis], positions
-
     return _batches(batch, len(split.images), batch_size, seed, first_epoch)
 
 
@@ -219,7 +213,6 @@ def _batches(make_batch, num_items, batch_size, seed=None, first_epoch=0):
         epoch_seed = [tf.constant(seed, tf.int64), epoch]
         order = tf.random.experimental.stateless_shuffle(tf.range(num_items), epoch_seed)
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
-
     if seed is None:
         indices = tf.data.Dataset.range(num_items, output_type=tf.int32).batch(batch_size)
     else:
@@ -247,7 +240,6 @@ class CodedSplit:
 
     @property
     def num_embeddings(self):
-        """K, the number of codes."""
         return len(self.near_codes)
 
     def decode(self, vqvae, indices):
@@ -276,14 +268,12 @@ def encode_split(vqvae, prior, *versions):
 def near_codes(quantizer):
     """The codes nearest to each, in order: int32 (K, 12), of few codes (K, K - 1)."""
     embeddings, count = quantizer.embeddings.numpy(), min(NEAR_CODES, quantizer.num_embeddings - 1)
-
     def nearest(rows):
         distances = np.array(quantizer.distances(embeddings[rows]))
         distances[np.arange(len(rows)), rows] = np.inf
         near = np.argpartition(distances, count - 1)[:, :count]  # a tenth of the time of sorting all
         order = np.argsort(np.take_along_axis(distances, near, axis=1))
         return np.take_along_axis(near, order, axis=1).astype(np.int32)
-
     return in_chunks(nearest, np.arange(len(embeddings)), size=512)
 
 
@@ -291,13 +281,10 @@ def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
     """Batches for a decoder that sees neighbours, as `image_batches`: (images, int32 codes (B, 3, g, g)).
 
     `codes`, (N, g, g), are those of the split; of each slice, of that right below and right above it. In
-    training its own codes stand in for the latter two in `ALONE_SHARE` of the slices.
-    """
+    training its own codes stand in for the latter two in `ALONE_SHARE` of the slices."""
     around = neighbours(split.cases, split.positions)
-
     def look_up(rows):
         return split.images[rows], np.int32(codes[np.stack([rows, *around[:, rows]], axis=1)])
-
     def batch(step, indices):
         images, batch_codes = _look_up(look_up, indices)
         if seed is not None:
@@ -305,7 +292,6 @@ def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
             drawn = tf.random.stateless_uniform(shape, [tf.constant(seed, tf.int64), step])
             batch_codes = tf.where(drawn < ALONE_SHARE, batch_codes[:, :1], batch_codes)
         return normalise(images)[..., tf.newaxis], batch_codes
-
     return _batches(batch, len(split.images), batch_size, seed, first_epoch)
 
 
@@ -319,14 +305,11 @@ def encode(vqvae, split):
 def head_pictures(split, margin, num_positions):
     """Coarse pictures of a split's heads: each slice less `margin` pixels at each side, averaged; and whose.
 
-    (float32 (people, num_positions, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)
-    """
+    (float32 (people, num_positions, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)"""
     cases, head_numbers = np.unique(split.cases, return_inverse=True)
     shape = PICTURE_SIDE, PICTURE_SIDE
-
     def shrink(images):
         return tf.image.resize(crop(images, margin)[..., np.newaxis], shape, "area")[..., 0] / 255
-
     pictures = np.full((len(cases), num_positions, *shape), np.nan, np.float32)
     pictures[head_numbers, split.positions] = in_chunks(shrink, split.images, size=256)
     return pictures, head_numbers
@@ -347,7 +330,6 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
         context = coded.slices(coded.context[rows], version[:, np.newaxis])
         positions, persons = np.int32(coded.positions[rows]), np.float32(coded.persons[version, rows])
         return coded.slices(rows, version), positions, context, persons
-
     def batch(step, indices):
         version, step_seed = tf.zeros_like(indices), None
         if seed is not None:
@@ -355,7 +337,6 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
             version = tf.random.stateless_uniform(count, step_seed, maxval=len(coded.codes), dtype=tf.int32)
         found = dict(zip(("codes", "positions", "context", "person"), _look_up(look_up, indices, version)))
         return found if seed is None else _drop_conditions(found, coded.near_codes, step_seed)
-
     return _batches(batch, len(coded.positions), batch_size, seed, first_epoch)
 
 

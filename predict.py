@@ -210,18 +210,17 @@ def predict_people(arguments, run, vqvae, prior):
         codes = sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons)
         heads = decode_heads(vqvae, codes, prior.slice_positions)
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
-        shown, head_positions, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
-                                                    prior.slice_positions, run.geometry)
+        shown, places, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
+                                            prior.slice_positions, run.geometry)
         if len(shown):
-            figures.head_figure(shown, head_positions, geometry, new / "head.png")
+            figures.head_figure(shown, places, geometry, new / "head.png")
         if arguments.evaluate:
             judged = judge_heads(heads[:num_judged], run, vqvae, prior, splits, coded)
             judged |= {"seed": arguments.seed, "temperature": arguments.temperature}
             page["head_table"] = judge.head_table(judged)
         report.write_report(new / "report.html", **facts_of_page(arguments, run), **page, margin=vqvae.margin,
                             colours=figures.code_colours(vqvae.quantizer.embeddings), samples=samples,
-                            sample_positions=positions, heads=shown, head_positions=head_positions,
-                            geometry=geometry)
+                            sample_positions=positions, heads=shown, head_positions=places, geometry=geometry)
         if splits:
             write_json(new / "metrics.json", page["metrics"] | ({"heads": judged} if judged else {}))
     if arguments.export:
@@ -316,8 +315,7 @@ def judge_heads(heads, run, vqvae, prior, splits, coded):
     chosen = {name: rows[spread(len(rows), judge.NUM_HEADS)] for name, rows in indices.items()}
     originals = {name: splits[name].images[rows] for name, rows in chosen.items()}
     codes = {name: coded[name].codes[0][rows] for name, rows in chosen.items()}
-    reconstructed = {name: decode_heads(vqvae, people, prior.slice_positions)
-                     for name, people in codes.items()}
+    reconstructed = {name: decode_heads(vqvae, grids, prior.slice_positions) for name, grids in codes.items()}
     noise = [decode_heads(vqvae, judge.mix_people(codes[name], axes=3), prior.slice_positions)
              for name in ("validate", "test")]
     train = splits["train"].images, indices["train"]

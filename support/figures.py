@@ -141,8 +141,7 @@ def head_planes(head, geometry):
     """All cuts through a head, uint8 (S, H, W): three of (name, cuts, width and height of a cut in mm).
 
     They are the slices; the cuts along their rows, uint8 (H, S, W), and along their columns, (W, S, H), with
-    the highest slice on top. If front is up in the slices: coronal, and sagittal with front on the left.
-    """
+    the highest slice on top. If front is up in the slices: coronal, and sagittal with front on the left."""
     depth, height, width = np.multiply(head.shape, [geometry.spacing, *[geometry.pixel_size] * 2]).tolist()
     along_rows, along_columns = head[::-1].swapaxes(0, 1), head[::-1].transpose(2, 0, 1)
     known = geometry.axes_known
@@ -160,8 +159,7 @@ def head_figure(heads, positions, geometry, path):
     """Draws each head, uint8 (N, S, H, W), of S `positions`, as a row on black, in true proportions.
 
     A whole brain is shown by three cuts through its middle in one scale, and six smaller axial slices; a slab
-    by five axial slices, and both cuts enlarged, one above the other.
-    """
+    by five axial slices, and both cuts enlarged, one above the other."""
     name, heads = stack_name(geometry, len(positions)), heads[brain_box(heads, rim=2)]
     (_, _, width, height), (_, _, _, depth), _ = head_planes(heads[0], geometry)
     is_whole = is_whole_brain(geometry, len(positions)) and len(positions) > 7
@@ -207,8 +205,7 @@ def write_gif(frame_paths, path, max_frames=10, levels=32):
     # More early frames are kept, where most changes. All 256 levels of gray would take several times as much.
     indices = np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1
     step = 255 / (levels - 1)
-    frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[index]) / step) * step))
-              for index in indices]
+    frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[i]) / step) * step)) for i in indices]
     durations = [1200, *[600] * (len(frames) - 2), 3000]
     # Of a single frame, Pillow wants a single duration.
     imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)

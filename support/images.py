@@ -50,8 +50,7 @@ def turn(images, front):
 
     Left and right cannot be told: a brain is nearly its own mirror image. So the turn is that of the usual
     cause, volumes in RAS order written with y along the rows (front down: the rows are reversed) or the
-    columns (front right: a quarter turn). There left comes to lie on the left.
-    """
+    columns (front right: a quarter turn). There left comes to lie on the left."""
     return {"up": images, "down": images[:, ::-1],
             "left": np.rot90(images, -1, (1, 2)), "right": np.rot90(images, 1, (1, 2))}[front]
 
@@ -128,8 +127,7 @@ def read_own_png(path):
 def fit_to_square(images, size, is_volume=False):
     """Pads uint8 (N, height, width) to (N, size, size); returns them and what was done, a list of texts.
 
-    Larger or much smaller ones, and slices of a volume, are resampled first.
-    """
+    Larger or much smaller ones, and slices of a volume, are resampled first."""
     height, width = images.shape[1:]
     changes, longer = [], max(height, width)
     if longer > size or 2 * longer < size or is_volume and longer != size:

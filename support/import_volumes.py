@@ -56,8 +56,7 @@ def find_nifti(folder, person_pattern=None):
 
     Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
     refuses those that are not named so); and, where some files are named T1, those that are not. Returns
-    sessions, a list of (person, path) by `people_of`, and reasons, a list of texts, for what was left out.
-    """
+    sessions, a list of (person, path) by `people_of`, and reasons, a list of texts, for what was left out."""
     folder = Path(folder)
     paths = [(place / name).relative_to(folder) for place, names in _walk(folder) for name in names
              if name.lower().endswith((".nii", ".nii.gz", ".mgz", ".hdr"))]
@@ -97,17 +96,15 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
     geometry.json tells where all have slices, whole brains without the ends that are black in everyone;
     cases.csv whose they are. Training, validation and test get 85, 10 and 5 % of the people (by `seed`). For
     `center` see `volumes.axial_slices`. Returns {split: (number of sessions, of people)}, and adds to
-    `reasons` why a session cannot be used. A `UserError` if fewer than three people are left.
-    """
+    `reasons` why a session cannot be used. A `UserError` if fewer than three people are left."""
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
-    stack = volumes.STACKS[whole_brain]
     rows, first, areas = [], None, 0
     with whole_folder(output_dir, "--output-dir") as unfinished:
         for person, path in tqdm(sessions, "Converting", unit=" volumes", leave=False, disable=None):
             try:
-                slices, geometry, *_ = volumes.read_slices(path, *stack, center)
+                slices, geometry, *_ = volumes.read_slices(path, *volumes.STACKS[whole_brain], center)
             except volumes.VolumeError as error:
                 reasons.append(f"{path}: {error}")
                 continue

@@ -66,8 +66,7 @@ def with_interval(name, statistic, *groups):
     """A figure and its 95 % interval: the percentile bootstrap over draws of people.
 
     `statistic` makes a float of groups (N,), a value per person. Returns a dict of `name` and, unless a group
-    is a single person, `NAME_interval`, [low, high].
-    """
+    is a single person, `NAME_interval`, [low, high]."""
     value = {name: float(statistic(*groups))}
     if min(map(len, groups)) < 2:
         return value
@@ -80,8 +79,7 @@ def area_under_curve(name, *folds):
 
     A group is float (N,), a score per head, or (judges, N, S): S by each judge. Returns a dict of `name`, the
     median over judges of the mean over folds; `NAME_range`, of several judges; `NAME_interval`, the 95 %
-    interval over heads, unless a group is a single head.
-    """
+    interval over heads, unless a group is a single head."""
     pairs = []
     for fold in folds:
         first, second = (np.reshape(group, (1, -1, 1)) if np.ndim(group) == 1 else group for group in fold)
@@ -140,11 +138,8 @@ def _compiled_judge(shape):
 
 
 def judge_scores(learned, tried, channels, seed=0):
-    """Trains a judge on heads `learned`, a pair (real, fake), and applies it to the pair `tried`.
-
-    Returns two float32 (N, S'), larger for fakes; S' is S less the slices that have none at `channels` above.
-    Lopez-Paz, Oquab 2017: https://arxiv.org/abs/1610.06545
-    """
+    """Trains a judge on `learned`, heads (real, fake): the scores, float32 (N, S'), of each of `tried`."""
+    # Larger for fakes (Lopez-Paz, Oquab 2017: https://arxiv.org/abs/1610.06545). S' have all `channels`.
     count, shape = learned[0].shape[1] - channels[-1], (*learned[0].shape[2:], len(channels))
     model, rng, loss = _compiled_judge(shape), np.random.default_rng(seed), np.inf
     for variable, start in zip(model.variables, _build_judge(shape, seed).variables):
@@ -187,7 +182,6 @@ def told_apart_heads(sampled, new_people, noise):
     # In two folds: they learn from validation people and half of the sampled heads, and are tried on test
     # people and the other half; then the other way round. For "chance", half of the people are the samples.
     box, side = brain_box(np.concatenate(new_people)), -(-sampled.shape[-1] // JUDGE_SIDE)
-
     def small(heads):
         return np.stack([np.uint8(block_reduce(head, (1, side, side), np.mean)) for head in heads[box]])
     sampled, new_people, noise = small(sampled), [small(heads) for heads in new_people], map(small, noise)
@@ -217,8 +211,7 @@ def roughness(head):
     """The root mean square of ``s[k+1] - 2 s[k] + s[k-1]`` of a head (S, H, W) where all are brain, or 0."""
     head = np.float32(head[brain_box(head[np.newaxis])[1:]])
     below, middle, above = head[:-2], head[1:-1], head[2:]
-    brain = np.minimum(np.minimum(below, middle), above) > 255 * FOREGROUND
-    second = (above - 2 * middle + below)[brain]
+    second = (above - 2 * middle + below)[np.minimum(np.minimum(below, middle), above) > 255 * FOREGROUND]
     return float(np.sqrt(np.mean(second ** 2))) if len(second) else 0.0
 
 
@@ -230,8 +223,7 @@ def tissue_statistics(images):
     median: ventricles and deepest fissures; `symmetry`, the correlation of the brain with its mirror image.
     """
     with ThreadPoolExecutor() as pool:
-        rows = np.array(list(pool.map(_tissue, images)))
-    return dict(zip(("dark_fraction", "symmetry"), rows.T))
+        return dict(zip(("dark_fraction", "symmetry"), np.array(list(pool.map(_tissue, images))).T))
 
 
 def _tissue(image):
@@ -294,8 +286,7 @@ class NearestPerson:
     """Finds the nearest training people of coarse heads, also where a head was moved, turned or mirrored.
 
     Each head is brought to the pose of the mean training head by Gauss-Newton steps, all with that mean's
-    derivatives (Baker, Matthews 2004). So a copy comes to lie on its original, at one registration a head.
-    """
+    derivatives (Baker, Matthews 2004). So a copy comes to lie on its original, at one registration a head."""
     def __init__(self, train):
         mean = train.mean(axis=0)
         steps = [_unit(np.stack([_move(mean, pose), _move(mean, -pose)])) for pose in np.eye(5)]
@@ -314,11 +305,9 @@ class NearestPerson:
         return [_unit(part) for part in (moved, *halves) if part.size]  # of one slice there is one half
 
     def find(self, heads):
-        """Each head's distance to the nearest training person, its own left out, (N,); and that over the
-        distance to the second nearest, (N,), in the part where it is least."""
+        """Distance (N,) to the nearest person, own left out; that over the second's, in the least part."""
         distances, over_second = [], []
-        parts = self._parts(heads), self._parts(heads[..., ::-1]), self.parts_of_train
-        for *sides, people in zip(*parts):
+        for *sides, people in zip(self._parts(heads), self._parts(heads[..., ::-1]), self.parts_of_train):
             of_people = np.minimum(*(euclidean_distances(side, people) for side in sides))
             if heads is self.train:
                 np.fill_diagonal(of_people, np.inf)
@@ -369,8 +358,7 @@ def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
     `originals` and `reconstructed` are dicts of `train`, `validate` and `test` people; `noise` is (validate,
     test), decoded from `mix_people` of their codes; `train` is (all its slices, uint8 (M, H, W), indices of
     its people, int (people, S)). Returns a dict of `num_heads`, `num_people` and the figures of `ROWS` that
-    need no code lengths.
-    """
+    need no code lengths."""
     halves = reconstructed["validate"], reconstructed["test"]
     new_people = np.concatenate(halves)
     errors = [np.array([np.square(np.float32(head) - other).mean() for head, other
@@ -399,7 +387,6 @@ def head_table(measured):
 
 
 def print_heads(measured):
-    """Prints the `head_table` of what was measured."""
     print("{num_heads} sampled heads beside {num_people[train]} training people and {num_people[validate]} + "
           "{num_people[test]} new people, with 95 % intervals:".format(**measured))
     table = head_table(measured)

@@ -49,8 +49,7 @@ def baselines(train_images, images):
     """What two guesses without a model score: pictures are mostly black, so that even these score high.
 
     Images are uint8 (N, H, W), or a memory map. Returns a dict of `reconstruction_metrics`: `mean_image`, the
-    mean training image for each image; `blurred_original`, by a Gaussian filter of 1/128 of the side.
-    """
+    mean training image for each image; `blurred_original`, by a Gaussian filter of 1/128 of the side."""
     mean = np.mean(train_images, axis=0) / 255  # adds bytes up as float64, few at a time: exact, no copy
     guesses = {"mean_image": lambda image: mean,
                "blurred_original": lambda image: ndimage.gaussian_filter(image, images.shape[-1] / 128)}
@@ -81,8 +80,7 @@ def _compiled_log_prob(prior):
 def bits_per_place(prior, coded, indices, conditional=True):
     """The code length in bits, float64 (M, g, g), of each code of M slices of a `dataset.CodedSplit`.
 
-    Version 0 is measured. `conditional`: whether the slices below and the person are given to the prior.
-    """
+    Version 0 is measured. `conditional`: whether the slices below and the person are given to the prior."""
     def bits(indices):
         inputs = [coded.slices(indices), coded.positions[indices]]
         if conditional:
@@ -120,8 +118,7 @@ def evaluate(vqvae, prior, batches, coded, cases):
         and, as NAME_alone, of slices by themselves if the decoder sees neighbours; `code_metrics`; bits and
         bytes (the person's included, but not in `bits_per_code_alone`); `NAME_sd`, the standard deviation of
         people's means, unless there is a single person. The details: `per_image`, a dict of float (N,), whose
-        `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W).
-    """
+        `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W)."""
     rows, alone, error_sum = [], [], 0.0
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):
         indices = np.arange(len(rows), len(rows) + len(images))

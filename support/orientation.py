@@ -28,12 +28,9 @@ Match = namedtuple("Match", "front spacing lowest correlation margin")
 def match_template(slices, positions):
     """The `Match` of mean slices (P, S, S), black 0, 256 mm wide, at positions (P,) with the MNI152 template.
 
-    Each slice, centred on what is bright, is compared with each height of the template, for each side and
-    some scales (the MNI's brain is larger than people's), by the correlation inside the template's brain
-    without its rim, whose darkness any round thing shares. Heights must lie on a line, height = lowest +
-    spacing * position. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1
-    to 2 mm.
-    """
+    Slices are compared with each height, for each side and some scales (the MNI's brain is larger than
+    people's), by the correlation inside the template's brain without its rim, whose darkness any round thing
+    shares. The spacing is uncertain by about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm."""
     if len(slices) < MIN_POSITIONS or not np.ptp(slices):
         return Match(None, 0.0, 0.0, 0.0, 0.0)
     chosen = spread(len(slices), MAX_POSITIONS)
@@ -110,8 +107,7 @@ def _centred(images):
 def find_geometry(images, positions, front=None, spacing=None):
     """As `dataset.find_geometry`, of images uint8 (N, S, S) as read, at slice numbers (N,).
 
-    What is stated overrules what is measured: `front`, one of `FRONTS`, and `spacing`, in mm.
-    """
+    What is stated overrules what is measured: `front`, one of `FRONTS`, and `spacing`, in mm."""
     numbers = np.unique(positions)
     members = [np.flatnonzero(positions == number) for number in numbers]
     means = [images[indices[spread(len(indices), MAX_PEOPLE)]].mean(axis=0) for indices in members]

@@ -49,8 +49,7 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, e
 
     See `synthetic.notice`, `figures.code_colours`, `metrics.evaluate`, `judge.head_table`. Of the `Examples`
     four are shown. `samples` are (M, H, W) in [0, 1]; `heads` uint8 (P, S, H, W). Without samples the page is
-    one of given images: then heads are not called sampled, but reconstructed.
-    """
+    one of given images: then heads are not called sampled, but reconstructed."""
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True)
     content = {"title": title, "facts": facts, "notice": notice, "metrics": []}

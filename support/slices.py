@@ -73,16 +73,13 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
 
     They must have the size of the file `first_path`; they are padded with black to the least multiple of 32
     pixels, which the networks need, and turned front up if `front` is the side of it (see `images.turn`). In
-    `cache_dir` they are kept: the next start maps them into memory.
-    """
+    `cache_dir` they are kept: the next start maps them into memory."""
     size = read_slice(first_path).shape
     side = -(-max(size) // 32) * 32
     shape = len(paths), side, side
-
     def decode(path):
         image = pad_to_square(read_slice(path, size, first_path)[np.newaxis], side)
         return np.ascontiguousarray(turn(image, front or "up")[0])
-
     images = _in_parallel(decode, paths, f"Reading {name}")
     if not cache_dir:
         return np.fromiter(images, np.dtype((np.uint8, shape[1:])), len(paths))

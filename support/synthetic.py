@@ -28,14 +28,12 @@ def notice(is_simulated, is_synthetic):
 
 
 def notice_of(folder):
-    """The `notice` of the data set in a folder."""
     return notice(template.is_simulated(folder), is_synthetic(folder))
 
 
 def describe(run, slice_positions, count, seed, temperature, ventricles):
     """The content of dataset.json: where heads of a `runs.Run` come from, and what was judged of others."""
     data, path = run.config["data"], run.results_path("evaluation.json")
-    prior = json.loads(path.read_text()) if path.is_file() else None
     return {"kind": "synthetic", "says": notice(run.is_simulated, True),
             "heads": template.split_people(count), "seed": seed, "temperature": temperature,
             "ventricles": ventricles, "git_commit": run.config.get("git_commit"),
@@ -43,7 +41,7 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
             "front": "up" if data["front"] else None,
             "trained_on": {"is_simulated": run.is_simulated, "front": data["front"],
                            "fingerprints": data["fingerprints"], "limit": run.settings["limit"]},
-            "prior": prior}
+            "prior": json.loads(path.read_text()) if path.is_file() else None}
 
 
 def write_png_heads(folder, heads, description):
@@ -52,8 +50,7 @@ def write_png_heads(folder, heads, description):
     `description` is that of `describe`. The folder is whole afterwards, or not there; UserError if it exists.
     """
     with whole_folder(folder, "--write-dataset") as new:
-        cases = template.make_splits(new, description["heads"])
-        for (split, case), head in zip(cases, heads, strict=True):
+        for (split, case), head in zip(template.make_splits(new, description["heads"]), heads, strict=True):
             for position, image in zip(description["slice_positions"], head, strict=True):
                 Image.fromarray(image).save(slice_file(new, split, case, position))
         text = f"{description['says']}\nMore: {DESCRIPTION}.\n"

@@ -70,16 +70,13 @@ def write_cohort(folder, people, image_size, geometry=SLAB, num_slices=SLAB_SLIC
     The template, which nilearn ships, is the mean of 152 people (MNI152, Fonov et al. 2009). A virtual person
     is that brain under a small affine map, a smooth deformation of a few millimetres, narrower or wider
     ventricles, its own contrast, a bias field and Rician noise. The case number is the seed: the same bytes,
-    however many people there are. Of `geometry` the size of a pixel does not count.
-    """
+    however many people there are. Of `geometry` the size of a pixel does not count."""
     geometry = dataclasses.replace(geometry, pixel_size=FRAME_MM / image_size)
-
     def write_person(name, case):
         rng = np.random.default_rng([DEMO_VERSION, case])
         person = simulate_person(template, rng, image_size, geometry.heights(num_slices))
         for position, image in enumerate(person):
             Image.fromarray(image).save(slice_file(unfinished, name, case, position))
-
     with whole_folder(folder, "--output-dir") as unfinished:
         cases = make_splits(unfinished, people)
         write_geometry(unfinished, geometry)
@@ -126,10 +123,7 @@ def _voxels(to_voxels, points):
 
 
 def simulate_person(template, rng, image_size, heights):
-    """Draws one person, uint8 (N, image_size, image_size), the same in 128 and 256 pixels but for the noise.
-
-    Slices lie at evenly spaced heights (N,), in mm above the anterior commissure; front up, 256 mm wide.
-    """
+    """A person, uint8 (N, image_size, image_size) at even heights (N,) in mm; only noise differs by size."""
     coefficients, brain, to_voxels = template
     pixel_size = 256 // image_size
     rows, columns = HEAD[0] // pixel_size, HEAD[1] // pixel_size
@@ -139,7 +133,6 @@ def simulate_person(template, rng, image_size, heights):
     x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
     y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
     lengths, shape = (np.ptp(heights), *HEAD), z.shape
-
     def field(spacing, amplitude):
         """A random field, float32 of the grid's shape: a value every `spacing` mm, splined to the grid."""
         coarse = rng.normal(0, amplitude, [max(2, round(length / spacing)) for length in lengths])
@@ -149,7 +142,6 @@ def simulate_person(template, rng, image_size, heights):
             spline = ndimage.zoom(np.eye(few), (points / few, 1), order=3, mode="nearest")
             splines.append(spline.reshape(many, -1, few).mean(axis=1))
         return np.einsum("abc,ia,jb,kc->ijk", coarse, *splines, optimize=True).astype(np.float32)
-
     x, y, z = (axis * rng.uniform(0.98, 1.1) + field(18, 1.3) for axis in (x, y, z))
     y -= 18  # the middle of the brain lies behind the anterior commissure
     near_ventricles = np.exp(-((x / 22) ** 2 + ((y + 12) / 45) ** 2 + ((z - 14) / 22) ** 2))
@@ -163,5 +155,4 @@ def simulate_person(template, rng, image_size, heights):
     signal *= rng.uniform(0.85, 1.0)
     noise = rng.normal(0, rng.uniform(0.01, 0.03) / pixel_size, (2, *signal.shape))  # a larger pixel has less
     magnitude = np.hypot(signal + noise[0], noise[1])  # Rician: of a complex signal with Gaussian noise
-    pixels = np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8)
-    return pad_to_square(pixels, image_size)
+    return pad_to_square(np.round((magnitude * inside).clip(0, 1) * 255).astype(np.uint8), image_size)

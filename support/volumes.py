@@ -70,8 +70,7 @@ class Cut(NamedTuple):
 def read_slices(path, geometry=SLAB, num_slices=SLAB_SLICES, center=(0.0, 0.0)):
     """Cuts the axial slices of a head out of a volume that nibabel reads: a `Cut`, or a `VolumeError`.
 
-    A head that `write_nifti_heads` wrote gives its slices as they are; for others see `axial_slices`.
-    """
+    A head that `write_nifti_heads` wrote gives its slices as they are; for others see `axial_slices`."""
     try:
         source, image = _open(path)
     except VolumeError:
@@ -111,8 +110,7 @@ def _open(path):
     if not has_axes or not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e4:
         raise VolumeError("has no usable affine: correct its sform or qform, which say how voxels lie")
     data = np.asarray(source.dataobj).reshape(shape[:3])
-    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine, header, dtype=data.dtype))
-    return source, image
+    return source, nibabel.as_closest_canonical(nibabel.Nifti1Image(data, affine, header, dtype=data.dtype))
 
 
 def _to_ras(image):
@@ -139,11 +137,9 @@ def _share_of_equal_neighbours(planes):
 
 
 def _head_region(volume, low, high):
-    """The head in a volume (x, y, z), a mask; empty if nothing stands out from the noise.
-
-    It is the largest region above the noise of the upper corners, where no head reaches, and above a tenth
-    of the range from `low` to `high` (Smith 2002, BET), with what surrounds it.
-    """
+    """The head in a volume (x, y, z), a mask; empty if nothing stands out from the noise."""
+    # The largest region above the noise of the upper corners, where no head reaches, and above a tenth of the
+    # range from `low` to `high` (Smith 2002, BET), with what surrounds it
     x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * length) for length in volume.shape)]
     corners = np.abs(x) + np.abs(y) + z > 2  # an ellipsoid that fills the volume reaches 1.73
     corners &= volume > volume.min()  # not what was filled in around a brain or a tilted field of view
@@ -166,11 +162,9 @@ def _head_region(volume, low, high):
 def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
     """Cuts an image of float32 (x, y, z), 1 mm, RAS, at the heights of a `SliceGeometry`: a `Cut`.
 
-    Heights are measured from the top of the head. A slab consists of the nearest planes, of 256 x 256 pixels
-    of 1 mm. A whole brain is averaged to 2 mm if pixels are at least as large, and black where the volume
-    ends. The middle of the head is moved to `center`, (down, right) in mm from the middle of the frame; None
-    leaves it where it lies. A `VolumeError` if there is no such stack of a head.
-    """
+    A slab consists of the nearest planes, of pixels of 1 mm; a whole brain is averaged, to 2 mm if pixels are
+    as large, and black where the volume ends. The middle of the head is moved to `center`, (down, right) in
+    mm from that of the frame; None leaves it. A `VolumeError` if there is no such stack of a head."""
     volume = np.asarray(image.dataobj)
     low = np.percentile(volume, 1)
     brighter = volume[volume > low]
@@ -206,8 +200,7 @@ def head_extent(region, heights):
     """Where a head begins and ends: int ((first row, last), (first column, last)), the last ones excluded.
 
     Of a mask (N, H, W) at `heights` (N,) in mm count the slices above the anterior commissure (nose, chin and
-    neck lie below), and the rows and columns that show over a tenth of what the fullest does.
-    """
+    neck lie below), and the rows and columns that show over a tenth of what the fullest does."""
     region = region[heights >= 0] if region[heights >= 0].any() else region
     profiles = region.sum(axis=(0, 2)), region.sum(axis=(0, 1))
     shown = [np.flatnonzero(profile >= 0.1 * profile.max()) for profile in profiles]
@@ -224,8 +217,7 @@ def _find_commissure(areas, geometry, num_slices):
         raise VolumeError("is cut off below the top of the head, from which heights are measured")
     heights = geometry.heights(num_slices)
     planes = np.round(top[-1] - COMMISSURE + heights).astype(int)
-    within = planes[(planes >= 0) & (planes < len(areas))]
-    num_small = num_slices - (areas[within] >= MIN_HEAD_AREA).sum()
+    num_small = num_slices - (areas[planes[(planes >= 0) & (planes < len(areas))]] >= MIN_HEAD_AREA).sum()
     if num_small > (num_slices / 2 if is_whole_brain(geometry, num_slices) else 0):
         lowest, highest = COMMISSURE - heights[[0, -1]]
         raise VolumeError(f"shows less than {MIN_HEAD_AREA // 100} cm2 of head in {num_small} of "
@@ -236,8 +228,7 @@ def _find_commissure(areas, geometry, num_slices):
 def write_in_input_frame(cut, images, path):
     """Writes what became of the slices of a `Cut`, (N, H, W) in [0, 1], as NIfTI on the grid of its volume.
 
-    It has the volume's levels of intensity, as float32; black where nothing was cut. Pixels may be larger.
-    """
+    It has the volume's levels of intensity, as float32; black where nothing was cut. Pixels may be larger."""
     source, pixel = cut.source, cut.slices.shape[1] / images.shape[1]
     affine = cut.affine @ np.array([[pixel, 0, 0, (pixel - 1) / 2], [0, pixel, 0, (pixel - 1) / 2],
                                     [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -254,8 +245,7 @@ def write_nifti_heads(heads, positions, geometry, folder):
     """Writes heads, uint8 (N, S, H, W), front up, as head_000.nii.gz and so on: each slice at its height.
 
     Positions are S ascending slice numbers; where one is missing, it is black. The axes are called RAS, so
-    that viewers show the head upright, but left and right are unknown, and the origin is a convention.
-    """
+    that viewers show the head upright, but left and right are unknown, and the origin is a convention."""
     offsets = np.subtract(positions, positions[0])
     step = max(1, np.gcd.reduce(offsets))
     height, width = heads.shape[2:]

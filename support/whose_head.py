@@ -40,8 +40,7 @@ def people_of(paths, pattern=None):
     person, takes the place of all rules.
 
     Returns a list of texts, None where `pattern` finds nothing. A `UserError` if there is not one simple
-    reading of the paths, which are texts below the folder of the study.
-    """
+    reading of the paths, which are texts below the folder of the study."""
     if pattern is not None:
         try:
             return [(match := re.search(pattern, path)) and match[1] for path in paths]

@@ -34,8 +34,7 @@ def test_ratio_is_the_median_of_the_rounds_ratios_and_none_if_noise_is_larger_th
     assert common.in_words(summary) == "2.5 times (1.5 to 3 in 4 rounds)"
     assert "median" in common.ratio([0.7, 0.8, 0.9], [1, 1, 1])
     for ours in ([0.9, 1.5, 1.6], [0.5, 0.6, 1.0]):
-        noise = common.ratio(ours, [1, 1, 1])
-        assert noise == {"verdict": "no difference measurable", "rounds": 3}
+        assert common.ratio(ours, [1, 1, 1]) == {"verdict": "no difference measurable", "rounds": 3}
 
 
 def test_a_side_answers_each_request_in_its_own_process(tmp_path):
@@ -79,7 +78,6 @@ def test_a_run_is_described_by_its_own_files(trained):
 def test_multiply_adds_are_those_of_the_formula_and_the_share_of_the_peak_is_that_of_each_round():
     def forward(x):
         return tf.reshape(tf.nn.conv2d(x, tf.zeros((3, 3, 4, 8)), 1, "SAME"), (-1, 8)) @ tf.zeros((8, 5))
-
     expected = 16 * 16 * (3 * 3 * 4 * 8 + 8 * 5) / 1e6
     assert training.multiply_adds(forward, tf.zeros((1, 16, 16, 4))) == pytest.approx(expected)
     last = {"multiply_adds_million": 100, "peak_gigabytes": 1}
@@ -141,7 +139,6 @@ def test_only_kills_within_the_training_count(tmp_path, monkeypatch, status, fil
             (run / name).parent.mkdir(parents=True, exist_ok=True)
             (run / name).touch()
         return status if kill_after else 0, 1
-
     monkeypatch.setattr(faults, "train", train_until_killed)
     monkeypatch.setattr(faults, "assert_same_run", lambda run, whole: (run / "left").touch())
     row = faults.training_trial(tmp_path, tmp_path / "run", tmp_path / "nothing", 1)
@@ -158,7 +155,6 @@ def test_results_of_a_killed_prediction_are_all_old_or_all_new(tmp_path, monkeyp
         for name, content in zip("xy", left if kill_after else 2 * "ab"[seed]):
             (folder / name).write_text(content)
         return -signal.SIGKILL if kill_after else 0, 1
-
     monkeypatch.setattr(faults, "predict", predict_until_killed)
     predict_until_killed(None, tmp_path / "results", 0)
     references = {seed: dict.fromkeys("xy", letter) for seed, letter in enumerate((b"a", b"b"))}
@@ -202,11 +198,9 @@ def test_the_attack_takes_the_reference_off_and_adds_to_the_evaluation(trained, 
     run = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "run"))
     (run.folder / "evaluation.json").write_text('{"heads": {"copies": 0}}')
     _, prior = predict.load_models(run)
-
     def reference(run, vqvae, splits):
         assert np.unique(splits["train"].cases).tolist() == [2, 4]
         return prior  # the same: the difference says nothing
-
     monkeypatch.setattr(membership, "train_reference", reference)
     monkeypatch.setattr(sys, "argv", ["membership.py", "--run-dir", str(run.folder)])
     membership.main()

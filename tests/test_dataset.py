@@ -35,7 +35,6 @@ def write_slice(folder, image, name="case_7_slice_3.nii.png"):
 
 
 def load_test(folder, **options):
-    """The test split of a folder."""
     return dataset.load_splits(folder, ["test"], **options)["test"]
 
 
@@ -151,8 +150,7 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(path)
     assert (dataset.load_splits(cohort, cache_dir=cache)["train"].images[0] == 9).all()
     path.write_bytes(before)
-    again = dataset.load_splits(cohort, cache_dir=cache)
-    assert_array_equal(again["train"].images, plain["train"].images)
+    assert_array_equal(dataset.load_splits(cohort, cache_dir=cache)["train"].images, plain["train"].images)
 
 
 def test_a_failure_is_told_and_nothing_unfinished_stays_in_the_cache(cohort, tmp_path, monkeypatch):
@@ -171,8 +169,6 @@ def test_a_failure_is_told_and_nothing_unfinished_stays_in_the_cache(cohort, tmp
 
 
 # One person in two splits
-
-
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
     """The splits of two, one and one simulated people."""
@@ -213,8 +209,6 @@ def test_loading_warns_of_shared_people(cohort, capsys):
 
 
 # What the networks are fed
-
-
 def coded_split(split, codes, persons, steps=(1, 2)):
     """A `dataset.CodedSplit` of 64 codes for codes (V, N, ...) and persons (V, N, P)."""
     context = dataset.context_indices(split, steps)
@@ -230,7 +224,6 @@ def together(batches):
 
 
 def check_same(batches, others):
-    """Asserts that batches hold the same."""
     tf.nest.map_structure(assert_array_equal, together(batches), together(others))
 
 
@@ -242,8 +235,7 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(splits):
     assert_array_equal(np.sort(orders), [np.arange(32)] * 2)
     assert (orders[0] != orders[1]).any()
     check_same(first[4:], dataset.code_batches(coded, 8, seed=3, first_epoch=1).take(4))
-    other = together(dataset.code_batches(coded, 8, seed=4).take(4))["codes"]
-    assert (other.ravel() % 32 != orders[0]).any()
+    assert (together(dataset.code_batches(coded, 8, seed=4).take(4))["codes"].ravel() % 32 != orders[0]).any()
     batches = list(dataset.code_batches(coded, 5))  # once, in order, the short last one too
     assert [len(batch["codes"]) for batch in batches] == 6 * [5] + [2]
     assert together(batches)["codes"].ravel().tolist() == list(range(32))

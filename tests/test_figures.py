@@ -27,7 +27,6 @@ def test_pictures_stand_in_rows_unstretched_without_margin_and_without_an_empty_
     """Five samples take two rows. A margin of 8 pixels leaves the middle alone."""
     def squares(inner):
         return np.pad(np.full((count, 16, 16), inner), ((0, 0), (8, 8), (8, 8)), constant_values=0.9)
-
     path, captions = tmp_path / "grid.png", "abcde"[:count]
     gray, light, green = (128, 128, 128), (204, 204, 204), np.array([[0.0, 1.0, 0.0]])
     originals, others = squares(0.5), squares(0.8)
@@ -38,8 +37,7 @@ def test_pictures_stand_in_rows_unstretched_without_margin_and_without_an_empty_
         Image.fromarray(frame).save(path)
         rows["error x 3"] = (3 * 76,) * 3
     elif kind == "reconstructions":
-        codes = np.zeros((count, 4, 4), int)
-        figures.reconstruction_grid(originals, others, codes, captions, green, 8, path)
+        figures.reconstruction_grid(originals, others, np.zeros((count, 4, 4), int), captions, green, 8, path)
         rows |= {"difference": np.round(255 * np.array(matplotlib.colormaps["RdBu_r"](1.0)[:3])),
                  "codes": (0, 255, 0)}
     else:
@@ -48,8 +46,7 @@ def test_pictures_stand_in_rows_unstretched_without_margin_and_without_an_empty_
     columns = min(count, 4) if kind == "samples" else count
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     assert 830 <= picture.shape[1] <= 860 if columns == 4 else picture.shape[1] < 250 * columns + 150
-    boxes = {name: boxes_of((np.abs(picture - colour) <= 2).all(axis=-1), 100)
-             for name, colour in rows.items()}
+    boxes = {name: boxes_of((np.abs(picture - colour) <= 2).all(-1), 100) for name, colour in rows.items()}
     for name, found in boxes.items():
         assert len(found) == count, name
         assert all(abs(height - width) <= 2 for *_, height, width in found)
@@ -83,8 +80,7 @@ def test_like_codes_have_like_colours():
     colours = figures.code_colours(codebook)
     assert colours.shape == (30, 3) and 0 <= colours.min() <= colours.max() <= 1
     free = ((colours > 0) & (colours < 1)).all(axis=1)  # those that are not clipped
-    distances = [np.linalg.norm(points[free][:, None] - points[free], axis=-1)
-                 for points in (codebook, colours)]
+    distances = [np.linalg.norm(rows[free][:, None] - rows[free], axis=-1) for rows in (codebook, colours)]
     ratio = distances[1][distances[0] > 0] / distances[0][distances[0] > 0]
     assert free.sum() > 20 and np.ptp(ratio) < 1e-9
 

@@ -74,8 +74,7 @@ def test_whole_brains_have_the_same_slices_less_those_that_are_black_in_everyone
         save(tmp_path / "in" / f"P{number}.nii", phantom()[..., lowest:], AFFINE)
     source, out = str(tmp_path / "in"), str(tmp_path / "out")
     dataset.main(["--from-nifti", source, "--whole-brain", "--output-dir", out])
-    splits = dataset.load_splits(out)
-    for split in splits.values():
+    for split in dataset.load_splits(out).values():
         assert split.images.shape == (55, 128, 128) and split.positions.tolist() == list(range(55))
     front, geometry = slices.read_geometry(out)
     assert front == "up" and geometry == volumes.SliceGeometry(2.0, 2.0, volumes.WHOLE_BRAIN.lowest + 2 * 18)
@@ -150,7 +149,6 @@ def test_names_that_are_no_text_are_written_as_escapes(tmp_path):
 def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monkeypatch):
     def refused(expected, *arguments):
         check_refused(dataset.main, arguments, expected, capsys)
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     from_in, to_out = ("--from-nifti", "in"), ("--output-dir", "out")
@@ -168,8 +166,6 @@ def test_conversion_refuses_bad_input_and_leaves_nothing(tmp_path, capsys, monke
 
 
 # Whose head it is -------------------------------------------------------------------------------------------
-
-
 def find_people(folder, person_pattern=None):
     """What `find_nifti` finds in a folder, as {path: person}."""
     sessions, _ = import_volumes.find_nifti(folder, person_pattern)
@@ -232,8 +228,7 @@ P{n} P_{n}; P{n}/a sub-P{n}/a; {n:03}01 {n:03}02; P{n}1 P{n}2; sub-{n:02}00 sub-
 
 def test_people_that_are_counted_are_not_taken_for_visits():
     for names in (range(8, 21), range(100, 200), (12, 17, 23), ("0101", "0102", "0103"), range(900, 1200)):
-        files = [f"{name}.nii" for name in names]
-        assert whose_head.people_of(files) == [str(name) for name in names]
+        assert whose_head.people_of([f"{name}.nii" for name in names]) == [str(name) for name in names]
 
 
 def is_true(found, truth):
@@ -293,16 +288,13 @@ def test_the_person_by_a_pattern(tmp_path):
 
 
 # Odd files --------------------------------------------------------------------------------------------------
-
-
 def test_links_are_followed_once_and_hidden_files_passed_over(tmp_path):
     data = tmp_path / "data"
     touch(tmp_path / "elsewhere", "b/T1.nii", "._b/T1.nii")
     touch(data, "a/T1.NII.GZ", "a/._T1.nii", ".cache/T1.nii", "c/T1.hdr", "c/T1.img", "d/T1.mgz", "d/note")
     (data / "b").symlink_to(tmp_path / "elsewhere" / "b")
     (data / "a" / "loop").symlink_to(data)
-    expected = {"a/T1.NII.GZ": "a", "b/T1.nii": "b", "c/T1.hdr": "c", "d/T1.mgz": "d"}
-    assert find_people(data) == expected
+    assert find_people(data) == {"a/T1.NII.GZ": "a", "b/T1.nii": "b", "c/T1.hdr": "c", "d/T1.mgz": "d"}
     assert not import_volumes.find_nifti(data)[1]
 
 

@@ -24,7 +24,6 @@ def draw_people(count, seed=0, slices=12, size=64):
 
 
 def auc(low, high):
-    """The area under the ROC curve by scikit-learn."""
     labels = np.repeat([0, 1], [np.size(low), np.size(high)])
     return roc_auc_score(labels, np.concatenate([np.ravel(low), np.ravel(high)]))
 
@@ -70,7 +69,6 @@ def test_the_auc_is_the_median_over_judges_of_the_mean_over_folds():
 def test_intervals_of_an_auc_cover_what_judges_reach_on_average(people, heads, shift):
     """Of simple judges, the difference of the means that they learn; a head has four slices, much alike."""
     rng, found = np.random.default_rng(0), []
-
     def draw(count, mean):
         of_heads, of_slices = rng.normal(size=(count, 1, 20)), rng.normal(size=(count, 4, 20))
         return mean * (np.arange(20) == 0) + np.sqrt(0.8) * of_heads + np.sqrt(0.2) * of_slices
@@ -153,7 +151,6 @@ def judged():
         """In place of a trained judge: the score of a slice is its brightness, the darker the more real."""
         given.append((*map(len, learned), *map(len, tried), channels, seed))
         return [np.float32(heads[:, :heads.shape[1] - channels[-1]].mean(axis=(2, 3))) for heads in tried]
-
     people = {name: draw_people(count, count, slices=9)
               for name, count in (("train", 40), ("validate", 5), ("test", 6))}
     sampled = np.uint8(1.05 * draw_people(16, 7, slices=9))

@@ -38,7 +38,6 @@ def test_ssim_is_the_published_formula_over_7x7_windows(pair):
 def test_gaussian_ssim_is_wang_2004_and_its_foreground_the_brain(pair):
     def blur(image):
         return ndimage.gaussian_filter(image, 1.5, truncate=3.5)
-
     x, y = pair
     mx, my = blur(x), blur(y)
     vx, vy, cov = blur(x * x) - mx ** 2, blur(y * y) - my ** 2, blur(x * y) - mx * my
@@ -106,11 +105,9 @@ class Halves:
             shift -= 2 * tf.reduce_sum(tf.cast(below[:, :, 0, 0] < self.num_embeddings, tf.float32), axis=1)
         if person is not None:
             shift -= tf.reduce_mean(person, axis=1)
-
         class Distribution:
             def log_prob(self, values):
                 return -np.log(2) * (1.0 + 2 * tf.cast(values, tf.float32) + shift[:, tf.newaxis, tf.newaxis])
-
         return Distribution()
 
 
@@ -120,8 +117,7 @@ def halves_coded():
     images = np.float32(np.random.default_rng(0).uniform(-1, 1, (70, 16, 16, 1)))
     codes = np.uint16(images[..., 0].reshape(70, 2, 8, 2, 8).mean(axis=(2, 4)) > 0)
     positions, cases = np.tile(np.arange(7, dtype=np.int32), 10), np.repeat(np.arange(10), 7)
-    indices = np.arange(70)
-    context = np.stack([np.where(positions >= step, indices - step, 70) for step in (1, 3)], axis=1)
+    context = np.stack([np.where(positions >= step, np.arange(70) - step, 70) for step in (1, 3)], axis=1)
     persons = np.repeat(np.float32(cases[:, np.newaxis] % 2), 3, axis=1)
     other = 1 - codes  # a second version, which is not measured
     persons = np.stack([persons, 9 + persons])

@@ -53,7 +53,6 @@ def bytes_below(folder):
 
 @pytest.fixture(scope="module")
 def models(trained):
-    """The trained VQ-VAE and prior."""
     return LOAD_MODELS(Run.load(trained / "runs" / "tiny"))
 
 
@@ -191,8 +190,7 @@ def test_samples_and_heads_are_those_of_seed_and_temperature(models, tmp_path, m
     assert np.abs(written.astype(int) - samples).max() <= 1
     volume = nibabel.load(out / "head_003.nii.gz")
     # x to the right, y to the front, z up: the image's rows run backwards, its columns to the right.
-    slices = np.asarray(volume.dataobj).transpose(2, 1, 0)[:, ::-1]
-    assert np.abs(slices.astype(int) - heads[3]).max() <= 1
+    assert np.abs(np.asarray(volume.dataobj, int).transpose(2, 1, 0)[:, ::-1] - heads[3]).max() <= 1
     assert volume.header.get_zooms()[:2] == (4, 4)  # 256 mm over 64 pixels
 
 
@@ -338,8 +336,7 @@ def test_a_volume_gives_the_slices_that_training_people_have(copied, models, tmp
     nibabel.save(nibabel.Nifti1Image(np.float32(volume), np.eye(4)), path)
     cut = volumes.read_slices(path, num_slices=8)
     change_config(copied, "data", geometry={"spacing": 1.4}, front=None)
-    run = ["--run-dir", str(copied)]
-    predict.main([*run, "--images", str(path), "--output-dir", str(out)])
+    predict.main(["--run-dir", str(copied), "--images", str(path), "--output-dir", str(out)])
     said = capsys.readouterr().out
     assert "head.nii.gz: 8 axial slices, which side is the front in the run's own slices is unknown" in said
     assert "resampled from 256x256 to 64x64 pixels." in said
