@@ -89,8 +89,8 @@ def read_images(paths, name, first_path, front=None, cache_dir=None):
     file = Path(cache_dir) / f"slices-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, ValueError, EOFError):
+        pass  # or damaged: it is ours, by its name, and written anew
     file.parent.mkdir(parents=True, exist_ok=True)
     # One name for whatever is unfinished: so what any killed process left is found and removed.
     with unfinished(file.parent / "slices") as new:

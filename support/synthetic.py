@@ -1,5 +1,6 @@
 """A synthetic data set: sampled heads as the PNG folders that `dataset.py` reads, and what to say of them."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def notice_of(folder):
 
 def describe(run, slice_positions, count, seed, temperature, ventricles):
     """The content of dataset.json: where heads of a `runs.Run` come from, and what was judged of others."""
-    data, path = run.config["data"], run.results_path("evaluation.json")
+    data, prior = run.config["data"], None
+    with contextlib.suppress(OSError, ValueError):  # not judged, or the file is damaged
+        prior = json.loads(run.results_path("evaluation.json").read_text())
     return {"kind": "synthetic", "says": notice(run.is_simulated, True),
             "heads": template.split_people(count), "seed": seed, "temperature": temperature,
             "ventricles": ventricles, "git_commit": run.config.get("git_commit"),
@@ -41,7 +44,7 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
             "front": "up" if data["front"] else None,
             "trained_on": {"is_simulated": run.is_simulated, "front": data["front"],
                            "fingerprints": data["fingerprints"], "limit": run.settings["limit"]},
-            "prior": json.loads(path.read_text()) if path.is_file() else None}
+            "prior": prior}
 
 
 def write_png_heads(folder, heads, description):
