@@ -23,7 +23,7 @@ from support import cli, metrics
 from support.runs import Run
 
 HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads"}  # where the figures of whole heads go
-STAGES = "vqvae", "pixelcnn"
+STAGES = "vqvae", "decoder", "pixelcnn"
 ORIGIN = "command", "commit", "date", "hardware", "machine"
 
 
@@ -38,7 +38,8 @@ def describe(run):
              "image_size": config["vqvae"]["image_size"],
              "num_embeddings": num_embeddings, "codes_per_image": codes,
              "bits_fixed": codes * math.log2(num_embeddings),
-             "seconds": {stage: float(run.read_history(stage)["seconds"].sum()) for stage in STAGES}}
+             "seconds": {stage: float(run.read_history(stage)["seconds"].sum())
+                         for stage in STAGES if run.history_path(stage).exists()}}
     for path in (metrics_path, run.results_path("evaluation.json")):
         if path.exists():
             entry |= json.loads(path.read_text())

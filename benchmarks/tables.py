@@ -151,13 +151,14 @@ def runs(results):
     for key, label in labels.items():
         row = results[key]
         record = {**row, "bytes_fixed": row["bits_fixed"] / 8, "time": duration(row["seconds"])}
-        rows.append([label, f"`{row['command'].split(' && ')[0]}`", *cells(record, formats)])
+        command, = (part for part in row["command"].split(" && ") if "train.py" in part)
+        rows.append([label, f"`{command}`", *cells(record, formats)])
     return rows
 
 
 def duration(seconds):
-    """The time of both stages."""
-    return " + ".join(f"{seconds[name] / 60:.3g} min" for name in ("vqvae", "pixelcnn"))
+    """The time of each stage."""
+    return " + ".join(f"{value / 60:.3g} min" for value in seconds.values())
 
 
 def reconstruction(results):

@@ -24,10 +24,10 @@ OTHER_NAMES = (r"t2[a-z]*|t1(?:ce|c|gd|post|km|map|rho)|[a-z0-9]*flair|pdw?|dwi|
                r"|scout")
 # The words of a path that say when and how a head was scanned, not whose it is
 NO_NAME = re.compile(
-    rf"(?<![a-z0-9])(?:(?P<visit>(?:ses(?:sion)?|month|week|day|visit|year|wave|time-?point|time|tp|scan|run|exam"
-    r"|repeat|follow-?up|fu|mr|v|y|w|m)[-_ ]?\d{1,3})|ses-(?:[a-z]+\d{0,2}|\d{1,8})|t0|anat(?:[-_]\d)?"
-    r"|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d|baseline|bl|base|screening|initial|follow-?up|fu|pre|post|test|retest"
-    rf"|mr|(?:acq|ce|desc|echo|rec|res|space|task)-[a-z0-9]+|{T1_NAMES}|{OTHER_NAMES})(?![a-z0-9])",
+    rf"(?<![a-z0-9])(?:(?P<visit>(?:ses(?:sion)?|month|week|day|visit|year|wave|time-?point|time|tp|scan|run"
+    r"|exam|repeat|follow-?up|fu|mr|v|y|w|m)[-_ ]?\d{1,3})|ses-(?:[a-z]+\d{0,2}|\d{1,8})|t0|anat(?:[-_]\d)?"
+    r"|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d|baseline|bl|base|screening|initial|follow-?up|fu|pre|post|test"
+    rf"|retest|mr|(?:acq|ce|desc|echo|rec|res|space|task)-[a-z0-9]+|{T1_NAMES}|{OTHER_NAMES})(?![a-z0-9])",
     re.IGNORECASE)
 MAX_SESSIONS = 12  # of a person; where there are more, what was taken for visits may be people
 
