@@ -72,7 +72,7 @@ def test_a_run_is_described_by_its_own_files(trained):
     run = Run.load(trained / "runs" / "tiny")
     entry, measured = record.describe(run), json.loads((run.folder / "metrics.json").read_text())
     assert entry["codes_per_image"] == 64 and entry["bits_fixed"] == 64 * 4
-    assert measured.items() <= entry.items() and entry["seconds"].keys() == {"vqvae", "pixelcnn"}
+    assert measured.items() <= entry.items() and entry["seconds"].keys() == set(record.STAGES)
 
 
 def test_multiply_adds_are_those_of_the_formula_and_the_share_of_the_peak_is_that_of_each_round():
