@@ -2,9 +2,10 @@
 
     python benchmarks/record.py KEY --run-dir DIR --command "python train.py ..."
 
-KEY is `real_slices`, `demo` or `pretrained` (the weights in assets/pretrained). What `predict.py --evaluate`
-measured on whole heads goes under `heads` and `pretrained_heads`. The command is what was typed, for a run
-does not keep it. To be run on the machine of the training, which is recorded too.
+KEY is `real_slices`, `demo`, `pretrained` (the weights in assets/pretrained) or `real_128` (the real slices
+at 128 pixels). What `predict.py --evaluate` measured on heads goes under `heads`, `pretrained_heads` and
+`heads_128`; with `--before RUN`, beside what it measured on a run of an earlier commit. The command is what
+was typed, for a run does not keep it. To be run on the machine of the training, which is recorded too.
 """
 
 from pathlib import Path
@@ -22,7 +23,8 @@ import dataset
 from support import cli, metrics
 from support.runs import Run
 
-HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads"}  # where the figures of whole heads go
+# Where the figures of whole heads go.
+HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads", "real_128": "heads_128"}
 STAGES = "vqvae", "decoder", "pixelcnn"
 ORIGIN = "command", "commit", "date", "hardware", "machine"
 
@@ -46,6 +48,15 @@ def describe(run):
     return entry
 
 
+def figures_before(run):
+    """What `predict.py --evaluate` measured on a run, each figure under its name and `_before`."""
+    evaluated = json.loads(run.results_path("evaluation.json").read_text())["heads"]
+    names = "told_apart_slices", "told_apart_heads", "roughness_auc", "membership", "membership_reference"
+    figures = {f"{name}{end}_before": evaluated[name + end] for name in names for end in ("", "_interval")
+               if name in evaluated}
+    return {**figures, "commit_before": run.config["git_commit"]}
+
+
 def baselines_of(data):
     """`metrics.baselines` of a run's data, which must still be where they were."""
     splits = dataset.load_splits(data["folder"], ["train", "test"], front=data["front"])
@@ -56,21 +67,26 @@ def baselines_of(data):
 def main():
     """Records the run and prints what was recorded."""
     parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("key", choices=("real_slices", "demo", "pretrained"))
+    parser.add_argument("key", choices=("real_slices", "demo", "pretrained", "real_128"))
     parser.add_argument("--run-dir", required=True, metavar="DIR")
     parser.add_argument("--command", required=True, metavar="TEXT", help="what was typed to train it")
+    parser.add_argument("--before", metavar="DIR", help="a run of an earlier commit, judged as well")
     arguments = parser.parse_args()
     run = Run.load(arguments.run_dir)
     if not (run.folder / "metrics.json").is_file():
         raise cli.UserError(f"{run.folder} holds no finished run (metrics.json); give another --run-dir.")
     entry = {"command": arguments.command, "hardware": common.hardware(), **describe(run),
              "baselines": baselines_of(run.config["data"])}
+    if arguments.key == "demo":  # what a newcomer installs
+        entry["environment_gigabytes"] = sum(path.stat().st_size for path in Path(sys.prefix).rglob("*")
+                                             if path.is_file()) / 1e9
     heads = entry.pop("heads", None)
     common.record(common.RESULTS, arguments.key, entry)
     if heads and arguments.key in HEADS:
         origin = {name: entry[name] for name in ORIGIN}
         origin["commit"] = f"{origin['commit']}, judged at {heads['git_commit']}"
-        common.record(common.RESULTS, HEADS[arguments.key], {**origin, **heads})
+        before = figures_before(Run.load(arguments.before)) if arguments.before else {}
+        common.record(common.RESULTS, HEADS[arguments.key], {**origin, **heads, **before})
     print(json.dumps(entry))
 
 
