@@ -76,13 +76,18 @@ def test_a_run_is_described_by_its_own_files(trained):
 
 
 def test_multiply_adds_are_those_of_the_formula_and_the_share_of_the_peak_is_that_of_each_round():
-    def forward(x):
-        return tf.reshape(tf.nn.conv2d(x, tf.zeros((3, 3, 4, 8)), 1, "SAME"), (-1, 8)) @ tf.zeros((8, 5))
-    expected = 16 * 16 * (3 * 3 * 4 * 8 + 8 * 5) / 1e6
-    assert training.multiply_adds(forward, tf.zeros((1, 16, 16, 4))) == pytest.approx(expected)
-    last = {"multiply_adds_million": 100, "peak_gigabytes": 1}
-    row = training.summarise([10, 20, 30], last, [6_000, 6_000, 10_000])
-    assert row["share_of_peak"] == pytest.approx(np.median([0.5, 1, 0.9]))  # a step is three forward passes
+    kernels = [tf.Variable(tf.ones((3, 3, 4, 8))), tf.Variable(tf.ones((8, 5)))]
+    def forward():
+        features = tf.nn.conv2d(tf.ones((1, 16, 16, 4)), kernels[0], 1, "SAME")
+        return tf.reshape(features, (-1, 8)) @ kernels[1]
+    first, second = 16 * 16 * 3 * 3 * 4 * 8 / 1e6, 16 * 16 * 8 * 5 / 1e6
+    assert training.multiply_adds(forward) == pytest.approx(first + second)
+    of_step = training.multiply_adds(lambda: training.gradients(forward, kernels))
+    # Forward, the gradient of the kernels, and that of the inputs, which the first layer's does not need
+    assert of_step == pytest.approx(2 * first + 3 * second, rel=0.01)
+    last = {"multiply_adds_million": 100, "forward_passes_per_step": 2.5, "peak_gigabytes": 1}
+    row = training.summarise([10, 20, 30], last, [5_000, 5_000, 10_000])
+    assert row["share_of_peak"] == pytest.approx(np.median([0.5, 1, 0.75]))
 
 
 def test_the_steps_that_keras_ran_are_counted(monkeypatch):
@@ -198,11 +203,11 @@ def test_the_attack_takes_the_reference_off_and_adds_to_the_evaluation(trained, 
     run = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "run"))
     (run.folder / "evaluation.json").write_text('{"heads": {"copies": 0}}')
     _, prior = predict.load_models(run)
-    def reference(run, vqvae, splits):
-        assert np.unique(splits["train"].cases).tolist() == [2, 4]
+    def reference(run, vqvae, splits, epochs):
+        assert np.unique(splits["train"].cases).tolist() == [2, 4] and epochs == 1
         return prior  # the same: the difference says nothing
     monkeypatch.setattr(membership, "train_reference", reference)
-    monkeypatch.setattr(sys, "argv", ["membership.py", "--run-dir", str(run.folder)])
+    monkeypatch.setattr(sys, "argv", ["membership.py", "--run-dir", str(run.folder), "--epochs", "1"])
     membership.main()
     judged = json.loads((run.folder / "evaluation.json").read_text())["heads"]
     assert judged["copies"] == 0 and judged["membership_reference"] == 0.5
