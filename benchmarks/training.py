@@ -15,7 +15,7 @@ what imports took.
 The networks differ, so multiply-adds per image are counted, and compared with the machine's peak: the speed
 of a product of two float32 matrices of 2048x2048, which is measured in turn with the sides. Those of a
 training step are counted in its own graph: the forward pass, the gradient of the weights, and the gradient of
-a layer's inputs where something needs it. What optimiser and metrics do is not counted, nor is einsum.
+a layer's inputs where something needs it. What optimiser and metrics do is not counted.
 
 The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are ratios of images/s, ours over keras-io with
 its own networks.
@@ -27,6 +27,7 @@ import sys
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import support.environment  # noqa: F401
 
+import math
 import statistics
 import time
 
@@ -146,18 +147,33 @@ def keras_io_pixelcnn(grid):
 
 
 def multiply_adds(function):
-    """Millions of multiply-adds that a function's result takes, by TensorFlow's profiler, without einsum."""
-    traced = tf.function(function).get_concrete_function().graph
-    # Only what the result depends on: TensorFlow writes down the gradient of a network's inputs as well, and
+    """Millions of multiply-adds, in convolutions and products of matrices, that a function's result takes."""
+    graph = tf.function(function, autograph=False).get_concrete_function().graph
+    # Only what the result depends on. TensorFlow writes down the gradient of a network's inputs as well, and
     # leaves it out when it runs.
-    needed = tf.compat.v1.graph_util.extract_sub_graph(
-        traced.as_graph_def(add_shapes=True), [output.op.name for output in traced.outputs])
-    with tf.Graph().as_default() as graph:
-        tf.import_graph_def(needed, name="")
-    profiler = tf.compat.v1.profiler
-    builder = profiler.ProfileOptionBuilder
-    options = builder(builder.float_operation()).with_empty_output().build()
-    return profiler.profile(graph, options=options).total_float_ops / 2e6
+    needed, waiting = set(), [output.op for output in graph.outputs]
+    while waiting:
+        operation = waiting.pop()
+        if operation not in needed:
+            needed.add(operation)
+            waiting += [tensor.op for tensor in operation.inputs]
+    return sum(map(_multiply_adds_of, needed)) / 1e6
+
+
+def _multiply_adds_of(operation):
+    kind, inputs, result = operation.type, operation.inputs, operation.outputs
+    if kind in ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter"):
+        kernel = result[0] if kind == "Conv2DBackpropFilter" else inputs[1]
+        convolved = result[0] if kind == "Conv2D" else inputs[2]
+        return math.prod(convolved.shape) * math.prod(kernel.shape[:3])
+    if kind == "MatMul":
+        return math.prod(result[0].shape) * inputs[0].shape[0 if operation.get_attr("transpose_a") else 1]
+    if kind == "BatchMatMulV2":
+        return math.prod(result[0].shape) * inputs[0].shape[-2 if operation.get_attr("adj_x") else -1]
+    if kind == "Einsum" and len(inputs) == 2:
+        first, second = operation.get_attr("equation").decode().split("->")[0].split(",")
+        return math.prod(dict(zip(first + second, [*inputs[0].shape, *inputs[1].shape])).values())
+    return 0
 
 
 def gradients(loss, variables):

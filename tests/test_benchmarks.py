@@ -76,15 +76,17 @@ def test_a_run_is_described_by_its_own_files(trained):
 
 
 def test_multiply_adds_are_those_of_the_formula_and_the_share_of_the_peak_is_that_of_each_round():
-    kernels = [tf.Variable(tf.ones((3, 3, 4, 8))), tf.Variable(tf.ones((8, 5)))]
+    kernels = [tf.Variable(tf.ones(shape)) for shape in ((3, 3, 4, 8), (3, 3, 6, 8), (6, 5), (5, 7), (7, 2))]
     def forward():
-        features = tf.nn.conv2d(tf.ones((1, 16, 16, 4)), kernels[0], 1, "SAME")
-        return tf.reshape(features, (-1, 8)) @ kernels[1]
-    first, second = 16 * 16 * 3 * 3 * 4 * 8 / 1e6, 16 * 16 * 8 * 5 / 1e6
-    assert training.multiply_adds(forward) == pytest.approx(first + second)
+        x = tf.nn.conv2d(tf.ones((1, 16, 16, 4)), kernels[0], 2, "SAME")
+        x = tf.nn.conv2d_transpose(x, kernels[1], (1, 16, 16, 6), 2)
+        x = tf.reshape(x @ kernels[2], (-1, 5)) @ kernels[3]
+        return tf.einsum("ij,jk->ik", x, kernels[4]) ** 2
+    first, *others = 8 * 8 * 9 * 4 * 8, 8 * 8 * 9 * 8 * 6, 16 * 16 * 6 * 5, 16 * 16 * 5 * 7, 16 * 16 * 7 * 2
+    assert training.multiply_adds(forward) == pytest.approx((first + sum(others)) / 1e6)
     of_step = training.multiply_adds(lambda: training.gradients(forward, kernels))
-    # Forward, the gradient of the kernels, and that of the inputs, which the first layer's does not need
-    assert of_step == pytest.approx(2 * first + 3 * second, rel=0.01)
+    # Forward, the gradient of the kernels, and that of the inputs, which is not needed of the first layer
+    assert of_step == pytest.approx((2 * first + 3 * sum(others)) / 1e6)
     last = {"multiply_adds_million": 100, "forward_passes_per_step": 2.5, "peak_gigabytes": 1}
     row = training.summarise([10, 20, 30], last, [5_000, 5_000, 10_000])
     assert row["share_of_peak"] == pytest.approx(np.median([0.5, 1, 0.75]))
