@@ -95,7 +95,7 @@ class Side:
     """A process that measures when it is asked to: one side of a comparison, or one row of a table.
 
     It is the same script with hidden arguments, which answers every one of its `requests` with a line of
-    JSON.
+    JSON. Other lines, such as notes on the data, are passed over.
     """
 
     def __init__(self, script, *arguments):
@@ -121,16 +121,14 @@ class Side:
         Raises:
             RuntimeError: if the process ended instead; says what it wrote to stderr.
         """
-        try:
+        with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            self.process.wait()
-            self.errors.seek(0)
-            raise RuntimeError(self.errors.read())
-        return json.loads(line)
+        for line in self.process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                return json.loads(line)
+        self.process.wait()
+        self.errors.seek(0)
+        raise RuntimeError(self.errors.read())
 
 
 def ask_in_turn(script, sides, rounds):
@@ -205,7 +203,7 @@ def vqvae_stage(split, **settings):
         **settings: what differs from the defaults of `train.Settings`.
     """
     settings = train.Settings(**settings)
-    vqvae, pixelcnn = train.model_arguments(split, settings)
+    vqvae, pixelcnn = train.model_arguments({"train": split}, settings)
     config = {"settings": dataclasses.asdict(settings), "vqvae": vqvae, "pixelcnn": pixelcnn}
     return train.VQVAEStage(Run(ROOT, config), {"train": split})
 

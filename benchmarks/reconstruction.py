@@ -2,11 +2,14 @@
 
     python benchmarks/reconstruction.py --data-dir DIR [--budget 240] [--rounds 12]
 
-Each side trains from scratch in a process of its own, which waits while the other is at work: they take
-turns, `--rounds` times, until each has spent the budget, compilation and the start of the codebook included.
-Both are then measured on all test images. Images/s are compared turn by turn (benchmarks/common.py), but for
-the first, which compiles; the qualities are those of one training each, whose spread over seeds is not
-measured.
+Each side trains from scratch in a process of its own, which waits while another is at work: they take turns,
+`--rounds` times, until each has spent the budget, compilation and the start of the codebook included. After
+each turn the SSIM of some test images says whether a side still climbs; in the end all of them are measured.
+Images/s are compared turn by turn (benchmarks/common.py), but for the first, which compiles; the qualities
+are those of one training each, whose spread over seeds is not measured.
+
+PatternFlow's model trains by its own batches of 128; and by batches of 8 as ours does, for within the budget
+its own are few steps.
 
 Ours trains as train.py does: its settings, optimiser and start of the codebook. Only the length of the
 learning rate's schedule is a number of steps, which a budget of seconds does not give: another model of the
@@ -35,12 +38,13 @@ from benchmarks import common
 import dataset
 import modules
 from support import cli, devices, metrics
-from support.images import in_chunks
+from support.images import in_chunks, spread
 import train
 
 QUALITY = "ssim", "ssim_gaussian", "ssim_foreground", "psnr"
-SIDES = "ours", "patternflow"
-PATTERNFLOW_BATCH_SIZE = 128
+# Images per step of each side; PatternFlow's own are 128.
+SIDES = {"ours": train.Settings.batch_size, "patternflow": 128, "patternflow_small_batches": 8}
+WATCHED = 64  # test images that are looked at after each turn
 STEPS_TO_TIME = 20  # of the model that is thrown away
 
 
@@ -88,12 +92,13 @@ class Turns(keras.callbacks.Callback):
 
     Args:
         batch_size: images per step.
-        num_images: per epoch, whose last batch may be a short one; without one, if it is left out.
+        num_images: per epoch, whose last batch may be a short one; None: there are no short ones.
+        look: what to answer of the model after each turn, off the clock: a function that returns a dict.
     """
 
-    def __init__(self, batch_size, num_images=None):
+    def __init__(self, batch_size, num_images, look):
         super().__init__()
-        self.batch_size, self.num_images = batch_size, num_images
+        self.batch_size, self.num_images, self.look = batch_size, num_images, look
         self.requests = common.requests()
         self.steps = 0
         self._begin()
@@ -114,20 +119,21 @@ class Turns(keras.callbacks.Callback):
         self.steps = int(self.model.optimizer.iterations)  # on a GPU, several steps may lie between two calls
         seconds = time.perf_counter() - self.start
         if seconds >= self.budget:
-            common.answer({"seconds": seconds, "steps": self.steps - self.first_step,
-                           "images": self._images(self.steps) - self._images(self.first_step)})
+            images = self._images(self.steps) - self._images(self.first_step)
+            common.answer({"seconds": seconds, "steps": self.steps - self.first_step, "images": images,
+                           **self.look(self.model)})
             self._begin()
             self.model.stop_training = self.budget is None
 
 
-def train_patternflow(split):
-    """Trains PatternFlow's model: Adam 1e-3, batches of 128 float images."""
-    turns = Turns(PATTERNFLOW_BATCH_SIZE, len(split.images))
+def train_patternflow(split, batch_size, look):
+    """Trains PatternFlow's model: Adam 1e-3, float images."""
+    turns = Turns(batch_size, len(split.images), look)
     scaled = split.images[..., np.newaxis].astype(np.float32) / 255 - 1
     model = PatternFlowVQVAE(float(scaled.var()))
     model.compile(keras.optimizers.Adam(1e-3))
-    model.fit(scaled, batch_size=PATTERNFLOW_BATCH_SIZE, epochs=10 ** 6, verbose=0, callbacks=[turns])
-    return model, PATTERNFLOW_BATCH_SIZE
+    model.fit(scaled, batch_size=batch_size, epochs=10 ** 6, verbose=0, callbacks=[turns])
+    return model
 
 
 def start_ours(split, total_steps):
@@ -150,27 +156,29 @@ def steps_within(split, seconds):
     return train.Settings.autoencoder_steps + max(1, steps)
 
 
-def train_ours(split, total_steps):
+def train_ours(split, total_steps, look):
     """Trains our model as train.py does."""
     keras.utils.set_random_seed(0)
-    turns = Turns(train.Settings.batch_size)
+    turns = Turns(SIDES["ours"], None, look)
     model, batches = start_ours(split, total_steps)
     model.fit(batches, steps_per_epoch=10 ** 6, verbose=0, shuffle=False, callbacks=[turns])
-    return model, train.Settings.batch_size
+    return model
 
 
-def measure(model, images, scale, shift):
-    """Metrics of uint8 (N, H, W) under a model whose images are ``pixels * scale + shift``."""
-    def encode(chunk):
-        return model.encode_to_codes(chunk[..., np.newaxis].astype(np.float32) * scale + shift)
+def reconstruct(model, images, scale):
+    """(codes, reconstructions in [0, 1]) of uint8 (N, H, W) by a model of images ``pixels * scale - 1``."""
+    codes = in_chunks(lambda chunk: model.encode_to_codes(np.float32(chunk[..., np.newaxis]) * scale - 1),
+                      images)
+    return codes, in_chunks(
+        lambda chunk: np.float64((model.decode_codes(chunk).numpy()[..., 0] + 1) / scale / 255), codes)
 
-    def decode(chunk):
-        return np.float64((model.decode_codes(chunk).numpy()[..., 0] - shift) / scale / 255)
 
-    codes = in_chunks(encode, images)
+def measure(model, images, scale):
+    """Metrics of uint8 (N, H, W) under a model: see `reconstruct`."""
+    codes, reconstructions = reconstruct(model, images, scale)
     use = metrics.code_metrics(codes, model.quantizer.num_embeddings)
     grid = codes[0].size
-    return {**metrics.reconstruction_metrics(images / 255, in_chunks(decode, codes)), **use,
+    return {**metrics.reconstruction_metrics(images / 255, reconstructions), **use,
             "num_embeddings": model.quantizer.num_embeddings,
             "bits_fixed": grid * math.log2(model.quantizer.num_embeddings),
             "bits_entropy": grid * use["code_entropy"]}
@@ -180,22 +188,30 @@ def run_side(name, splits, budget):
     """The process of a side: trains in turns, then answers once more, with what the test images show."""
     keras.utils.set_random_seed(0)
     next(common.requests())
+    images, scale = splits["test"].images, 1 / 127.5 if name == "ours" else 1 / 255
+    watched = images[spread(len(images), WATCHED)]
+
+    def look(model):
+        _, reconstructions = reconstruct(model, watched, scale)
+        return {"ssim": float(np.mean([metrics.ssim(*pair) for pair in zip(watched / 255, reconstructions)]))}
+
     if name == "ours":
         devices.prepare()
         total_steps = steps_within(splits["train"], budget)
     common.answer("loaded")
     if name == "ours":
-        (model, batch_size), scale = train_ours(splits["train"], total_steps), 1 / 127.5
+        model = train_ours(splits["train"], total_steps, look)
     else:
-        (model, batch_size), scale = train_patternflow(splits["train"]), 1 / 255
-    common.answer({**measure(model, splits["test"].images, scale, -1), "batch_size": batch_size})
+        model = train_patternflow(splits["train"], SIDES[name], look)
+    common.answer({**measure(model, images, scale), "batch_size": SIDES[name]})
 
 
 def train_in_turns(sides, budget, rounds):
     """Lets the sides train in turn until each has had its budget.
 
     Returns:
-        (a row of metrics, seconds, steps and images/s for each; each turn's images/s but for the first's).
+        (a row of metrics, seconds, steps, images/s and SSIM after each turn for each; each turn's images/s
+        but for the first's).
     """
     spent, turns_to_come = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, rounds)
 
@@ -211,6 +227,7 @@ def train_in_turns(sides, budget, rounds):
     for name, rows_of_turns in turns.items():
         steps, images = (sum(row[key] for row in rows_of_turns) for key in ("steps", "images"))
         rows[name] = {**sides[name].ask(), "seconds": spent[name], "steps": steps,
+                      "ssim_after_turns": [row["ssim"] for row in rows_of_turns],
                       "images_per_second": images / spent[name]}
         speeds[name] = [row["images"] / row["seconds"] for row in rows_of_turns[1:]]
     return rows, speeds
@@ -238,14 +255,15 @@ def main():
         rows, speeds = train_in_turns(sides, arguments.budget, arguments.rounds)
     rows |= metrics.baselines(splits["train"].images, splits["test"].images)
     columns = *QUALITY, "perplexity", "bits_fixed", "bits_entropy", "images_per_second", "steps"
-    print(f"{'':18}" + "".join(f"{column:>19}" for column in columns))
+    print(f"{'':26}" + "".join(f"{column:>19}" for column in columns))
     for name, row in rows.items():
         cells = (f"{row[column]:.4g}" if column in row else "-" for column in columns)
-        print(f"{name:18}" + "".join(f"{cell:>19}" for cell in cells))
-    summary = common.ratio(speeds["ours"], speeds["patternflow"])
-    print(f"images/s, ours / patternflow: {common.in_words(summary)}")
+        print(f"{name:26}" + "".join(f"{cell:>19}" for cell in cells))
+    ratios = {name: common.ratio(speeds["ours"], speeds[name]) for name in SIDES if name != "ours"}
+    for name, summary in ratios.items():
+        print(f"images/s, ours / {name}: {common.in_words(summary)}")
     common.finish("reconstruction", arguments, {
-        **rows, "images_per_second_ratio": summary,
+        **rows, "images_per_second_ratios": ratios,
         "bits_ratio": rows["ours"]["bits_fixed"] / rows["patternflow"]["bits_fixed"],
         "settings": {"budget": arguments.budget, "rounds": arguments.rounds,
                      "people": splits["train"].num_people, "num_images": len(splits["test"].images)}})

@@ -295,6 +295,54 @@ def gpu(results):
               for script, seconds in record["demo_seconds"].items())]
 
 
+OASIS = {"images": 9664, "heads": 64, "epochs": {"vqvae": 20, "decoder": 4, "pixelcnn": 20}}  # by default
+CALIBRATION_SLICES = 2 * 32  # sampled of each head: two rounds
+
+
+def minutes(results):
+    """How long train.py takes: measured, or "about" so long by the recorded speeds."""
+    real = results["real_slices"]
+    images, epochs = 32 * real["people"]["train"], epochs_of(real)
+    real_slices = {"images": images, "heads": OASIS["heads"], "epochs": epochs}
+    cpu = {stage: epochs[stage] * images / real["seconds"][stage] for stage in ("vqvae", "pixelcnn")}
+    cpu["sampling"] = 1 / results["sampling"]["head_seconds_per_slice"]
+    names = {"vqvae": "VQ-VAE, batches of 8", "pixelcnn": "PixelCNN, batches of 8",
+             "sampling": "sampling, 64 heads at once"}
+    gpu = {stage: results["gpu"]["images_per_second"][name]["median"] for stage, name in names.items()}
+    # The decoder's own speed was not measured: of an epoch of stage 1 it takes the share that it took here.
+    other = results["pretrained"]
+    seconds = {stage: other["seconds"][stage] / epochs_of(other)[stage] for stage in ("vqvae", "decoder")}
+    for speeds in (cpu, gpu):
+        speeds["decoder"] = speeds["vqvae"] * seconds["vqvae"] / seconds["decoder"]
+    # The demo's whole time on the GPU is nearly all start and compilation, which each run has.
+    start = results["gpu"]["demo_seconds"]["train.py"]
+    rows = [["data", "two CPU cores", "one H200"],
+            ["the demo", in_minutes(sum(results["demo"]["seconds"].values())), in_minutes(start)]]
+    on_cpus = in_minutes(sum(real["seconds"].values())), f"about {in_minutes(estimate(OASIS, cpu))}"
+    labels = f"real slices of {real['people']['train']} people", "OASIS"
+    for label, run, on_cpu in zip(labels, (real_slices, OASIS), on_cpus):
+        rows.append([f"{label}, {run['epochs']['vqvae']} + {run['epochs']['pixelcnn']} epochs", on_cpu,
+                     f"about {in_minutes(start + estimate(run, gpu))}"])
+    return rows
+
+
+def epochs_of(record):
+    """The epochs of a run whose command names them, a dict by stage."""
+    vqvae, pixelcnn = re.search(r"--epochs (\d+) --prior-epochs (\d+)", record["command"]).groups()
+    return {**OASIS["epochs"], "vqvae": int(vqvae), "pixelcnn": int(pixelcnn)}
+
+
+def estimate(run, speeds):
+    """The seconds of a run, like `OASIS`, by images/s of each stage and of sampling, which calibrates."""
+    training = sum(number * run["images"] / speeds[stage] for stage, number in run["epochs"].items())
+    return training + run["heads"] * CALIBRATION_SLICES / speeds["sampling"]
+
+
+def in_minutes(seconds):
+    """A time in minutes, or if it is long in hours."""
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def sampling(results):
     """benchmarks/sampling.py: seconds per image in batches of 16, and per slice of 4 heads."""
     row = results["sampling"]
@@ -359,7 +407,7 @@ def machines(results):
 
 TABLES = {function.__name__: function for function in (
     summary, heads, judges, runs, pretrained, reconstruction, utility, chain, codecs, head_codecs, head_bytes,
-    sampling, ventricles, loading, epochs, training, scaling, gpu, faults, origins, machines)}
+    sampling, ventricles, loading, epochs, training, scaling, gpu, minutes, faults, origins, machines)}
 
 
 @exit_on_user_error

@@ -13,9 +13,9 @@ with its compilation, does not count. The sides take turns (benchmarks/common.py
 what imports took.
 
 The networks differ, so multiply-adds per image are counted, and compared with the machine's peak: the speed
-of a product of two float32 matrices of 2048x2048, which is measured in turn with the sides. A training step
-is taken as three times the forward pass: the gradients of features and of weights cost as much again, each.
-What optimiser and metrics do is not counted.
+of a product of two float32 matrices of 2048x2048, which is measured in turn with the sides. Those of a
+training step are counted in its own graph: the forward pass, the gradient of the weights, and the gradient of
+a layer's inputs where something needs it. What optimiser and metrics do is not counted.
 
 The last line is JSON; `vqvae_speedup` and `pixelcnn_speedup` are ratios of images/s, ours over keras-io with
 its own networks.
@@ -27,6 +27,7 @@ import sys
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import support.environment  # noqa: F401
 
+import math
 import statistics
 import time
 
@@ -45,7 +46,6 @@ BATCH = train.Settings.batch_size  # of both stages
 NUM_CODES = train.Settings.num_embeddings
 IMAGE_SIZE, MARGIN = 256, 32  # pixels, as real slices have
 MATRIX_SIDE = 2048
-PASSES = 3  # a training step, in forward passes
 SIDES = "ours", "ours, not deterministic", "keras-io", "keras-io, same networks"
 STAGES = "vqvae", "pixelcnn"
 
@@ -81,11 +81,15 @@ class KerasIoTrainer(keras.Model):
     def train_step(self, images):
         """One step on a batch of images."""
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((images - self.vqvae(images)) ** 2) / self.variance + sum(self.vqvae.losses)
+            loss = self.batch_loss(images)
         variables = self.vqvae.trainable_variables
         self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         self.loss_tracker.update_state(loss)
         return {"loss": self.loss_tracker.result()}
+
+    def batch_loss(self, images):
+        """The loss of a batch of images, a scalar."""
+        return tf.reduce_mean((images - self.vqvae(images)) ** 2) / self.variance + sum(self.vqvae.losses)
 
 
 class MaskedConv2D(layers.Conv2D):
@@ -142,13 +146,41 @@ def keras_io_pixelcnn(grid):
     return keras.Model(codes, layers.Conv2D(NUM_CODES, 1)(x))
 
 
-def multiply_adds(forward, *inputs):
-    """Millions of multiply-adds of a forward pass, by TensorFlow's profiler, which leaves out einsum."""
-    graph = tf.function(forward).get_concrete_function(*inputs).graph
-    profiler = tf.compat.v1.profiler
-    builder = profiler.ProfileOptionBuilder
-    options = builder(builder.float_operation()).with_empty_output().build()
-    return profiler.profile(graph, options=options).total_float_ops / 2e6
+def multiply_adds(function):
+    """Millions of multiply-adds, in convolutions and products of matrices, that a function's result takes."""
+    graph = tf.function(function, autograph=False).get_concrete_function().graph
+    # Only what the result depends on. TensorFlow writes down the gradient of a network's inputs as well, and
+    # leaves it out when it runs.
+    needed, waiting = set(), [output.op for output in graph.outputs]
+    while waiting:
+        operation = waiting.pop()
+        if operation not in needed:
+            needed.add(operation)
+            waiting += [tensor.op for tensor in operation.inputs]
+    return sum(map(_multiply_adds_of, needed)) / 1e6
+
+
+def _multiply_adds_of(operation):
+    kind, inputs, result = operation.type, operation.inputs, operation.outputs
+    if kind in ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter"):
+        kernel = result[0] if kind == "Conv2DBackpropFilter" else inputs[1]
+        convolved = result[0] if kind == "Conv2D" else inputs[2]
+        return math.prod(convolved.shape) * math.prod(kernel.shape[:3])
+    if kind == "MatMul":
+        return math.prod(result[0].shape) * inputs[0].shape[0 if operation.get_attr("transpose_a") else 1]
+    if kind == "BatchMatMulV2":
+        return math.prod(result[0].shape) * inputs[0].shape[-2 if operation.get_attr("adj_x") else -1]
+    if kind == "Einsum" and len(inputs) == 2:
+        first, second = operation.get_attr("equation").decode().split("->")[0].split(",")
+        return math.prod(dict(zip(first + second, [*inputs[0].shape, *inputs[1].shape])).values())
+    return 0
+
+
+def gradients(loss, variables):
+    """`loss()` and its gradients: what a training step computes before the optimiser's turn."""
+    with tf.GradientTape() as tape:
+        value = tf.reduce_mean(loss())
+    return [value, *(gradient for gradient in tape.gradient(value, variables) if gradient is not None)]
 
 
 class Clock(keras.callbacks.Callback):
@@ -164,17 +196,19 @@ class Clock(keras.callbacks.Callback):
 
 
 def prepare_vqvae(side, split):
-    """The model of a side of stage 1, what its `fit` is given, and its million multiply-adds per image."""
-    image = tf.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 1))
+    """A side of stage 1: its model, what `fit` is given, forward pass and loss of a batch as functions."""
     if side.startswith("ours"):
         steps = len(split.images) // BATCH
         model = common.vqvae_stage(split).build()
         data = {"x": dataset.image_batches(split, BATCH, 0), "steps_per_epoch": steps, "shuffle": False}
-        return model, data, multiply_adds(model, image)
+        batch = next(iter(data["x"]))
+        return model, data, lambda: model(batch[0]), lambda: model.batch_losses(*batch, training=True)["loss"]
     images = split.images[..., np.newaxis].astype(np.float32) / 255 - 0.5
     model = keras_io_vqvae(side == "keras-io", float(images.var()))
     model.compile(keras.optimizers.Adam(1e-3))
-    return model, {"x": images, "batch_size": BATCH}, multiply_adds(model.vqvae, image)
+    batch = tf.constant(images[:BATCH])
+    return (model, {"x": images, "batch_size": BATCH},
+            lambda: model.vqvae(batch), lambda: model.batch_loss(batch))
 
 
 def prepare_pixelcnn(side, split):
@@ -183,19 +217,24 @@ def prepare_pixelcnn(side, split):
     _, model = common.build_both(common.vqvae_stage(split))
     coded = common.random_codes(split, model)
     codes, positions = coded.codes[0].astype(np.int32), coded.positions
-    inputs = {"codes": tf.constant(codes[:1]), "positions": tf.constant(positions[:1])}
-    if side.startswith("ours"):
-        data = {"x": dataset.code_batches(coded, BATCH, seed=0), "steps_per_epoch": steps, "shuffle": False}
-        return model, data, multiply_adds(model, inputs)
     if side == "keras-io":
         model = keras_io_pixelcnn(model.grid_size)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(1e-3), loss)
-        return model, {"x": codes, "y": codes, "batch_size": BATCH}, multiply_adds(model, inputs["codes"])
-    embedding = model.code_embedding
-    embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
-    data = {"x": {"codes": codes, "positions": positions}, "batch_size": BATCH}
-    return model, data, multiply_adds(model, inputs)
+        batch = tf.constant(codes[:BATCH])
+        return (model, {"x": codes, "y": codes, "batch_size": BATCH},
+                lambda: model(batch), lambda: loss(batch, model(batch)))
+    if side.startswith("ours"):
+        data = {"x": dataset.code_batches(coded, BATCH, seed=0), "steps_per_epoch": steps, "shuffle": False}
+        batch = next(iter(data["x"]))
+    else:
+        embedding = model.code_embedding
+        embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
+        batch = {"codes": codes, "positions": positions}
+        data = {"x": batch, "batch_size": BATCH}
+        batch = {name: tf.constant(values[:BATCH]) for name, values in batch.items()}
+    return (model, data, lambda: model(batch),
+            lambda: -model.log_prob(**batch, training=True))
 
 
 def measure(stage, side, steps):
@@ -206,11 +245,15 @@ def measure(stage, side, steps):
         devices.prepare()  # which makes the operations deterministic
     count = steps * BATCH
     split = common.noise_split(-(-count // volumes.SLAB_SLICES), IMAGE_SIZE, MARGIN).take(slice(count))
-    model, data, million = (prepare_vqvae if stage == "vqvae" else prepare_pixelcnn)(side, split)
+    prepare = prepare_vqvae if stage == "vqvae" else prepare_pixelcnn
+    model, data, forward, loss = prepare(side, split)
+    million = multiply_adds(forward) / BATCH
+    of_step = multiply_adds(lambda: gradients(loss, model.trainable_variables)) / BATCH
     clock = Clock()
     for _ in common.requests():
         model.fit(**data, verbose=0, callbacks=[clock])
         common.answer({"images_per_second": count / clock.seconds, "multiply_adds_million": million,
+                       "forward_passes_per_step": of_step / million,
                        "peak_gigabytes": (common.memory("VmHWM") - before) / 1e9})
 
 
@@ -245,10 +288,10 @@ def compare(stage, steps, rounds):
 
 def summarise(speeds, last, machine):
     """A side's row: its images/s, and the share of the machine's peak that it reached, in the median."""
-    million = last["multiply_adds_million"]
-    shares = [PASSES * million * speed / peak for speed, peak in zip(speeds, machine)]
-    return {"images_per_second": common.median_and_range(speeds), "multiply_adds_million": million,
-            "share_of_peak": statistics.median(shares), "peak_gigabytes": last["peak_gigabytes"]}
+    million = last["multiply_adds_million"] * last["forward_passes_per_step"]
+    shares = [million * speed / peak for speed, peak in zip(speeds, machine)]
+    return {**last, "images_per_second": common.median_and_range(speeds),
+            "share_of_peak": statistics.median(shares)}
 
 
 @cli.exit_on_user_error
@@ -269,7 +312,8 @@ def main():
         print(f"The machine's peak beside {stage}: {peak:.0f} GFLOP/s (float32 matrix product)")
         for side, row in rows[stage].items():
             print("{:9} {:25}{:8.1f} images/s,{multiply_adds_million:8,.0f} M multiply-adds per image,"
-                  "{share_of_peak:5.0%} of the peak,{peak_gigabytes:6.2f} GB"
+                  "{forward_passes_per_step:5.2f} forward passes per step,{share_of_peak:5.0%} of the peak,"
+                  "{peak_gigabytes:6.2f} GB"
                   .format(stage, side, row["images_per_second"]["median"], **row))
         for side, summary in ratios[stage].items():
             print(f"{stage:9} ours / {side}: {common.in_words(summary)}", flush=True)

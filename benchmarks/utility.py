@@ -1,12 +1,14 @@
 """What a synthetic data set is worth: stage 1 trained on sampled heads, beside stage 1 trained on people.
 
-    python benchmarks/utility.py --data-dir DIR --run-dir runs/oasis [--budget 120] [--factor 10] python
-    benchmarks/utility.py --data-dir DIR --synthetic DIR       # heads that predict.py --write-dataset wrote
+    python benchmarks/utility.py --data-dir DIR --synthetic SET [--size 128] [--budget 120]
+    python benchmarks/utility.py --data-dir DIR --run-dir runs/oasis       # samples as many heads itself
 
-Three sides train for the same seconds: on the training people of ``--data-dir``, on as many sampled heads,
-and on ``--factor`` times as many (or all that ``--synthetic`` holds, if these are fewer). The fewer heads are
-the first of the many. Each side is then measured on the test people. They train in turns, as in
-benchmarks/reconstruction.py, whose functions do it.
+SET is what `predict.py --write-dataset` wrote. The sides train for the same seconds: on the training people
+of ``--data-dir``, and on as many sampled heads. Beside them stand data that should do worse, or the figures
+say nothing: ten of the people; the people, blurred; as many people simulated from the MNI152 template, cut at
+the same heights. Each side is then measured on the test people. They train in turns, as in
+benchmarks/reconstruction.py, whose functions do it. Smaller slices (``--size``) make the seconds many epochs,
+so that the data bind and not the budget.
 
 The heads come out of a decoder that was trained on the same people: the second side learns from what the
 first side's data have already taught a model. The qualities are those of one training each. The last line is
@@ -20,21 +22,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import support.environment  # noqa: F401
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import tempfile
 
 import numpy as np
+from scipy import ndimage
+from skimage.measure import block_reduce
 
 from benchmarks import common, reconstruction
 import dataset
-from support import cli, synthetic
+from support import cli, synthetic, template
 from support.cli import UserError
 from support.runs import Run
 from support.slices import SPLITS
+from support.volumes import SliceGeometry
 
 QUALITY = "ssim", "ssim_foreground", "psnr"
-SIDES = "real", "as_many", "more"
+SIDES = "real", "sampled", "few", "blurred", "simulated"
+FEW = 10  # people
+BLUR = 1 / 128  # of the side: the standard deviation, as of the blurred original in `metrics.baselines`
 RECORDED = "git_commit", "seed", "temperature", "ventricles"  # of the synthetic data set
 
 
@@ -49,6 +57,7 @@ def read_description(folder):
         _ = sum(description["heads"].values()), [description[key] for key in RECORDED]
         trained_on = description["trained_on"]
         _ = trained_on["front"], trained_on["limit"], trained_on["fingerprints"]["test"]
+        _ = SliceGeometry(**description["geometry"]), description["slice_positions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no usable {synthetic.DESCRIPTION}"
         raise UserError(f"{folder} is no data set of predict.py --write-dataset ({reason}); "
@@ -75,7 +84,7 @@ def load_people(data_dir, trained_on):
 
 
 def load_heads(folder, count):
-    """The first `count` heads of a synthetic data set, of any split, as a `dataset.Split` to train on."""
+    """The first `count` heads of PNG folders, of any split, as a `dataset.Split` to train on."""
     parts = []
     for name in SPLITS:  # in the order in which the heads were sampled
         if missing := count - sum(part.num_people for part in parts):
@@ -85,16 +94,59 @@ def load_heads(folder, count):
                          np.concatenate([part.positions for part in parts]))
 
 
-def numbers_of_heads(num_people, factor, available):
-    """How many heads each side trains on, a dict by side.
+def simulate(count, image_size, description, folder):
+    """`count` simulated people, cut as those of a synthetic data set's description, as a `dataset.Split`."""
+    if image_size not in (128, 256):
+        raise UserError(f"People are simulated at 128 or 256 pixels, and these slices have {image_size}; "
+                        "give --size 128.")
+    positions = description["slice_positions"]
+    template.write_cohort(folder, template.split_people(count), image_size,
+                          SliceGeometry(**description["geometry"]), max(positions) + 1)
+    people = load_heads(folder, count)
+    return people.take(np.isin(people.positions, positions))
+
+
+def shrink(split, side):
+    """The split with each image averaged over blocks of pixels to `side`, if it is larger.
 
     Raises:
-        UserError: if the synthetic data set holds no more heads than there are people.
+        UserError: if the side does not divide that of the images.
     """
-    if available <= num_people:
-        raise UserError(f"The synthetic data set holds {available} heads, and there are {num_people} "
-                        "training people; it must hold more, so write a larger one.")
-    return dict(zip(SIDES, (num_people, num_people, min(factor * num_people, available))))
+    block, rest = divmod(split.images.shape[1], side)
+    if rest or not block:
+        raise UserError(f"--size {side} does not divide the slices' {split.images.shape[1]} pixels; give "
+                        "another.")
+    images = [np.uint8(block_reduce(image, block, np.mean).round()) for image in split.images]
+    return dataclasses.replace(split, images=np.stack(images))
+
+
+def blur(split):
+    """The split with each image blurred by a Gaussian filter."""
+    sigma = BLUR * split.images.shape[1]
+    images = [np.uint8(ndimage.gaussian_filter(np.float32(image), sigma).round()) for image in split.images]
+    return dataclasses.replace(split, images=np.stack(images))
+
+
+def train_split(side, people, folder, description):
+    """What a side trains on, a `dataset.Split` as large as the slices of `people`.
+
+    Args:
+        side: one of `SIDES`.
+        people: the training people.
+        folder, description: of the synthetic data set.
+    """
+    size, count = people.images.shape[1], people.num_people
+    if side == "sampled":
+        heads = load_heads(folder, count)
+        return heads if heads.images.shape[1] == size else shrink(heads, size)
+    if side == "few":
+        return people.take(np.isin(people.cases, np.unique(people.cases)[:FEW]))
+    if side == "blurred":
+        return blur(people)
+    if side == "simulated":
+        with tempfile.TemporaryDirectory() as name:
+            return simulate(count, size, description, Path(name) / "simulated")
+    return people
 
 
 def sample(run_dir, count, folder):
@@ -112,23 +164,22 @@ def sample(run_dir, count, folder):
 def run_side(arguments, data_dir):
     """A side's process: loads when it is asked to, for no other side is at work then; trains in turns."""
     next(common.requests())
-    splits = load_people(data_dir, read_description(arguments.synthetic)["trained_on"])
-    if arguments.side != "real":
-        splits["train"] = load_heads(arguments.synthetic, arguments.side_heads)
-    common.answer("read")
+    description = read_description(arguments.synthetic)
+    splits = load_people(data_dir, description["trained_on"])
+    if arguments.size:
+        splits = {name: shrink(split, arguments.size) for name, split in splits.items()}
+    splits["train"] = train_split(arguments.side, splits["train"], arguments.synthetic, description)
+    common.answer(splits["train"].num_people)
     reconstruction.run_side("ours", splits, arguments.budget)
 
 
-def compare(data_dir, folder, numbers, budget, rounds):
-    """Trains the sides in turns, each on as many heads as `numbers` has for it; a dict of rows by side."""
-    command = "--data-dir", data_dir, "--synthetic", folder, "--budget", budget
+def compare(command, budget, rounds):
+    """Trains the sides in turns by a command line; a dict of rows by side."""
     with contextlib.ExitStack() as stack:
-        sides = {name: common.Side(__file__, *command, "--side", name, "--side-heads", number)
-                 for name, number in numbers.items()}
-        for side in sides.values():
-            stack.enter_context(side).ask()
+        sides = {name: common.Side(__file__, *command, "--side", name) for name in SIDES}
+        heads = {name: stack.enter_context(side).ask() for name, side in sides.items()}
         rows, _ = reconstruction.train_in_turns(sides, budget, rounds)
-    return {name: {"heads": numbers[name], **row} for name, row in rows.items()}
+    return {name: {"heads": heads[name], **row} for name, row in rows.items()}
 
 
 def parse_arguments(argv=None):
@@ -137,13 +188,12 @@ def parse_arguments(argv=None):
     parser.add_argument("--data-dir", metavar="DIR")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run-dir", metavar="DIR", help="sample heads from this run, which may take hours")
-    source.add_argument("--synthetic", metavar="DIR", help="read the heads that --write-dataset wrote")
-    parser.add_argument("--factor", type=cli.number(int, 2), default=10, metavar="F",
-                        help="sampled heads per real person (default: 10)")
+    source.add_argument("--synthetic", metavar="SET", help="read the heads that --write-dataset wrote")
+    parser.add_argument("--size", type=cli.number(int, 32), metavar="PIXELS",
+                        help="average the slices down to this side (default: as they are)")
     parser.add_argument("--budget", type=cli.number(float, 1), default=120, metavar="SECONDS",
                         help="(default: 120)")
     parser.add_argument("--side", choices=SIDES, help="train one, in this process (the script calls itself)")
-    parser.add_argument("--side-heads", type=int, help="with --side: heads to train on")
     return parser.parse_args(argv)
 
 
@@ -160,22 +210,26 @@ def main():
     else:
         trained_on = read_description(arguments.synthetic)["trained_on"]
     splits = load_people(data_dir, trained_on)
-    num_people = splits["train"].num_people
+    num_people, test = splits["train"].num_people, splits["test"]
+    size = ("--size", arguments.size) if arguments.size else ()
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.synthetic or f"{name}/synthetic"
         if arguments.run_dir:
-            sample(arguments.run_dir, arguments.factor * num_people, folder)
+            sample(arguments.run_dir, num_people, folder)
         description = read_description(folder)
-        numbers = numbers_of_heads(num_people, arguments.factor, sum(description["heads"].values()))
-        rows = compare(data_dir, folder, numbers, arguments.budget, arguments.rounds)
+        if (available := sum(description["heads"].values())) < num_people:
+            raise UserError(f"The synthetic data set holds {available} heads, and there are {num_people} "
+                            "training people; write one of as many.")
+        command = "--data-dir", data_dir, "--synthetic", folder, "--budget", arguments.budget, *size
+        rows = compare(command, arguments.budget, arguments.rounds)
     columns = "heads", *QUALITY, "images_per_second", "steps"
     print(f"{'':10}" + "".join(f"{column:>19}" for column in columns))
     for side, row in rows.items():
         print(f"{side:10}" + "".join(f"{row[column]:19.4g}" for column in columns))
-    test = splits["test"]
     common.finish("utility", arguments, {
         "rows": rows, "num_images": len(test.images), "test_people": test.num_people,
-        "budget": arguments.budget, "synthetic": {key: description[key] for key in RECORDED}})
+        "image_size": arguments.size or test.images.shape[1], "budget": arguments.budget,
+        "synthetic": {key: description[key] for key in RECORDED}})
 
 
 if __name__ == "__main__":

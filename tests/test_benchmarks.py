@@ -8,16 +8,19 @@ import sys
 import keras
 import numpy as np
 import pytest
+from scipy import ndimage
 import tensorflow as tf
 
 from benchmarks import common, faults, gpu, membership, record, tables, training, utility, ventricles
 from benchmarks.loading import load_ours, load_theirs
 from benchmarks.memory import run_watched
+from benchmarks.optimizers import compare, Trial
 from benchmarks.tiny import write_cohort
 import dataset
 import predict
 from support import runs, synthetic, template
 from support.cli import UserError
+from support.optimizers import Adam, Muon
 from support.runs import Run
 
 
@@ -76,13 +79,20 @@ def test_a_run_is_described_by_its_own_files(trained):
 
 
 def test_multiply_adds_are_those_of_the_formula_and_the_share_of_the_peak_is_that_of_each_round():
-    def forward(x):
-        return tf.reshape(tf.nn.conv2d(x, tf.zeros((3, 3, 4, 8)), 1, "SAME"), (-1, 8)) @ tf.zeros((8, 5))
-    expected = 16 * 16 * (3 * 3 * 4 * 8 + 8 * 5) / 1e6
-    assert training.multiply_adds(forward, tf.zeros((1, 16, 16, 4))) == pytest.approx(expected)
-    last = {"multiply_adds_million": 100, "peak_gigabytes": 1}
-    row = training.summarise([10, 20, 30], last, [6_000, 6_000, 10_000])
-    assert row["share_of_peak"] == pytest.approx(np.median([0.5, 1, 0.9]))  # a step is three forward passes
+    kernels = [tf.Variable(tf.ones(shape)) for shape in ((3, 3, 4, 8), (3, 3, 6, 8), (6, 5), (5, 7), (7, 2))]
+    def forward():
+        x = tf.nn.conv2d(tf.ones((1, 16, 16, 4)), kernels[0], 2, "SAME")
+        x = tf.nn.conv2d_transpose(x, kernels[1], (1, 16, 16, 6), 2)
+        x = tf.reshape(x @ kernels[2], (-1, 5)) @ kernels[3]
+        return tf.einsum("ij,jk->ik", x, kernels[4]) ** 2
+    first, *others = 8 * 8 * 9 * 4 * 8, 8 * 8 * 9 * 8 * 6, 16 * 16 * 6 * 5, 16 * 16 * 5 * 7, 16 * 16 * 7 * 2
+    assert training.multiply_adds(forward) == pytest.approx((first + sum(others)) / 1e6)
+    of_step = training.multiply_adds(lambda: training.gradients(forward, kernels))
+    # Forward, the gradient of the kernels, and that of the inputs, which is not needed of the first layer
+    assert of_step == pytest.approx((2 * first + 3 * sum(others)) / 1e6)
+    last = {"multiply_adds_million": 100, "forward_passes_per_step": 2.5, "peak_gigabytes": 1}
+    row = training.summarise([10, 20, 30], last, [5_000, 5_000, 10_000])
+    assert row["share_of_peak"] == pytest.approx(np.median([0.5, 1, 0.75]))
 
 
 def test_the_steps_that_keras_ran_are_counted(monkeypatch):
@@ -109,15 +119,52 @@ def test_memory_within_a_limit_is_watched(tmp_path, monkeypatch):
         run_watched("hold.py", 10 ** 8, limit=free + 5 * 10 ** 7)
 
 
-def test_the_fewer_heads_are_the_first_of_the_many(tmp_path):
+def test_each_side_of_utility_trains_on_what_it_says(tmp_path, monkeypatch):
     heads = np.random.default_rng(0).integers(0, 256, (12, 2, 32, 32), np.uint8)
-    description = {"heads": template.split_people(12), "slice_positions": [3, 4],
+    description = {"heads": template.split_people(12), "slice_positions": [3, 4], "geometry": {"lowest": 5},
                    "says": "", "front": None, "trained_on": {"is_simulated": False}}
     synthetic.write_png_heads(tmp_path / "set", heads, description)
-    for count in (4, 11):
-        split = utility.load_heads(tmp_path / "set", count)
-        np.testing.assert_array_equal(split.images, heads[:count].reshape(-1, 32, 32))
-        assert split.num_people == count and split.positions.tolist() == [3, 4] * count
+    people = dataset.Split.from_heads(255 - heads[:11], [3, 4])
+    def images_of(side):
+        split = utility.train_split(side, people, tmp_path / "set", description)
+        assert split.positions.tolist() == [3, 4] * split.num_people
+        return split.images.reshape(-1, 2, 32, 32)
+    np.testing.assert_array_equal(images_of("real"), 255 - heads[:11])
+    np.testing.assert_array_equal(images_of("sampled"), heads[:11])  # the first, of two of the splits
+    np.testing.assert_array_equal(images_of("few"), 255 - heads[:10])
+    assert utility.BLUR == 1 / 128  # as in `metrics.baselines`; more here, where a pixel is a large one
+    monkeypatch.setattr(utility, "BLUR", 1 / 16)
+    blurred = ndimage.gaussian_filter(255.0 - heads[:11], (0, 0, 2, 2))
+    np.testing.assert_allclose(images_of("blurred"), blurred, atol=0.501)
+    halves = heads.reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4))
+    small = utility.shrink(dataset.Split.from_heads(heads, [3, 4]), 16)
+    np.testing.assert_allclose(small.images.reshape(halves.shape), halves, atol=0.501)
+    with pytest.raises(UserError, match="simulated at 128 or 256 pixels"):
+        images_of("simulated")
+    def write(folder, people, image_size, geometry, num_slices):
+        assert (image_size, geometry.lowest, num_slices) == (128, 5, 5)
+        write_cohort(folder, people.values(), num_slices, image_size)
+    monkeypatch.setattr(template, "write_cohort", write)
+    simulated = utility.simulate(4, 128, description, tmp_path / "simulated")
+    assert simulated.positions.tolist() == [3, 4] * 4
+
+
+def test_adam_trains_at_the_best_of_its_rates_and_else_as_muon_does(monkeypatch):
+    monkeypatch.setattr(Trial, "fit", lambda trial, num_steps: num_steps)
+    stages = [common.vqvae_stage(common.noise_split(1, 64), autoencoder_steps=0) for _ in range(2)]
+    muon, adam = (Trial(*pair, 50).model.optimizer for pair in zip(stages, ("Muon", "Adam")))
+    assert type(muon) is Muon and type(adam) is Adam and adam.get_config() == muon.get_config()
+    calls = []
+    def train_trial(make_stage, optimizer, steps, seed=0, factor=1.0):
+        calls.append((optimizer, steps, seed, factor))
+        return calls[-1], {"seconds": 1, "bits_per_code": abs(factor - 2.5)}
+    monkeypatch.setattr("benchmarks.optimizers.train_trial", train_trial)
+    monkeypatch.setattr("benchmarks.optimizers.steps_per_second", lambda make_stage: {"Muon": 3, "Adam": 6})
+    model, search, rows = compare(None, 10, 2)
+    assert calls == [("Adam", 20, 0, 1 / 3), ("Adam", 20, 0, 1), ("Adam", 20, 0, 3),
+                     ("Muon", 30, 0, 1), ("Adam", 60, 0, 3), ("Adam", 60, 1, 3), ("Muon", 30, 1, 1)]
+    assert model == calls[-1] and list(search) == [1 / 3, 1, 3]
+    assert rows["Adam"] == {"steps": 60, "factor": 3, "seconds": [1, 1], "bits_per_code": [0.5, 0.5]}
 
 
 def test_people_of_another_run_and_a_folder_of_no_heads_are_refused(tmp_path):
@@ -198,11 +245,11 @@ def test_the_attack_takes_the_reference_off_and_adds_to_the_evaluation(trained, 
     run = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "run"))
     (run.folder / "evaluation.json").write_text('{"heads": {"copies": 0}}')
     _, prior = predict.load_models(run)
-    def reference(run, vqvae, splits):
-        assert np.unique(splits["train"].cases).tolist() == [2, 4]
+    def reference(run, vqvae, splits, epochs):
+        assert np.unique(splits["train"].cases).tolist() == [2, 4] and epochs == 1
         return prior  # the same: the difference says nothing
     monkeypatch.setattr(membership, "train_reference", reference)
-    monkeypatch.setattr(sys, "argv", ["membership.py", "--run-dir", str(run.folder)])
+    monkeypatch.setattr(sys, "argv", ["membership.py", "--run-dir", str(run.folder), "--epochs", "1"])
     membership.main()
     judged = json.loads((run.folder / "evaluation.json").read_text())["heads"]
     assert judged["copies"] == 0 and judged["membership_reference"] == 0.5

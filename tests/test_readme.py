@@ -96,6 +96,19 @@ def test_the_times_of_the_real_run_and_of_oasis_follow_from_the_record():
     assert f"takes about {hours:.0f} hours" in ONE_LINE
 
 
+def test_estimated_minutes_are_of_the_default_run_and_follow_from_speeds():
+    """A run of 100 images, 4 heads and other epochs; speeds of one to four images/s."""
+    settings = train.Settings()
+    assert tables.OASIS["epochs"] == {"vqvae": settings.epochs, "decoder": settings.decoder_epochs,
+                                      "pixelcnn": settings.prior_epochs}
+    assert tables.OASIS["heads"] == settings.calibration_heads
+    assert tables.CALIBRATION_SLICES == 32 * settings.calibration_rounds
+    run = {"images": 100, "heads": 4, "epochs": {"vqvae": 2, "decoder": 3, "pixelcnn": 5}}
+    speeds = {"vqvae": 1, "decoder": 2, "pixelcnn": 4, "sampling": 3}
+    assert tables.estimate(run, speeds) == 200 + 150 + 125 + 4 * 64 / 3
+    assert [tables.in_minutes(value) for value in (119, 5999, 6480)] == ["2 min", "100 min", "1.8 h"]
+
+
 def test_the_record_says_where_everything_comes_from():
     assert RESULTS.keys() == BENCHMARKS | RUNS
     for key, entry in RESULTS.items():
