@@ -177,8 +177,8 @@ def pixel_statistics(images):
 def warn_of_lost_border(name, images, margin):
     """Prints a line if an image, uint8 (N, H, W), reaches into the border of `margin` black pixels."""
     if empty_margin(images, 1) < margin:
-        print(f"Note: some {name} images reach into the border of {margin} pixels that is black in all "
-              "training images; what lies there cannot be reconstructed.")
+        print(f"Note: some {name} images reach into the border of {margin} pixels that gets no codes; what "
+              "lies there cannot be reconstructed.")
 
 
 # Split -> batches of images ---------------------------------------------------------------------------------

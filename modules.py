@@ -21,6 +21,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from support import devices, people, runs, sampler
+from support.cli import UserError
 from support.images import in_chunks, neighbours
 from support.pixelcnn_layers import AxialAttention, GatedBlock
 
@@ -313,11 +314,15 @@ class VQVAE(Network):
         return in_chunks(lambda rows: self.decode_codes(*codes[rows.T]), rows, size=16)
 
     def copy_from(self, vqvae):
-        """Takes the weights of a trained VQ-VAE; what `sees_neighbours` adds starts at zero."""
+        """Takes the weights of a trained VQ-VAE; what `sees_neighbours` adds starts at zero.
+
+        From one that sees neighbours to one that does not: it paints as that does without them.
+        """
         for variable, trained in zip(self.weights, vqvae.weights, strict=True):
-            if variable.shape != trained.shape:  # the decoder's first kernel, (3, 3, 3 D, width)
+            if variable.shape != trained.shape:  # the decoder's first kernel, (3, 3, 3 D, width) of the one
                 side = tf.zeros_like(trained)
-                trained = tf.concat([side, trained, side], axis=2)
+                trained = (tf.concat([side, trained, side], axis=2) if self.sees_neighbours else
+                           tf.add_n(tf.split(trained, 3, axis=2)))
             variable.assign(trained)
 
     def call(self, images):
@@ -460,6 +465,14 @@ class PixelCNN(Network):
     def encode_people(self, pictures):
         return people.encode(pictures, self.mean_picture.numpy(), self.components.numpy())
 
+    def copy_from(self, prior):
+        """Takes what another prior has learned; the space of persons, another one, stays."""
+        for variable, trained in zip(self.trainable_variables, prior.trainable_variables, strict=True):
+            variable.assign(trained)
+        # The same person has other numbers here: of each of these the kernel gives what it gave there.
+        pictures = prior.mean_picture.numpy() + np.moveaxis(self.components.numpy(), -1, 0)
+        self.person_embedding.kernel.assign(prior.encode_people(pictures) @ prior.person_embedding.kernel)
+
     def call(self, inputs, training=False):
         """The logits of every code given those before it, float32 (B, g, g, K).
 
@@ -533,3 +546,16 @@ def check_match(vqvae, prior):
     """Raises ValueError if a prior was trained on the codes of another codebook than the VQ-VAE's."""
     if prior.settings["codebook_digest"] != vqvae.quantizer.digest():
         raise ValueError("it was trained on the codes of another codebook")
+
+
+def load_models(run):
+    """The VQ-VAE and the PixelCNN of a `runs.Run`; UserError if one is damaged, or they do not match."""
+    try:
+        vqvae, prior = (load_model(run.model_path(name), compile=False) for name in ("vqvae", "pixelcnn"))
+        if not isinstance(vqvae, VQVAE) or not isinstance(prior, PixelCNN):
+            raise ValueError("vqvae.keras or pixelcnn.keras holds the other's model")
+        check_match(vqvae, prior)
+    except ValueError as error:
+        raise UserError(f"The run in {run.folder} cannot be used: {error}; put back the files that belong "
+                        "together, or train it again.") from error
+    return vqvae, prior

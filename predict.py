@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 import dataset
-import modules
+from modules import load_models
 from support import cli, devices, figures, judge, metrics, report, runs, sampler, synthetic, template, volumes
 from support.cli import UserError
 from support.files import check_results_folder, results_folder, write_json
@@ -102,23 +102,9 @@ def find_run(run_dir):
         raise UserError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
                         "train one with train.py --run-dir.")
     run = Run.load(run_dir)
-    if not Run.is_finished(run.folder) and run.folder.resolve() != runs.PRETRAINED.resolve():
+    if not Run.is_finished(run.folder):
         print(f"Note: {run_dir} is not finished: these are its best weights so far, not calibrated.")
     return run
-
-
-def load_models(run):
-    """A run's VQ-VAE and PixelCNN; a `UserError` if a file is damaged, or they do not belong together."""
-    try:
-        vqvae, prior = (modules.load_model(run.model_path(name), compile=False)
-                        for name in ("vqvae", "pixelcnn"))
-        if not isinstance(vqvae, modules.VQVAE) or not isinstance(prior, modules.PixelCNN):
-            raise ValueError("vqvae.keras or pixelcnn.keras holds the other's model")
-        modules.check_match(vqvae, prior)
-    except ValueError as error:
-        raise UserError(f"The run in {run.folder} cannot be used: {error}; put back the files that belong "
-                        "together, or train it again.") from error
-    return vqvae, prior
 
 
 def load_data(arguments, run, vqvae):

@@ -3,6 +3,7 @@
     python train.py                                  # OASIS if it is found, else the demo cohort (5 minutes)
     python train.py --data-dir DIR --run-dir runs/oasis
     python train.py --run-dir runs/oasis --resume    # goes on after the last finished epoch, or begins
+    python train.py --data-dir DIR --start-from assets/pretrained    # fine-tunes trained weights
 
 All results lie in the run folder; README.md says what each file is.
 """
@@ -66,6 +67,7 @@ class Settings:
     mixed_precision: bool = False
 
 
+SHAPE = "num_embeddings", "embedding_dim", "downsample"  # settings that --start-from takes from its run
 DEMO = Settings(num_embeddings=128, epochs=4, decoder_epochs=2, prior_epochs=3, prior_dropout=0.0,
                 calibration_heads=20)
 
@@ -104,6 +106,8 @@ def parse_arguments(argv):
     add("--slice-spacing", type=cli.number(float, 0.01), metavar="MM", help="(default: measured)")
     add("--mixed-precision", action="store_true", default=None,
         help="compute in bfloat16 (GPUs of compute capability 8.0 and up; slower on most CPUs)")
+    add("--start-from", metavar="RUN", type=lambda folder: str(Path(folder).resolve()),
+        help="fine-tune: begin with the weights of a finished run of the same shapes, or assets/pretrained")
     add("--resume", action="store_true",
         help="go on with the run in --run-dir, by its own settings; begin it if there is none")
     arguments = parser.parse_args(argv)
@@ -147,11 +151,14 @@ def new_run(folder, arguments):
     print(line, flush=True)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
     vqvae, pixelcnn = model_arguments(splits, settings)
+    if arguments.start_from:
+        settings, vqvae, pixelcnn = take_shapes(arguments, settings, vqvae, pixelcnn)
     data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
             "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
             "front": front, "geometry": vars(geometry), "center": head_center(splits["train"], geometry),
             "people": {name: split.num_people for name, split in splits.items()}}
-    config = {"settings": vars(settings), "condition_dropout": dataset.CONDITION_DROPOUT,
+    config = {"settings": vars(settings), "start_from": arguments.start_from,
+              "condition_dropout": dataset.CONDITION_DROPOUT,
               "vqvae": modules.VQVAE(**vqvae).settings, "pixelcnn": modules.PixelCNN(**pixelcnn).settings,
               "data": data, "build": runs.build_info(), "git_commit": runs.git_commit()}
     write_json(folder / "config.json", config)
@@ -174,6 +181,27 @@ def model_arguments(splits, settings):
     return vqvae, pixelcnn
 
 
+def take_shapes(arguments, settings, vqvae, pixelcnn):
+    """The settings and both models' arguments, with the shapes of --start-from's run; UserError if others."""
+    folder = arguments.start_from
+    if not Run.is_finished(Path(folder)):
+        raise UserError(f"--start-from names {folder}, which holds no finished run; train.py makes one.")
+    old_vqvae, old_pixelcnn = (model.settings for model in modules.load_models(Run.load(folder)))
+    shapes, stated = {**old_pixelcnn, **old_vqvae}, stated_settings(arguments)
+    asked = {"image_size": vqvae["image_size"], **{name: stated[name] for name in SHAPE if name in stated},
+             "num_positions": max(pixelcnn["num_positions"], shapes["num_positions"])}  # fewer fit
+    for name, value in asked.items():
+        if value != shapes[name]:
+            raise UserError(f"{folder} has {name} {shapes[name]}, but the data or options ask for {value}; "
+                            "leave out --start-from, or name a run of the same shapes.")
+    settings = dataclasses.replace(settings, autoencoder_steps=0, **{name: shapes[name] for name in SHAPE})
+    vqvae = {**old_vqvae, "sees_neighbours": False, "data_variance": vqvae["data_variance"],
+             "seed": settings.seed}
+    pixelcnn = {**old_pixelcnn, "dropout": settings.prior_dropout,
+                "slice_positions": pixelcnn["slice_positions"]}
+    return settings, vqvae, pixelcnn
+
+
 def head_center(train, geometry):
     """The mean over people of the middle of their head: [down, right] in mm from the middle of the frame."""
     size, heights = train.images.shape[1], geometry.lowest + geometry.spacing * train.positions
@@ -184,9 +212,10 @@ def head_center(train, geometry):
 
 def check_settings(run, arguments):
     """UserError if the command line states other settings than those that a run began with."""
-    for name, value in stated_settings(arguments).items():
-        if value != run.settings.get(name):
-            raise UserError(f"--{name.replace('_', '-')} {value} differs from {run.settings.get(name)}, with "
+    known = {**run.settings, "start_from": run.start_from}
+    for name, value in vars(arguments).items():
+        if value is not None and value != known.get(name, value):
+            raise UserError(f"--{name.replace('_', '-')} {value} differs from {known[name]}, with "
                             f"which {run.folder} began; resume without it or start a new run.")
 
 
@@ -214,10 +243,12 @@ def say_what_begins(run, splits, device):
     data = run.config["data"]
     counts = ", ".join(f"{split.num_people} {name}" for name, split in splits.items())
     print(f"Run folder {run.folder}; {counts} people in {data['folder']}; on {device}.")
+    if run.start_from:
+        print(f"It begins with the weights of {run.start_from}.")
     if run.notice and not data["is_demo"]:  # of the demo cohort all was said when it was found
         print(run.notice)
-    for name in ("validate", "test"):
-        dataset.warn_of_lost_border(name, splits[name].images, run.config["vqvae"]["margin"])
+    for name, split in splits.items():
+        dataset.warn_of_lost_border(name, split.images, run.config["vqvae"]["margin"])
     positions = run.config["pixelcnn"]["slice_positions"]
     if few := [name for name, split in splits.items() if len(split.head_indices(positions)) < 2]:
         print("Note: predict.py --evaluate will not be possible: it needs two people with all slices in each "
@@ -238,11 +269,12 @@ class VQVAEStage(stages.Stage):
         return modules.VQVAE(**self.run.config["vqvae"], dtype=self.precision)
 
     def begin(self):
-        vqvae = self.build()
-        # Another seed than the epochs': the first of them then sees every image afresh.
-        batches = self.batches(vqvae, "train", self.batch_size, self.run.seed + 1)
-        with devices.strategy().scope():
-            start_codebook(vqvae, batches, self.run.settings["autoencoder_steps"])
+        vqvae = super().begin()
+        if not self.run.start_from:  # which has its codebook
+            # Another seed than the epochs': the first of them then sees every image afresh.
+            batches = self.batches(vqvae, "train", self.batch_size, self.run.seed + 1)
+            with devices.strategy().scope():
+                start_codebook(vqvae, batches, self.run.settings["autoencoder_steps"])
         return vqvae
 
     def steps_before(self, epoch):
@@ -333,6 +365,9 @@ class DecoderStage(stages.Stage):
         if self.vqvae:
             model.copy_from(self.vqvae)
         return model
+
+    def begin(self):
+        return self.build()
 
     def batches(self, vqvae, name, *order):
         split = self.splits[name]

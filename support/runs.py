@@ -35,6 +35,7 @@ class Run:
     def __init__(self, folder, config):
         self.folder, self.config = Path(folder), config
         self.settings, self.seed = config["settings"], config["settings"]["seed"]  # of every random draw
+        self.start_from = config.get("start_from")  # the folder of the run whose weights it begins with
         self.frames_dir = self.folder / "backup" / "frames"  # of progress.gif, while training
 
     @classmethod
@@ -56,8 +57,9 @@ class Run:
 
     @staticmethod
     def is_finished(folder):
-        """Whether a folder holds a finished run: what is measured on the test people is written last."""
-        return Run.has_models(folder) and (folder / "metrics.json").is_file()
+        """Whether a folder holds a finished run, whose metrics are written last; or the shipped weights."""
+        is_measured = (folder / "metrics.json").is_file() or folder.resolve() == PRETRAINED
+        return Run.has_models(folder) and is_measured
 
     @property
     def geometry(self):

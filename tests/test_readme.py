@@ -119,17 +119,6 @@ def test_the_record_says_where_everything_comes_from():
     assert list(RESULTS["gpu"]["images_per_second"]) == list(gpu.SETTINGS)
 
 
-def test_the_python_example_runs(trained):
-    """With the tests' run in place of runs/NAME; its images are smaller than those of the README."""
-    block, = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    original = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
-    variables = {"images": original}
-    exec(block.replace("runs/NAME", str(trained / "runs" / "tiny")), variables)
-    assert variables["codes"].shape == (2, 8, 8) and variables["images"].shape == (2, 64, 64, 1)
-    assert variables["head"].shape == (8, 64, 64, 1)  # a head of the slices that training people have
-    np.testing.assert_allclose(variables["images"], variables["vqvae"](original), atol=1e-5)
-
-
 @pytest.mark.parametrize("key", ("pretrained_heads",))
 def test_the_record_of_heads_holds_the_figures_of_the_table_and_its_judges_find_obvious_fakes(key):
     shown = {name + suffix for name in judge.ROWS for suffix in (*judge.COLUMNS, *judge.BESIDE)}

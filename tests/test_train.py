@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
+import dataset
 import modules
 from support import people, runs, sampler, stages
 from support.files import UNFINISHED, write_json
@@ -78,6 +79,38 @@ def test_embeddings_start_as_like_as_the_codebook():
                     prior.context_embeddings[1].embeddings.numpy()[:-1]):
         between = np.linalg.norm(started[:, np.newaxis] - started, axis=-1)
         assert np.corrcoef(between.ravel(), expected.ravel())[0, 1] > 0.95
+
+
+def test_a_run_that_starts_from_another_begins_where_that_ended(trained, tmp_path):
+    """How it goes on and resumes: test_recipes.py."""
+    tiny = Run.load(trained / "runs" / "tiny")
+    vqvae, _ = modules.load_models(tiny)
+    arguments = ["--data-dir", trained / "cohort", "--run-dir", tmp_path / "run", "--start-from", tiny.folder]
+    with train.open_run(train.parse_arguments(list(map(str, arguments)))) as (run, splits):
+        assert run.settings["num_embeddings"] == 16 and run.settings["autoencoder_steps"] == 0
+        started, stage = train.VQVAEStage(run, splits).begin(), train.PixelCNNStage(run, splits, vqvae)
+        prior = stage.begin()
+        bits = prior.evaluate(stage.batches(prior, "validate", 32), verbose=0, return_dict=True)
+    images = dataset.normalise(splits["test"].images)[..., np.newaxis]
+    np.testing.assert_allclose(started(images), vqvae(images), atol=1e-5)
+    np.testing.assert_array_equal(started.quantizer.counts, vqvae.quantizer.counts)
+    best = tiny.read_history("pixelcnn")["val_bits_per_code"].min()
+    assert bits["bits_per_code"] == pytest.approx(best, rel=1e-4)
+
+
+def test_a_person_acts_as_before_in_the_space_of_other_people():
+    rng = np.random.default_rng(0)
+    pictures, mixing = rng.uniform(size=(5, 4, 16, 16)), np.eye(5) + 0.4 * rng.normal(size=(5, 5))
+    mixing += (1 - mixing.sum(axis=1, keepdims=True)) / 5  # so that these people vary in the same directions
+    others = np.einsum("ij,j...->i...", mixing, pictures)
+    before, after = (modules.PixelCNN(4, 30, 4, num_filters=8, num_layers=1, person_size=4) for _ in range(2))
+    before.fit_people(pictures)
+    after.fit_people(others)
+    after.copy_from(before)
+    first, second = (prior.encode_people(others) @ prior.person_embedding.kernel.numpy()
+                     for prior in (before, after))
+    np.testing.assert_allclose(second, first - first.mean(axis=0), atol=0.1)
+    assert first.std() > 0.4
 
 
 def test_a_second_round_of_calibration_starts_from_what_the_first_corrected(monkeypatch):
@@ -181,6 +214,10 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(begun, small_files, capsy
     (["--data-dir", "cohort", "--run-dir", "runs/tiny"], "no run can begin there; give another --run-dir"),
     (["--data-dir", "cohort", "--run-dir", "/proc/run"], "/proc/run: No such file"),
     (["--run-dir", "BARE", "--resume"], "BARE holds vqvae.keras, so no run can begin there"),
+    (["--data-dir", "cohort", "--start-from", "BEGUN"], "run, which holds no finished run"),
+    (["--data-dir", "OTHER", "--start-from", "runs/tiny"], "has num_positions 8, but the data or options"),
+    (["--data-dir", "cohort", "--start-from", "runs/tiny", "--downsample", "4"], "has downsample 8, but"),
+    (["--run-dir", "BEGUN", "--resume", "--start-from", "runs/tiny"], "tiny differs from None, with which"),
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16"),
     (["--run-dir", "BEGUN", "--resume", "--data-dir", "OTHER"], "are not those")])
@@ -188,7 +225,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
         trained, begun, tmp_path, arguments, expected, monkeypatch, capsys):
     monkeypatch.chdir(trained)
     if "OTHER" in arguments:
-        write_cohort(tmp_path / "OTHER", people=(2, 1, 1))
+        write_cohort(tmp_path / "OTHER", people=(2, 1, 1), slices=9)
     (tmp_path / "BARE").mkdir()
     (tmp_path / "BARE" / "vqvae.keras").touch()
     replaced = {"BEGUN": str(begun.folder), **{name: str(tmp_path / name) for name in ("OTHER", "BARE")}}
