@@ -163,7 +163,7 @@ def test_head_figure_shows_slab_or_whole_brain_in_true_proportions(tmp_path, geo
 def test_the_schematic_says_what_the_models_are():
     prior = small_prior(grid_size=8, num_embeddings=16, person_size=5, steps_below=(1, 2))
     texts = architecture.outline(small_vqvae(margin=8), prior)
-    assert texts["encoder"][0] == "less 8 black pixels" and texts["decoder"].count("residual block") == 2
+    assert texts["encoder"][0] == "crop border of 8 pixels" and texts["decoder"].count("residual block") == 2
     assert dict(texts["conditioning"]) == {
         "codes above and to the left": "8 x 8", "codes of the slices below": "2 x 8 x 8", "person": "5",
         "slice position": "1 of 4"}
