@@ -458,10 +458,10 @@ def show(splits):
             own = np.flatnonzero(split.cases == case)
             shown = own[spread(len(own), 8)]
             rows.append((f"{name}\ncase {case}", split.images[shown],
-                         [f"slice {position}" for position in split.positions[shown]]))
+                         [f"slice {position}" for position in split.positions[shown]], figures.BYTES))
     path = Path("runs/contact_sheet.png")
     path.parent.mkdir(exist_ok=True)
-    figures.contact_sheet(rows, path)
+    figures.draw_rows(rows)[0].savefig(path, dpi=2 * figures.DPI)  # twice the dots of a page: to zoom in
     print(f"{path}: a row per person, two of each split ({', '.join(splits)}), slices from the lowest up.")
 
 

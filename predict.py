@@ -212,7 +212,12 @@ def predict_people(arguments, run, vqvae, prior):
         codes = sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons)
         heads = decode_heads(vqvae, codes, prior.slice_positions)
         if persons is not None and count:
-            print_ventricles(run.read_ventricles()["quantiles"], arguments.ventricles, heads)
+            sizes = run.read_ventricles()["quantiles"]
+            shares, asked = np.linspace(0, 1, len(sizes)), arguments.ventricles
+            shown = judge.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"].mean()
+            print("Ventricles, as a share of the inner brain and as a quantile among training people: asked "
+                  f"{np.interp(asked, shares, sizes):.3f} ({asked:.2f}), shown by the heads in the mean "
+                  f"{shown:.3f} ({np.interp(shown, sizes, shares):.2f}).")
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
         shown, places, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
                                             prior.slice_positions, run.geometry)
@@ -244,14 +249,6 @@ def persons_of_heads(arguments, run, prior):
         return None
     return sampler.steered_people(prior, run.read_ventricles(), arguments.heads, arguments.seed,
                                   arguments.ventricles)
-
-
-def print_ventricles(quantiles, asked, heads):
-    """Prints the size of ventricles that was asked for, and what the heads, uint8 (N, S, H, W), show."""
-    shares, shown = np.linspace(0, 1, len(quantiles)), judge.ventricle_sizes(heads).mean()
-    print(f"Ventricles, as a share of the inner brain: asked for {np.interp(asked, shares, quantiles):.3f} "
-          f"(quantile {asked:g} of training people); the heads show {shown:.3f} in the mean (quantile "
-          f"{np.interp(shown, quantiles, shares):.2f}).")
 
 
 def reconstruct_test(folder, vqvae, prior, test, coded, seed):

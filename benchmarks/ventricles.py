@@ -69,6 +69,12 @@ def sample(vqvae, prior, measure, count, quantile):
     return predict.decode_heads(vqvae, codes, prior.slice_positions)
 
 
+def sizes_of(heads):
+    """The size of the ventricles of heads, uint8 (N, S, H, W), as `train.fit_ventricles` has it: (N,)."""
+    dark = judge.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"]
+    return dark.reshape(heads.shape[:2]).mean(axis=1)
+
+
 def compare(targets, sizes, quantiles):
     """How well the sizes of ventricles are those that were asked for.
 
@@ -112,7 +118,7 @@ def print_groups(measured):
 def draw(vqvae, prior, measure, path):
     """Draws the same head asked for small, middling and large ventricles."""
     heads = np.concatenate([sample(vqvae, prior, measure, 1, quantile) for quantile in QUANTILES])
-    shares = share_below(measure["quantiles"], judge.ventricle_sizes(heads))
+    shares = share_below(measure["quantiles"], sizes_of(heads))
     labels = [f"asked {quantile}: shown {share:.2f}" for quantile, share in zip(QUANTILES, shares)]
     title = "size of ventricles, as a quantile among training people"
     head_comparison(heads, prior.slice_positions, labels, title, path)
@@ -133,8 +139,7 @@ def main():
     targets = (np.arange(arguments.heads) + 0.5) / arguments.heads
     measure = run.read_ventricles()
     heads = sample(vqvae, prior, measure, arguments.heads, targets)
-    sizes = judge.ventricle_sizes(heads)
-    measured = {"num_heads": len(heads), **compare(targets, sizes, measure["quantiles"])}
+    measured = {"num_heads": len(heads), **compare(targets, sizes_of(heads), measure["quantiles"])}
     print_groups(measured)
     if arguments.figure:
         draw(vqvae, prior, measure, arguments.figure)

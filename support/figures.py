@@ -79,7 +79,7 @@ def code_colours(codebook):
     return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 
-def _draw_rows(rows, most=None):
+def draw_rows(rows, most=None):
     """Draws rows of N pictures, (label, images, N captions or none, options of `imshow`): (figure, axes)."""
     # After `most` pictures all begins anew below.
     count = max(len(images) for _, images, *_ in rows)
@@ -89,7 +89,7 @@ def _draw_rows(rows, most=None):
     side = (WIDTH - 0.8) / max(columns, 4)
     height = sum(side + (0.16 + 0.14 * len(captions[0].splitlines()) if len(captions) else 0)
                  for *_, captions, _ in rows)
-    figure, axes = new_figure(height, len(rows), columns, 0.8 + side * columns, squeeze=False,
+    figure, axes = new_figure(height, len(rows), columns, min(WIDTH, 1.2 + side * columns), squeeze=False,
                               subplot_kw={"xticks": [], "yticks": [], "frame_on": False})
     for axes_of_row, (label, images, captions, options) in zip(axes, rows):
         axes_of_row[0].set_ylabel(label, fontsize="small")
@@ -106,7 +106,7 @@ def reconstruction_grid(originals, reconstructions, codes, captions, colours, ma
     differences = reconstructions - originals
     in_brain = differences[originals > FOREGROUND]
     limit = np.percentile(np.abs(in_brain), 99) if in_brain.any() else 1.0
-    figure, axes = _draw_rows([
+    figure, axes = draw_rows([
         ("original", originals, captions, GRAYS), ("reconstruction", reconstructions, [], GRAYS),
         ("reconstruction - original", differences, [], {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
         ("codes", colours[codes], [], {"interpolation": "nearest"})])
@@ -119,12 +119,7 @@ def reconstruction_grid(originals, reconstructions, codes, captions, colours, ma
 def sample_grid(images, positions, margin, path):
     """Draws sampled images, four in a row, each with its slice position above."""
     captions = [f"slice {position}" for position in positions]
-    _draw_rows([("", crop(images, margin), captions, GRAYS)], most=4)[0].savefig(path)
-
-
-def contact_sheet(rows, path):
-    """Draws rows of slices, each (label, images uint8 (N, H, W), N captions)."""
-    _draw_rows([(*row, BYTES) for row in rows])[0].savefig(path, dpi=2 * DPI)  # to zoom in
+    draw_rows([("", crop(images, margin), captions, GRAYS)], most=4)[0].savefig(path)
 
 
 def plot_errors(ssims, positions, errors, margin, path):
@@ -205,7 +200,7 @@ def progress_frame(originals, reconstructions, margin, title):
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
     rows = {"original": originals, "reconstruction": reconstructions,
             "error x 3\n(white: 0.33 or more)": 3 * np.abs(reconstructions.astype(int) - originals)}
-    figure, _ = _draw_rows([(name, images, [], BYTES) for name, images in rows.items()])
+    figure, _ = draw_rows([(name, images, [], BYTES) for name, images in rows.items()])
     figure.suptitle(title, fontsize="small")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -213,13 +208,12 @@ def progress_frame(originals, reconstructions, margin, title):
 
 
 def write_gif(frame_paths, path, max_frames=10, levels=32):
-    """Writes PNG frames as an endless GIF that begins with the last, and rests there and on the first.
-
-    Where animations are off, readers see what begins: the result, with its epoch in its title."""
+    """Writes PNG frames as an endless GIF from the last on: all that is seen where animations are off."""
     # More early frames are kept, where most changes. All 256 levels of gray would take several times as much.
     indices = np.roll(np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1, 1)
     step = 255 / (levels - 1)
     frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[i]) / step) * step)) for i in indices]
+    # It rests on the first, and longer on the last.
     durations = [3000, 1200, *[600] * (len(frames) - 2)]
     # Of a single frame, Pillow wants a single duration.
     imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)

@@ -226,12 +226,6 @@ def tissue_statistics(images):
         return dict(zip(("dark_fraction", "symmetry"), np.array(list(pool.map(_tissue, images))).T))
 
 
-def ventricle_sizes(heads):
-    """The size of the ventricles of heads, uint8 (N, S, H, W), as ventricles.json has it: float64 (N,)."""
-    dark = tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"]
-    return dark.reshape(heads.shape[:2]).mean(axis=1)
-
-
 def _tissue(image):
     image = image / 255 if image.dtype == np.uint8 else image  # here: all as floats may not fit into memory
     regions, count = ndimage.label(image > FOREGROUND)

@@ -91,15 +91,14 @@ def _png(picture):
 
 def _example_pictures(examples, margin, colours):
     """Pictures and texts of the `Examples`, and the end of the scale of bits, if known."""
-    originals, reconstructions = crop(examples.originals, margin), crop(examples.reconstructions, margin)
-    shown = [{"caption": caption.replace("\n", ", "), "original": _png(original),
-              "reconstruction": _png(reconstruction), "codes": _png(colours[codes])}
-             for original, reconstruction, codes, caption
-             in zip(originals, reconstructions, examples.codes, examples.captions)]
-    if examples.bits is None:
-        return {"examples": shown}
-    top = max(1, math.ceil(examples.bits.max()))  # the most that a code needs, rounded up
-    for example, bits in zip(shown, examples.bits):
-        example["bits"] = _png(matplotlib.colormaps["inferno"](bits / top)[..., :3])
-        example["mean_bits"] = f"{bits.mean():.2f}"
+    bits, top, shown = examples.bits, None, []
+    if bits is not None:  # the most that a code needs, rounded up
+        top = max(1, math.ceil(bits.max()))
+    for index, caption in enumerate(examples.captions):
+        shown.append({"original": _png(crop(examples.originals[index], margin)),
+                      "reconstruction": _png(crop(examples.reconstructions[index], margin)),
+                      "codes": _png(colours[examples.codes[index]]), "caption": caption.replace("\n", ", ")})
+        if top:
+            picture = matplotlib.colormaps["inferno"](bits[index] / top)[..., :3]
+            shown[-1] |= {"bits": _png(picture), "mean_bits": f"{bits[index].mean():.2f}"}
     return {"examples": shown, "top": top}

@@ -16,7 +16,7 @@ from benchmarks.memory import run_watched
 from benchmarks.tiny import write_cohort
 import dataset
 import predict
-from support import judge, runs, synthetic, template
+from support import runs, synthetic, template
 from support.cli import UserError
 from support.runs import Run
 
@@ -185,7 +185,7 @@ def test_ventricles_of_sampled_heads_are_measured_and_drawn(trained, tmp_path, m
     assert heads.shape == (3, 8, 64, 64) and heads.dtype == np.uint8
     monkeypatch.setattr(predict, "load_models", lambda run: (vqvae, prior))
     monkeypatch.setattr(ventricles, "sample", lambda *arguments: np.resize(heads, (arguments[3], 8, 64, 64)))
-    monkeypatch.setattr(judge, "ventricle_sizes", lambda heads: np.linspace(0, 1, len(heads)))
+    monkeypatch.setattr(ventricles, "sizes_of", lambda heads: np.linspace(0, 1, len(heads)))
     options = ["--run-dir", str(run.folder), "--heads", "12", "--figure", str(figure)]
     monkeypatch.setattr(sys, "argv", ["ventricles.py", *options])
     ventricles.main()

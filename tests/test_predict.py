@@ -222,8 +222,8 @@ def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models,
     written = volumes.read_slices(copied / "predictions" / "head_001.nii.gz").slices
     assert np.abs(written.astype(int) - expected[1]).max() <= 1
     shown = judge.tissue_statistics(expected.reshape(16, 64, 64))["dark_fraction"].mean()
-    assert (f"asked for 1.000 (quantile 0.25 of training people); the heads show {shown:.3f} in the mean "
-            f"(quantile {shown / 4:.2f})") in capsys.readouterr().out
+    said = f"asked 1.000 (0.25), shown by the heads in the mean {shown:.3f} ({shown / 4:.2f})."
+    assert said in capsys.readouterr().out
 
 
 def test_a_data_set_holds_the_heads_of_the_seed(copied, models, tmp_path, capsys):

@@ -90,8 +90,7 @@ def test_sections_come_in_order_and_those_without_content_are_left_out(write, te
     # The page of given images: nothing in it was sampled, and what slices of unknown place cost is not known.
     given = write(**PLAIN, examples=EXAMPLES._replace(bits=None), heads=HEAD[np.newaxis],
                   head_positions=range(8), geometry=SliceGeometry(2.0, 15.0))
-    assert headings.findall(given) == ["Reconstructed heads: whole brain", "Reconstructions",
-                                        "What next"]
+    assert headings.findall(given) == ["Reconstructed heads: whole brain", "Reconstructions"]
     assert "sampled" not in Page(given).words and not re.search(r"\bbits\b", Page(given).words)
 
 
