@@ -15,14 +15,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from skimage import util
 import tensorflow as tf
 
-from support import orientation
+from support import figures, orientation
 from support.cli import exit_on_user_error, MAX_SEED, number, script_parser, UserError
 from support.devices import print_on_chief
-from support.images import crop, empty_margin, in_chunks, neighbours, read_slice
+from support.images import crop, empty_margin, in_chunks, neighbours, read_slice, spread
 from support.import_volumes import convert_volumes, find_nifti, find_oasis1
 from support.people import PICTURE_SIDE
 from support.same_person import warn_of_shared_people
@@ -457,11 +455,13 @@ def show(splits):
         mean, variance = pixel_statistics(split.images)
         print(f"{name:10}{count:8,}{split.num_people:8}{f'{side}x{side}':>10}{mean:8.3f}{variance:10.4f}")
         for case in np.unique(split.cases)[:2]:
-            person = split.images[split.cases == case]
-            rows.append(person[np.linspace(0, len(person) - 1, 8).astype(int)])
+            own = np.flatnonzero(split.cases == case)
+            shown = own[spread(len(own), 8)]
+            rows.append((f"{name}\ncase {case}", split.images[shown],
+                         [f"slice {position}" for position in split.positions[shown]], figures.BYTES))
     path = Path("runs/contact_sheet.png")
     path.parent.mkdir(exist_ok=True)
-    Image.fromarray(util.montage(np.concatenate(rows), grid_shape=(len(rows), 8))).save(path)
+    figures.draw_rows(rows)[0].savefig(path, dpi=2 * figures.DPI)  # twice the dots of a page: to zoom in
     print(f"{path}: a row per person, two of each split ({', '.join(splits)}), slices from the lowest up.")
 
 

@@ -185,6 +185,7 @@ def predict_people(arguments, run, vqvae, prior):
             print(f"Reconstructing {len(splits['test'].images):,} test images ...", flush=True)
             coded = {name: dataset.encode_split(vqvae, prior, split) for name, split in splits.items()}
             page = reconstruct_test(new, vqvae, prior, splits["test"], coded["test"], arguments.seed)
+            page["baselines"] = read_baselines(run, splits["test"])
         print(f"Sampling {len(positions)} slices ...", flush=True)
         codes = prior.sample(positions, arguments.seed, arguments.temperature)
         samples = in_chunks(lambda chunk: to_unit(vqvae.decode_codes(chunk)), codes, size=16)
@@ -196,6 +197,13 @@ def predict_people(arguments, run, vqvae, prior):
         print(f"Sampling heads: {count} ...", flush=True)
         codes = sampler.sample_heads(prior, count, arguments.seed, arguments.temperature, persons=persons)
         heads = decode_heads(vqvae, codes, prior.slice_positions)
+        if persons is not None and count:
+            sizes = run.read_ventricles()["quantiles"]
+            shares, asked = np.linspace(0, 1, len(sizes)), arguments.ventricles
+            shown = judge.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"].mean()
+            print("Ventricles, as a share of the inner brain and as a quantile among training people: asked "
+                  f"{np.interp(asked, shares, sizes):.3f} ({asked:.2f}), shown by the heads in the mean "
+                  f"{shown:.3f} ({np.interp(shown, sizes, shares):.2f}).")
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
         shown, places, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
                                             prior.slice_positions, run.geometry)
@@ -241,23 +249,31 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     table = np.column_stack([test.cases, test.positions, *per_image.values()])
     np.savetxt(folder / "per_image.csv", table, ["%d", "%d", *["%.6g"] * len(per_image)], ",", comments="",
                header=",".join(["case", "slice", *per_image]))
-    captions = np.array([f"case {case}, slice {position}\nSSIM {value:.3f}"
-                         for case, position, value in zip(test.cases, test.positions, ssim)])
+    captions = [f"case {case}, slice {position}\nSSIM {value:.3f}"
+                for case, position, value in zip(test.cases, test.positions, ssim)]
     shown = test.examples(4)
-    figures.reconstruction_grid(test.images[shown] / 255, to_unit(coded.decode(vqvae, shown)), codes[shown],
-                                captions[shown], colours, vqvae.margin, folder / "reconstructions.png")
+    examples = report.Examples(test.images[shown] / 255, to_unit(coded.decode(vqvae, shown)), codes[shown],
+                               metrics.bits_per_place(prior, coded, shown), [captions[i] for i in shown])
+    originals, reconstructions, grids, _, texts = examples
+    figures.reconstruction_grid(originals, reconstructions, grids, texts, colours, vqvae.margin,
+                                folder / "reconstructions.png")
     count = min(NUM_EXAMPLES, len(test.images))
     drawn = np.sort(np.random.default_rng(seed).choice(len(test.images), count, replace=False))
-    examples = report.Examples(test.images[drawn] / 255, to_unit(coded.decode(vqvae, drawn)), codes[drawn],
-                               metrics.bits_per_place(prior, coded, drawn), captions[drawn])
-    for i, original, reconstruction in zip(drawn, examples.originals, examples.reconstructions):
+    for i, reconstruction in zip(drawn, to_unit(coded.decode(vqvae, drawn))):
         name = f"original_vs_reconstructed_case_{test.cases[i]:03d}_slice_{test.positions[i]}.png"
-        save_unit(np.hstack([original, reconstruction]), folder / name)
+        save_unit(np.hstack([test.images[i] / 255, reconstruction]), folder / name)
     sd = f" ± {measured['ssim_sd']:.3f}" if "ssim_sd" in measured else ""
     print(f"Of {len(test.images)} images of {test.num_people} test people: SSIM {measured['ssim']:.3f}{sd}, "
           f"inside the brain {measured['ssim_foreground']:.3f}; {measured['bits_per_code']:.2f} bits per "
           f"code, {measured['bytes_per_image']:.0f} bytes per image.", flush=True)
     return {"metrics": measured, "examples": examples}
+
+
+def read_baselines(run, test):
+    """`metrics.baselines`, as train.py measured them, if a split is the run's own test people; else None."""
+    is_own = dataset.fingerprints({"test": test})["test"] == run.config["data"]["fingerprints"]["test"]
+    path = run.folder / "metrics.json"
+    return json.loads(path.read_text()).get("baselines") if is_own and path.is_file() else None
 
 
 def save_unit(image, path):
@@ -293,7 +309,8 @@ def facts_of_page(arguments, run):
     """What report.html says of the run. It is made to be shared: it names folders, but not where they lie."""
     folder = Path(arguments.data_dir or run.config["data"]["folder"]).resolve()
     name = run.folder.resolve().name
-    return {"title": f"VQ-VAE and PixelCNN: {name}", "notice": synthetic.notice_of(folder) or run.notice,
+    what = "images in codes and back" if arguments.images else "brain slices, reconstructed and sampled"
+    return {"title": f"Run {name}: {what}", "notice": synthetic.notice_of(folder) or run.notice,
             "facts": {"run": name, "data": folder.name, "date": datetime.date.today().isoformat(),
                       "seed": arguments.seed, "commit of training": run.config.get("git_commit")}}
 

@@ -466,7 +466,7 @@ def finish(run, vqvae, prior, splits):
     draw_figures(run, vqvae, prior, splits, coded)
     with whole_file(run.model_path("vqvae")) as new:  # not before: `DecoderStage` begins with the one there
         vqvae.save(new)
-    write_json(run.folder / "metrics.json", measured)
+    write_json(run.folder / "metrics.json", measured | {"baselines": baselines})
     shutil.rmtree(run.folder / "backup", ignore_errors=True)
     print(RESULTS.format(**measured, mean=baselines["mean_image"], blurred=baselines["blurred_original"],
                          people=test.num_people, pixels=vqvae.image_size ** 2), flush=True)

@@ -28,6 +28,7 @@ from support.images import fit_to_square, spread, to_unit
 PICTURE = Path(__file__).parents[1] / "assets" / "architecture.png"
 VQVAE_Y = 42  # the height of the VQ-VAE's row in the schematic
 POSITION = 14  # of the slice that is drawn
+FONT_SIZE = 8.5  # at 830 pixels, the width of a page on GitHub, letters of 12 pixels; in boxes 11
 
 
 def outline(vqvae, prior):
@@ -81,8 +82,8 @@ def _prior_steps(prior):
     dense = [str(layer.units) for layer in prior.logits.layers if isinstance(layer, layers.Dense)]
     return [f"embeddings of {prior.num_filters}",
             f"{_steps(prior.context_blocks).count('residual block')} residual blocks for the slices below",
-            f"{len(prior.blocks)} gated blocks, {rows_up} row{'s' if rows_up > 1 else ''} up,",
-            f"up to {codes_left} codes to the left",
+            f"{len(prior.blocks)} gated blocks: each sees {rows_up} row{'s' if rows_up > 1 else ''} above",
+            f"and up to {codes_left} codes to the left",
             f"{len(prior.attentions)} axial attentions",
             f"dense {', '.join(dense)}"]
 
@@ -97,9 +98,9 @@ def _steps(model):
             stride = f", stride {layer.strides[0]}" if layer.strides[0] > 1 else ""
             steps.append(f"{kind} {' x '.join(map(str, layer.kernel_size))}{stride}")
         elif isinstance(layer, layers.Cropping2D) and layer.cropping[0][0]:
-            steps.append(f"less {layer.cropping[0][0]} black pixels")
+            steps.append(f"crop border of {layer.cropping[0][0]} pixels")
         elif isinstance(layer, layers.ZeroPadding2D) and layer.padding[0][0]:
-            steps.append(f"plus {layer.padding[0][0]} black pixels")
+            steps.append(f"black border of {layer.padding[0][0]} pixels")
     return steps
 
 
@@ -107,15 +108,15 @@ def _arrow(axes, start, end, label="", colour="0.3"):
     """Draws an arrow from point to point, its label above the middle."""
     style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops=style)
-    axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 1.2, label, ha="center", fontsize=7.5)
+    axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 1.2, label, ha="center", fontsize=FONT_SIZE)
 
 
 def _tensor(axes, left, name, shape, picture, **options):
     """Draws a picture in a frame, at the height of the VQ-VAE's row, its name and shape below."""
-    extent = left, left + 9, VQVAE_Y - 4.5, VQVAE_Y + 4.5
+    extent = left, left + 8.5, VQVAE_Y - 4.25, VQVAE_Y + 4.25
     axes.imshow(picture, extent=extent, interpolation="nearest", zorder=2, **options)
-    axes.add_patch(patches.Rectangle((left, VQVAE_Y - 4.5), 9, 9, fill=False, edgecolor="0.3", zorder=3))
-    axes.text(left + 4.5, VQVAE_Y - 5.3, f"{name}\n{shape}", ha="center", va="top", fontsize=7.5,
+    axes.add_patch(patches.Rectangle((left, VQVAE_Y - 4.25), 8.5, 8.5, fill=False, edgecolor="0.3", zorder=3))
+    axes.text(left + 4.25, VQVAE_Y - 5.3, f"{name}\n{shape}", ha="center", va="top", fontsize=FONT_SIZE,
               linespacing=1.4)
 
 
@@ -123,8 +124,8 @@ def _box(axes, corners, title, steps, colour):
     """Draws a network: a polygon with its title and its steps inside."""
     axes.add_patch(patches.Polygon(corners, facecolor=colour, edgecolor="0.3"))
     x, y = np.mean(corners, axis=0)
-    axes.text(x, y + len(steps) * 1.15, title, ha="center", va="center", fontsize=9, weight="bold")
-    axes.text(x, y - 1.15, "\n".join(steps), ha="center", va="center", fontsize=6.8, linespacing=1.35)
+    axes.text(x, y + len(steps) * 1.15, title, ha="center", va="center", fontsize=10.5, weight="bold")
+    axes.text(x, y - 1.15, "\n".join(steps), ha="center", va="center", fontsize=8, linespacing=1.35)
 
 
 def _rounded(axes, left, bottom, width, height):
@@ -139,17 +140,17 @@ def _draw_prior(axes, texts):
     for row, (name, shape) in enumerate(rows):
         y = middle + 2.5 * (len(rows) - 1) - 5 * row
         _rounded(axes, 2, y - 1.5, 22, 3)
-        axes.text(13, y, name, ha="center", va="center", fontsize=7.5)
-        axes.text(25, y, shape, va="center", fontsize=7.5)
-        _arrow(axes, (33.5, y), (38, middle + (y - middle) * 0.6))
-    _box(axes, [(38, 3), (38, 20), (62, 20), (62, 3)], "PixelCNN prior", texts["prior"], "#fbe3d4")
-    _arrow(axes, (62, middle), (68, middle))
-    _rounded(axes, 68.5, 8.8, 23, 5.4)
-    axes.text(80, middle, f"p(code | codes before, ...)\n{texts['logits']}", ha="center", va="center",
-              fontsize=7.5, linespacing=1.4)
-    axes.plot((80, 80, 57), (14.8, 25, 25), color="0.3", linewidth=1)
-    _arrow(axes, (57, 25), (57, 31.5))
-    axes.text(68.5, 26, "sample one code after another", ha="center", fontsize=7.5)
+        axes.text(13, y, name, ha="center", va="center", fontsize=FONT_SIZE)
+        axes.text(25, y, shape, va="center", fontsize=FONT_SIZE)
+        _arrow(axes, (34.3, y), (37.5, middle + (y - middle) * 0.6))
+    _box(axes, [(37.5, 3), (37.5, 20), (67.5, 20), (67.5, 3)], "PixelCNN prior", texts["prior"], "#fbe3d4")
+    _arrow(axes, (67.5, middle), (72, middle))
+    _rounded(axes, 72.5, 8.8, 23, 5.4)
+    axes.text(84, middle, f"probability of each code\n{texts['logits']}", ha="center", va="center",
+              fontsize=FONT_SIZE, linespacing=1.4)
+    axes.plot((84, 84, 55.75), (14.8, 25, 25), color="0.3", linewidth=1)
+    _arrow(axes, (55.75, 25), (55.75, 31.5))
+    axes.text(70, 26, "sample one code after another", ha="center", fontsize=FONT_SIZE)
 
 
 def _draw_vqvae(axes, texts, pictures):
@@ -157,18 +158,18 @@ def _draw_vqvae(axes, texts, pictures):
     blue = "#dbe9f6"
     encoder, decoder = _merge_repeats(texts["encoder"]), _merge_repeats(texts["decoder"])
     low, high = VQVAE_Y - 8, VQVAE_Y + 8
-    _tensor(axes, 1, "image", texts["image"], pictures["image"], cmap="gray", vmin=0, vmax=1)
-    _box(axes, [(13, low - 4), (13, high + 4), (32, high), (32, low)], "encoder", encoder, blue)
-    _tensor(axes, 34.5, "vectors", texts["vectors"], pictures["vectors"])
-    _tensor(axes, 52.5, "codes", texts["codes"], pictures["codes"])
-    _box(axes, [(68, low), (68, high), (87, high + 4), (87, low - 4)], "decoder", decoder, blue)
-    _tensor(axes, 90, "image", texts["image"], pictures["decoded"], cmap="gray", vmin=0, vmax=1)
-    arrows = (10, 13, ""), (32, 34.5, ""), (43.5, 52.5, "nearest"), (61.5, 68, "look up"), (87, 90, "")
+    _tensor(axes, 1.3, "image", texts["image"], pictures["image"], cmap="gray", vmin=0, vmax=1)
+    _box(axes, [(11.5, low - 4), (11.5, high + 4), (34, high), (34, low)], "encoder", encoder, blue)
+    _tensor(axes, 36, "vectors", texts["vectors"], pictures["vectors"])
+    _tensor(axes, 51.5, "codes", texts["codes"], pictures["codes"])
+    _box(axes, [(66.5, low), (66.5, high), (89, high + 4), (89, low - 4)], "decoder", decoder, blue)
+    _tensor(axes, 90.6, "decoded", texts["image"], pictures["decoded"], cmap="gray", vmin=0, vmax=1)
+    arrows = (9.8, 11.5, ""), (34, 36, ""), (44.5, 51.5, "nearest"), (60, 66.5, "look up"), (89, 90.6, "")
     for start, end, label in arrows:
         _arrow(axes, (start, VQVAE_Y), (end, VQVAE_Y), label)
-    axes.imshow(pictures["codebook"], extent=(45, 67.7, 55, 57), aspect="auto", interpolation="nearest")
-    axes.text(56.4, 58, f"codebook, {texts['codebook']}", ha="center", fontsize=7.5)
-    for x in (48, 64.7):
+    axes.imshow(pictures["codebook"], extent=(44.4, 67.1, 55, 57), aspect="auto", interpolation="nearest")
+    axes.text(55.75, 58, f"codebook, {texts['codebook']}", ha="center", fontsize=FONT_SIZE)
+    for x in (48, 63.3):
         _arrow(axes, (x, 55), (x, VQVAE_Y + 3.4), colour="0.6")
 
 

@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 import numpy as np
 from sklearn.decomposition import PCA
 
-from support.images import brain_box, crop, spread
+from support.images import brain_box, crop, FOREGROUND, spread
 from support.volumes import is_whole_brain, stack_name
 
 matplotlib.rcdefaults()  # whatever a matplotlibrc says
 DPI = 120
 WIDTH = 7  # inches: at 120 dots per inch the width of a page on GitHub
 GRAYS, BYTES = {"cmap": "gray", "vmin": 0, "vmax": 1}, {"cmap": "gray", "vmin": 0, "vmax": 255}
-DIFFERENCES = {"cmap": "RdBu_r", "vmin": -0.25, "vmax": 0.25}  # of intensities in [0, 1]
 
 
 def new_figure(height, rows=1, columns=1, width=WIDTH, **options):
@@ -26,13 +25,14 @@ def new_figure(height, rows=1, columns=1, width=WIDTH, **options):
     return figure, figure.subplots(rows, columns, **options)
 
 
-def _plot_epochs(history, curves, path, scales=("linear",), **options):
+def _plot_epochs(history, curves, path, scales=("linear",), *, title, **options):
     """Plots columns of a history, {column: (label, line)}, over the epochs; `options` are of the axes."""
     figure, panels = new_figure(4.5, columns=len(scales), squeeze=False)
     for axes, scale in zip(panels[0], scales):
         for name, (label, line) in curves.items():
             axes.plot(history["epoch"] + 1, history[name], line, markersize=3, label=label)
-        axes.set(xlabel="epoch", yscale=scale, **options)
+        axes.set(xlabel="epoch", yscale=scale, **options,
+                 title=title if len(scales) == 1 else f"{title}, {scale} axis")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()  # beside the curves, not over them
@@ -42,18 +42,19 @@ def _plot_epochs(history, curves, path, scales=("linear",), **options):
 
 def plot_losses(history, path):
     """Draws stage 1's losses, columns of vqvae_history.csv, on a linear and on a logarithmic axis."""
-    losses = {"loss": "total", "reconstruction_loss": "MSE / variance", "vq_loss": "vector quantisation"}
+    losses = {"loss": "total", "reconstruction_loss": "reconstruction (MSE / variance)",
+              "vq_loss": "vector quantisation"}
     curves = {}
     for number, (name, label) in enumerate(losses.items()):
         curves |= {name: (f"{label}: training", f"C{number}o-"),
                    f"val_{name}": (f"{label}: validation", f"C{number}s--")}
-    _plot_epochs(history, curves, path, scales=("linear", "log"), title="Losses of the VQ-VAE", ylabel="loss")
+    _plot_epochs(history, curves, path, scales=("linear", "log"), title="VQ-VAE losses", ylabel="loss")
 
 
 def plot_ssim(history, path):
     """Draws the SSIM of the monitored images after each epoch."""
     curves = {"val_ssim": ("fixed validation images", "C0o-"),
-              "test_ssim": ("10 random test images: nothing is selected by them", "C1s--")}
+              "test_ssim": ("10 random test images: they choose nothing", "C1s--")}
     _plot_epochs(history, curves, path, title="SSIM of reconstructions", ylabel="mean SSIM (7x7 window)")
 
 
@@ -78,16 +79,17 @@ def code_colours(codebook):
     return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 
-def _draw_rows(rows, most=None):
+def draw_rows(rows, most=None):
     """Draws rows of N pictures, (label, images, N captions or none, options of `imshow`): (figure, axes)."""
     # After `most` pictures all begins anew below.
-    count = len(rows[0][1])
+    count = max(len(images) for _, images, *_ in rows)
     columns = min(count, most or count)
     rows = [(label, images[i:i + columns], captions[i:i + columns], options)
             for i in range(0, count, columns) for label, images, captions, options in rows]
     side = (WIDTH - 0.8) / max(columns, 4)
-    height = sum(side + (0.4 if len(captions) else 0) for *_, captions, _ in rows)
-    figure, axes = new_figure(height, len(rows), columns, 0.8 + side * columns, squeeze=False,
+    height = sum(side + (0.16 + 0.14 * len(captions[0].splitlines()) if len(captions) else 0)
+                 for *_, captions, _ in rows)
+    figure, axes = new_figure(height, len(rows), columns, min(WIDTH, 1.2 + side * columns), squeeze=False,
                               subplot_kw={"xticks": [], "yticks": [], "frame_on": False})
     for axes_of_row, (label, images, captions, options) in zip(axes, rows):
         axes_of_row[0].set_ylabel(label, fontsize="small")
@@ -101,18 +103,23 @@ def _draw_rows(rows, most=None):
 def reconstruction_grid(originals, reconstructions, codes, captions, colours, margin, path):
     """Draws N images, their reconstructions, differences and codes, (N, g, g), a column with caption each."""
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
-    figure, axes = _draw_rows([
+    differences = reconstructions - originals
+    in_brain = differences[originals > FOREGROUND]
+    limit = np.percentile(np.abs(in_brain), 99) if in_brain.any() else 1.0
+    figure, axes = draw_rows([
         ("original", originals, captions, GRAYS), ("reconstruction", reconstructions, [], GRAYS),
-        ("reconstruction - original", reconstructions - originals, [], DIFFERENCES),
+        ("reconstruction - original", differences, [], {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
         ("codes", colours[codes], [], {"interpolation": "nearest"})])
-    figure.colorbar(axes[2, 0].images[0], ax=list(axes[2]), extend="both", pad=0.01, ticks=(-0.2, 0, 0.2))
+    bar = figure.colorbar(axes[2, 0].images[0], ax=list(axes[2]), extend="both", pad=0.01,
+                          ticks=(-limit, 0, limit), format="%.2f")
+    bar.set_label("intensity; 1 % lies beyond", fontsize="small")
     figure.savefig(path)
 
 
 def sample_grid(images, positions, margin, path):
     """Draws sampled images, four in a row, each with its slice position above."""
     captions = [f"slice {position}" for position in positions]
-    _draw_rows([("", crop(images, margin), captions, GRAYS)], most=4)[0].savefig(path)
+    draw_rows([("", crop(images, margin), captions, GRAYS)], most=4)[0].savefig(path)
 
 
 def plot_errors(ssims, positions, errors, margin, path):
@@ -192,8 +199,8 @@ def progress_frame(originals, reconstructions, margin, title):
     """A frame of the progress GIF, uint8 (H, W): N originals, their reconstructions (uint8), the errors."""
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
     rows = {"original": originals, "reconstruction": reconstructions,
-            "error x 3": 3 * np.abs(reconstructions.astype(int) - originals)}
-    figure, _ = _draw_rows([(name, images, [], BYTES) for name, images in rows.items()])
+            "error x 3\n(white: 0.33 or more)": 3 * np.abs(reconstructions.astype(int) - originals)}
+    figure, _ = draw_rows([(name, images, [], BYTES) for name, images in rows.items()])
     figure.suptitle(title, fontsize="small")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -201,11 +208,12 @@ def progress_frame(originals, reconstructions, margin, title):
 
 
 def write_gif(frame_paths, path, max_frames=10, levels=32):
-    """Writes PNG frames as an endless GIF that rests on the first and longer on the last."""
+    """Writes PNG frames as an endless GIF from the last on: all that is seen where animations are off."""
     # More early frames are kept, where most changes. All 256 levels of gray would take several times as much.
-    indices = np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1
+    indices = np.roll(np.unique(np.geomspace(1, len(frame_paths), max_frames).round().astype(int)) - 1, 1)
     step = 255 / (levels - 1)
     frames = [np.uint8(np.round(np.round(imageio.imread(frame_paths[i]) / step) * step)) for i in indices]
-    durations = [1200, *[600] * (len(frames) - 2), 3000]
+    # It rests on the first, and longer on the last.
+    durations = [3000, 1200, *[600] * (len(frames) - 2)]
     # Of a single frame, Pillow wants a single duration.
     imageio.imwrite(path, frames, extension=".gif", duration=durations if len(frames) > 1 else 3000, loop=0)

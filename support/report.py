@@ -13,29 +13,30 @@ from PIL import Image
 from skimage.util import montage
 
 from support import figures, judge
-from support.images import brain_box, crop, spread
+from support.images import brain_box, crop
 from support.volumes import stack_name
 
-MEANINGS = {  # of the figures of metrics.json
-    "ssim": "structural similarity, 7x7 window, 1 is equal",
-    "ssim_gaussian": "structural similarity, Gaussian window (Wang et al. 2004), 1 is equal",
-    "ssim_foreground": "the same over the original's brain only",
-    "ssim_alone": "ssim of slices decoded by themselves, not beside their neighbours",
-    "ssim_foreground_alone": "the same over the original's brain only",
-    "psnr": "peak signal-to-noise ratio in dB, more is better",
-    "mse": "mean squared error of intensities from 0 to 1",
-    "num_images": "test images measured",
-    "bits_per_code": "code length of whole heads, given slices below and person, whose bits are in it",
-    "bits_per_code_alone": "code length of single slices, without any context",
-    "bytes_per_image": "size of a slice, coded by the prior",
-    "code_entropy": "bits per code if codes were independent",
-    "perplexity": "number of equally likely codes with that entropy",
-    "codes_used": "codes that occur at all",
+MEANINGS = {  # of the figures of metrics.json: what readers call each, and what it is
+    "ssim": ("SSIM", "structural similarity, 7x7 window; 1 is equal"),
+    "ssim_gaussian": ("SSIM, Gaussian window", "that of Wang et al. 2004; 1 is equal"),
+    "ssim_foreground": ("SSIM in the brain", "with the Gaussian window, over the original's brain only"),
+    "ssim_alone": ("SSIM, slices alone", "each slice decoded by itself, not beside its neighbours"),
+    "ssim_foreground_alone": ("SSIM in the brain, slices alone", "the same over the original's brain only"),
+    "psnr": ("PSNR", "peak signal-to-noise ratio in dB; more is better"),
+    "mse": ("MSE", "mean squared error of intensities from 0 to 1; less is better"),
+    "num_images": ("images", "test images measured"),
+    "bits_per_code": ("bits per code in a head", "given the slices below and the person, whose bits are in"),
+    "bits_per_code_alone": ("bits per code of a slice", "code length of single slices, without any context"),
+    "bytes_per_image": ("bytes per slice", "in a head, by an ideal coder that uses the prior"),
+    "code_entropy": ("entropy of codes", "bits per code if codes were independent"),
+    "perplexity": ("perplexity", "number of equally likely codes with that entropy"),
+    "codes_used": ("codes used", "codes that occur at all"),
 }
+YARDSTICKS = {"blurred_original": "original, blurred", "mean_image": "mean training image"}
 
 
 class Examples(NamedTuple):
-    """Images to look at: each original under its reconstruction, its codes and their bits beside it."""
+    """Up to four images to look at: each original, its reconstruction, its codes and their bits."""
     originals: np.ndarray  # (N, H, W) in [0, 1]
     reconstructions: np.ndarray  # likewise
     codes: np.ndarray  # int (N, g, g)
@@ -43,20 +44,24 @@ class Examples(NamedTuple):
     captions: list  # N texts
 
 
-def write_report(path, *, title, facts, notice, margin, colours, metrics=None, examples=None, samples=None,
-                 sample_positions=(), heads=(), head_positions=(), geometry=None, head_table=()):
+def write_report(path, *, title, facts, notice, margin, colours, metrics=(), baselines=None, examples=None,
+                 samples=None, sample_positions=(), heads=(), head_positions=(), geometry=None,
+                 head_table=()):
     """Writes the page as HTML. What is None or empty is left out, with its heading.
 
-    See `synthetic.notice`, `figures.code_colours`, `metrics.evaluate`, `judge.head_table`. Of the `Examples`
-    four are shown. `samples` are (M, H, W) in [0, 1]; `heads` uint8 (P, S, H, W). Without samples the page is
-    one of given images: then heads are not called sampled, but reconstructed."""
+    See `synthetic.notice`, `figures.code_colours`, `metrics.evaluate`, `metrics.baselines`,
+    `judge.head_table`. `samples` are (M, H, W) in [0, 1]; `heads` uint8 (P, S, H, W). Without samples the
+    page is one of given images: then heads are not called sampled, but reconstructed."""
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True)
     content = {"title": title, "facts": facts, "notice": notice, "metrics": []}
-    for name in (name for name in MEANINGS if name in (metrics or ())):
-        value, sd = metrics[name], metrics.get(f"{name}_sd")
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        content["metrics"].append((name, f"{text} ± {sd:.2g}" if sd else text, MEANINGS[name]))
+    yardsticks = {heading: baselines[name] for name, heading in YARDSTICKS.items()} if baselines else {}
+    content["heading"] = "figure", "this run", *yardsticks, "what it is"
+    for name in (name for name in MEANINGS if name in metrics):
+        label, meaning = MEANINGS[name]
+        sd = f" ± {metrics[f'{name}_sd']:.2g}" if f"{name}_sd" in metrics else ""
+        beside = [f"{scores[name]:.4g}" if name in scores else "–" for scores in yardsticks.values()]
+        content["metrics"].append((label, f"{metrics[name]:.4g}{sd}", *beside, meaning))
     if examples:
         content |= _example_pictures(examples, margin, colours)
     if samples is not None:
@@ -69,7 +74,8 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=None, e
         content |= {"heads": planes, "positions": list(map(int, head_positions)),
                     "kind": stack_name(geometry, len(head_positions)),
                     "axes_caption": figures.axes_caption(geometry)}
-    content["head_table"] = [[*row, judge.ROWS.get(row[0], "what it is")] for row in head_table]
+    content["head_table"] = [[name.replace("_", " ").replace("auc", "AUC") or "figure", *cells,
+                              judge.ROWS.get(name, "what it is")] for name, *cells in head_table]
     page = templates.get_template("report.html").render(content)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a folder's name need not be text
 
@@ -84,16 +90,15 @@ def _png(picture):
 
 
 def _example_pictures(examples, margin, colours):
-    """Pictures and texts of up to four of the `Examples`, and the end of the scale of bits, if known."""
+    """Pictures and texts of the `Examples`, and the end of the scale of bits, if known."""
     bits, top, shown = examples.bits, None, []
     if bits is not None:  # the most that a code needs, rounded up
         top = max(1, math.ceil(bits.max()))
-    for index in spread(len(examples.captions), 4):
-        maps = [("codes", _png(colours[examples.codes[index]]))]
+    for index, caption in enumerate(examples.captions):
+        shown.append({"original": _png(crop(examples.originals[index], margin)),
+                      "reconstruction": _png(crop(examples.reconstructions[index], margin)),
+                      "codes": _png(colours[examples.codes[index]]), "caption": caption.replace("\n", ", ")})
         if top:
             picture = matplotlib.colormaps["inferno"](bits[index] / top)[..., :3]
-            maps.append((f"{bits[index].mean():.2f} bits per code", _png(picture)))
-        shown.append({"original": _png(crop(examples.originals[index], margin)), "maps": maps,
-                      "reconstruction": _png(crop(examples.reconstructions[index], margin)),
-                      "caption": examples.captions[index].replace("\n", ", ")})
+            shown[-1] |= {"bits": _png(picture), "mean_bits": f"{bits[index].mean():.2f}"}
     return {"examples": shown, "top": top}

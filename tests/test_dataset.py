@@ -6,6 +6,7 @@ import shutil
 import struct
 import zlib
 
+from matplotlib.figure import Figure
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
@@ -377,17 +378,21 @@ def test_fingerprint_changes_with_a_pixel(name, field, cohort, splits):
 
 def test_main_prints_the_table_and_writes_a_contact_sheet(cohort, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     dataset.main(["--data-dir", str(cohort)])
     splits = dataset.load_splits(cohort)
     images = splits["train"].images / 127.5 - 1
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("train"))
     assert row.split() == ["train", "32", "4", "64x64", f"{images.mean():.3f}", f"{images.var():.4f}"]
     assert dataset.pixel_statistics(splits["train"].images) == pytest.approx((images.mean(), images.var()))
-    with Image.open("runs/contact_sheet.png") as sheet:
-        rows = np.asarray(sheet).reshape(6, 64, 8, 64).swapaxes(1, 2)
-    shown = [split.images[split.cases == case] for split in splits.values()
-             for case in np.unique(split.cases)[:2]]
-    assert_array_equal(rows, shown)
+    figure, = drawn
+    people = [(name, case) for name, split in splits.items() for case in np.unique(split.cases)[:2]]
+    for row, (name, case) in zip(np.reshape(figure.axes, (len(people), 8)), people, strict=True):
+        images = splits[name].images[splits[name].cases == case]
+        assert_array_equal([axes.images[0].get_array() for axes in row], images)
+        assert row[0].get_ylabel() == f"{name}\ncase {case}"
+        assert [axes.get_title() for axes in row] == [f"slice {position}" for position in range(8)]
 
 
 def test_examples_are_spread_over_people_and_positions_as_far_as_there_are_such():

@@ -56,7 +56,20 @@ def test_pictures_stand_in_rows_unstretched_without_margin_and_without_an_empty_
     assert np.ptp(lefts, axis=0).max() <= 25  # in one column; the scale of colours stands beside one row
 
 
-def test_progress_gif_keeps_first_last_and_early_frames_and_rests(tmp_path):
+def test_of_the_brains_differences_one_percent_lies_beyond_the_colours(monkeypatch):
+    drawn, originals = [], np.full((1, 40, 50), 0.5)
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    originals[:, 20:] = 0  # the background's differences do not count
+    differences = np.concatenate([np.linspace(-0.2, 0.2, 1000), np.ones(1000)]).reshape(1, 40, 50)
+    figures.reconstruction_grid(originals, originals + differences, np.zeros((1, 4, 4), int), ["a"],
+                                np.ones((1, 3)), 0, None)
+    picture, bar = drawn[0].axes[2].images[0], drawn[0].axes[4]
+    assert picture.get_clim() == pytest.approx((-0.198, 0.198), abs=0.001)
+    assert "1 % lies beyond" in bar.get_ylabel()
+    assert bar.get_yticks() == pytest.approx((-0.198, 0, 0.198), abs=0.001)
+
+
+def test_progress_gif_begins_with_the_last_frame_keeps_first_and_early_ones_and_rests(tmp_path):
     paths = [tmp_path / f"{number:04d}.png" for number in range(30)]
     for path, frame in zip(paths, np.random.default_rng(0).integers(0, 255, (30, 24, 40), np.uint8)):
         imageio.imwrite(path, frame)
@@ -70,8 +83,8 @@ def test_progress_gif_keeps_first_last_and_early_frames_and_rests(tmp_path):
             assert min(errors) <= 5  # half a step of 32 levels of gray
             indices.append(int(np.argmin(errors)))
             durations.append(gif.info["duration"])
-    assert indices[:2] == [0, 1] and indices[-1] == 29 and 5 < len(indices) <= 10
-    assert durations[-1] > durations[0] > durations[1]
+    assert indices[:3] == [29, 0, 1] and indices[1:] == sorted(indices[1:]) and 5 < len(indices) <= 10
+    assert durations[0] > durations[1] > durations[2]
 
 
 def test_like_codes_have_like_colours():
@@ -99,6 +112,7 @@ def test_plots_name_each_curve_and_fit_a_page_of_830_pixels(monkeypatch):
     found = {line.get_label(): line.get_ydata()[0] for figure in drawn for line in figure.axes[0].lines}
     assert list(found.values()) == [0, 10, 20, 30, 7, *range(40, 120, 10)]
     assert found["validation, slice alone: neither of both given"] == 30 and found["total: validation"] == 50
+    assert found["10 random test images: they choose nothing"] == 110
     assert [axes.get_yscale() for axes in drawn[1].axes] == ["linear", "log"]
     ssims, positions = np.array([0.5, 0.7, 0.6, 0.9]), np.array([4, 4, 4, 7])
     figures.plot_errors(ssims, positions, np.zeros((8, 8)), 0, None)
@@ -149,7 +163,7 @@ def test_head_figure_shows_slab_or_whole_brain_in_true_proportions(tmp_path, geo
 def test_the_schematic_says_what_the_models_are():
     prior = small_prior(grid_size=8, num_embeddings=16, person_size=5, steps_below=(1, 2))
     texts = architecture.outline(small_vqvae(margin=8), prior)
-    assert texts["encoder"][0] == "less 8 black pixels" and texts["decoder"].count("residual block") == 2
+    assert texts["encoder"][0] == "crop border of 8 pixels" and texts["decoder"].count("residual block") == 2
     assert dict(texts["conditioning"]) == {
         "codes above and to the left": "8 x 8", "codes of the slices below": "2 x 8 x 8", "person": "5",
         "slice position": "1 of 4"}

@@ -128,7 +128,9 @@ def test_predict_writes_pictures_and_the_metrics_that_training_wrote(evaluated, 
         "sample_0000_slice_0.png", "sample_0001_slice_4.png", "sample_0002_slice_7.png"}
     measured = read_json(folder / "metrics.json")
     del measured["heads"]
-    assert measured == pytest.approx(read_json(evaluated / "metrics.json"), rel=1e-4)
+    trained_on = read_json(evaluated / "metrics.json")
+    beside = trained_on.pop("baselines")
+    assert measured == pytest.approx(trained_on, rel=1e-4)
     assert measured["num_images"] == 16 and 0 < measured["bits_per_code"] < 6
     assert measured["bytes_per_image"] == pytest.approx(measured["bits_per_code"] * 64 / 8)
     name = pairs[0].removeprefix("original_vs_reconstructed_").replace(".png", ".nii.png")
@@ -138,7 +140,8 @@ def test_predict_writes_pictures_and_the_metrics_that_training_wrote(evaluated, 
     assert list(zip(rows["case"], rows["slice"])) == [(case, k) for case in (441, 442) for k in range(8)]
     assert rows["ssim"].mean() == pytest.approx(measured["ssim"], rel=1e-4)
     page = (folder / "report.html").read_text()  # made to be shared
-    assert "VQ-VAE and PixelCNN: run" in page
+    assert "Run run: brain slices, reconstructed and sampled" in page
+    assert all(f"{scores['psnr']:.4g}" in page for scores in beside.values())
     assert str(evaluated.parent) not in page and str(trained) not in page
 
 
@@ -185,6 +188,20 @@ def test_a_run_without_its_data_samples_all_the_same(copied, tmp_path, monkeypat
         assert "not measured and nothing is reconstructed" in capsys.readouterr().out
         assert names_in(copied / "predictions") == {"samples.png", "sample_0000_slice_0.png", "files.json",
                                                     "sample_0001_slice_7.png", "report.html"}
+
+
+def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models, capsys):
+    prior, measure = models[1], {"weights": [0.5, -0.25, *[0] * 22], "offset": 2.0, "quantiles": [0, 2, 6]}
+    (copied / "ventricles.json").write_text(json.dumps(measure))
+    change_config(copied, "data", folder="/gone")
+    predict.main(["--run-dir", str(copied), "--heads", "2", "--ventricles", "0.25", "--num-samples", "2"])
+    persons = sampler.steered_people(prior, measure, 2, 0, 0.25)
+    expected = predict.decode_heads(models[0], sampler.sample_heads(prior, 2, 0, persons=persons), range(8))
+    written = volumes.read_slices(copied / "predictions" / "head_001.nii.gz").slices
+    assert np.abs(written.astype(int) - expected[1]).max() <= 1
+    shown = judge.tissue_statistics(expected.reshape(16, 64, 64))["dark_fraction"].mean()
+    said = f"asked 1.000 (0.25), shown by the heads in the mean {shown:.3f} ({shown / 4:.2f})."
+    assert said in capsys.readouterr().out
 
 
 def test_a_data_set_is_written_whole_into_a_new_folder_or_not_at_all(tmp_path, monkeypatch, capsys):
