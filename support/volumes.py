@@ -203,8 +203,8 @@ def head_extent(region, heights):
     neck lie below), and the rows and columns that show over a tenth of what the fullest does."""
     region = region[heights >= 0] if region[heights >= 0].any() else region
     profiles = region.sum(axis=(0, 2)), region.sum(axis=(0, 1))
-    shown = [np.flatnonzero(profile >= 0.1 * profile.max()) for profile in profiles]
-    return np.array([[places[0], places[-1] + 1] for places in shown])
+    full = [np.flatnonzero(profile >= 0.1 * profile.max()) for profile in profiles]
+    return np.array([[places[0], places[-1] + 1] for places in full])
 
 
 def _find_commissure(areas, geometry, num_slices):
