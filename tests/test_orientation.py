@@ -37,13 +37,6 @@ def test_simulated_people_are_recognised_on_each_side(front, people):
     np.testing.assert_array_equal(turn(lying, front), people.mean(axis=0)[..., ::sides])
 
 
-def test_spacing_is_that_of_neighbouring_positions(people):
-    every_second = orientation.match_template(people.mean(axis=0)[::2, ::-1, ::-1], np.arange(0, 32, 2))
-    assert every_second.front == "down"  # of a mirrored brain, too
-    assert every_second.spacing == pytest.approx(1.4, rel=0.07)
-    assert orientation.match_template(people.mean(axis=0)[:7], np.arange(7)).front is None  # too few
-
-
 @pytest.mark.parametrize("name", ("noise", "egg", "black"))
 def test_nothing_is_claimed_of_what_is_no_brain(name):
     images = other_organs()[name].round().clip(0, 255).astype(np.uint8)
@@ -53,14 +46,16 @@ def test_nothing_is_claimed_of_what_is_no_brain(name):
     assert line.startswith("No match with the template") and "nothing is turned" in line
 
 
-def test_the_frame_is_that_of_the_mean_over_people(people):
-    images, positions = people[:, :, ::-1].reshape(-1, 128, 128), np.tile(np.arange(32), 3)
+def test_the_frame_is_that_of_the_mean_over_people_and_the_spacing_that_of_neighbouring_positions(people):
+    """Of every second slice, and of mirrored brains."""
+    images, positions = people[:, ::2, ::-1].reshape(-1, 128, 128), np.tile(np.arange(0, 32, 2), 3)
     front, geometry, line = orientation.find_geometry(images, positions)
     assert front == "down" and geometry.pixel_size == 2 and geometry.axes_known
     assert (geometry.spacing, geometry.lowest) == (pytest.approx(1.4, rel=0.07), pytest.approx(-8, abs=2))
     assert line.startswith("Slices lie front-down by the template (correlation 0.")
     assert line.endswith(f": turned; {geometry.spacing:.1f} mm apart, by the template. Which side is left "
                          "cannot be told.")
+    assert orientation.match_template(people.mean(axis=0)[:7], np.arange(7)).front is None  # too few
 
 
 def test_what_is_stated_overrules_the_template(monkeypatch):
