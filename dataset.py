@@ -344,8 +344,8 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
         if seed is not None:
             step_seed, count = tf.stack([tf.constant(seed, tf.int64), step]), tf.shape(indices)
             version = tf.random.stateless_uniform(count, step_seed, maxval=len(coded.codes), dtype=tf.int32)
-        found = dict(zip(("codes", "positions", "context", "person"), _look_up(look_up, indices, version)))
-        return found if seed is None else _drop_conditions(found, coded.near_codes, step_seed)
+        parts = dict(zip(("codes", "positions", "context", "person"), _look_up(look_up, indices, version)))
+        return parts if seed is None else _drop_conditions(parts, coded.near_codes, step_seed)
 
     return _batches(batch, len(coded.positions), batch_size, seed, first_epoch)
 

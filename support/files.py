@@ -95,9 +95,9 @@ def results_folder(folder, option, made_by):
         if not target.exists():
             new.rename(target)
             return
-        _, kept = check_results_folder(folder, option, made_by)  # there may be others now
+        _, others = check_results_folder(folder, option, made_by)  # there may be more now
         shutil.copymode(target, new)
-        for name in kept:
+        for name in others:
             if (new / name).exists():
                 raise UserError(f"{folder}/{name} is not ours, but would be replaced; give another {option}.")
             # A second name of the same file: who still writes to it goes on.
@@ -107,7 +107,7 @@ def results_folder(folder, option, made_by):
 
 def check_results_folder(folder, option, made_by):
     """(The folder, the user's files in it, which stay); UserError where `results_folder` would refuse."""
-    target, maker, ours, reason, kept = Path(os.path.realpath(folder)), None, set(), None, []
+    target, maker, ours, reason, others = Path(os.path.realpath(folder)), None, set(), None, []
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # no list, or another program's
         written = json.loads((target / WRITTEN).read_text())
         maker, ours = written["made_by"], {WRITTEN, *written["files"]}
@@ -123,15 +123,15 @@ def check_results_folder(folder, option, made_by):
         for path in sorted(target.rglob("*")):
             name = path.relative_to(target).as_posix()
             is_folder = path.is_dir() and not path.is_symlink()
-            if name in ours or is_folder and any(other.startswith(f"{name}/") for other in ours):
+            if name in ours or is_folder and any(own.startswith(f"{name}/") for own in ours):
                 continue
             if path.parent != target or not (path.is_file() or path.is_symlink()):
                 reason = f"holds {name}, which is not ours and could not stay"
                 break
-            kept.append(name)
+            others.append(name)
     if reason:
         raise UserError(f"{folder} {reason}; give another {option}.")
-    return target, kept
+    return target, others
 
 
 def _exchange(first, second):

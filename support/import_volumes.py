@@ -52,11 +52,7 @@ def find_oasis1(folder):
 
 
 def find_nifti(folder, person_pattern=None):
-    """Lists the T1-weighted volumes (.nii, .nii.gz, .hdr with .img, .mgz) below a folder.
-
-    Left out are folders named derivatives; masks, segmentations and other contrasts by name (`read_slices`
-    refuses those that are not named so); and, where some files are named T1, those that are not. Returns
-    sessions, a list of (person, path) by `people_of`, and reasons, a list of texts, for what was left out."""
+    """The T1-weighted volumes below a folder: ([(person, path)], a text for each file that is left out)."""
     folder = Path(folder)
     paths = [(place / name).relative_to(folder) for place, names in _walk(folder) for name in names
              if name.lower().endswith((".nii", ".nii.gz", ".mgz", ".hdr"))]
@@ -91,12 +87,10 @@ def _why_no_head(path):
 
 
 def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, center=(0.0, 0.0)):
-    """Prints how many volumes and people there are, then makes a folder of PNG splits of their slices.
+    """Makes a folder of PNG splits of the volumes of [(person, path)]: {split: (volumes, people)}.
 
-    geometry.json tells where all have slices, whole brains without the ends that are black in everyone;
-    cases.csv whose they are. Training, validation and test get 85, 10 and 5 % of the people (by `seed`). For
-    `center` see `volumes.axial_slices`. Returns {split: (number of sessions, of people)}, and adds to
-    `reasons` why a session cannot be used. A `UserError` if fewer than three people are left."""
+    Whole brains lose the ends that are black in everyone. `reasons` gets why a volume cannot be used; for
+    `center` see `volumes.axial_slices`. A `UserError` if fewer than three people are left."""
     people = sorted({person for person, _ in sessions})
     examples = ", ".join(people[:3] + ["..."] * (len(people) > 3))
     print(f"Found {len(sessions):,} sessions of {len(people):,} people ({examples}).", flush=True)
@@ -115,18 +109,20 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
             areas = np.maximum(areas, (slices > FOREGROUND * 255).sum(axis=(1, 2)) * geometry.pixel_size ** 2)
             np.save(unfinished / f"{len(rows)}.npy", slices)
             rows.append((person, path))
-        shown = np.flatnonzero(np.atleast_1d(areas) >= (100 if whole_brain else 0))  # mm2 of head in anyone
-        kept = slice(shown[0], shown[-1] + 1) if len(shown) and rows else slice(0)
-        counts = _split_by_person(unfinished, rows, seed, kept)
+        full = np.flatnonzero(np.atleast_1d(areas) >= (100 if whole_brain else 0))  # mm2 of head in anyone
+        start, stop = (int(full[0]), int(full[-1]) + 1) if len(full) else (0, 0)
+        counts = _split_by_person(unfinished, rows, seed, slice(start, stop))
         _, geometry = first
-        geometry = dataclasses.replace(geometry, lowest=geometry.lowest + geometry.spacing * int(kept.start))
+        geometry = dataclasses.replace(geometry, lowest=geometry.lowest + geometry.spacing * start)
         if geometry.axes_known:
             write_geometry(unfinished, geometry)
         return counts
 
 
-def _split_by_person(folder, rows, seed, kept=slice(None)):
-    """Writes PNGs, of the slices `kept`, and cases.csv from I.npy of row I: {split: (sessions, people)}."""
+def _split_by_person(folder, rows, seed, part=slice(None)):
+    """Writes PNGs, of a part of the slices, and cases.csv from I.npy of row I: {split: (volumes, people)}.
+
+    Training, validation and test get 85, 10 and 5 % of the people."""
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
         raise UserError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "
@@ -139,7 +135,7 @@ def _split_by_person(folder, rows, seed, kept=slice(None)):
     ordered = sorted(range(len(rows)), key=lambda index: SPLITS.index(split_of[rows[index][0]]))
     table = [("case", "split", "person", "source")]
     for (name, case), index in zip(make_splits(folder, num_sessions), ordered):
-        for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)[kept]):
+        for position, image in enumerate(np.load(folder / f"{index}.npy", allow_pickle=False)[part]):
             Image.fromarray(image).save(slice_file(folder, name, case, position))
         (folder / f"{index}.npy").unlink()
         table.append((case, name, *rows[index]))

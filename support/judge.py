@@ -197,10 +197,10 @@ def told_apart_heads(sampled, new_people, noise):
     scores, measured = defaultdict(list), {}
     for name, suffix, order, seed in tqdm(trials, "Judging", unit=" judges", leave=False, disable=None):
         channels = tuple(channel for channel in JUDGES[name] if channel < sampled.shape[1])
-        found = judge_scores(*groups[suffix][::order], channels, seed)
+        pair = judge_scores(*groups[suffix][::order], channels, seed)
         if name == "told_apart_heads":
-            found = [group.mean(axis=1, keepdims=True) for group in found]
-        scores[name + suffix, order].append(found)
+            pair = [group.mean(axis=1, keepdims=True) for group in pair]
+        scores[name + suffix, order].append(pair)
     for key in (key for key, order in scores if order == 1):
         folds = ([np.stack(group) for group in zip(*scores[key, order])] for order in (1, -1))
         measured |= area_under_curve(key, *folds)
@@ -216,12 +216,10 @@ def roughness(head):
 
 
 def tissue_statistics(images):
-    """Simple anatomical statistics of each image, uint8 or float in [0, 1], (N, H, W); 0 without brain.
+    """Anatomy of images, uint8 or float in [0, 1], (N, H, W): a dict of float64 (N,), 0 without brain.
 
-    Returns a dict of float64 (N,): `dark_fraction`, the share of the deep half of the brain (by distance from
-    the outline of the largest region above `FOREGROUND`, holes filled) that is darker than half the brain's
-    median: ventricles and deepest fissures; `symmetry`, the correlation of the brain with its mirror image.
-    """
+    `dark_fraction` is the share of the deep half of the brain that is darker than half the brain's median:
+    ventricles and deepest fissures; `symmetry` the correlation of the brain with its mirror image."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(("dark_fraction", "symmetry"), np.array(list(pool.map(_tissue, images))).T))
 
@@ -342,23 +340,21 @@ def evaluate_copies(sampled, new_people, train, pixel_size):
     limit = no_copies[allowed - 1]
     originals = np.stack([images[rows] for rows in indices[spread(len(indices), PLANTED)]])
     planted = [search.find(coarse(heads))[1] for heads in plant(originals, pixel_size).values()]
-    found = int(np.sum(planted < limit, axis=1).min())
+    num_found = int(np.sum(planted < limit, axis=1).min())
     # If planted ones are missed, none means nothing: so it is where training people come in several sessions.
-    copies = {"copies": int((ratios < limit).sum())} if 2 * found > len(originals) else {}
+    copies = {"copies": int((ratios < limit).sum())} if 2 * num_found > len(originals) else {}
     return {**area_under_curve("distance_auc", (new_distances, distances)),
             **with_interval("nearest_over_second", np.median, ratios),
             **with_interval("nearest_over_second_new", np.median, new_ratios),
-            **copies, "copies_limit": float(limit), "copies_found": found,
+            **copies, "copies_limit": float(limit), "copies_found": num_found,
             "copies_false_alarms": allowed / (len(no_copies) + 1), "copies_planted": len(originals)}
 
 
 def evaluate_heads(sampled, originals, reconstructed, noise, train, pixel_size):
-    """Measures sampled heads (N, S, H, W) beside people, two at least of each kind.
+    """The figures of `ROWS` that need no code lengths, of heads (N, S, H, W), two at least of each kind.
 
     `originals` and `reconstructed` are dicts of `train`, `validate` and `test` people; `noise` is (validate,
-    test), decoded from `mix_people` of their codes; `train` is (all its slices, uint8 (M, H, W), indices of
-    its people, int (people, S)). Returns a dict of `num_heads`, `num_people` and the figures of `ROWS` that
-    need no code lengths."""
+    test), decoded from `mix_people` of their codes; `train` is (all its slices, its people's indices)."""
     halves = reconstructed["validate"], reconstructed["test"]
     new_people = np.concatenate(halves)
     errors = [np.array([np.square(np.float32(head) - other).mean() for head, other

@@ -114,10 +114,7 @@ def evaluate(vqvae, prior, batches, coded, cases):
         coded, cases: the `dataset.CodedSplit` of these images; int (N,), the person of each.
 
     Returns:
-        (the dict of metrics.json, details). The former: `reconstruction_metrics` of slices in their heads,
-        and, as NAME_alone, of slices by themselves if the decoder sees neighbours; `code_metrics`; bits and
-        bytes (the person's included, but not in `bits_per_code_alone`); `NAME_sd`, the standard deviation of
-        people's means, unless there is a single person. The details: `per_image`, a dict of float (N,), whose
+        (the dict of metrics.json, see `report.MEANINGS`, details): `per_image`, a dict of float (N,), whose
         `bits_per_code` are without the person's; `error_map`, the mean absolute error, float (H, W)."""
     rows, alone, error_sum = [], [], 0.0
     for images, _ in tqdm(batches, "Measuring", unit=" batches", leave=False, disable=None):

@@ -39,11 +39,9 @@ def calibrated_people(prior, seed, stream, indices):
 
 
 def steered_people(prior, ventricles, count, seed, quantile):
-    """The persons of `sample_heads`, but with ventricles of a given size: float (count, P).
+    """The persons of `sample_heads`, float (count, P), with ventricles of a quantile of training people's.
 
-    The size is given as a quantile among training people, from 0 to 1, one for all or float (count,).
-    `ventricles`, the dict of `Run.read_ventricles`, says how it follows from a person.
-    """
+    `ventricles` is the dict of `Run.read_ventricles`; `quantile` is from 0 to 1, one for all or (count,)."""
     weights, sizes = np.array(ventricles["weights"]), ventricles["quantiles"]
     persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
     target = np.interp(quantile, np.linspace(0, 1, len(sizes)), sizes)
@@ -58,13 +56,7 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
     The codes are those that the full network would give in float32, whatever it trained in; on a GPU, if
     TensorFloat-32 is off while it runs: see `Network.full_float32`. Only what is new is computed: the
     vertical stack once per row, the horizontal stack once per code, each on the last few features of every
-    layer.
-
-    Args:
-        positions, noise: int32 (B,); float32 (B, g, g, K), see `gumbel_noise`.
-        temperature: float32 scalar; 1 samples from the model, 0 takes the likeliest code each time.
-        context, person: those of `PixelCNN.call`; None for no slices below, for the average person.
-    """
+    layer. `noise` is that of `gumbel_noise`, the other arguments are those of `PixelCNN.call`."""
     with prior.full_float32():
         size, batch, filters = prior.grid_size, tf.shape(positions)[0], prior.num_filters
         condition, grid_features = prior.condition_features(positions, context, person)

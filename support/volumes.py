@@ -162,9 +162,8 @@ def _head_region(volume, low, high):
 def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
     """Cuts an image of float32 (x, y, z), 1 mm, RAS, at the heights of a `SliceGeometry`: a `Cut`.
 
-    A slab consists of the nearest planes, of pixels of 1 mm; a whole brain is averaged, to 2 mm if pixels are
-    as large, and black where the volume ends. The middle of the head is moved to `center`, (down, right) in
-    mm from that of the frame; None leaves it. A `VolumeError` if there is no such stack of a head."""
+    The middle of the head is moved to `center`, (down, right) in mm from that of the frame; None leaves it.
+    A `VolumeError` if there is no such stack of a head."""
     volume = np.asarray(image.dataobj)
     low = np.percentile(volume, 1)
     brighter = volume[volume > low]
@@ -180,6 +179,7 @@ def axial_slices(image, geometry, num_slices, center=(0.0, 0.0)):
         back, left = ((np.array(volume.shape[1::-1]) - FRAME_MM) / 2).astype(int)
     else:
         back, left = np.round(extent.mean(axis=1) - FRAME_MM / 2 - np.multiply(center, (-1, 1))).astype(int)
+    # A slab consists of the nearest planes; a whole brain is averaged, and black where the volume ends.
     is_whole = is_whole_brain(geometry, num_slices)
     pixel = 2 if is_whole and geometry.pixel_size >= 2 else 1
     if is_whole:
@@ -203,8 +203,8 @@ def head_extent(region, heights):
     neck lie below), and the rows and columns that show over a tenth of what the fullest does."""
     region = region[heights >= 0] if region[heights >= 0].any() else region
     profiles = region.sum(axis=(0, 2)), region.sum(axis=(0, 1))
-    shown = [np.flatnonzero(profile >= 0.1 * profile.max()) for profile in profiles]
-    return np.array([[places[0], places[-1] + 1] for places in shown])
+    full = [np.flatnonzero(profile >= 0.1 * profile.max()) for profile in profiles]
+    return np.array([[places[0], places[-1] + 1] for places in full])
 
 
 def _find_commissure(areas, geometry, num_slices):

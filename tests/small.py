@@ -1,12 +1,13 @@
-"""Small networks with random weights, the slow way to sample from one, and runs that train small networks."""
+"""Small networks with random weights, what checks their samples, and runs that train small networks."""
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-import tensorflow as tf
 
 from benchmarks.tiny import TINY
 import modules
+from support import orientation
 from support.files import write_json
 import train
 
@@ -49,26 +50,26 @@ def random_conditions(prior, count, seed=4):
     return context, rng.normal(size=(count, prior.person_size)).astype(np.float32)
 
 
-def sample_by_full_forwards(prior, positions, noise, temperature, context=None, person=None):
-    """What `sampler.sample_codes` computes, the slow way: the whole network once for every code."""
-    codes = np.zeros(noise.shape[:-1], np.int32)
-    forward = tf.function(lambda codes: prior.distribution(codes, positions, context, person).logits)
-    for row, column in np.ndindex(codes.shape[1:]):
-        logits = forward(tf.constant(codes))[:, row, column]
-        codes[:, row, column] = np.argmax(logits + temperature * noise[:, row, column], axis=-1)
-    return codes
+def check_sampled(codes, prior, positions, noise, temperature, context=None, person=None):
+    """Asserts that codes are those of `sampler.sample_codes`, by the whole network.
+
+    Its logits of a code depend on those before it alone: each is the right one if all before are.
+    """
+    logits = prior.distribution(codes, positions, context, person).logits
+    np.testing.assert_array_equal(codes, np.argmax(logits + temperature * noise, axis=-1))
 
 
-def new_run(folder, data_dir, *options, **prior):
+def new_run(folder, data_dir, *options, settings=(), **prior):
     """Writes the config.json of a run of small networks, which train.py --resume trains; returns its folder.
 
-    `options` are train.py's, `prior` arguments of `modules.PixelCNN`.
+    `options` are train.py's, `settings` those without one, `prior` arguments of `modules.PixelCNN`.
     """
     folder = Path(folder)
     arguments = train.parse_arguments(["--data-dir", str(data_dir), *TINY, *options])
     folder.mkdir(parents=True)
-    run, _ = train.new_run(folder, arguments)
-    run.config["settings"]["decoder_epochs"] = 2
+    with mock.patch.object(orientation, "match_template", lambda *_: orientation.Match(None, 0, 0, 0, 0)):
+        run, _ = train.new_run(folder, arguments)  # it takes 2 s to find that drawn ellipses are no brains
+    run.config["settings"].update({"decoder_epochs": 2, **dict(settings)})
     run.config["vqvae"].update(SMALL_VQVAE)
     run.config["pixelcnn"].update({**SMALL_PRIOR, **prior})
     write_json(folder / "config.json", run.config)

@@ -88,7 +88,7 @@ def end_of(function, capsys):
 
 
 def test_names_that_are_no_text_are_printed():
-    code = ("from support import cli, environment\nimport os, sys\n@cli.exit_on_user_error\ndef main():\n"
+    code = ("from support import cli\nimport os\n@cli.exit_on_user_error\ndef main():\n"
             "    raise cli.UserError(os.fsdecode(b'Sch\\xc3\\xa4del_\\xff.nii'))\nmain()")
     done = run_python(code, PYTHONIOENCODING="ascii")
     assert done.returncode == 2 and r"Sch\xe4del_\udcff.nii" in done.stderr

@@ -1,4 +1,4 @@
-"""The exact sampler against the whole network run once per code, its noise, slices and heads."""
+"""The exact sampler against the whole network, its noise, slices and heads."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from support import sampler
 from tests.conftest import ROOT
-from tests.small import random_conditions, sample_by_full_forwards, small_prior, small_vqvae
+from tests.small import check_sampled, random_conditions, small_prior, small_vqvae
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +38,16 @@ def test_noise_is_gumbel_noise_independent_between_streams_seeds_items_and_purpo
 
 @pytest.mark.parametrize("temperature, other", (
     (1.0, {}), (0.0, {"kernel_size": 5, "dtype": "mixed_bfloat16"})))
-def test_cached_sampling_equals_full_forwards_code_by_code(prior, temperature, other):
+def test_cached_sampling_gives_the_codes_of_the_whole_network(prior, temperature, other):
     prior, positions = small_prior(**other) if other else prior, tf.constant([0, 1, 3])
     noise = sampler.gumbel_noise(prior, 7, "slices", tf.range(3))
     context, person = map(tf.constant, random_conditions(prior, 3))
-    slow = sample_by_full_forwards(prior, positions, noise, temperature, context, person)
-    assert len(np.unique(slow)) > 3
-    fast = sampler.compiled_sampler(prior)(positions, noise, tf.constant(temperature), context, person)
-    np.testing.assert_array_equal(fast, slow)
+    codes = sampler.compiled_sampler(prior)(positions, noise, temperature, context, person).numpy()
+    check_sampled(codes, prior, positions, noise, temperature, context, person)
+    alone = prior.sample(positions, seed=7, temperature=temperature)
     persons = sampler.sample_people(prior, 7, "slices", tf.range(3))
-    alone = sample_by_full_forwards(prior, positions, noise, temperature, None, persons)
-    np.testing.assert_array_equal(prior.sample(positions, seed=7, temperature=temperature), alone)
-    assert (alone != slow).any()
+    check_sampled(alone, prior, positions, noise, temperature, None, persons)
+    assert (alone != codes).any() and len(np.unique(codes)) > 3
 
 
 def test_samples_depend_on_seed_and_stream_but_not_on_the_batch_size(prior):
@@ -79,8 +77,7 @@ def test_heads_are_sampled_upwards_each_slice_given_those_below_that_training_pe
     for position, below in contexts.items():
         context = np.stack([slices[other] for other in below], axis=1)
         noise = sampler.gumbel_noise(prior, 5, "heads", tf.range(3) * 10 + position)
-        slow = sample_by_full_forwards(prior, tf.fill([3], position), noise, 0.9, context, persons)
-        np.testing.assert_array_equal(slices[position], slow)
+        check_sampled(slices[position], prior, tf.fill([3], position), noise, 0.9, context, persons)
     # Given persons are taken as they are.
     np.testing.assert_array_equal(prior.sample_heads(3, 5, 0.9, persons=persons), heads)
     assert (prior.sample_heads(3, 5, 0.9, persons=persons - 1) != heads).any()

@@ -2,13 +2,14 @@
 
 import shutil
 import types
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 
 import modules
-from support import cli, stages
+from support import cli, runs, stages
 from support.runs import Run
 from tests.small import small_vqvae
 
@@ -52,7 +53,7 @@ def test_a_diverged_loss_names_epoch_and_step_and_the_best_model(stage):
 @pytest.mark.parametrize("better, values, best_epochs", (
     (max, (0.5, 0.7, 0.6, 0.8), [0, 1, 1, 3]), (min, (0.8, 0.9, 0.7, 0.75), [0, 0, 2, 2])))
 def test_the_best_epoch_is_kept_and_the_last_is_the_backup(stage, better, values, best_epochs):
-    """By the count of the first code, which says here the epoch of a saved model."""
+    """By what a file says of its epochs, and the count of the first code, which says here the same."""
     model, run, stage.better = small_vqvae(), stage.run, better
     checkpoints = callback(stages.Checkpoints, stage, model=model)
     for epoch, (value, best_epoch) in enumerate(zip(values, best_epochs)):
@@ -60,9 +61,10 @@ def test_the_best_epoch_is_kept_and_the_last_is_the_backup(stage, better, values
         if epoch == 3:  # a resumed run knows the best value before
             checkpoints = callback(stages.Checkpoints, stage, better(values[:3]), model=model)
         checkpoints.on_epoch_end(epoch, {"score": value})
-        saved = [modules.load_model(path, compile=False).quantizer.counts[0]
+        saved = [int(zipfile.ZipFile(path).read(runs.EPOCHS_FILE)) - 1
                  for path in (run.model_path("vqvae"), run.backup_path("vqvae"))]
         assert saved == [best_epoch, epoch] and run.finished_epochs("vqvae", 9) == epoch + 1
+    assert modules.load_model(run.model_path("vqvae"), compile=False).quantizer.counts[0] == best_epochs[-1]
     assert {path.name for path in (run.folder / "backup").iterdir()} == {"vqvae.keras"}
     shutil.rmtree(run.folder)
     with pytest.raises(FileNotFoundError):

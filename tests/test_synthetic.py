@@ -61,12 +61,6 @@ def test_heads_are_written_in_order_split_by_head_with_their_slice_positions(tmp
     assert front == "up" and vars(geometry) == GEOMETRY
 
 
-def test_what_was_judged_of_the_prior_is_copied(tmp_path):
-    judged = {"heads": {"num_heads": 64, "seed": 5}}
-    (tmp_path / "evaluation.json").write_text(json.dumps(judged))
-    assert describe(tmp_path)["prior"] == judged
-
-
 def test_readers_call_synthetic_heads_what_they_are(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     description = describe(tmp_path, range(8), is_simulated=True)
