@@ -89,7 +89,7 @@ def draw_rows(rows, most=None):
     side = (WIDTH - 0.8) / max(columns, 4)
     height = sum(side + (0.16 + 0.14 * len(captions[0].splitlines()) if len(captions) else 0)
                  for *_, captions, _ in rows)
-    figure, axes = new_figure(height, len(rows), columns, min(WIDTH, 1.2 + side * columns), squeeze=False,
+    figure, axes = new_figure(height, len(rows), columns, min(WIDTH, 1 + side * columns), squeeze=False,
                               subplot_kw={"xticks": [], "yticks": [], "frame_on": False})
     for axes_of_row, (label, images, captions, options) in zip(axes, rows):
         axes_of_row[0].set_ylabel(label, fontsize="small")
