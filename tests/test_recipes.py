@@ -70,6 +70,7 @@ def models(trained, tmp_path, monkeypatch):
     for module in (modules, predict):  # loaded once, and the sampler compiled once
         monkeypatch.setattr(module, "load_models", lambda run: (vqvae, prior))
     monkeypatch.setattr(sampler, "samples_at_once", lambda bytes_each: 1)
+    monkeypatch.setattr(train, "draw_figures", lambda *_: None)  # which test_train.py looks at
     return vqvae, prior
 
 
