@@ -25,23 +25,25 @@ from tests.small import new_run, small_vqvae
 import train
 
 
-def make_data(count):
-    """Random images of 8x8 blocks, and random codes with their conditions."""
-    rng, order = np.random.default_rng(0), np.arange(count, dtype=np.int32)
-    images = rng.integers(0, 256, (count, 8, 8)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+def make_data():
+    """28 random images of 8x8 blocks, and random codes with their conditions."""
+    rng, order = np.random.default_rng(0), np.arange(28, dtype=np.int32)
+    images = rng.integers(0, 256, (28, 8, 8)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
     split = dataset.Split("train", images, order // 8, order % 8)
     prior = types.SimpleNamespace(grid_size=8, num_embeddings=16, person_size=24, steps_below=(1, 2, 4, 8))
     return split, common.random_codes(split, prior)
 
 
-def train_both(split, coded, clip, batch_size=8, validate=False, **compile_options):
+def train_both(validate=False, **compile_options):
     """Trains small networks of both kinds: (dict of histories, list of weights, the codebook's counts)."""
+    split, coded = make_data()
+    batch_size = 9  # of which three devices get 3 images each, but two of them none of the last ones
     keras.utils.set_random_seed(0)
     vqvae = small_vqvae()
     # Without dropout, of which each device has its own
     prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=1, dropout=0.0)
     for model in (vqvae, prior):
-        model.compile(optimizers.Muon(1e-3, global_clipnorm=clip), **compile_options)
+        model.compile(optimizers.Muon(1e-3, global_clipnorm=0.1), **compile_options)
         model.optimizer.build(model.trainable_variables)
     train.start_codebook(vqvae, dataset.image_batches(split, batch_size, 1), 2, fit_batches=2)
     vqvae.quantizer.restart_below = 0.9  # so that many codes restart
@@ -53,11 +55,14 @@ def train_both(split, coded, clip, batch_size=8, validate=False, **compile_optio
     return history, [*weights, vqvae.quantizer.embeddings.numpy()], vqvae.quantizer.counts.numpy()
 
 
-def test_xla_and_several_steps_at_once_train_as_plain_steps():
-    data = make_data(24)
-    _, plain, _ = train_both(*data, clip=1.0, jit_compile=False)
-    _, compiled, _ = train_both(*data, clip=1.0, jit_compile=True, steps_per_execution=3)
-    for one, two in zip(plain, compiled, strict=True):
+@pytest.fixture(scope="module")
+def trained_plainly():
+    return train_both(validate=True, jit_compile=False)
+
+
+def test_xla_and_several_steps_at_once_train_as_plain_steps(trained_plainly):
+    _, compiled, _ = train_both(jit_compile=True, steps_per_execution=3)
+    for one, two in zip(trained_plainly[1], compiled, strict=True):
         np.testing.assert_allclose(two, one, atol=2e-4)
 
 
@@ -76,13 +81,10 @@ def three_devices():
     return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(3)])
 
 
-def test_three_devices_train_as_one_with_the_same_batches():
-    data = make_data(28)  # in batches of 9, two devices get none of the last one
-    ends = []
-    for strategy in (tf.distribute.get_strategy(), three_devices()):
-        with strategy.scope():
-            ends.append(train_both(*data, clip=0.1, batch_size=9, validate=True))
-    (alone, weights, counts), (together, weights_of_three, counts_of_three) = ends
+def test_three_devices_train_as_one_with_the_same_batches(trained_plainly):
+    alone, weights, counts = trained_plainly
+    with three_devices().scope():
+        together, weights_of_three, counts_of_three = train_both(validate=True)
     # What restarted in the last step has one count.
     assert len(np.unique(counts)) == len(np.unique(counts_of_three)) < 16 and len(alone) == 12
     # It counts the black image in place of an empty part; train.py has its own.
