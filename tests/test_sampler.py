@@ -130,7 +130,8 @@ np.testing.assert_allclose(log_prob, expected["log_prob"], rtol=1e-5)
 
 
 def test_exports_run_without_this_repository_and_a_notebook_keeps_its_environment(tmp_path, capsys):
-    vqvae, prior = small_vqvae(margin=8), small_prior(grid_size=8, num_embeddings=16, num_positions=2)
+    vqvae = small_vqvae(margin=8)
+    prior = small_prior(grid_size=8, num_embeddings=16, num_positions=2, num_layers=2)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype(np.float32)
     codes, positions = vqvae.encode_to_codes(images), np.array([1, 0], np.int32)
     # Batches of 2 both, so that one sampler is compiled.
