@@ -52,7 +52,7 @@ def figures_before(run):
     """What `predict.py --evaluate` measured on a run, each figure under its name and `_before`."""
     evaluated = json.loads(run.results_path("evaluation.json").read_text())["heads"]
     names = "told_apart_slices", "told_apart_heads", "roughness_auc", "membership", "membership_reference"
-    figures = {f"{name}{end}_before": evaluated[name + end] for name in names for end in ("", "_interval")
+    figures = {f"{name}_before{end}": evaluated[name + end] for name in names for end in ("", "_interval")
                if name in evaluated}
     return {**figures, "commit_before": run.config["git_commit"]}
 

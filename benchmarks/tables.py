@@ -77,49 +77,71 @@ def cells(record, formats):
 
 def summary(results):
     """The first table of all: reconstruction, beside two pictures that need no model."""
-    formats = "{ssim:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB"
-    rows = [["test images", "SSIM", "SSIM in the brain", "PSNR", "bytes per slice in a head, ideally coded"]]
-    labels = {"real_slices": "real people", "pretrained": "the weights", "demo": "the demo"}
+    rows = [["test images", "SSIM, in its head (by itself)", "SSIM in the brain", "PSNR",
+             "mean image: SSIM", "blurred: SSIM", "bytes per slice of pixels, codes, ideally coded codes"]]
+    labels = {"real_slices": "**real people**", "pretrained": "the weights", "demo": "the demo"}
     for key, label in labels.items():
         row = results[key]
-        pixels = row["image_size"] ** 2
-        rows.append([f"**{label}**", *cells(row, formats), f"{row['bytes_per_image']:.0f} of {pixels:,}"])
-        for name, text in WITHOUT_MODEL.items():
-            rows.append([f"{label}: {text}", *cells(row["baselines"][name], formats), NOT_APPLICABLE])
+        formats = ("{ssim:.3f} ({ssim_alone:.3f})", "{ssim_foreground:.3f} ({ssim_foreground_alone:.3f})",
+                   "{psnr:.1f} dB", "{baselines[mean_image][ssim]:.3f}",
+                   "{baselines[blurred_original][ssim]:.3f}")
+        bytes_of = row["image_size"] ** 2, row["bits_fixed"] / 8, row["bytes_per_image"]
+        rows.append([label, *cells(row, formats), ", ".join(f"{number:,.0f}" for number in bytes_of)])
     return rows
 
 
 def heads(results):
-    """Whole sampled heads beside people, all as reconstructions."""
-    names = {"told_apart_slices": "told apart by slice (AUC)", "told_apart_heads": "told apart by head (AUC)",
-             "roughness": "roughness from slice to slice",
-             "roughness_auc": "roughness (AUC)",
+    """What README says of sampled heads: of real people's run, and of the weights."""
+    names = {"told_apart_slices": "told apart by slice", "told_apart_heads": "told apart by head",
+             "roughness_auc": "roughness from slice to slice", "membership": "membership, by code length",
+             "membership_reference": "membership, by a reference prior"}
+    columns = {"real people": results["heads"], "chance": results["heads"],
+               "the weights": results["pretrained_heads"]}
+    rows = [["AUC", *columns]]
+    for name, label in names.items():
+        suffixes = [name + ("_floor" if heading == "chance" else "") for heading in columns]
+        rows.append([label, *(figure(record, key) for record, key in zip(columns.values(), suffixes))])
+    return rows
+
+
+def figure(record, name):
+    """A figure with its interval, if the record has it."""
+    if name not in record:
+        return NOT_APPLICABLE
+    low_and_high = record.get(f"{name}_interval")
+    return f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
+
+
+def anatomy(results):
+    """More of the same heads, beside training people and new people."""
+    names = {"roughness": "roughness from slice to slice",
              "dark_sd_ratio": "SD of ventricle size, divided by training people's",
              "distance_auc": "distance to nearest training person (AUC; below 0.5: too near)",
              "nearest_over_second": "that over the second nearest; a copy: 0",
-             "membership": "membership by code length (AUC)",
-             "membership_reconstruction": "membership by stage 1's error (AUC)",
-             "membership_reference": "membership by reference prior (AUC)"}
-    record = results["pretrained_heads"]
+             "membership_reconstruction": "membership by stage 1's error (AUC)"}
+    record = results["heads"]
+    return [["", "sampled heads", "training people", "new people"],
+            *([label, *(figure(record, name + suffix) for suffix in ("", "_train", "_new"))]
+              for name, label in names.items())]
 
-    def cell(name):
-        if name not in record:
-            return NOT_APPLICABLE
-        low_and_high = record.get(f"{name}_interval")
-        return f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
 
-    return [["", "sampled heads", "training people", "new people", "chance"],
-            *([label, *(cell(name + suffix) for suffix in ("", "_train", "_new", "_floor"))]
-              for name, label in names.items() if name in record)]
+def before(results):
+    """The recipe of an earlier commit and today's, on the real slices at 128 pixels, judged alike."""
+    record = results["heads_128"]
+    names = {"told_apart_slices": "told apart by slice", "told_apart_heads": "told apart by head",
+             "roughness_auc": "roughness from slice to slice", "membership": "membership, by code length"}
+    return [["AUC", f"commit {record['commit_before'][:7]}", "now"],
+            *([label, figure(record, f"{name}_before"), figure(record, name)]
+              for name, label in names.items())]
 
 
 def judges(results):
-    """What the judges say of fakes that they must find."""
+    """What the judges say of fakes that they must find, beside real people."""
     fakes = {"noise": "noise", "mean_person": "the mean person", "mixed_people": "slices of different people",
              "rougher": "slices that differ by 10 % more"}
     rows = [["AUC", *fakes.values()]]
     for name, label in (("told_apart_slices", "by slice"), ("told_apart_heads", "by head")):
-        values = [results["pretrained_heads"].get(f"{name}_fake_{fake}") for fake in fakes]
+        values = [results["heads"].get(f"{name}_fake_{fake}") for fake in fakes]
         rows.append([label, *(NOT_APPLICABLE if value is None else f"{value:.2f}" for value in values)])
     return rows
 
@@ -304,19 +326,15 @@ def minutes(results):
     real = results["real_slices"]
     images, epochs = 32 * real["people"]["train"], epochs_of(real)
     real_slices = {"images": images, "heads": OASIS["heads"], "epochs": epochs}
-    cpu = {stage: epochs[stage] * images / real["seconds"][stage] for stage in ("vqvae", "pixelcnn")}
+    cpu = {stage: number * images / real["seconds"][stage] for stage, number in epochs.items()}
     cpu["sampling"] = 1 / results["sampling"]["head_seconds_per_slice"]
     names = {"vqvae": "VQ-VAE, batches of 8", "pixelcnn": "PixelCNN, batches of 8",
              "sampling": "sampling, 64 heads at once"}
     gpu = {stage: results["gpu"]["images_per_second"][name]["median"] for stage, name in names.items()}
-    # The decoder's own speed was not measured: of an epoch of stage 1 it takes the share that it took here.
-    other = results["pretrained"]
-    seconds = {stage: other["seconds"][stage] / epochs_of(other)[stage] for stage in ("vqvae", "decoder")}
-    for speeds in (cpu, gpu):
-        speeds["decoder"] = speeds["vqvae"] * seconds["vqvae"] / seconds["decoder"]
+    gpu["decoder"] = gpu["vqvae"] * cpu["decoder"] / cpu["vqvae"]  # not measured: the share as on the CPU
     # The demo's whole time on the GPU is nearly all start and compilation, which each run has.
     start = results["gpu"]["demo_seconds"]["train.py"]
-    rows = [["data", "two CPU cores", "one H200"],
+    rows = [["`train.py` on", "two CPU cores", "one H200"],
             ["the demo", in_minutes(sum(results["demo"]["seconds"].values())), in_minutes(start)]]
     on_cpus = in_minutes(sum(real["seconds"].values())), f"about {in_minutes(estimate(OASIS, cpu))}"
     labels = f"real slices of {real['people']['train']} people", "OASIS"
@@ -406,8 +424,9 @@ def machines(results):
 
 
 TABLES = {function.__name__: function for function in (
-    summary, heads, judges, runs, pretrained, reconstruction, utility, chain, codecs, head_codecs, head_bytes,
-    sampling, ventricles, loading, epochs, training, scaling, gpu, minutes, faults, origins, machines)}
+    summary, heads, judges, anatomy, before, runs, pretrained, reconstruction, utility, chain, codecs,
+    head_codecs, head_bytes, sampling, ventricles, loading, epochs, training, scaling, gpu, minutes, faults,
+    origins, machines)}
 
 
 @exit_on_user_error
