@@ -32,33 +32,6 @@ def share_below(quantiles, value):
     return np.interp(value, quantiles, np.linspace(0, 1, len(quantiles)))
 
 
-def head_comparison(heads, positions, labels, title, path, num_slices=4):
-    """Draws a row per head, its label at the left, and in each column the same slice of all.
-
-    Args:
-        heads: uint8 (N, S, H, W), axial slices from the lowest up.
-        positions: their S slice positions.
-        labels: N texts.
-        title: one line.
-        path: PNG to write.
-        num_slices: axial slices to draw.
-    """
-    heads = heads[brain_box(heads, rim=2)]
-    indices = figures.inner_slices(len(positions), num_slices)
-    side = (figures.WIDTH - 0.6) / len(indices)
-    height = 0.6 + len(heads) * side * heads.shape[2] / heads.shape[3]
-    figure, axes = figures.new_figure(height, len(heads), len(indices), squeeze=False)
-    for row, (head, label) in enumerate(zip(heads, labels, strict=True)):
-        axes[row, 0].set_ylabel(label)
-        for column, index in enumerate(indices):
-            axes[row, column].imshow(head[index], cmap="gray", vmin=0, vmax=255)
-            axes[row, column].set(xticks=[], yticks=[])
-    for column, index in enumerate(indices):
-        axes[0, column].set_title(f"slice {positions[index]}", fontsize="medium")
-    figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=figures.DPI)
-
-
 def sample(vqvae, prior, measure, count, quantile):
     """The heads, uint8 (count, S, H, W), of ``predict.py --heads COUNT --ventricles QUANTILE``.
 
@@ -120,8 +93,11 @@ def draw(vqvae, prior, measure, path):
     heads = np.concatenate([sample(vqvae, prior, measure, 1, quantile) for quantile in QUANTILES])
     shares = share_below(measure["quantiles"], sizes_of(heads))
     labels = [f"asked {quantile}: shown {share:.2f}" for quantile, share in zip(QUANTILES, shares)]
-    title = "size of ventricles, as a quantile among training people"
-    head_comparison(heads, prior.slice_positions, labels, title, path)
+    heads = heads[brain_box(heads, rim=2)]
+    indices = figures.inner_slices(len(prior.slice_positions), 2)
+    rows = [(f"slice {prior.slice_positions[index]}", heads[:, index], captions, figures.BYTES)
+            for index, captions in zip(indices, (labels, []))]
+    figures.draw_rows(rows)[0].savefig(path)
 
 
 @cli.exit_on_user_error
