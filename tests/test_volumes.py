@@ -295,7 +295,7 @@ def test_a_whole_brain_is_cut_at_its_heights_wherever_and_however_it_lies(tmp_pa
     assert np.corrcoef(found.slices.ravel(), expected.ravel())[0, 1] > 0.985
 
 
-@pytest.mark.parametrize("kind, stack", zip(VOXELS, ("whole brain", "slab")))
+@pytest.mark.parametrize("kind, stack", list(zip(VOXELS, ("whole brain", "slab"))))
 def test_slices_written_back_lie_on_the_volume_in_its_own_levels(tmp_path, kind, stack):
     volume, affine = scan(kind)
     cut = volumes.read_slices(save(tmp_path / "a.nii", volume, affine), *STACKS[stack])
