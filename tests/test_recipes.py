@@ -17,7 +17,7 @@ from benchmarks.tiny import read_history
 import dataset
 import modules
 import predict
-from support import runs, sampler, stages, volumes
+from support import figures, runs, sampler, stages, volumes
 from support.files import write_json
 from support.images import to_uint8
 from support.runs import Run
@@ -70,7 +70,9 @@ def models(trained, tmp_path, monkeypatch):
     for module in (modules, predict):  # loaded once, and the sampler compiled once
         monkeypatch.setattr(module, "load_models", lambda run: (vqvae, prior))
     monkeypatch.setattr(sampler, "samples_at_once", lambda bytes_each: 1)
-    monkeypatch.setattr(train, "draw_figures", lambda *_: None)  # which test_train.py looks at
+    for drawn in ("sample_grid", "head_figure", "reconstruction_grid"):  # other tests look at pictures
+        monkeypatch.setattr(figures, drawn, lambda *_: None)
+    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     return vqvae, prior
 
 
@@ -131,7 +133,7 @@ def test_every_command_does_what_its_comment_says(models, monkeypatch):
             shutil.copytree("runs/tuned", "runs/stopped")
     monkeypatch.setattr(stages.Checkpoints, "on_epoch_end", save_and_copy)
     run("--start-from assets/pretrained")
-    check_tuned()
+    check_tuned(monkeypatch)
     tensorboard, = lines
     assert shutil.which(tensorboard.split()[0], path=Path(sys.executable).parent)
     logs = {path.parent for path in Path("runs/tuned").rglob("*tfevents*")}
@@ -156,11 +158,11 @@ def check_python(vqvae, prior):
     np.testing.assert_allclose(exported["head"], vqvae.decode_head(exported["heads"][0]), atol=1e-5)
 
 
-def check_tuned():
-    """A copy that was stopped at the decoder's first epoch, and resumed, gives the same to the bit."""
+def check_tuned(monkeypatch):
+    """It is finished; its copy, stopped at the decoder's first epoch and resumed, trains to the same bits."""
     tuned, stopped = Path("runs/tuned"), Path("runs/stopped")
     assert runs.newest() == tuned and Run.load(tuned).start_from == str(runs.PRETRAINED)
+    monkeypatch.setattr(train, "finish", lambda *_: None)
     train.main(["--run-dir", str(stopped), "--resume"])
-    assert (tuned / "metrics.json").read_bytes() == (stopped / "metrics.json").read_bytes()
     for name in ("decoder_history.csv", "pixelcnn_history.csv"):
-        assert read_history(tuned / name) == read_history(stopped / name)
+        assert read_history(tuned / name) == read_history(stopped / name) != []
