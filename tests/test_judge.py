@@ -43,7 +43,7 @@ def test_judges_find_what_they_can_see(name, fake_of, low, high, monkeypatch):
 
 def test_judges_depend_on_their_seed_alone(monkeypatch):
     monkeypatch.setattr(judge, "JUDGE_STEPS", 5)
-    real, fake, test = (draw_people(3, seed, slices=3, size=16) for seed in (1, 2, 3))
+    real, fake, test = (draw_people(3, seed, slices=3, size=32) for seed in (1, 2, 3))
     (first, _), (other, _), (again, _) = (judge.judge_scores((real, fake), (test, test), (0,), seed)
                                           for seed in (5, 4, 5))
     np.testing.assert_allclose(first, again, atol=1e-5)  # no trace of the judge before it
