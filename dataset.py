@@ -190,11 +190,9 @@ def image_batches(split, batch_size, seed=None, first_epoch=0):
 
     Once in order if `seed` is None; else endlessly, each epoch in an order that (`seed`, epoch) alone decide,
     without its last short batch: a run resumed at `first_epoch` sees what it would have seen."""
-
     def batch(_, indices):
         images, positions = _look_up(lambda rows: (split.images[rows], split.positions[rows]), indices)
         return normalise(images)[..., tf.newaxis], positions
-
     return _batches(batch, len(split.images), batch_size, seed, first_epoch)
 
 
@@ -213,7 +211,6 @@ def _batches(make_batch, num_items, batch_size, seed=None, first_epoch=0):
         epoch_seed = [tf.constant(seed, tf.int64), epoch]
         order = tf.random.experimental.stateless_shuffle(tf.range(num_items), epoch_seed)
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
-
     if seed is None:
         indices = tf.data.Dataset.range(num_items, output_type=tf.int32).batch(batch_size)
     else:
@@ -269,14 +266,12 @@ def encode_split(vqvae, prior, *versions):
 def near_codes(quantizer):
     """The codes nearest to each, in order: int32 (K, 12), of few codes (K, K - 1)."""
     embeddings, count = quantizer.embeddings.numpy(), min(NEAR_CODES, quantizer.num_embeddings - 1)
-
     def nearest(rows):
         distances = np.array(quantizer.distances(embeddings[rows]))
         distances[np.arange(len(rows)), rows] = np.inf
         near = np.argpartition(distances, count - 1)[:, :count]  # a tenth of the time of sorting all
         order = np.argsort(np.take_along_axis(distances, near, axis=1))
         return np.take_along_axis(near, order, axis=1).astype(np.int32)
-
     return in_chunks(nearest, np.arange(len(embeddings)), size=512)
 
 
@@ -286,10 +281,8 @@ def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
     `codes`, (N, g, g), are those of the split; of each slice, of that right below and right above it. In
     training its own codes stand in for the latter two in `ALONE_SHARE` of the slices."""
     around = neighbours(split.cases, split.positions)
-
     def look_up(rows):
         return split.images[rows], np.int32(codes[np.stack([rows, *around[:, rows]], axis=1)])
-
     def batch(step, indices):
         images, batch_codes = _look_up(look_up, indices)
         if seed is not None:
@@ -297,7 +290,6 @@ def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
             drawn = tf.random.stateless_uniform(shape, [tf.constant(seed, tf.int64), step])
             batch_codes = tf.where(drawn < ALONE_SHARE, batch_codes[:, :1], batch_codes)
         return normalise(images)[..., tf.newaxis], batch_codes
-
     return _batches(batch, len(split.images), batch_size, seed, first_epoch)
 
 
@@ -314,10 +306,8 @@ def head_pictures(split, margin, num_positions):
     (float32 (people, num_positions, 16, 16) in [0, 1], NaN without a slice; int (N,), each image's head)"""
     cases, head_numbers = np.unique(split.cases, return_inverse=True)
     shape = PICTURE_SIDE, PICTURE_SIDE
-
     def shrink(images):
         return tf.image.resize(crop(images, margin)[..., np.newaxis], shape, "area")[..., 0] / 255
-
     pictures = np.full((len(cases), num_positions, *shape), np.nan, np.float32)
     pictures[head_numbers, split.positions] = in_chunks(shrink, split.images, size=256)
     return pictures, head_numbers
@@ -338,7 +328,6 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
         context = coded.slices(coded.context[rows], version[:, np.newaxis])
         positions, persons = np.int32(coded.positions[rows]), np.float32(coded.persons[version, rows])
         return coded.slices(rows, version), positions, context, persons
-
     def batch(step, indices):
         version, step_seed = tf.zeros_like(indices), None
         if seed is not None:
@@ -346,7 +335,6 @@ def code_batches(coded, batch_size, seed=None, first_epoch=0):
             version = tf.random.stateless_uniform(count, step_seed, maxval=len(coded.codes), dtype=tf.int32)
         parts = dict(zip(("codes", "positions", "context", "person"), _look_up(look_up, indices, version)))
         return parts if seed is None else _drop_conditions(parts, coded.near_codes, step_seed)
-
     return _batches(batch, len(coded.positions), batch_size, seed, first_epoch)
 
 

@@ -43,8 +43,7 @@ class Network(devices.KerasFit, keras.Model):
 
         A rounded vector may have another nearest code, a rounded logit another code to sample; but the same
         image or seed has to give the same codes everywhere. What a `tf.function` traces inside it is free of
-        bfloat16 for good; TensorFloat-32, a switch of the process, has to be off whenever it runs.
-        """
+        bfloat16 for good; TensorFloat-32, a switch of the process, has to be off whenever it runs."""
         policies = [(layer, layer.dtype_policy) for layer in self._flatten_layers()]
         is_rounding = tf.config.experimental.tensor_float_32_execution_enabled()
         try:
@@ -92,8 +91,7 @@ class VectorQuantizer(layers.Layer):
         commitment_cost: beta, the weight of ``mean((z - sg[e])^2)`` in the loss.
         decay: of the EMA, in (0, 1); None trains by the gradient of ``mean((sg[z] - e)^2)`` ([1] equation 3).
         restart_below: codes whose N_k is below this share of the mean restart at vectors of the batch [3].
-        seed: of its start and restarts.
-    """
+        seed: of its start and restarts."""
 
     def __init__(self, num_embeddings=512, embedding_dim=16, commitment_cost=0.25, decay=0.99,
                  restart_below=0.3, seed=0, dtype="float32", **kwargs):
@@ -116,8 +114,7 @@ class VectorQuantizer(layers.Layer):
         """Quantises vectors, float (..., D); with `training`, moves the codebook too.
 
         Returns a dict: `quantized`, float32 (..., D), with the straight-through gradient; `codes`, int32
-        (...); `loss`, a scalar; `perplexity`, 2 to the entropy of their use in this batch, from 1 to K.
-        """
+        (...); `loss`, a scalar; `perplexity`, 2 to the entropy of their use in this batch, from 1 to K."""
         vectors = tf.reshape(inputs, (-1, self.embedding_dim))
         codes = tf.argmin(self.distances(vectors), axis=-1, output_type=tf.int32)
         # Not bincount, which XLA does not compile.
@@ -194,8 +191,7 @@ def build_encoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
     """Images -> vectors: float (B, S, S, 1) -> (B, S / downsample, S / downsample, embedding_dim).
 
     The first convolution takes the image, less `margin` pixels on each side, to a grid of S / 4: work at full
-    resolution is what costs. The margin, the empty border that all pictures share, gets no vectors.
-    """
+    resolution is what costs. The margin, the empty border that all pictures share, gets no vectors."""
     stride = _stem_stride(image_size, margin)
     images = keras.Input((image_size, image_size, 1), name="images")
     x = layers.Cropping2D(margin)(images)
@@ -243,8 +239,7 @@ class VQVAE(Network):
         width, num_residual_blocks: channels and number of the blocks on the grid of codes.
         data_variance: variance of the training pixels in [-1, 1].
         sees_neighbours: whether the decoder is given the codes of the slices right below and above, too: more
-            of a slice is known without a bit more. Then training moves the decoder alone.
-    """
+            of a slice is known without a bit more. Then training moves the decoder alone."""
 
     def __init__(self, image_size=256, num_embeddings=512, embedding_dim=16, downsample=8, margin=0,
                  width=64, num_residual_blocks=2, commitment_cost=0.25, decay=0.99, data_variance=1.0, seed=0,
@@ -296,8 +291,7 @@ class VQVAE(Network):
         """Codes int (B, g, g) in [0, K) -> images (B, S, S, 1) in [-1, 1].
 
         A decoder that `sees_neighbours` takes the codes of the slices right below and above, too. Without
-        them, or where there are none, a slice's own stand in for them.
-        """
+        them, or where there are none, a slice's own stand in for them."""
         return self.decode(*(None if part is None else self._look_up(part) for part in (codes, below, above)))
 
     def _look_up(self, codes):
@@ -306,8 +300,7 @@ class VQVAE(Network):
     def decode_head(self, codes, positions=None):
         """Codes int (N, g, g) of the slices of one head -> images, NumPy (N, S, S, 1) in [-1, 1].
 
-        Slices are neighbours if their positions, ascending (N,), differ by 1; all are, if none are given.
-        """
+        Slices are neighbours if their positions, ascending (N,), differ by 1; all are, if none are given."""
         codes, count = np.asarray(codes), len(codes)
         around = neighbours(np.zeros(count), np.arange(count) if positions is None else positions)
         rows = np.stack([np.arange(count), *around], axis=1)
@@ -316,8 +309,7 @@ class VQVAE(Network):
     def copy_from(self, vqvae):
         """Takes the weights of a trained VQ-VAE; what `sees_neighbours` adds starts at zero.
 
-        From one that sees neighbours to one that does not: it paints as that does without them.
-        """
+        From one that sees neighbours to one that does not: it paints as that does without them."""
         for variable, trained in zip(self.weights, vqvae.weights, strict=True):
             if variable.shape != trained.shape:  # the decoder's first kernel, (3, 3, 3 D, width) of the one
                 side = tf.zeros_like(trained)
@@ -379,8 +371,7 @@ class PixelCNN(Network):
         steps_below: how far below each of the S slices of the context lies.
         person_size: P, the length of the person vector.
         slice_positions: those that training people have; None for all. Others cannot be sampled.
-        knows_noise: whether it can be told how large a share of the context's codes is wrong.
-    """
+        knows_noise: whether it can be told how large a share of the context's codes is wrong."""
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8,
                  kernel_size=3, dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24,
@@ -479,8 +470,7 @@ class PixelCNN(Network):
         The inputs are a dict of `codes`, int (B, g, g); `positions`, int (B,); and, unless unknown,
         `context`, int (B, S, g, g), the codes of the slices below for each of `steps_below`, all K where none
         is; `person`, float (B, P), zeros for the average person; `noise_share`, float (B,), the share of the
-        context's codes that are wrong.
-        """
+        context's codes that are wrong."""
         condition, grid = self.condition_features(
             *(inputs.get(name) for name in ("positions", "context", "person", "noise_share")))
         embedded = self.code_embedding(inputs["codes"])

@@ -55,8 +55,7 @@ def exit_on_user_error(main):
     """Wraps a script's main function: a `UserError`, a full disk or a signal ends it with one sentence.
 
     The exit status is 2, of a signal 130; 141 without a word if the reader of stdout is gone (`| head -1`).
-    Every other error is a bug and keeps its traceback.
-    """
+    Every other error is a bug and keeps its traceback."""
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
         for stream in (sys.stdout, sys.stderr):

@@ -25,8 +25,7 @@ def prepare(exact=False):
     """Sets up TensorFlow before anything touches a device; returns in words what it computes on ("2 GPUs").
 
     To train it also joins the cluster. `exact`, to predict, turns TensorFloat-32 off, which on recent GPUs
-    rounds the inputs of convolutions to 10 bits.
-    """
+    rounds the inputs of convolutions to 10 bits."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -212,8 +211,7 @@ class KerasFit:
     """`trackers`, and workarounds for bugs of `fit` in Keras 3.15 (hence its pin). Precedes `keras.Model`.
 
     Keras builds a model on a first batch that it averages over the replicas, which fails if their parts
-    differ in size; and it averages the logs of several machines over an axis that scalars do not have.
-    """
+    differ in size; and it averages the logs of several machines over an axis that scalars do not have."""
 
     @property
     def metrics(self):

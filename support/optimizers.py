@@ -36,8 +36,7 @@ class Muon(Adam):
     Muon moves a kernel along its orthogonalised momentum: equally far in all directions, even in those of
     little gradient (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The step is as long as
     Adam's usually is (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so one learning rate serves both.
-    Embeddings and logits stay with Adam, as there. Keras' own Muon takes no kernels of convolutions.
-    """
+    Embeddings and logits stay with Adam, as there. Keras' own Muon takes no kernels of convolutions."""
 
     def _is_kernel(self, variable):
         path = self._trainable_variables[self._get_variable_index(variable)].path

@@ -22,8 +22,7 @@ def fit(pictures, person_size):
     `pictures` are coarse ones of heads, float (people, positions, 16, 16), NaN where a slice is missing.
     Returns (mean_picture, components, quantiles): the heads' mean, float (positions, 16, 16); principal
     components, (positions, 16, 16, P), each as long as people's standard deviation along it; those of each
-    number over these people, (101, P), with mean 0 and variance 1. Numbers beyond that of people are 0.
-    """
+    number over these people, (101, P), with mean 0 and variance 1. Numbers beyond that of people are 0."""
     mean = np.nan_to_num(pictures).sum(axis=0) / np.maximum(np.isfinite(pictures).sum(axis=0), 1)
     deviations = np.nan_to_num(pictures - mean).reshape(len(pictures), -1)
     components = np.zeros((person_size, deviations.shape[1]))
@@ -43,8 +42,7 @@ def fit(pictures, person_size):
 def encode(pictures, mean_picture, components):
     """The persons of heads, float32 (N, P), from their pictures (see `fit`), each number rounded to 8 bits.
 
-    A head with more than half of its slices missing gets zeros, the average person.
-    """
+    A head with more than half of its slices missing gets zeros, the average person."""
     flat = components.reshape(-1, components.shape[-1])
     squares = (flat ** 2).sum(axis=0)
     deviations = np.nan_to_num(pictures - mean_picture).reshape(len(pictures), -1)
@@ -92,8 +90,7 @@ def calibrate(conditions, outcomes):
     Sampled heads follow their person too weakly: the slices below weigh more, and errors pile up from slice
     to slice. Of N heads, `conditions` (N, P) are the persons that they were given, `outcomes` (N, P) those
     that `encode` finds in them. Each number is taken as ``outcome = offset + slope * condition + noise``
-    (least squares). The shift undoes the offset; the scale brings the outcome's variance to people's, 1.
-    """
+    (least squares). The shift undoes the offset; the scale brings the outcome's variance to people's, 1."""
     conditions, outcomes = np.float64(conditions), np.float64(outcomes)
     x, y = (values - values.mean(axis=0) for values in (conditions, outcomes))
     slope = ((x * y).sum(axis=0) + PSEUDO_HEADS) / ((x ** 2).sum(axis=0) + PSEUDO_HEADS)

@@ -20,8 +20,7 @@ class GatedBlock(layers.Layer):
     the windows: the whole grid in training, the newest row or code in sampling. So both run the same code.
 
     With a kernel_size k, odd, and a dilation d, the vertical stack sees k // 2 rows up per layer, the
-    horizontal one every d-th of the d (k // 2) codes to the left. Dropout is on the horizontal branch.
-    """
+    horizontal one every d-th of the d (k // 2) codes to the left. Dropout is on the horizontal branch."""
 
     def __init__(self, num_filters, kernel_size, dilation, dropout):
         super().__init__()
@@ -57,8 +56,7 @@ class AxialAttention(layers.Layer):
     """Attention of the vertical stack along its own row, then up its column: so to all rows above [5].
 
     Along the row nothing need be masked: its vertical features depend on the rows above alone. It spans the
-    grid where convolutions do not: so the shape of the whole head is there while its texture is sampled.
-    """
+    grid where convolutions do not: so the shape of the whole head is there while its texture is sampled."""
 
     def __init__(self, num_filters):
         super().__init__()
@@ -71,8 +69,7 @@ class AxialAttention(layers.Layer):
     def call(self, rows, before, attention_mask):
         """Rows (B, R, W, F), keys and values of S rows before (B, S, W, 2F) -> (features, keys and values).
 
-        The mask, bool (R, S + R), says which rows each row attends to, those before first.
-        """
+        The mask, bool (R, S + R), says which rows each row attends to, those before first."""
         features = self.norms[0](rows)
         attended = self._attend(self.queries[0](features), self.keys_and_values[0](features))
         rows = rows + self.outputs[0](attended)

@@ -126,8 +126,7 @@ def sample_slices(prior, positions, seed=0, temperature=1.0, batch_size=None):
     Args:
         positions: int (N,), N > 0, of each sample; ValueError if training people have no slices there.
         temperature: 1 samples from the model, less is blander.
-        batch_size: samples side by side; by default as many as suit the machine.
-    """
+        batch_size: samples side by side; by default as many as suit the machine."""
     positions = np.asarray(positions, np.int32)
     if not np.isin(positions, prior.slice_positions).all():
         raise ValueError(f"positions must be among {list(prior.slice_positions)}, got {positions.tolist()}.")
@@ -141,8 +140,7 @@ def sample_heads(prior, count, seed=0, temperature=1.0, batch_size=None, persons
 
     They are sampled from the lowest slice up, each slice given the head's person and the slices below: those
     are `persons`, float (N, P), by default new ones, calibrated. Head i depends on (seed, stream, i) alone.
-    See `sample_slices`.
-    """
+    See `sample_slices`."""
     heads = heads_in_batches(prior, count, seed, temperature, batch_size, persons, stream)
     none = np.zeros((0, len(prior.slice_positions), prior.grid_size, prior.grid_size), np.int32)
     return np.concatenate([none, *heads])
@@ -194,8 +192,7 @@ def export(vqvae, prior, folder):
         head_sampler(count, seed, temperature): int32, int32, float32 -> codes, as of `sample_heads`
 
     On a GPU the codes are those of this repository only if the process that loads them has called
-    ``tf.config.experimental.enable_tensor_float_32_execution(False)``.
-    """
+    ``tf.config.experimental.enable_tensor_float_32_execution(False)``."""
     compiled = functools.partial(tf.function(sample_codes), prior)
     around = neighbours(np.zeros(len(prior.slice_positions)), prior.slice_positions)
     def export_slices(positions, seed, temperature):

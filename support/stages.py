@@ -27,8 +27,7 @@ class Stage:
         title, name: printed at the start; "vqvae", "decoder" or "pixelcnn", of the files.
         plan: gets (epochs, batch size, learning rate) from the settings.
         monitor, better: the log that tells the best epoch; `max` or `min`, which values of it are better.
-        line, advice: an epoch's logs in words, for `str.format`; what to do if the loss diverges.
-    """
+        line, advice: an epoch's logs in words, for `str.format`; what to do if the loss diverges."""
 
     def __init__(self, run, splits, vqvae=None):
         self.run, self.splits, self.vqvae = run, splits, vqvae
