@@ -278,8 +278,7 @@ def near_codes(quantizer):
 def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
     """Batches for a decoder that sees neighbours, as `image_batches`: (images, int32 codes (B, 3, g, g)).
 
-    `codes`, (N, g, g), are those of the split; of each slice, of that right below and right above it. In
-    training its own codes stand in for the latter two in `ALONE_SHARE` of the slices."""
+    `codes`, (N, g, g), are the split's. In training, `ALONE_SHARE` of the slices have only their own."""
     around = neighbours(split.cases, split.positions)
     def look_up(rows):
         return split.images[rows], np.int32(codes[np.stack([rows, *around[:, rows]], axis=1)])
@@ -320,10 +319,8 @@ def context_indices(split, steps):
 
 def code_batches(coded, batch_size, seed=None, first_epoch=0):
     """Batches for the prior, in the order of `image_batches`: dicts of `codes`, int32 (B, g, g); `positions`,
-    int32 (B,); `context`, int32 (B, S, g, g); `person`, float32 (B, P).
-
-    In training a version of each slice is drawn, and its conditions are partly hidden (`CONDITION_DROPOUT`).
-    """
+    int32 (B,); `context`, int32 (B, S, g, g); `person`, float32 (B, P). In training each slice's version is
+    drawn, and its conditions are partly hidden (`CONDITION_DROPOUT`)."""
     def look_up(rows, version):
         context = coded.slices(coded.context[rows], version[:, np.newaxis])
         positions, persons = np.int32(coded.positions[rows]), np.float32(coded.persons[version, rows])

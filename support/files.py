@@ -83,8 +83,7 @@ def results_folder(folder, option, made_by):
 
     The list `WRITTEN` in it names the files that are ours: they go. The user's files beside them stay.
     UserError, which names `option`, if it holds files and no list, what another command than `made_by` wrote,
-    what cannot stay (a folder, or a file within one of ours), or a file of the user's with a new one's name.
-    """
+    what cannot stay (a folder, a file within one of ours), or a file of the user's with a new one's name."""
     target, _ = check_results_folder(folder, option, made_by)  # before the work begins
     target.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(target) as new:

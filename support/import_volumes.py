@@ -120,9 +120,7 @@ def convert_volumes(sessions, reasons, output_dir, seed=0, whole_brain=False, ce
 
 
 def _split_by_person(folder, rows, seed, part=slice(None)):
-    """Writes PNGs, of a part of the slices, and cases.csv from I.npy of row I: {split: (volumes, people)}.
-
-    Training, validation and test get 85, 10 and 5 % of the people."""
+    """Writes PNGs, of a part of the slices, and cases.csv from I.npy of row I: {split: (volumes, people)}."""
     people = sorted({person for person, _ in rows})
     if len(people) < 3:
         raise UserError(f"Only {len(people)} people have usable volumes; each of the three splits needs one. "

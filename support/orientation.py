@@ -18,7 +18,6 @@ MAX_POSITIONS, MAX_PEOPLE = 12, 40  # compared: as many slices of the head, each
 # over people (real, simulated, with a skull); at most 0.52 and 0.08 in discs, eggs, torsos, blobs and noise.
 MIN_CORRELATION, MIN_MARGIN = 0.55, 0.12
 
-
 # How slices fit the template: the side of the picture on which the front lies, None if the match is poor; the
 # spacing of neighbouring slices and the height of slice 0 above the commissure, in the data's mm; the mean
 # correlation of the best fit, and by how much that of any other side is worse
@@ -80,8 +79,7 @@ def _fit(turned, positions, template, scales, height_step, spacings, lowest):
 
 
 def _brain_regions(template, heights, scale):
-    """Arrays (len(heights), SIDE * SIDE) whose products with a picture are its mean in the brain without its
-    rim, and its covariance with the normalised template there."""
+    """(N, SIDE ** 2) each: dot a picture, its mean in the brain without rim; covariance with the template."""
     pictures = _centred(cut_axial(*template, heights, SIDE, PIXEL_SIZE / scale))
     cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]])
     brain = ndimage.binary_erosion(pictures > 0.1 * pictures.max(), cross).reshape(len(heights), -1)

@@ -55,10 +55,7 @@ def encode(pictures, mean_picture, components):
 
 
 def pictures_around(positions, person, mean_picture, components):
-    """Pictures of the slices below, at and above positions (B,), for persons (B, P): float32 (B, 6, 16, 16).
-
-    Three are people's mean, three the person's difference from it, in units of people's standard deviation.
-    """
+    """People's mean below, at and above positions (B,), and how persons (B, P) differ: (B, 6, 16, 16)."""
     near = tf.clip_by_value(positions[:, tf.newaxis] + [-1, 0, 1], 0, mean_picture.shape[0] - 1)
     mean, components = (tf.cast(picture, tf.float32) for picture in (mean_picture, components))
     unit = tf.math.rsqrt(tf.reduce_mean(tf.reduce_sum(components ** 2, axis=-1)) + 1e-12)

@@ -38,8 +38,7 @@ class GatedBlock(layers.Layer):
     def vertical(self, rows, window, condition):
         """One vertical step on rows (B, R, W, F): their new features, and `from_vertical` (B, R, W, 2F).
 
-        The window, (B, R + k // 2, W + 2 (k // 2), F), has those before too; the condition is (B, 1, 1, F).
-        """
+        The window, (B, R + k // 2, W + 2 (k // 2), F), has those before too; condition: (B, 1, 1, F)."""
         gated = _gate(self.vertical_conv(window) + tf.split(self.condition(condition), 2, axis=-1)[0])
         return rows + self.vertical_out(gated), self.vertical_to_horizontal(gated)
 

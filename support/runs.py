@@ -146,9 +146,7 @@ class Run:
 
 @contextlib.contextmanager
 def take_folder(folder, resume=False):
-    """Makes a folder (None: runs/DATE-TIME), locks it for one training and yields its path.
-
-    UserError if another training has it, or if it holds anything but, to `resume`, a run."""
+    """Makes a folder (None: runs/DATE-TIME), locks it for one training and yields its path."""
     folder = Path(folder or time.strftime("runs/%Y%m%d-%H%M%S"))
     is_new = not os.path.lexists(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -48,10 +48,7 @@ def describe(run, slice_positions, count, seed, temperature, ventricles):
 
 
 def write_png_heads(folder, heads, description):
-    """Writes heads, an iterable of uint8 (S, H, W), as the three PNG folders: the first of them to train.
-
-    `description` is that of `describe`. The folder is whole afterwards, or not there; UserError if it exists.
-    """
+    """Writes heads, uint8 (S, H, W) each, as the three PNG folders, by what `describe` says of them."""
     with whole_folder(folder, "--write-dataset") as new:
         for (split, case), head in zip(template.make_splits(new, description["heads"]), heads, strict=True):
             for position, image in zip(description["slice_positions"], head, strict=True):
