@@ -525,11 +525,8 @@ class PixelCNN(Network):
 
 
 def load_model(path, compile=True):
-    """Loads a VQ-VAE or a PixelCNN, with its optimiser if `compile`; ValueError if the file holds none."""
-    model = runs.read_model_file(path, lambda: keras.models.load_model(path, compile=compile))
-    if not isinstance(model, Network):
-        raise ValueError(f"{path} cannot be loaded (it holds a {type(model).__name__})")
-    return model
+    """Loads a model, with its optimiser if `compile`; UserError if that fails."""
+    return runs.read_model_file(path, lambda: keras.models.load_model(path, compile=compile))
 
 
 def check_match(vqvae, prior):
@@ -543,7 +540,7 @@ def load_models(run):
     try:
         vqvae, prior = (load_model(run.model_path(name), compile=False) for name in ("vqvae", "pixelcnn"))
         if not isinstance(vqvae, VQVAE) or not isinstance(prior, PixelCNN):
-            raise ValueError("vqvae.keras or pixelcnn.keras holds the other's model")
+            raise ValueError("vqvae.keras or pixelcnn.keras holds another model")
         check_match(vqvae, prior)
     except ValueError as error:
         raise UserError(f"The run in {run.folder} cannot be used: {error}; put back the files that belong "

@@ -91,13 +91,10 @@ def parse_arguments(argv):
 
 def find_run(run_dir):
     """The `Run` in a folder; without one the newest finished in runs/, or the one in assets/pretrained."""
+    run_dir = runs.newest() if run_dir is None else run_dir
     if run_dir is None:
-        run_dir = runs.newest()
-        if run_dir is None or not Run.is_finished(run_dir):
-            if run_dir:
-                print(f"{run_dir} is not finished: go on with train.py --resume, or name it with --run-dir.")
-            print("There is no finished run in runs/: using the pretrained weights, of simulated people.")
-            return Run.load(runs.PRETRAINED)
+        print("There is no finished run in runs/: using the pretrained weights, of simulated people.")
+        return Run.load(runs.PRETRAINED)
     if not Run.has_models(Path(run_dir)):
         raise UserError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
                         "train one with train.py --run-dir.")
@@ -131,17 +128,14 @@ def load_data(arguments, run, vqvae):
         print(f"{missing}, so this run is not measured and nothing is reconstructed; it samples only. "
               "With --data-dir it does both.")
         return None
-    fingerprints, expected = dataset.fingerprints(splits), trained_on["fingerprints"]
     if arguments.evaluate:
         for name, split in splits.items():
             if len(split.head_indices(np.unique(splits["train"].positions))) < 2:
                 raise UserError("--evaluate needs two people with all their slices in each split, but "
                                 f"{name} of {folder} has not.")
-        if fingerprints["train"] != expected["train"]:
+        if dataset.fingerprints(splits)["train"] != trained_on["fingerprints"]["train"]:
             raise UserError(f"The training people in {folder} are not those that {run.folder} was trained "
                             "on, so --evaluate would miss copies; give its own data as --data-dir.")
-    if fingerprints["test"] != expected["test"]:
-        print(f"Note: the test people in {folder} are not those of {run.folder}.")
     return splits
 
 
@@ -199,11 +193,10 @@ def predict_people(arguments, run, vqvae, prior):
         heads = decode_heads(vqvae, codes, prior.slice_positions)
         if persons is not None and count:
             sizes = run.read_ventricles()["quantiles"]
-            shares, asked = np.linspace(0, 1, len(sizes)), arguments.ventricles
             shown = judge.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"].mean()
-            print("Ventricles, as a share of the inner brain and as a quantile among training people: asked "
-                  f"{np.interp(asked, shares, sizes):.3f} ({asked:.2f}), shown by the heads in the mean "
-                  f"{shown:.3f} ({np.interp(shown, sizes, shares):.2f}).")
+            shown = np.interp(shown, sizes, np.linspace(0, 1, len(sizes)))
+            print("Size of the ventricles, as a quantile of training people: asked for "
+                  f"{arguments.ventricles:.2f}, shown by the heads in the mean {shown:.2f}.")
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
         shown, places, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
                                             prior.slice_positions, run.geometry)
@@ -254,8 +247,7 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
     shown = test.examples(4)
     examples = report.Examples(test.images[shown] / 255, to_unit(coded.decode(vqvae, shown)), codes[shown],
                                metrics.bits_per_place(prior, coded, shown), [captions[i] for i in shown])
-    originals, reconstructions, grids, _, texts = examples
-    figures.reconstruction_grid(originals, reconstructions, grids, texts, colours, vqvae.margin,
+    figures.reconstruction_grid(*examples[:3], examples.captions, colours, vqvae.margin,
                                 folder / "reconstructions.png")
     count = min(NUM_EXAMPLES, len(test.images))
     drawn = np.sort(np.random.default_rng(seed).choice(len(test.images), count, replace=False))
@@ -270,10 +262,12 @@ def reconstruct_test(folder, vqvae, prior, test, coded, seed):
 
 
 def read_baselines(run, test):
-    """`metrics.baselines`, as train.py measured them, if a split is the run's own test people; else None."""
-    is_own = dataset.fingerprints({"test": test})["test"] == run.config["data"]["fingerprints"]["test"]
+    """`metrics.baselines`, as train.py measured them; None, and a line, of other test people than its own."""
+    if dataset.fingerprints({"test": test})["test"] != run.config["data"]["fingerprints"]["test"]:
+        print(f"Note: the test people are not those of {run.folder}.")
+        return None
     path = run.folder / "metrics.json"
-    return json.loads(path.read_text()).get("baselines") if is_own and path.is_file() else None
+    return json.loads(path.read_text()).get("baselines") if path.is_file() else None
 
 
 def save_unit(image, path):
@@ -387,16 +381,15 @@ def predict_images(arguments, run, vqvae, prior):
 def picture_own(folder, arguments, run, vqvae, prior, examples, heads, names):
     """Writes reconstructions.png and report.html of one's own images: `report.Examples`, uint8 (S, H, W)."""
     colours = figures.code_colours(vqvae.quantizer.embeddings)
-    originals, reconstructions, codes, bits, captions = (part[spread(len(part), 4)] for part in examples)
-    figures.reconstruction_grid(originals, reconstructions, codes, captions, colours, vqvae.margin,
+    shown = report.Examples(*(part[spread(len(part), 4)] for part in examples))
+    figures.reconstruction_grid(*shown[:3], shown.captions, colours, vqvae.margin,
                                 folder / "reconstructions.png")
     page, geometry, positions = facts_of_page(arguments, run), run.geometry, ()
     page["facts"]["files"] = ", ".join(names)
     page["notice"] = page["notice"] and f"Of what the model has learnt from: {page['notice']}"
     if heads:
         heads, positions, geometry = fill_gaps(np.stack(heads), prior.slice_positions, geometry)
-    bits = None if np.isnan(bits).any() else bits
-    shown = report.Examples(originals, reconstructions, codes, bits, captions)
+    shown = shown._replace(bits=None if np.isnan(shown.bits).any() else shown.bits)
     report.write_report(folder / "report.html", **page, margin=vqvae.margin, colours=colours, examples=shown,
                         heads=heads, head_positions=positions, geometry=geometry)
 

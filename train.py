@@ -197,8 +197,7 @@ def take_shapes(arguments, settings, vqvae, pixelcnn):
     settings = dataclasses.replace(settings, autoencoder_steps=0, **{name: shapes[name] for name in SHAPE})
     vqvae = {**old_vqvae, "sees_neighbours": False, "data_variance": vqvae["data_variance"],
              "seed": settings.seed}
-    pixelcnn = {**old_pixelcnn, "dropout": settings.prior_dropout,
-                "slice_positions": pixelcnn["slice_positions"]}
+    pixelcnn = {**old_pixelcnn, **{name: pixelcnn[name] for name in ("dropout", "slice_positions")}}
     return settings, vqvae, pixelcnn
 
 
@@ -249,10 +248,6 @@ def say_what_begins(run, splits, device):
         print(run.notice)
     for name, split in splits.items():
         dataset.warn_of_lost_border(name, split.images, run.config["vqvae"]["margin"])
-    positions = run.config["pixelcnn"]["slice_positions"]
-    if few := [name for name, split in splits.items() if len(split.head_indices(positions)) < 2]:
-        print("Note: predict.py --evaluate will not be possible: it needs two people with all slices in each "
-              f"split, and there are fewer in {', '.join(few)}.", flush=True)
 
 
 # The stages -----------------------------------------------------------------------------------------------

@@ -38,8 +38,6 @@ def prepare(exact=False):
         tf.config.experimental.enable_tensor_float_32_execution(False)
     else:
         strategy()
-    if os.environ.get("XLA_FLAGS"):  # XLA ends the process at a flag that it does not know: not after hours
-        tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0))
     device = kind() if len(gpus) < 2 else f"{len(gpus)} GPUs"
     return f"{device} of each of {len(cluster()[0])} machines" if cluster() else device
 

@@ -16,16 +16,14 @@ def _load_png(path):
         raise UserError(f"{path} is not a file; remove it.")
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if max(image.size) <= MAX_SIDE:
-                image.load()
+            if max(image.size) > MAX_SIDE:
+                raise ValueError("{}x{} pixels; the largest side allowed is {}".format(*image.size, MAX_SIDE))
+            image.load()
+            return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         is_other = isinstance(error, UnidentifiedImageError)
         reason = "is not a PNG image" if is_other else f"cannot be read ({error})"
         raise UserError(f"{path} {reason}; replace it by a grayscale PNG.") from error
-    if max(image.size) > MAX_SIDE:
-        raise UserError(f"{path} is {image.width}x{image.height} pixels; "
-                        f"the largest side allowed is {MAX_SIDE}.")
-    return image
 
 
 def read_slice(path, size=None, reference=None):

@@ -183,10 +183,9 @@ def read_model_file(path, load, advice=""):
 
 
 def newest():
-    """The newest run in runs/ that has both models, a finished one if there is any; or None."""
-    folders = [folder for folder in Path("runs").glob("*") if Run.has_models(folder)]
-    return max(folders, default=None,
-               key=lambda folder: (Run.is_finished(folder), (folder / "config.json").stat().st_mtime))
+    """The newest finished run in runs/, or None."""
+    return max(filter(Run.is_finished, Path("runs").glob("*")), default=None,
+               key=lambda folder: (folder / "config.json").stat().st_mtime)
 
 
 def build_info():

@@ -246,16 +246,14 @@ def write_nifti_heads(heads, positions, geometry, folder):
 
     Positions are S ascending slice numbers; where one is missing, it is black. The axes are called RAS, so
     that viewers show the head upright, but left and right are unknown, and the origin is a convention."""
-    offsets = np.subtract(positions, positions[0])
-    step = max(1, np.gcd.reduce(offsets))
-    height, width = heads.shape[2:]
-    affine = np.diag([geometry.pixel_size, geometry.pixel_size, geometry.spacing * step, 1])
+    places, (height, width) = regular_positions(positions), heads.shape[2:]
+    affine = np.diag([geometry.pixel_size, geometry.pixel_size, geometry.spacing * places.step, 1])
     affine[:2, 3] = -geometry.pixel_size * (np.array([width, height]) - 1) / 2
     affine[2, 3] = geometry.lowest + geometry.spacing * positions[0]
     unknown = "left and right are" if geometry.axes_known else "all axes are"
     for number, head in enumerate(heads):
-        volume = np.zeros((width, height, offsets[-1] // step + 1), np.uint8)
-        volume[..., offsets // step] = head[:, ::-1].transpose(2, 1, 0)
+        volume = np.zeros((width, height, len(places)), np.uint8)
+        volume[..., np.isin(places, positions)] = head[:, ::-1].transpose(2, 1, 0)
         image = nibabel.Nifti1Image(volume, affine)
         image.set_qform(affine, "aligned")
         image.set_sform(affine, "aligned")

@@ -261,11 +261,9 @@ def test_a_saved_model_is_the_same_model_and_no_flipped_bit_loads_as_other_weigh
     assert refused > 50
 
 
-def test_what_is_no_model_of_ours_is_refused_and_out_of_memory_is_no_damaged_file(tmp_path, monkeypatch):
+def test_out_of_memory_is_no_damaged_file(tmp_path, monkeypatch):
     path, full = tmp_path / "model.keras", tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
     keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).save(path)
-    with pytest.raises(ValueError, match="model.keras cannot be loaded .it holds a Sequential"):
-        modules.load_model(path)
     monkeypatch.setattr(keras.models, "load_model", mock.Mock(side_effect=full))
     with pytest.raises(tf.errors.ResourceExhaustedError):
         modules.load_model(path)

@@ -200,8 +200,7 @@ def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models,
     written = volumes.read_slices(copied / "predictions" / "head_001.nii.gz").slices
     assert np.abs(written.astype(int) - expected[1]).max() <= 1
     shown = judge.tissue_statistics(expected.reshape(16, 64, 64))["dark_fraction"].mean()
-    said = f"asked 1.000 (0.25), shown by the heads in the mean {shown:.3f} ({shown / 4:.2f})."
-    assert said in capsys.readouterr().out
+    assert f"asked for 0.25, shown by the heads in the mean {shown / 4:.2f}." in capsys.readouterr().out
 
 
 def test_a_data_set_is_written_whole_into_a_new_folder_or_not_at_all(tmp_path, monkeypatch, capsys):
@@ -397,8 +396,7 @@ def test_a_run_that_is_not_finished_is_used_only_by_name(trained, tmp_path, monk
     shutil.copytree(trained / "runs" / "tiny", "runs/half")
     Path("runs/half/metrics.json").unlink()  # what is written last
     run = predict.find_run(None)
-    said = capsys.readouterr().out
-    assert "runs/half is not finished" in said and "pretrained weights, of simulated people" in said
+    assert "pretrained weights, of simulated people" in capsys.readouterr().out
     assert run.folder == runs.PRETRAINED and trained not in run.results_path("images").absolute().parents
     assert predict.find_run("runs/half").folder == Path("runs/half")
     assert "runs/half is not finished" in capsys.readouterr().out
@@ -437,7 +435,7 @@ def add_code(run):
 
 
 @pytest.mark.parametrize("spoil, expected", (
-    (lambda run: shutil.copy(run / "vqvae.keras", run / "pixelcnn.keras"), "holds the other's model"),
+    (lambda run: shutil.copy(run / "vqvae.keras", run / "pixelcnn.keras"), "holds another model"),
     (take_another_codebook, "was trained on the codes of another codebook"),
     (add_code, "vqvae.keras cannot be loaded")))
 def test_model_files_that_do_not_belong_here_are_named_and_run_no_code(
