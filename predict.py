@@ -96,8 +96,7 @@ def find_run(run_dir):
         print("There is no finished run in runs/: using the pretrained weights, of simulated people.")
         return Run.load(runs.PRETRAINED)
     if not Run.has_models(Path(run_dir)):
-        raise UserError(f"{run_dir} holds no trained run (config.json, vqvae.keras and pixelcnn.keras); "
-                        "train one with train.py --run-dir.")
+        raise UserError(f"{run_dir} holds no trained run; train one with train.py --run-dir.")
     run = Run.load(run_dir)
     if not Run.is_finished(run.folder):
         print(f"Note: {run_dir} is not finished: these are its best weights so far, not calibrated.")

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 from PIL import Image
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import RidgeCV
 import tensorflow as tf
 
 import dataset
@@ -296,8 +297,7 @@ def start_codebook(vqvae, batches, autoencoder_steps, fit_batches=8):
         vectors.append(np.reshape(vqvae.encode(next(batches)[0]), (-1, quantizer.embedding_dim)))
     vectors = np.concatenate(vectors).astype(np.float32)
     if not np.isfinite(vectors).all():
-        raise UserError("Training vqvae diverged at its start: the encoder's outputs are not numbers. "
-                        "Start again with a lower --learning-rate.")
+        raise UserError("Training vqvae diverged at its start; start again with a lower --learning-rate.")
     kmeans = MiniBatchKMeans(quantizer.num_embeddings, max_iter=20, batch_size=4096, n_init=1,
                              random_state=quantizer.seed)
     counts = np.bincount(kmeans.fit_predict(vectors), minlength=quantizer.num_embeddings)
@@ -441,10 +441,11 @@ def fit_ventricles(run, prior, train, margin):
     pictures, head_numbers = dataset.head_pictures(train, margin, prior.num_positions)
     dark = judge.tissue_statistics(train.images)["dark_fraction"]
     sizes = np.bincount(head_numbers, dark) / np.bincount(head_numbers)
-    weights, offset = people.fit_measure(prior.encode_people(pictures), sizes)
+    ridge = RidgeCV(alphas=np.geomspace(0.1, 1000, 9)).fit(prior.encode_people(pictures), sizes)
     quantiles = np.quantile(sizes, np.linspace(0, 1, people.NUM_QUANTILES))
     write_json(run.folder / "ventricles.json",
-               {"weights": weights.tolist(), "offset": offset, "quantiles": quantiles.tolist()})
+               {"weights": ridge.coef_.tolist(), "offset": float(ridge.intercept_),
+                "quantiles": quantiles.tolist()})
 
 
 def finish(run, vqvae, prior, splits):
@@ -499,8 +500,8 @@ def main(argv=None):
         if devices.is_chief():
             say_what_begins(run, splits, device)
             run.frames_dir.mkdir(parents=True, exist_ok=True)
-        with cli.advise("finished epochs are saved; "
-                        f"python train.py --run-dir {run.folder} --resume goes on"):
+        goes_on = f"python train.py --run-dir {run.folder} --resume goes on"
+        with cli.advise(f"finished epochs are saved; {goes_on}"):
             if devices.on_chief(run.has_final_vqvae):  # of a run that is measured again
                 stage = DecoderStage(run, splits)
                 stage.build()  # names: see `Stage.train`

@@ -24,8 +24,7 @@ JOIN_TIMEOUT = 600  # seconds in which the other machines must start
 def prepare(exact=False):
     """Sets up TensorFlow before anything touches a device; returns in words what it computes on ("2 GPUs").
 
-    To train it also joins the cluster. `exact`, to predict, turns TensorFloat-32 off, which on recent GPUs
-    rounds the inputs of convolutions to 10 bits."""
+    To train it joins the cluster; `exact`, to predict, turns off TensorFloat-32, which rounds to 10 bits."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)

@@ -26,8 +26,7 @@ class OwnFile(NamedTuple):
 def read_own_files(paths, run, size, slice_positions):
     """Reads PNGs and volumes as `OwnFile`s, images of `size` x `size`, and prints what was done to each.
 
-    Volumes are cut where the slices of a `runs.Run` lie; PNGs with names like its data's are turned like
-    these. Raises `UserError` if a file cannot be used."""
+    Volumes are cut where a `runs.Run` has slices; PNGs with names like its data's are turned like these."""
     files, names = [], set()
     for path in map(Path, paths):
         stem = re.sub(r"(\.nii)?\.png$|\.nii(\.gz)?$|\.(mgz|hdr|img)$", "", path.name, flags=re.IGNORECASE)

@@ -5,7 +5,6 @@ It holds the whitened principal components of coarse pictures of heads. `modules
 
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.linear_model import RidgeCV
 import tensorflow as tf
 
 PICTURE_SIDE = 16  # pixels along each side of a head's coarse picture, in each slice
@@ -96,9 +95,3 @@ def calibrate(conditions, outcomes):
     slope = np.maximum(slope, 1 / MAX_SCALE)
     shift = (-offset / slope).clip(-MAX_SHIFT, MAX_SHIFT)
     return shift, (np.sqrt(np.maximum(1 - noise, 0)) / slope).clip(1, MAX_SCALE)
-
-
-def fit_measure(persons, values):
-    """Fits ``values = offset + persons @ weights`` to persons (N, P) by ridge: (weights (P,), offset)."""
-    ridge = RidgeCV(alphas=np.geomspace(0.1, 1000, 9)).fit(persons, values)
-    return ridge.coef_, float(ridge.intercept_)

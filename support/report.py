@@ -49,9 +49,8 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=(), bas
                  head_table=()):
     """Writes the page as HTML. What is None or empty is left out, with its heading.
 
-    See `synthetic.notice`, `figures.code_colours`, `metrics.evaluate`, `metrics.baselines`,
-    `judge.head_table`. `samples` are (M, H, W) in [0, 1]; `heads` uint8 (P, S, H, W). Without samples the
-    page is one of given images: then heads are not called sampled, but reconstructed."""
+    `colours` are `figures.code_colours`, `samples` (M, H, W) in [0, 1], `heads` uint8 (P, S, H, W). Without
+    samples the page is one of given images: then heads are not called sampled, but reconstructed."""
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                    trim_blocks=True, lstrip_blocks=True)
     content = {"title": title, "facts": facts, "notice": notice, "metrics": []}

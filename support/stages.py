@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from support import devices, optimizers, runs
 from support.cli import UserError
-from support.files import unfinished
+from support.files import unfinished, whole_file
 
 MAX_LOSS = 1e6  # a loss above this has diverged
 
@@ -184,8 +184,7 @@ class Checkpoints(keras.callbacks.Callback):
                 archive.writestr(runs.EPOCHS_FILE, json.dumps(epoch + 1))
             # Written so that a NaN is never the best.
             if self.best is None or value != self.best and stage.better(value, self.best) == value:
-                copy = new.with_name(f"copy-{new.name}")
-                shutil.copyfile(new, copy)
-                copy.replace(stage.run.model_path(stage.name))
+                with whole_file(stage.run.model_path(stage.name)) as copy:
+                    shutil.copyfile(new, copy)
                 self.best = value
             new.replace(backup_path)

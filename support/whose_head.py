@@ -37,10 +37,8 @@ def people_of(paths, pattern=None):
 
     The person is the name of a well-known study or of BIDS, wherever it stands; or the one word that differs
     between the paths, but for visits and contrasts. `pattern`, a regular expression whose one group is the
-    person, takes the place of all rules.
-
-    Returns a list of texts, None where `pattern` finds nothing. A `UserError` if there is not one simple
-    reading of the paths, which are texts below the folder of the study."""
+    person, takes the place of all rules. Returns a list of texts, None where it finds nothing; UserError if
+    there is not one simple reading of the paths, which are texts below the folder of the study."""
     if pattern is not None:
         try:
             return [(match := re.search(pattern, path)) and match[1] for path in paths]

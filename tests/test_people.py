@@ -80,14 +80,6 @@ def test_a_calibration_goes_no_further_than_training_went():
     assert (shift == 0).all() and (scale == 1).all()
 
 
-def test_a_measure_that_follows_from_persons_is_fitted():
-    rng = np.random.default_rng(0)
-    persons, true_weights = rng.normal(size=(200, 4)), np.array([0.5, -0.2, 0.0, 0.1])
-    weights, offset = people.fit_measure(persons, 3 + persons @ true_weights + 0.01 * rng.normal(size=200))
-    np.testing.assert_allclose(weights, true_weights, atol=0.01)
-    assert offset == pytest.approx(3, abs=0.01)
-
-
 def test_pictures_are_resampled_linearly_over_the_same_extent(grid_size=40):
     signal = np.random.default_rng(0).normal(size=16)
     expected = np.interp((np.arange(grid_size) + 0.5) * 16 / grid_size - 0.5, np.arange(16), signal)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
 import dataset
 import modules
-from support import people, runs, sampler, stages
+from support import judge, people, runs, sampler, stages
 from support.files import UNFINISHED, write_json
 from support.runs import Run
 from tests.conftest import check_refused
@@ -49,6 +49,17 @@ def test_training_leaves_a_whole_run_folder(trained):
     assert not vqvae.compiled and not prior.compiled  # no optimiser: that would be two thirds of the file
     shift, scale = prior.person_shift.numpy(), prior.person_scale.numpy()
     assert (shift != 0).any() and np.abs(shift).max() <= 1 and scale.min() >= 1 and scale.max() <= 2
+
+
+def test_ventricles_of_training_people_follow_from_their_persons(trained):
+    run = Run.load(trained / "runs" / "tiny")
+    vqvae, prior = modules.load_models(run)
+    ventricles, split = run.read_ventricles(), splits_of(run)["train"]
+    persons = prior.encode_people(dataset.head_pictures(split, vqvae.margin, prior.num_positions)[0])
+    sizes = judge.tissue_statistics(split.images)["dark_fraction"].reshape(4, 8).mean(axis=1)
+    fitted = ventricles["offset"] + persons @ ventricles["weights"]
+    assert fitted.mean() == pytest.approx(sizes.mean()) and np.corrcoef(fitted, sizes)[0, 1] > 0.8
+    np.testing.assert_allclose(ventricles["quantiles"][::50], np.quantile(sizes, [0, 0.5, 1]))
 
 
 def test_the_codebook_starts_at_the_clusters_of_the_encoders_vectors(monkeypatch):
