@@ -51,7 +51,6 @@ OPTION_SOURCES = {"--data-dir": (None,), "--output-dir": SOURCES, "--person-patt
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The slices of one split, ordered by case, then by slice."""
-
     name: str  # "train", "validate" or "test"
     images: np.ndarray  # uint8 (N, height, width)
     cases: np.ndarray  # int32 (N,), the person of each image
@@ -228,7 +227,6 @@ def _batches(make_batch, num_items, batch_size, seed=None, first_epoch=0):
 @dataclasses.dataclass(frozen=True)
 class CodedSplit:
     """A split in codes, with what the prior is conditioned on."""
-
     codes: np.ndarray  # uint16 (V, N, g, g), of N slices in V versions: as they are, and mirrored, say
     positions: np.ndarray  # int32 (N,), the place of each slice in its head
     context: np.ndarray  # int32 (N, S), the indices of the slices below each slice; N where there is none

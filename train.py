@@ -123,7 +123,6 @@ def stated_settings(arguments):
 
 
 # The run and its data -------------------------------------------------------------------------------------
-
 @contextlib.contextmanager
 def open_run(arguments):
     """Takes the run's folder, which the chief settles; yields (`Run`, this machine's dict of `Split`s)."""
@@ -252,7 +251,6 @@ def say_what_begins(run, splits, device):
 
 
 # The stages -----------------------------------------------------------------------------------------------
-
 class VQVAEStage(stages.Stage):
     title, name = "Stage 1 of 2: VQ-VAE", "vqvae"
     plan = itemgetter("epochs", "batch_size", "learning_rate")
@@ -412,7 +410,6 @@ def start_embeddings(prior, codebook, seed):
 
 
 # After the stages -----------------------------------------------------------------------------------------
-
 def calibrate_prior(run, vqvae, prior, num_people):
     """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`."""
     # Each round's persons, corrected by the rounds before, lie further out: no longer in proportion there.

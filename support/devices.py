@@ -71,7 +71,6 @@ def steps_per_execution(steps_per_epoch):
 
 
 # Several devices ------------------------------------------------------------------------------------------
-
 @functools.cache
 def strategy():
     """How the work is shared: all machines of the cluster, all GPUs of this one, or not at all."""
@@ -120,7 +119,6 @@ def sum_over_replicas(values):
 
 
 # Several machines -----------------------------------------------------------------------------------------
-
 @functools.cache
 def cluster():
     """(The addresses of TF_CONFIG's machines, whether this one is the chief); None without several."""
@@ -203,7 +201,6 @@ def _sum_over_machines(values):
 
 
 # What Keras lacks -----------------------------------------------------------------------------------------
-
 class KerasFit:
     """`trackers`, and workarounds for bugs of `fit` in Keras 3.15 (hence its pin). Precedes `keras.Model`.
 

@@ -39,7 +39,7 @@ def calibrated_people(prior, seed, stream, indices):
 
 
 def steered_people(prior, ventricles, count, seed, quantile):
-    """The persons of `sample_heads`, of a quantile, float or (count,), by the dict of `Run.read_ventricles`."""
+    """The persons of `sample_heads` of a quantile, one or (count,), by the dict of `Run.read_ventricles`."""
     weights, sizes = np.array(ventricles["weights"]), ventricles["quantiles"]
     persons = sample_people(prior, seed, "heads", tf.range(count)).numpy()
     target = np.interp(quantile, np.linspace(0, 1, len(sizes)), sizes)

@@ -26,7 +26,6 @@ class VolumeError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class SliceGeometry:
     """Where the slices of a data set lie, in millimetres."""
-
     pixel_size: float = 1.0  # of the slices' square pixels
     spacing: float = 1.4  # between neighbouring slices
     lowest: float = -8.0  # height of slice 0 above the anterior commissure; negative below it
@@ -59,7 +58,6 @@ def stack_name(geometry, num_slices):
 
 class Cut(NamedTuple):
     """The axial slices of a volume, and what `write_in_input_frame` needs for the way back."""
-
     slices: np.ndarray  # uint8 (N, S, S), front up, left on the left, the lowest first
     geometry: SliceGeometry  # where they lie
     affine: np.ndarray  # (4, 4): column, row and number of the slice -> mm in the volume's own space
