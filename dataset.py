@@ -113,9 +113,8 @@ def find_data(data_dir=None):
 def load_splits(data_dir, names=SPLITS, limit=None, cache_dir=None, front=None):
     """Reads splits from the PNG folders: a dict of `Split` by name, of squares of a multiple of 32 pixels.
 
-    No case is in two. Only the first `limit` people of each are kept; for `cache_dir` and `front` see
-    `slices.read_images`. It says so if images are padded, or if splits seem to share a person. UserError if a
-    folder is missing or empty, or a file is no slice."""
+    No case is in two, and of each are the first `limit` people; for `cache_dir` and `front` see
+    `slices.read_images`. UserError if a folder is missing or empty, or a file is no slice."""
     listed = {name: list_slices(data_dir, name, limit) for name in names}
     owner = {}
     for name, files in listed.items():

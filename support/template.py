@@ -104,7 +104,6 @@ def _load_template(pixel_size):
 def load_mni152():
     """The template of nilearn: float32 (x, y, z) in [0, 1], and the map (4, 4) from its mm to voxels."""
     from nilearn.datasets import load_mni152_template  # slow to import
-
     image = load_mni152_template(resolution=1)
     return image.get_fdata(dtype=np.float32), np.linalg.inv(image.affine)
 
