@@ -217,9 +217,6 @@ def predict_people(arguments, run, vqvae, prior):
         judge.print_heads(judged)
         kept = run.results_path("evaluation.json")  # --write-dataset reads it; later calls leave it alone
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError, ValueError):  # what benchmarks/membership.py added stays
-            earlier = json.loads(kept.read_text())["heads"].items()
-            judged |= {name: value for name, value in earlier if name.startswith("membership_reference")}
         write_json(kept, {"heads": judged})
     print(f"Done. Open {folder / 'report.html'}")
 
@@ -265,8 +262,10 @@ def read_baselines(run, test):
     if dataset.fingerprints({"test": test})["test"] != run.config["data"]["fingerprints"]["test"]:
         print(f"Note: the test people are not those of {run.folder}.")
         return None
-    path = run.folder / "metrics.json"
-    return json.loads(path.read_text()).get("baselines") if path.is_file() else None
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # of a run of before there are none
+        baselines = json.loads((run.folder / "metrics.json").read_text())["baselines"]
+        return {name: baselines[name] for name in report.YARDSTICKS}
+    return None
 
 
 def save_unit(image, path):

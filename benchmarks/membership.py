@@ -93,6 +93,7 @@ def main():
     evaluation = run.results_path("evaluation.json")
     if evaluation.exists():
         found = {name: measured[name] for name in measured if name.startswith("membership_reference")}
+        found["membership_reference_epochs"] = epochs
         write_json(evaluation, {"heads": {**json.loads(evaluation.read_text())["heads"], **found}})
     common.finish("membership", arguments, {
         "settings": {"run_dir": str(run.folder), "epochs": epochs}, **measured})

@@ -57,9 +57,9 @@ def figures_before(run):
     return {**figures, "commit_before": run.config["git_commit"]}
 
 
-def baselines_of(data):
+def baselines_of(data, limit):
     """`metrics.baselines` of a run's data, which must still be where they were."""
-    splits = dataset.load_splits(data["folder"], ["train", "test"], front=data["front"])
+    splits = dataset.load_splits(data["folder"], ["train", "test"], front=data["front"], limit=limit)
     return metrics.baselines(splits["train"].images, splits["test"].images)
 
 
@@ -76,16 +76,16 @@ def main():
     if not (run.folder / "metrics.json").is_file():
         raise cli.UserError(f"{run.folder} holds no finished run (metrics.json); give another --run-dir.")
     entry = {"command": arguments.command, "hardware": common.hardware(), **describe(run),
-             "baselines": baselines_of(run.config["data"])}
+             "baselines": baselines_of(run.config["data"], run.settings["limit"])}
     if arguments.key == "demo":  # what a newcomer installs
         entry["environment_gigabytes"] = sum(path.stat().st_size for path in Path(sys.prefix).rglob("*")
                                              if path.is_file()) / 1e9
     heads = entry.pop("heads", None)
+    before = figures_before(Run.load(arguments.before)) if arguments.before else {}
     common.record(common.RESULTS, arguments.key, entry)
     if heads and arguments.key in HEADS:
         origin = {name: entry[name] for name in ORIGIN}
         origin["commit"] = f"{origin['commit']}, judged at {heads['git_commit']}"
-        before = figures_before(Run.load(arguments.before)) if arguments.before else {}
         common.record(common.RESULTS, HEADS[arguments.key], {**origin, **heads, **before})
     print(json.dumps(entry))
 

@@ -230,7 +230,7 @@ def prepare_pixelcnn(side, split):
     else:
         embedding = model.code_embedding
         embedding.call = lambda codes: tf.matmul(tf.one_hot(codes, NUM_CODES), embedding.embeddings)
-        batch = {"codes": codes, "positions": positions}
+        batch = {"codes": codes, "positions": positions, "context": model.no_context(len(codes)).numpy()}
         data = {"x": batch, "batch_size": BATCH}
         batch = {name: tf.constant(values[:BATCH]) for name, values in batch.items()}
     return (model, data, lambda: model(batch),

@@ -3,6 +3,8 @@
 Images are (N, H, W) in [0, 1], `path` is the PNG to write, `margin` the pixels that the model paints black on
 each side: they are left out."""
 
+import textwrap
+
 import imageio.v3 as imageio
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -79,16 +81,20 @@ def code_colours(codebook):
     return (0.5 + scores / (4 * scores[:, 0].std())).clip(0, 1)
 
 
+def _wrapped(caption):
+    return "\n".join(part for line in caption.splitlines() for part in textwrap.wrap(line, 24))
+
+
 def draw_rows(rows, most=None):
     """Draws rows of N pictures, (label, images, N captions or none, options of `imshow`): (figure, axes)."""
     # After `most` pictures all begins anew below.
     count = max(len(images) for _, images, *_ in rows)
     columns = min(count, most or count)
-    rows = [(label, images[i:i + columns], captions[i:i + columns], options)
+    rows = [(label, images[i:i + columns], list(map(_wrapped, captions[i:i + columns])), options)
             for i in range(0, count, columns) for label, images, captions, options in rows]
     side = (WIDTH - 0.8) / max(columns, 4)
-    height = sum(side + (0.16 + 0.14 * len(captions[0].splitlines()) if len(captions) else 0)
-                 for *_, captions, _ in rows)
+    lines = [1 + max(caption.count("\n") for caption in captions) for *_, captions, _ in rows if captions]
+    height = len(rows) * side + sum(0.16 + 0.14 * count for count in lines)
     figure, axes = new_figure(height, len(rows), columns, min(WIDTH, 1 + side * columns), squeeze=False,
                               subplot_kw={"xticks": [], "yticks": [], "frame_on": False})
     for axes_of_row, (label, images, captions, options) in zip(axes, rows):
@@ -105,14 +111,14 @@ def reconstruction_grid(originals, reconstructions, codes, captions, colours, ma
     originals, reconstructions = crop(originals, margin), crop(reconstructions, margin)
     differences = reconstructions - originals
     in_brain = differences[originals > FOREGROUND]
-    limit = np.percentile(np.abs(in_brain), 99) if in_brain.any() else 1.0
+    limit = max(0.01, np.percentile(np.abs(in_brain), 99)) if in_brain.size else 1.0
     figure, axes = draw_rows([
         ("original", originals, captions, GRAYS), ("reconstruction", reconstructions, [], GRAYS),
         ("reconstruction - original", differences, [], {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
         ("codes", colours[codes], [], {"interpolation": "nearest"})])
     bar = figure.colorbar(axes[2, 0].images[0], ax=list(axes[2]), extend="both", pad=0.01,
                           ticks=(-limit, 0, limit), format="%.2f")
-    bar.set_label("intensity; 1 % lies beyond", fontsize="small")
+    bar.set_label("1 % of the brain lies beyond", fontsize="small")
     figure.savefig(path)
 
 

@@ -55,12 +55,15 @@ def write_report(path, *, title, facts, notice, margin, colours, metrics=(), bas
                                    trim_blocks=True, lstrip_blocks=True)
     content = {"title": title, "facts": facts, "notice": notice, "metrics": []}
     yardsticks = {heading: baselines[name] for name, heading in YARDSTICKS.items()} if baselines else {}
+    def figure(value):
+        return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
     content["heading"] = "figure", "this run", *yardsticks, "what it is"
     for name in (name for name in MEANINGS if name in metrics):
         label, meaning = MEANINGS[name]
         sd = f" ± {metrics[f'{name}_sd']:.2g}" if f"{name}_sd" in metrics else ""
-        beside = [f"{scores[name]:.4g}" if name in scores else "–" for scores in yardsticks.values()]
-        content["metrics"].append((label, f"{metrics[name]:.4g}{sd}", *beside, meaning))
+        values = [figure(scores[name]) if name in scores else "–"
+                  for scores in (metrics, *yardsticks.values())]
+        content["metrics"].append((label, values[0] + sd, *values[1:], meaning))
     if examples:
         content |= _example_pictures(examples, margin, colours)
     if samples is not None:

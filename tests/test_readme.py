@@ -123,7 +123,7 @@ def test_the_record_says_where_everything_comes_from():
 def test_the_record_of_heads_holds_the_figures_of_the_table_and_its_judges_find_obvious_fakes(key):
     shown = {name + suffix for name in judge.ROWS for suffix in (*judge.COLUMNS, *judge.BESIDE)}
     origin = {"command", "commit", "date", "hardware", "machine", "git_commit", "num_heads", "num_people",
-              "seed", "temperature", "bits_per_code_train"}
+              "seed", "temperature", "bits_per_code_train", "membership_reference_epochs"}
     assert {name.removesuffix("_interval") for name in RESULTS[key]} <= shown | origin
     for name in ("slices_fake_noise", "slices_fake_mean_person", "heads_fake_noise", "heads_fake_mean_person",
                  "heads_fake_mixed_people", "heads_fake_rougher"):

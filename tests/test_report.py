@@ -45,8 +45,8 @@ EXAMPLES = report.Examples(WHITE, 0 * WHITE, CODES, BITS, [f"case 7\nslice <{i}>
 HEADS = dict(heads=HEAD[np.newaxis], head_positions=range(8), geometry=SliceGeometry(2.0, 3.0))
 CONTENT = dict(
     **PLAIN, **HEADS, examples=EXAMPLES,
-    metrics={"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 880, "bits_per_code": 2.5},
-    baselines={"mean_image": {"ssim": 0.67, "num_images": 880}, "blurred_original": {"ssim": 0.94567}},
+    metrics={"ssim": 0.91663, "ssim_sd": 0.0083, "num_images": 10_880, "bits_per_code": 2.5},
+    baselines={"mean_image": {"ssim": 0.67, "num_images": 10_880}, "blurred_original": {"ssim": 0.94567}},
     samples=np.full((3, SIZE, SIZE), 0.5), sample_positions=np.array([0, 16, 31]),
     head_table=[("", "sampled heads"), ("dark_sd_ratio", "0.8 & more"), ("membership", "")])
 
@@ -98,7 +98,7 @@ def test_figures_stand_with_their_spread_yardsticks_and_meaning(page, write):
     names = {name: label for name, (label, _) in report.MEANINGS.items()}
     start = page.rows.index(["figure", "this run", "original, blurred", "mean training image", "what it is"])
     assert [row[:-1] for row in page.rows[start + 1:start + 4]] == [
-        ["SSIM", "0.9166 ± 0.0083", "0.9457", "0.67"], [names["num_images"], "880", "–", "880"],
+        ["SSIM", "0.9166 ± 0.0083", "0.9457", "0.67"], [names["num_images"], "10,880", "–", "10,880"],
         [names["bits_per_code"], "2.5", "–", "–"]]
     assert ["figure", "sampled heads", "what it is"] in page.rows
     assert ["dark sd ratio", "0.8 & more", judge.ROWS["dark_sd_ratio"]] in page.rows
