@@ -202,7 +202,6 @@ UNUSABLE = {  # an array, or what becomes of the bytes of a whole file
     "holds no picture .nearly constant": np.zeros((20, 20, 120), np.float32),
     "has 4 dimensions .4 x 4 x 4 x 2., not 3; give one": np.ones((4, 4, 4, 2), np.float32),
     "is DICOM; .*dcm2niix": lambda content: bytes(128) + b"DICM" + bytes(100),
-    "cannot be read ": gzip.compress,
     "cannot be read": lambda content: content[:500],
     "has no usable affine": lambda content: content[:280] + bytes(16) + content[296:],  # srow_x
     "has no usable affine: ": lambda content: content[:252] + bytes(4) + content[256:],  # both codes of axes
