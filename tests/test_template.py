@@ -5,7 +5,6 @@ import pytest
 
 import dataset
 from support import slices, template
-from support.cli import UserError
 from support.images import empty_margin
 from support.volumes import WHOLE_BRAIN, WHOLE_BRAIN_SLICES
 from tests.conftest import check_refused
@@ -79,16 +78,6 @@ def test_a_simulated_whole_brain_is_whole_in_all_three_planes_and_says_where_its
     expected = template.cut_axial(*template.load_mni152(), WHOLE_BRAIN.heights(WHOLE_BRAIN_SLICES), 128, 2)
     for plane in np.s_[20], np.s_[45], np.s_[:, 64], np.s_[:, :, 55]:
         assert np.corrcoef(volume[plane].ravel(), expected[plane].ravel())[0, 1] > 0.8
-
-
-def test_of_two_processes_at_once_one_makes_the_cohort(tmp_path, monkeypatch):
-    """The other finds at its end a folder of that name: see `files.whole_folder`."""
-    def finish_second(folder, *_):
-        folder.mkdir()
-        raise UserError(f"{folder} exists already")
-    monkeypatch.setattr(template, "write_cohort", finish_second)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert [template.make_demo_cohort()] == list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_told_with_what_to_do(monkeypatch):

@@ -43,7 +43,6 @@ def test_training_leaves_a_whole_run_folder(trained):
     in_head = run.read_history("decoder")["val_reconstruction_loss"]
     assert in_head.min() < history["val_reconstruction_loss"].min()
     assert len(imageio.imread(run.folder / "progress.gif")) == 3  # before the first epoch, and after each
-    assert list((run.folder / "logs").glob("*/train/*tfevents*"))
     vqvae, prior = (modules.load_model(run.model_path(name)) for name in ("vqvae", "pixelcnn"))
     modules.check_match(vqvae, prior)
     assert not vqvae.compiled and not prior.compiled  # no optimiser: that would be two thirds of the file
@@ -246,8 +245,6 @@ def test_one_command_serves_the_first_start_a_restart_and_the_end(trained, tmp_p
         assert begun.config["vqvae"]["width"] == 64 and begun.config["pixelcnn"]["num_layers"] == 8
     with train.open_run(arguments) as (resumed, _):
         assert resumed.config == begun.config
-        with pytest.raises(train.UserError, match="Another training is at work"), train.open_run(arguments):
-            pass
     train.main(["--run-dir", str(trained / "runs" / "tiny"), "--resume"])
     assert "tiny is finished; there is nothing to resume" in capsys.readouterr().out
 
