@@ -65,7 +65,6 @@ def test_oasis1_pairs_become_the_expected_pixels(tmp_path, capsys):
     folders = {f"keras_png_slices_{name}" for name in slices.SPLITS}
     assert {path.name for path in out.iterdir()} == {"cases.csv", "geometry.json", *folders}
     assert slices.read_geometry(out) == ("up", volumes.SLAB)
-    assert {path.name for path in tmp_path.iterdir()} == {"discs", "out"}
 
 
 def test_whole_brains_have_the_same_slices_less_those_that_are_black_in_everyone(tmp_path):
@@ -192,7 +191,6 @@ UNDERSTOOD = {
     "ABCD": paths("sub-{who}/ses-{v}/anat/T1w.nii", v=("baselineYear1Arm1", "2YearFollowUpYArm1"),
                   who=("NDARINV003RTV85", "NDARINV00CY2MDM")),
     "IXI and Cam-CAN": {"IXI002-Guys-0828-T1.nii.gz": "IXI002", "sub-CC110033/CC110033_T1w.nii": "CC110033"},
-    "plain numbers": {f"P{n:03}.nii.gz": f"P{n:03}" for n in range(1, 201)},
     "BraTS": paths("{who}-00{v}-t1n.nii.gz", v=(0, 1), who=("BraTS-GLI-00000", "BraTS-GLI-00002")),
     "PD is a patient, no contrast": {f"PD_01{n}_T1.nii": f"01{n}" for n in ONE_TO_FOUR},
     "in upper and lower case": {"V1/p01.nii": "p01", "V2/P01.nii": "p01", "V2/P02.nii": "P02"},

@@ -213,7 +213,6 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(begun, small_files, capsy
     (["--run-dir", "BARE", "--resume"], "BARE holds vqvae.keras, so no run can begin there"),
     (["--data-dir", "cohort", "--start-from", "BEGUN"], "run, which holds no finished run"),
     (["--data-dir", "OTHER", "--start-from", "runs/tiny"], "has num_positions 8, but the data or options"),
-    (["--data-dir", "cohort", "--start-from", "runs/tiny", "--downsample", "4"], "has downsample 8, but"),
     (["--run-dir", "BEGUN", "--resume", "--start-from", "runs/tiny"], "tiny differs from None, with which"),
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16"),

@@ -314,7 +314,5 @@ def test_slices_written_back_lie_on_the_volume_in_its_own_levels(tmp_path, kind,
 
 
 def test_of_a_whole_brain_half_must_be_there():
-    found = axial_slices(phantom()[..., 40:], stack="whole brain")
-    assert found.any(axis=(1, 2)).tolist() == 18 * [False] + 56 * [True]
     with pytest.raises(VolumeError, match="shows less than 20 cm2 of head in 4[0-9] of 74 slices"):
         axial_slices(phantom()[..., 85:], stack="whole brain")
