@@ -185,9 +185,7 @@ def test_ventricles_asked_for_are_told_beside_those_shown(copied, capsys):
     assert said in capsys.readouterr().out
 
 
-def test_a_data_set_is_written_whole_into_a_new_folder_or_not_at_all(tmp_path, monkeypatch, capsys):
-    exists = ["--heads", "3", "--write-dataset", str(tmp_path)]
-    check_refused(predict.main, exists, "exists already; give another", capsys)
+def test_a_data_set_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "decode_heads", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(SystemExit) as ended:
         predict.main(["--heads", "4", "--write-dataset", str(tmp_path / "set")])

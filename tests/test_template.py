@@ -43,10 +43,12 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing half-made is left
 
 
-def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
+def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight(tmp_path):
     assert template.split_people(50) == template.DEMO_PEOPLE
     for number, *counts in ((200, 160, 20, 20), (8, 4, 2, 2), (7, 5, 1, 1), (3, 1, 1, 1), (27, 21, 3, 3)):
         assert list(template.split_people(number).values()) == counts
+    cases = template.make_splits(tmp_path, {"train": 500, "validate": 50, "test": 50})
+    assert [case for _, case in cases] == list(range(1, 601))  # on, where OASIS has too few
 
 
 def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, capsys):
@@ -56,11 +58,6 @@ def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, caps
     assert "3: 3 simulated people (1 train, 1 validate, 1 test)" in capsys.readouterr().out
     for path in (tmp_path / "3").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "4" / path.relative_to(tmp_path / "3")).read_bytes()
-
-
-def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path):
-    cases = template.make_splits(tmp_path, {"train": 500, "validate": 50, "test": 50})
-    assert [case for _, case in cases] == list(range(1, 601))
 
 
 def test_a_simulated_whole_brain_is_whole_in_all_three_planes_and_says_where_its_slices_lie(tmp_path, capsys):
