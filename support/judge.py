@@ -342,7 +342,8 @@ def evaluate_copies(sampled, new_people, train, pixel_size):
     planted = [search.find(coarse(heads))[1] for heads in plant(originals, pixel_size).values()]
     num_found = int(np.sum(planted < limit, axis=1).min())
     # If planted ones are missed, none means nothing: so it is where training people come in several sessions.
-    copies = {"copies": int((ratios < limit).sum())} if 2 * num_found > len(originals) else {}
+    copies = np.flatnonzero(ratios < limit).tolist()
+    copies = {"copies": len(copies), "copies_heads": copies} if 2 * num_found > len(originals) else {}
     return {**area_under_curve("distance_auc", (new_distances, distances)),
             **with_interval("nearest_over_second", np.median, ratios),
             **with_interval("nearest_over_second_new", np.median, new_ratios),
@@ -383,9 +384,12 @@ def head_table(measured):
 
 
 def print_heads(measured):
+    """Prints `head_table`, and which heads stand out as copies."""
     print("{num_heads} sampled heads beside {num_people[train]} training people and {num_people[validate]} + "
           "{num_people[test]} new people, with 95 % intervals:".format(**measured))
     table = head_table(measured)
     widths = [max(map(len, column)) for column in zip(*table)]
     for row in table:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+    if measured.get("copies"):
+        print("Stand out as copies: the heads", ", ".join(map(str, measured["copies_heads"])))

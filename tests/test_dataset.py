@@ -16,7 +16,7 @@ import tensorflow as tf
 from benchmarks.tiny import write_cohort
 import dataset
 from support import cli, same_person, slices, template
-from support.images import empty_margin, fit_to_square, neighbours, to_uint8
+from support.images import empty_margin, neighbours, to_uint8
 from support.same_person import warn_of_shared_people
 from tests.conftest import check_refused
 from tests.small import small_prior, small_vqvae
@@ -156,9 +156,6 @@ def test_cache_maps_the_same_pixels_and_is_never_stale(cohort, tmp_path, monkeyp
 
 def test_a_failure_is_told_and_nothing_unfinished_stays_in_the_cache(cohort, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    leftover = cache / ".slices-0123.npy-killed.unfinished"
-    leftover.mkdir(parents=True)
-    os.utime(leftover, (0, 0))
     with monkeypatch.context() as patch:
         patch.setattr(slices, "open", lambda *_: open("/dev/full", "wb"), raising=False)
         with pytest.raises(OSError, match="No space left on device: '.*cache/slices'"):
@@ -253,14 +250,11 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(splits):
     check_same(shuffled[6:], dataset.image_batches(train, 5, 3, first_epoch=1).take(1))
 
 
-def test_image_batches_are_the_normalised_images_with_their_positions(splits):
-    train, levels = splits["train"], np.arange(256, dtype=np.uint8)
+def test_gray_levels_become_numbers_from_minus_one_to_one_and_come_back():
+    levels = np.arange(256, dtype=np.uint8)
     assert_allclose(dataset.normalise(levels), np.linspace(-1, 1, 256), atol=1e-6)
     assert_array_equal(to_uint8(dataset.normalise(levels).numpy()), levels)
     assert_array_equal(to_uint8(np.array([-1.5, -0.999, 0.0, 0.9999, 7.0])), [0, 0, 128, 255, 255])
-    images, positions = together(dataset.image_batches(train, 5))
-    assert_array_equal(images[..., 0], dataset.normalise(train.images))
-    assert_array_equal(positions, train.positions)
 
 
 def test_neighbours_slices_below_and_heads_are_found():
@@ -276,18 +270,8 @@ def test_neighbours_slices_below_and_heads_are_found():
     assert split.head_indices([4, 7]).shape == (0, 2)
 
 
-def test_head_pictures_are_means_over_areas_with_gaps_where_slices_are_missing():
-    split = make_split({4: [0, 5], 9: [31]}, side=64)
-    split.images[:] = np.random.default_rng(0).integers(0, 256, split.images.shape, np.uint8)
-    pictures, heads = dataset.head_pictures(split, margin=8, num_positions=32)
-    assert_array_equal(heads, [0, 0, 1])
-    assert pictures.shape == (2, 32, 16, 16) and np.isfinite(pictures).any(axis=(2, 3)).sum() == 3
-    expected = split.images[1, 8:-8, 8:-8].reshape(16, 3, 16, 3).mean(axis=(1, 3)) / 255
-    assert_allclose(pictures[0, 5], expected, atol=1e-5)
-
-
 def test_a_split_is_encoded_with_its_context_and_the_persons_of_its_heads(splits):
-    test, vqvae = splits["test"], small_vqvae()
+    test, vqvae = splits["test"], small_vqvae(margin=8)
     prior = small_prior(grid_size=8, num_embeddings=16, num_positions=32, person_size=3)
     coded = dataset.encode_split(vqvae, prior, test, test.mirrored())
     assert_array_equal(coded.positions, test.positions)
@@ -301,7 +285,7 @@ def test_a_split_is_encoded_with_its_context_and_the_persons_of_its_heads(splits
         distances = ((vectors[..., np.newaxis, :] - vqvae.quantizer.embeddings.numpy()) ** 2).sum(axis=-1)
         assert (coded.codes[version] == distances.argmin(axis=-1)).mean() > 0.999  # but for ties
         pictures = np.full((2, 32, 16, 16), np.nan)
-        pictures[:, :8] = images.reshape(2, 8, 16, 4, 16, 4).mean(axis=(3, 5)) / 255
+        pictures[:, :8] = images[:, 8:-8, 8:-8].reshape(2, 8, 16, 3, 16, 3).mean(axis=(3, 5)) / 255
         expected = np.repeat(prior.encode_people(pictures), 8, axis=0)
         assert_allclose(coded.persons[version], expected, atol=1 / 32)
 
@@ -385,7 +369,6 @@ def test_main_prints_the_table_and_writes_a_contact_sheet(cohort, tmp_path, monk
     images = splits["train"].images / 127.5 - 1
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("train"))
     assert row.split() == ["train", "32", "4", "64x64", f"{images.mean():.3f}", f"{images.var():.4f}"]
-    assert dataset.pixel_statistics(splits["train"].images) == pytest.approx((images.mean(), images.var()))
     figure, = drawn
     people = [(name, case) for name, split in splits.items() for case in np.unique(split.cases)[:2]]
     for row, (name, case) in zip(np.reshape(figure.axes, (len(people), 8)), people, strict=True):
@@ -402,18 +385,6 @@ def test_examples_are_spread_over_people_and_positions_as_far_as_there_are_such(
     assert shown.cases.tolist() == [442, 446, 449, 452, 456, 459]
     few = make_split({1: [3], 2: [4, 5]})
     assert few.examples(2).tolist() == [0, 2] and set(few.examples(9)) == {0, 2}
-
-
-@pytest.mark.parametrize("size, result, changes", [
-    ((64, 64), (64, 64), []), ((40, 64), (40, 64), ["padded"]), ((128, 128), (64, 64), ["resampled"]),
-    ((31, 20), (64, 41), ["resampled", "padded"]), ((1, 900), (1, 64), ["resampled", "padded"])])
-def test_fit_to_square_pads_and_resamples(size, result, changes):
-    images, notes = fit_to_square(np.full((2, *size), 200, np.uint8), 64)
-    assert images.shape == (2, 64, 64) and images.dtype == np.uint8 and set(np.unique(images)) <= {0, 200}
-    assert [text.split()[0] for text in notes] == changes
-    inked = np.argwhere(images[0])
-    assert tuple(np.ptp(inked, axis=0) + 1) == result
-    assert (np.abs(inked.mean(axis=0) - 31.5) <= 0.5).all()  # in the middle
 
 
 @pytest.mark.parametrize("arguments, expected", [

@@ -124,15 +124,6 @@ def start_machine(index, addresses, folder, *command):
                             stderr=subprocess.STDOUT, env=script_environment(TF_CONFIG=json.dumps(config)))
 
 
-def ends_of(*processes):
-    try:
-        printed = [process.communicate(timeout=400)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return printed, [process.returncode for process in processes]
-
-
 def free_addresses(count):
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
@@ -157,9 +148,13 @@ def test_two_machines_end_with_the_weights_of_one_and_what_one_is_refused_ends_b
     alone, together = (new_run(tmp_path / name, *options, **changed) for name in ("a", "b"))
     machines = [start_machine(index, addresses, tmp_path, "-c", TRAINS_TWICE, *arguments)
                 for index, arguments in enumerate(((together, "cohort"), ("other", "others")))]
-    train.main(["--resume", "--run-dir", str(alone)])
-    printed, statuses = ends_of(*machines)
-    assert statuses == [2, 2], printed
+    try:
+        train.main(["--resume", "--run-dir", str(alone)])
+        printed = [machine.communicate(timeout=400)[0] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [2, 2], printed
     assert "of 2 machines" in printed[0] and "Done." in printed[0] and not (tmp_path / "other").exists()
     assert "Another machine of the cluster has stopped" in printed[0]
     assert "The data in others are not those" in printed[1] and "Stage" not in printed[1]
@@ -183,18 +178,14 @@ def test_one_machine_of_a_cluster_is_the_chief(cluster, kind, index, chief, monk
         assert devices.is_chief() == chief
 
 
-JOINS = """
-import support.environment
-from support import devices
-devices.JOIN_TIMEOUT = 3
-devices.strategy()
-"""
-
-
-def test_a_wait_for_machines_has_an_end(tmp_path):
-    """Where something else than train.py listens at the second one's port."""
-    workers = free_addresses(2)
-    with socket.create_server(("127.0.0.1", int(workers[1].split(":")[1]))):
-        (printed,), (status,) = ends_of(start_machine(0, workers, tmp_path, "-c", JOINS))
-    assert status == -signal.SIGALRM
-    assert f"Waiting for the machines of TF_CONFIG: {', '.join(workers)} ..." in printed
+def test_a_wait_for_machines_has_an_end(monkeypatch, capsys):
+    """TensorFlow's has none, and holds Python's lock: so the system has to end it, which no handler stops."""
+    found, numbers = [], (signal.SIGALRM, signal.SIGINT, signal.SIGTERM)
+    def wait():
+        found.extend([signal.alarm(0), *map(signal.getsignal, numbers)])
+    monkeypatch.setattr(devices, "cluster", lambda: (["a:1", "b:1"], True))
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", wait)
+    before = signal.getsignal(signal.SIGINT)
+    devices.strategy.__wrapped__()
+    assert 0 < found[0] <= devices.JOIN_TIMEOUT and found[1:] == 3 * [signal.SIG_DFL]
+    assert signal.getsignal(signal.SIGINT) == before and "Waiting for the machines" in capsys.readouterr().out

@@ -8,10 +8,8 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
-from benchmarks import architecture
 from support import figures
 from support.volumes import SliceGeometry
-from tests.small import small_prior, small_vqvae
 
 
 def boxes_of(mask, least):
@@ -122,22 +120,6 @@ def test_plots_name_each_curve_and_fit_a_page_of_830_pixels(monkeypatch):
     assert all(830 <= figure.bbox.width <= 1080 for figure in drawn)
 
 
-def test_planes_of_a_head_have_top_and_front_where_they_are_said_to_be():
-    # Slices whose gray tells their number, framed by 3 pixels; left, front, right have gray 30, 60, 90.
-    head = np.zeros((8, 40, 30), np.uint8)
-    head[:, 3:-3, 3:-3] = np.arange(100, 180, 10)[:, np.newaxis, np.newaxis]
-    head[:, 3:-3, 3], head[:, 3, 3:-3], head[:, 3:-3, -4] = 30, 60, 90
-    slices, coronal, sagittal = figures.head_planes(head, SliceGeometry(2.0, 3.0))
-    assert [name for name, *_ in (slices, coronal, sagittal)] == ["slice", "coronal cut", "sagittal cut"]
-    np.testing.assert_array_equal(slices[1], head)
-    # 40 x 30 pixels of 2 mm, 8 slices 3 mm apart
-    assert [tuple(plane[2:]) for plane in (slices, coronal, sagittal)] == [(60, 80), (60, 24), (80, 24)]
-    cuts = coronal[1][20], sagittal[1][15]
-    assert all((cut[:, 12] == np.arange(170, 90, -10)).all() for cut in cuts)  # the highest slice on top
-    assert (cuts[0][:, 3] == 30).all() and (cuts[0][:, -4] == 90).all()  # columns in their order
-    assert (cuts[1][:, 3] == 60).all() and (cuts[1][:, -4] != 60).all()  # front on the left
-
-
 @pytest.mark.parametrize("geometry, count, scales", (
     (SliceGeometry(2.0, 1.4), 8, [1] * 5 + [2] * 2), (SliceGeometry(2.0, 4.0), 30, [1] * 3 + [0.5] * 6)))
 def test_head_figure_shows_slab_or_whole_brain_in_true_proportions(tmp_path, geometry, count, scales):
@@ -158,12 +140,3 @@ def test_head_figure_shows_slab_or_whole_brain_in_true_proportions(tmp_path, geo
                          in zip(boxes, expected * 2)])  # pixels in each millimetre
     np.testing.assert_allclose(measured[:, 0], measured[:, 1], rtol=0.05)
     np.testing.assert_allclose(measured[:, 0] / measured[0, 0], scales * 2, rtol=0.05)
-
-
-def test_the_schematic_says_what_the_models_are():
-    prior = small_prior(grid_size=8, num_embeddings=16, person_size=5, steps_below=(1, 2))
-    texts = architecture.outline(small_vqvae(margin=8), prior)
-    assert texts["encoder"][0] == "crop border of 8 pixels" and texts["decoder"].count("residual block") == 2
-    assert dict(texts["conditioning"]) == {
-        "codes above and to the left": "8 x 8", "codes of the slices below": "2 x 8 x 8", "person": "5",
-        "slice position": "1 of 4"}

@@ -188,7 +188,8 @@ def test_heads_are_judged_by_head_and_both_ways(judged):
     assert measured["dark_sd_ratio"] == pytest.approx(np.std(dark[0], ddof=1) / np.std(dark[1], ddof=1))
     assert measured["membership_reconstruction"] == 0.5  # here reconstructions are the originals
     assert measured["num_heads"] == 16 and measured["num_people"] == {"train": 40, "validate": 5, "test": 6}
-    assert measured["copies"] == 2 and measured["copies_found"] == measured["copies_planted"] == 5
+    assert measured["copies_heads"] == [0, 1] and measured["copies"] == 2
+    assert measured["copies_found"] == measured["copies_planted"] == 5
     assert measured["copies_false_alarms"] == 1 / 52
 
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 import re
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import keras
 import nibabel
@@ -38,12 +38,6 @@ def names_in(folder):
 
 def read_json(path):
     return json.loads(path.read_text())
-
-
-def raiser(error):
-    def fail(*_, **__):
-        raise error
-    return fail
 
 
 def bytes_below(folder):
@@ -156,23 +150,13 @@ def test_evaluate_judges_heads_and_a_later_call_keeps_that_and_what_is_not_ours(
     out = run / "predictions"
     (out / "head_patient7.nii.gz").write_text("mine")
     predict.main(["--run-dir", str(run), "--num-samples", "2", "--heads", "2", "--slice", "3"])
-    assert {name for name in names_in(out) if name.startswith(("head_", "sample_"))} == {
-        "head_000.nii.gz", "head_001.nii.gz", "head_patient7.nii.gz",
-        "sample_0000_slice_3.png", "sample_0001_slice_3.png"}
+    assert not (out / "head_002.nii.gz").exists() and (out / "sample_0001_slice_3.png").exists()
     assert (out / "head_patient7.nii.gz").read_text() == "mine"
     assert "heads" not in read_json(out / "metrics.json")
     heads["membership_reference"] = 0.75  # which benchmarks/membership.py had measured before
     assert read_json(run / "evaluation.json") == {"heads": heads}
     predict.main(["--run-dir", str(run), "--write-dataset", str(run / "set"), "--heads", "3"])
     assert read_json(run / "set" / "dataset.json")["prior"]["heads"] == heads
-
-
-def test_evaluate_refuses_people_who_are_too_few_or_others(tmp_path, capsys):
-    for people, expected in (((2, 1, 1), "two people with all their slices in each split, but validate"),
-                             ((3, 2, 2), "are not those that runs/tiny was trained on")):
-        folder = write_cohort(tmp_path / str(people), people=people)
-        arguments = ["--evaluate", "--data-dir", str(folder), "--output-dir", str(tmp_path / "out")]
-        check_refused(predict.main, arguments, expected, capsys)
 
 
 def test_a_run_without_its_data_samples_all_the_same(copied, tmp_path, monkeypatch, capsys):
@@ -190,8 +174,8 @@ def test_a_run_without_its_data_samples_all_the_same(copied, tmp_path, monkeypat
                                                     "sample_0001_slice_7.png", "report.html"}
 
 
-def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models, capsys):
-    prior, measure = models[1], {"weights": [0.5, -0.25, *[0] * 22], "offset": 2.0, "quantiles": [0, 2, 6]}
+def test_ventricles_asked_for_are_told_beside_those_shown(copied, capsys):
+    measure = {"weights": [0.5, -0.25, *[0] * 22], "offset": 2.0, "quantiles": [0, 2, 6]}
     (copied / "ventricles.json").write_text(json.dumps(measure))
     change_config(copied, "data", folder="/gone")
     predict.main(["--run-dir", str(copied), "--heads", "2", "--ventricles", "0.25", "--num-samples", "2"])
@@ -203,10 +187,8 @@ def test_ventricles_of_a_size_are_those_of_persons_steered_there(copied, models,
     assert f"asked for 0.25, shown by the heads in the mean {shown / 4:.2f}." in capsys.readouterr().out
 
 
-def test_a_data_set_is_written_whole_into_a_new_folder_or_not_at_all(tmp_path, monkeypatch, capsys):
-    exists = ["--heads", "3", "--write-dataset", str(tmp_path)]
-    check_refused(predict.main, exists, "exists already; give another", capsys)
-    monkeypatch.setattr(predict, "decode_heads", raiser(KeyboardInterrupt))
+def test_a_data_set_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "decode_heads", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(SystemExit) as ended:
         predict.main(["--heads", "4", "--write-dataset", str(tmp_path / "set")])
     assert ended.value.code == cli.EXIT_INTERRUPTED and "set was not written" in capsys.readouterr().err
@@ -231,7 +213,7 @@ def test_what_stops_in_the_middle_leaves_old_results(evaluated, tmp_path, monkey
     out = shutil.copytree(evaluated / "predictions", tmp_path / "out")
     before = bytes_below(tmp_path)
     monkeypatch.setattr(predict, "load_data", lambda *_: None)
-    monkeypatch.setattr(module, name, raiser(stop))
+    monkeypatch.setattr(module, name, mock.Mock(side_effect=stop))
     with pytest.raises(SystemExit):
         predict.main(["--output-dir", str(out), "--num-samples", "2", "--heads", "2"])
     assert bytes_below(tmp_path) == before
@@ -241,20 +223,16 @@ def test_a_test_slice_gives_what_the_test_split_gives(models, tmp_path, capsys):
     out, stem = tmp_path / "out", "case_441_slice_3"
     predict.main(["--images", SLICE, "--output-dir", str(out)])
     assert "taken as it is" in capsys.readouterr().out
-    assert names_in(out) == {f"{stem}_original.png", f"{stem}_reconstruction.png", f"{stem}_codes.npy",
-                             "reconstructions.png", "report.html", "metrics.json", "files.json"}
     row, = read_json(out / "metrics.json")["images"]
-    vqvae, prior = models
-    test = dataset.load_splits("cohort", ["test"])["test"]
-    coded = dataset.encode_split(vqvae, prior, test)
-    index = int(np.flatnonzero((test.cases == 441) & (test.positions == 3))[0])
-    decoded = vqvae.decode_codes(np.int32(coded.codes[0, index:index + 1])).numpy()[0, ..., 0]
-    assert row["ssim"] == pytest.approx(metrics.ssim(test.images[index] / 255, (decoded + 1) / 2), abs=1e-6)
-    nats = -float(prior.log_prob(coded.codes[0, index:index + 1], np.array([3]))[0])
-    assert row["bytes"] == pytest.approx(nats / np.log(2) / 8, rel=1e-4)
     assert (row["slice"], row["file"]) == (3, SLICE)
-    np.testing.assert_array_equal(np.load(out / f"{stem}_codes.npy"), coded.codes[0, index])
-    np.testing.assert_array_equal(pixels(out / f"{stem}_original.png"), pixels(SLICE))
+    vqvae, prior = models
+    image = dataset.load_splits("cohort", ["test"])["test"].take([3])  # case 441 is the first
+    codes = np.int32(dataset.encode(vqvae, image))
+    np.testing.assert_array_equal(np.load(out / f"{stem}_codes.npy"), codes[0])
+    decoded = vqvae.decode_codes(codes).numpy()[0, ..., 0]
+    assert row["ssim"] == pytest.approx(metrics.ssim(image.images[0] / 255, (decoded + 1) / 2), abs=1e-6)
+    nats = -float(prior.log_prob(codes, np.array([3]))[0])
+    assert row["bytes"] == pytest.approx(nats / np.log(2) / 8, rel=1e-4)
     before = bytes_below(out)
     for option, name in (("--images", f"{stem}_original.png"), ("--codes", f"{stem}_codes.npy")):
         check_refused(predict.main, [option, str(out / name), "--output-dir", str(out)],
@@ -273,11 +251,12 @@ def test_images_of_any_size_depth_and_number(tmp_path, capsys):
     original, out = pixels(SLICE), tmp_path / "out"
     noise = np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8)
     pictures = {"large": noise, "small": original[4:60, 8:56], "deep": original.astype(np.uint16) * 16,
-                "rgb": np.stack([original] * 3, axis=-1), "other/rgb": original}
+                "rgb": np.stack([original] * 3, axis=-1), "other/rgb": original,
+                "line": np.full((1, 900), 200, np.uint8), "tiny": np.full((31, 20), 200, np.uint8)}
     (tmp_path / "other").mkdir()
     for name, picture in pictures.items():
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
-    names = ["large", "small", "deep", "rgb", "rgb_2"]
+    names = ["large", "small", "deep", "rgb", "rgb_2", "line", "tiny"]
     predict.main(["--images", *(f"{tmp_path}/{name}.png" for name in pictures), "--output-dir", str(out)])
     said = capsys.readouterr().out
     for words in ("large.png: resampled from 512x512 to 64x64 pixels.", "rgb.png: mode RGB turned to gray",
@@ -290,6 +269,9 @@ def test_images_of_any_size_depth_and_number(tmp_path, capsys):
     np.testing.assert_array_equal(found["small"], np.pad(original[4:60, 8:56], ((4, 4), (8, 8))))
     np.testing.assert_allclose(found["deep"], original * (255 / original.max()), atol=0.51)
     np.testing.assert_array_equal(found["rgb"], original)
+    for name, (height, width) in {"line": (1, 64), "tiny": (64, 41)}.items():  # the longer side as it is fed
+        inked = np.argwhere(found[name] == 200)
+        assert len(inked) == height * width and (np.abs(inked.mean(axis=0) - 31.5) <= 0.5).all()
     rows = read_json(out / "metrics.json")["images"]
     assert [row["image"] for row in rows] == names
     assert all(row["slice"] is row["bytes"] is None for row in rows)  # which slices they are is unknown
@@ -309,7 +291,6 @@ def test_a_volume_gives_the_slices_that_training_people_have(copied, models, tmp
     assert "resampled from 256x256 to 64x64 pixels." in said
     rows = read_json(out / "metrics.json")["images"]
     assert [row["slice"] for row in rows] == list(range(8))
-    assert np.load(out / "head_codes.npy").shape == (8, 8, 8)
     images = np.stack([pixels(out / f"head_slice_{k}_original.png") for k in range(8)])
     assert np.abs(images - downscale_local_mean(cut.slices, (1, 4, 4))).mean() < 3
     head = dataset.Split("head", images, np.zeros(8, np.int32), np.arange(8, dtype=np.int32))
@@ -323,10 +304,7 @@ def test_a_volume_gives_the_slices_that_training_people_have(copied, models, tmp
     volumes.write_in_input_frame(cut, decoded, tmp_path / "expected.nii.gz")
     back, expected = (nibabel.load(file) for file in (out / "head_reconstruction.nii.gz",
                                                       tmp_path / "expected.nii.gz"))
-    assert back.shape == volume.shape and (back.affine == np.eye(4)).all()
     np.testing.assert_allclose(back.get_fdata(), expected.get_fdata(), atol=1e-3)
-    page = (out / "report.html").read_text()
-    assert "head_slice_2" in page and "Samples" not in page
 
 
 @pytest.mark.parametrize("run_positions, given, spacing, known", (
@@ -379,14 +357,18 @@ def test_bad_files_are_refused_and_nothing_is_written(trained, bad, option, name
 
 
 def test_bad_input_is_refused_and_nothing_written(trained, tmp_path, capsys):
-    larger = str(write_cohort(tmp_path / "larger", people=(1, 1, 1), size=96))
+    def cohort(name, *shape):
+        return ["--data-dir", str(write_cohort(tmp_path / name, *shape))]
     before = sorted(trained.rglob("*"))
-    for option, value, expected in (
-            ("--run-dir", "nowhere", "nowhere holds no trained run"),
-            ("--data-dir", larger, "of 96x96 pixels, but runs/tiny knows 0 to 7 of 64x64; give"),
-            ("--slice", "9", "--slice 9: the training people have the slices 0, 1, 2, 3, 4, 5, 6, 7 only"),
-            ("--output-dir", "/proc/out", ": /proc/: No such file or directory.")):
-        check_refused(predict.main, [option, value], expected, capsys)
+    for arguments, expected in (
+            (["--run-dir", "nowhere"], "nowhere holds no trained run"),
+            (cohort("larger", (1, 1, 1), 8, 96), "of 96x96 pixels, but runs/tiny knows 0 to 7 of 64x64"),
+            (cohort("longer", (1, 1, 1), 9), "has slices 0 to 8 of 64x64 pixels, but"),
+            (["--evaluate", *cohort("few", (2, 1, 1))], "two people with all their slices in each split"),
+            (["--evaluate", *cohort("others", (3, 2, 2))], "are not those that runs/tiny was trained on"),
+            (["--slice", "9"], "--slice 9: the training people have the slices 0, 1, 2, 3, 4, 5, 6, 7 only"),
+            (["--output-dir", "/proc/out"], ": /proc/: No such file or directory.")):
+        check_refused(predict.main, arguments, expected, capsys)
     assert sorted(trained.rglob("*")) == before
 
 
@@ -400,9 +382,6 @@ def test_a_run_that_is_not_finished_is_used_only_by_name(trained, tmp_path, monk
     assert run.folder == runs.PRETRAINED and trained not in run.results_path("images").absolute().parents
     assert predict.find_run("runs/half").folder == Path("runs/half")
     assert "runs/half is not finished" in capsys.readouterr().out
-    shutil.copytree(trained / "runs" / "tiny", "runs/whole")
-    os.utime("runs/whole/config.json", (0, 0))  # older than the unfinished one
-    assert predict.find_run(None).folder == Path("runs/whole") and not capsys.readouterr().out
 
 
 def test_the_weights_to_start_with_are_those_of_their_card_and_of_simulated_people():

@@ -5,10 +5,8 @@ import pytest
 
 import dataset
 from support import slices, template
-from support.cli import UserError
 from support.images import empty_margin
 from support.volumes import WHOLE_BRAIN, WHOLE_BRAIN_SLICES
-from tests.conftest import check_refused
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,10 +43,12 @@ def test_demo_cohort_is_whole_repeatable_and_looks_like_heads(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # nothing half-made is left
 
 
-def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight():
+def test_people_are_split_with_two_to_validate_and_test_where_there_are_eight(tmp_path):
     assert template.split_people(50) == template.DEMO_PEOPLE
     for number, *counts in ((200, 160, 20, 20), (8, 4, 2, 2), (7, 5, 1, 1), (3, 1, 1, 1), (27, 21, 3, 3)):
         assert list(template.split_people(number).values()) == counts
+    cases = template.make_splits(tmp_path, {"train": 500, "validate": 50, "test": 50})
+    assert [case for _, case in cases] == list(range(1, 601))  # on, where OASIS has too few
 
 
 def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, capsys):
@@ -58,12 +58,6 @@ def test_simulate_writes_the_same_people_in_cohorts_of_any_number(tmp_path, caps
     assert "3: 3 simulated people (1 train, 1 validate, 1 test)" in capsys.readouterr().out
     for path in (tmp_path / "3").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "4" / path.relative_to(tmp_path / "3")).read_bytes()
-    check_refused(dataset.main, ["--simulate", "3", "--output-dir", folder], "4 exists already", capsys)
-
-
-def test_case_numbers_go_on_where_oasis_has_too_few(tmp_path):
-    cases = template.make_splits(tmp_path, {"train": 500, "validate": 50, "test": 50})
-    assert [case for _, case in cases] == list(range(1, 601))
 
 
 def test_a_simulated_whole_brain_is_whole_in_all_three_planes_and_says_where_its_slices_lie(tmp_path, capsys):
@@ -79,16 +73,6 @@ def test_a_simulated_whole_brain_is_whole_in_all_three_planes_and_says_where_its
     expected = template.cut_axial(*template.load_mni152(), WHOLE_BRAIN.heights(WHOLE_BRAIN_SLICES), 128, 2)
     for plane in np.s_[20], np.s_[45], np.s_[:, 64], np.s_[:, :, 55]:
         assert np.corrcoef(volume[plane].ravel(), expected[plane].ravel())[0, 1] > 0.8
-
-
-def test_of_two_processes_at_once_one_makes_the_cohort(tmp_path, monkeypatch):
-    """The other finds at its end a folder of that name: see `files.whole_folder`."""
-    def finish_second(folder, *_):
-        folder.mkdir()
-        raise UserError(f"{folder} exists already")
-    monkeypatch.setattr(template, "write_cohort", finish_second)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert [template.make_demo_cohort()] == list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_told_with_what_to_do(monkeypatch):

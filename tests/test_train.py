@@ -37,13 +37,10 @@ def test_training_leaves_a_whole_run_folder(trained):
     history = run.read_history("vqvae")
     assert history["epoch"].tolist() == [0, 1]
     assert {"val_ssim", "test_ssim", "perplexity", "val_codes_used", "seconds"} <= {*history.dtype.names}
-    loss = history["reconstruction_loss"] + history["vq_loss"]
-    np.testing.assert_allclose(history["loss"], loss, rtol=1e-4)
     assert history["reconstruction_loss"][1] < history["reconstruction_loss"][0]
     in_head = run.read_history("decoder")["val_reconstruction_loss"]
     assert in_head.min() < history["val_reconstruction_loss"].min()
     assert len(imageio.imread(run.folder / "progress.gif")) == 3  # before the first epoch, and after each
-    assert list((run.folder / "logs").glob("*/train/*tfevents*"))
     vqvae, prior = (modules.load_model(run.model_path(name)) for name in ("vqvae", "pixelcnn"))
     modules.check_match(vqvae, prior)
     assert not vqvae.compiled and not prior.compiled  # no optimiser: that would be two thirds of the file
@@ -226,7 +223,6 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(begun, small_files, capsy
     (["--run-dir", "BARE", "--resume"], "BARE holds vqvae.keras, so no run can begin there"),
     (["--data-dir", "cohort", "--start-from", "BEGUN"], "run, which holds no finished run"),
     (["--data-dir", "OTHER", "--start-from", "runs/tiny"], "has num_positions 8, but the data or options"),
-    (["--data-dir", "cohort", "--start-from", "runs/tiny", "--downsample", "4"], "has downsample 8, but"),
     (["--run-dir", "BEGUN", "--resume", "--start-from", "runs/tiny"], "tiny differs from None, with which"),
     (["--resume"], "--resume needs --run-dir"),
     (["--run-dir", "BEGUN", "--resume", "--num-embeddings", "99"], "--num-embeddings 99 differs from 16"),
@@ -256,8 +252,6 @@ def test_one_command_serves_the_first_start_a_restart_and_the_end(trained, tmp_p
         assert begun.config["vqvae"]["width"] == 64 and begun.config["pixelcnn"]["num_layers"] == 8
     with train.open_run(arguments) as (resumed, _):
         assert resumed.config == begun.config
-        with pytest.raises(train.UserError, match="Another training is at work"), train.open_run(arguments):
-            pass
     train.main(["--run-dir", str(trained / "runs" / "tiny"), "--resume"])
     assert "tiny is finished; there is nothing to resume" in capsys.readouterr().out
 

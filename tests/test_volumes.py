@@ -119,13 +119,6 @@ def marked(slices):
 EXPECTED = pytest.approx((15, 12, 20), abs=2)
 
 
-@pytest.fixture(scope="module")
-def upright(tmp_path_factory):
-    slices = read(tmp_path_factory.mktemp("upright"), phantom())
-    assert marked(slices) == pytest.approx((15, 12, 20), abs=0.5)
-    return slices
-
-
 def test_a_head_that_is_cut_off_or_wider_than_the_slices_is_refused():
     with pytest.raises(VolumeError, match="is cut off below the top of the head"):
         axial_slices(phantom()[..., :UPRIGHT[2] // 2 + 20])
@@ -180,9 +173,11 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path):
         volumes.read_slices(tmp_path / "a.nii")
 
 
-@pytest.mark.parametrize("number", (np.nan, -np.inf))
-def test_what_is_no_number_outside_of_the_head_is_background(upright, tmp_path, number):
-    np.testing.assert_array_equal(read(tmp_path, np.where(phantom() == 0, number, phantom())), upright)
+def test_what_is_no_number_outside_of_the_head_is_background(tmp_path):
+    upright = read(tmp_path, phantom())
+    assert marked(upright) == pytest.approx((15, 12, 20), abs=0.5)
+    for number in (np.nan, -np.inf):
+        np.testing.assert_array_equal(read(tmp_path, np.where(phantom() == 0, number, phantom())), upright)
 
 
 def test_every_kind_of_file_gives_the_same_slices(tmp_path):
@@ -199,10 +194,8 @@ def test_every_kind_of_file_gives_the_same_slices(tmp_path):
 PIXELS = np.random.default_rng(0).integers(0, 99, (8, 9, 10)).astype(np.int16)
 UNUSABLE = {  # an array, or what becomes of the bytes of a whole file
     "holds colours .RGB. or complex numbers; give a gray": np.zeros((8, 9, 10), [(c, "u1") for c in "RGB"]),
-    "holds no picture .nearly constant": np.zeros((20, 20, 120), np.float32),
     "has 4 dimensions .4 x 4 x 4 x 2., not 3; give one": np.ones((4, 4, 4, 2), np.float32),
     "is DICOM; .*dcm2niix": lambda content: bytes(128) + b"DICM" + bytes(100),
-    "cannot be read ": gzip.compress,
     "cannot be read": lambda content: content[:500],
     "has no usable affine": lambda content: content[:280] + bytes(16) + content[296:],  # srow_x
     "has no usable affine: ": lambda content: content[:252] + bytes(4) + content[256:],  # both codes of axes
@@ -316,7 +309,5 @@ def test_slices_written_back_lie_on_the_volume_in_its_own_levels(tmp_path, kind,
 
 
 def test_of_a_whole_brain_half_must_be_there():
-    found = axial_slices(phantom()[..., 40:], stack="whole brain")
-    assert found.any(axis=(1, 2)).tolist() == 18 * [False] + 56 * [True]
     with pytest.raises(VolumeError, match="shows less than 20 cm2 of head in 4[0-9] of 74 slices"):
         axial_slices(phantom()[..., 85:], stack="whole brain")
