@@ -77,8 +77,9 @@ def cells(record, formats):
 
 def summary(results):
     """The first table of all: reconstruction, beside two pictures that need no model."""
-    rows = [["test images", "SSIM, in its head (by itself)", "SSIM in the brain", "PSNR",
-             "mean image: SSIM", "blurred: SSIM", "bytes per slice of pixels, codes, ideally coded codes"]]
+    rows = [["test images", "SSIM in its head (alone)", "SSIM in the brain", "PSNR",
+             "SSIM of the mean image", "of the blurred one",
+             "bytes: pixels, codes, ideally coded"]]
     labels = {"real_slices": "**real people**", "pretrained": "the weights", "demo": "the demo"}
     for key, label in labels.items():
         row = results[key]
@@ -109,7 +110,7 @@ def figure(record, name):
     if name not in record:
         return NOT_APPLICABLE
     low_and_high = record.get(f"{name}_interval")
-    return f"{record[name]:.2f}" + (" ({:.2f} to {:.2f})".format(*low_and_high) if low_and_high else "")
+    return f"{record[name]:.2f}" + (" ({:.2f}–{:.2f})".format(*low_and_high) if low_and_high else "")
 
 
 def anatomy(results):
