@@ -63,7 +63,7 @@ def test_of_the_brains_differences_one_percent_lies_beyond_the_colours(monkeypat
                                 np.ones((1, 3)), 0, None)
     picture, bar = drawn[0].axes[2].images[0], drawn[0].axes[4]
     assert picture.get_clim() == pytest.approx((-0.198, 0.198), abs=0.001)
-    assert "1 % lies beyond" in bar.get_ylabel()
+    assert "1 % of the brain lies beyond" in bar.get_ylabel()
     assert bar.get_yticks() == pytest.approx((-0.198, 0, 0.198), abs=0.001)
 
 
