@@ -461,8 +461,9 @@ class PixelCNN(Network):
         for variable, trained in zip(self.trainable_variables, prior.trainable_variables, strict=True):
             variable.assign(trained)
         # The same person has other numbers here: of each of these the kernel gives what it gave there.
-        pictures = prior.mean_picture.numpy() + np.moveaxis(self.components.numpy(), -1, 0)
-        self.person_embedding.kernel.assign(prior.encode_people(pictures) @ prior.person_embedding.kernel)
+        old, new = (model.components.numpy().reshape(-1, self.person_size) for model in (prior, self))
+        numbers, *_ = np.linalg.lstsq(old, new, rcond=1e-5)  # `encode_people` would round and limit them
+        self.person_embedding.kernel.assign(numbers.T @ prior.person_embedding.kernel)
 
     def call(self, inputs, training=False):
         """The logits of every code given those before it, float32 (B, g, g, K).

@@ -29,7 +29,7 @@ import dataset
 import modules
 from support import cli, devices, figures, judge, metrics, orientation, people, runs, sampler, stages
 from support.cli import UserError
-from support.files import whole_file, write_json
+from support.files import whole_file, whole_folder, write_json
 from support.images import empty_margin, FOREGROUND, in_chunks, spread, to_uint8, to_unit
 from support.runs import Run
 from support.synthetic import is_synthetic
@@ -151,17 +151,22 @@ def new_run(folder, arguments):
     print(line, flush=True)
     splits = dataset.load_splits(data_dir, limit=settings.limit, cache_dir=arguments.cache_dir, front=front)
     vqvae, pixelcnn = model_arguments(splits, settings)
+    old = None
     if arguments.start_from:
-        settings, vqvae, pixelcnn = take_shapes(arguments, settings, vqvae, pixelcnn)
-    data = {"folder": str(data_dir.resolve()), "is_demo": is_demo, "is_simulated": is_simulated(data_dir),
+        old, settings, vqvae, pixelcnn = take_shapes(arguments, geometry, settings, vqvae, pixelcnn)
+    data = {"folder": str(data_dir.resolve()), "is_demo": is_demo,
+            "is_simulated": is_simulated(data_dir) and (not old or old.is_simulated),  # all people
             "is_synthetic": is_synthetic(data_dir), "fingerprints": dataset.fingerprints(splits),
             "front": front, "geometry": vars(geometry), "center": head_center(splits["train"], geometry),
             "people": {name: split.num_people for name, split in splits.items()}}
-    config = {"settings": vars(settings), "start_from": arguments.start_from,
-              "condition_dropout": dataset.CONDITION_DROPOUT,
+    start = old and {"folder": str(old.folder), "data": old.config["data"], "start_from": old.start_from}
+    config = {"settings": vars(settings), "start_from": start, "condition_dropout": dataset.CONDITION_DROPOUT,
               "vqvae": modules.VQVAE(**vqvae).settings, "pixelcnn": modules.PixelCNN(**pixelcnn).settings,
               "data": data, "build": runs.build_info(), "git_commit": runs.git_commit()}
-    write_json(folder / "config.json", config)
+    with whole_folder(folder / "backup", "--run-dir") as backup:
+        for name in runs.MODEL_FILES if old else ():  # copied, for that run may be moved or trained anew
+            shutil.copyfile(old.folder / name, backup / f"start_{name}")
+        write_json(folder / "config.json", config)
     return Run(folder, config), splits
 
 
@@ -181,12 +186,13 @@ def model_arguments(splits, settings):
     return vqvae, pixelcnn
 
 
-def take_shapes(arguments, settings, vqvae, pixelcnn):
-    """The settings and both models' arguments, with the shapes of --start-from's run; UserError if others."""
+def take_shapes(arguments, geometry, settings, vqvae, pixelcnn):
+    """--start-from's `Run`; settings and both models' arguments with its shapes; UserError if others."""
     folder = arguments.start_from
     if not Run.is_finished(Path(folder)):
         raise UserError(f"--start-from names {folder}, which holds no finished run; train.py makes one.")
-    old_vqvae, old_pixelcnn = (model.settings for model in modules.load_models(Run.load(folder)))
+    run = Run.load(folder)
+    old, (old_vqvae, old_pixelcnn) = run.geometry, (model.settings for model in modules.load_models(run))
     shapes, stated = {**old_pixelcnn, **old_vqvae}, stated_settings(arguments)
     asked = {"image_size": vqvae["image_size"], **{name: stated[name] for name in SHAPE if name in stated},
              "num_positions": max(pixelcnn["num_positions"], shapes["num_positions"])}  # fewer fit
@@ -194,11 +200,17 @@ def take_shapes(arguments, settings, vqvae, pixelcnn):
         if value != shapes[name]:
             raise UserError(f"{folder} has {name} {shapes[name]}, but the data or options ask for {value}; "
                             "leave out --start-from, or name a run of the same shapes.")
+    apart = max(abs(geometry.spacing - old.spacing), abs(geometry.lowest - old.lowest))
+    if apart > old.spacing / 2 or geometry.axes_known != old.axes_known:
+        here, there = (f"lie {slices.spacing:.3g} mm apart from {slices.lowest:.3g} mm, front "
+                       f"{'known' if slices.axes_known else 'unknown'}" for slices in (geometry, old))
+        raise UserError(f"The data's slices {here}, but those of {folder} {there}; leave out --start-from, "
+                        "or name a run whose slices lie as the data's do.")
     settings = dataclasses.replace(settings, autoencoder_steps=0, **{name: shapes[name] for name in SHAPE})
     vqvae = {**old_vqvae, "sees_neighbours": False, "data_variance": vqvae["data_variance"],
              "seed": settings.seed}
     pixelcnn = {**old_pixelcnn, **{name: pixelcnn[name] for name in ("dropout", "slice_positions")}}
-    return settings, vqvae, pixelcnn
+    return run, settings, vqvae, pixelcnn
 
 
 def head_center(train, geometry):
@@ -211,7 +223,7 @@ def head_center(train, geometry):
 
 def check_settings(run, arguments):
     """UserError if the command line states other settings than those that a run began with."""
-    known = {**run.settings, "start_from": run.start_from}
+    known = run.settings if run.start_from else {**run.settings, "start_from": None}
     for name, value in vars(arguments).items():
         if value is not None and value != known.get(name, value):
             raise UserError(f"--{name.replace('_', '-')} {value} differs from {known[name]}, with "
@@ -243,7 +255,8 @@ def say_what_begins(run, splits, device):
     counts = ", ".join(f"{split.num_people} {name}" for name, split in splits.items())
     print(f"Run folder {run.folder}; {counts} people in {data['folder']}; on {device}.")
     if run.start_from:
-        print(f"It begins with the weights of {run.start_from}.")
+        print(f"It begins with the weights of {run.start_from['folder']}; predict.py --evaluate looks for no "
+              "copies of that run's people and not for their membership.")
     if run.notice and not data["is_demo"]:  # of the demo cohort all was said when it was found
         print(run.notice)
     for name, split in splits.items():

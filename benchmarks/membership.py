@@ -44,7 +44,7 @@ def every(split, step, first=0):
 
 def train_reference(run, vqvae, splits, epochs):
     """A prior over the codes of the run's VQ-VAE, trained by its settings, but for the epochs, on splits."""
-    config = {**run.config, "settings": {**run.settings, "prior_epochs": epochs}}
+    config = {**run.config, "start_from": None, "settings": {**run.settings, "prior_epochs": epochs}}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "backup").mkdir()
         return train.PixelCNNStage(Run(folder, config), splits, vqvae).train()

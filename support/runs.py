@@ -35,7 +35,7 @@ class Run:
     def __init__(self, folder, config):
         self.folder, self.config = Path(folder), config
         self.settings, self.seed = config["settings"], config["settings"]["seed"]  # of every random draw
-        self.start_from = config.get("start_from")  # the folder of the run whose weights it begins with
+        self.start_from = config.get("start_from")  # the run whose weights it begins with: a dict
         self.frames_dir = self.folder / "backup" / "frames"  # of progress.gif, while training
 
     @classmethod

@@ -1,7 +1,6 @@
 """What both stages of a training share: the run through the epochs, its optimiser and its Keras callbacks."""
 
 import json
-from pathlib import Path
 import shutil
 import tempfile
 import time
@@ -58,13 +57,12 @@ class Stage:
         """The model before its first epoch: new, or with the weights of the run to start from."""
         if not self.run.start_from:
             return self.build()
-        path = Path(self.run.start_from, f"{self.name}.keras")
+        path = self.run.backup_path(f"start_{self.name}")
         with devices.fail_together():
             trained = devices.is_chief() and runs.read_model_file(
                 path, lambda: keras.models.load_model(path, compile=False))
         model = self.build()  # after loading: see `devices.new_scope`
-        if trained:
-            model.copy_from(trained)
+        devices.on_chief(model.copy_from, trained)
         devices.broadcast_variables(model.variables)
         return model
 

@@ -98,7 +98,6 @@ def test_three_devices_train_as_one_with_the_same_batches(trained_plainly):
 def test_a_run_goes_on_with_another_number_of_devices(
         before, after, batch_size, steps, tmp_path, monkeypatch):
     run = Run.load(new_run(tmp_path / "run", write_cohort(tmp_path / "cohort", people=(5, 2, 2), slices=5)))
-    run.backup_path("vqvae").parent.mkdir()
     splits, strategies = train.matching_splits(run, train.parse_arguments([])), []
     monkeypatch.setattr(devices, "strategy", lambda: strategies[-1])
     strategies += [{1: tf.distribute.get_strategy(), 3: three_devices()}[before]]

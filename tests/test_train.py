@@ -16,7 +16,7 @@ import tensorflow as tf
 from benchmarks.tiny import assert_same_run, TINY, write_cohort
 import dataset
 import modules
-from support import judge, people, runs, sampler, stages
+from support import judge, people, runs, sampler, stages, template
 from support.files import UNFINISHED, write_json
 from support.runs import Run
 from tests.conftest import check_refused
@@ -95,6 +95,7 @@ def test_a_run_that_starts_from_another_begins_where_that_ended(trained, tmp_pat
     vqvae, _ = modules.load_models(tiny)
     arguments = ["--data-dir", trained / "cohort", "--run-dir", tmp_path / "run", "--start-from", tiny.folder]
     with train.open_run(train.parse_arguments(list(map(str, arguments)))) as (run, splits):
+        assert run.start_from == {"folder": str(tiny.folder), "data": tiny.config["data"], "start_from": None}
         assert run.settings["num_embeddings"] == 16 and run.settings["autoencoder_steps"] == 0
         started, stage = train.VQVAEStage(run, splits).begin(), train.PixelCNNStage(run, splits, vqvae)
         prior = stage.begin()
@@ -106,19 +107,56 @@ def test_a_run_that_starts_from_another_begins_where_that_ended(trained, tmp_pat
     assert bits["bits_per_code"] == pytest.approx(best, rel=1e-4)
 
 
-def test_a_person_acts_as_before_in_the_space_of_other_people():
+@pytest.mark.parametrize("simulated, all_simulated", (((), False), (("cohort",), False), (("run",), False),
+                                                      (("cohort", "run"), True)))
+def test_all_people_are_simulated_only_if_the_start_runs_are_too(
+        simulated, all_simulated, trained, cohort, tmp_path):
+    tiny = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "tiny"))
+    tiny.config["data"]["is_simulated"] = "run" in simulated
+    write_json(tiny.folder / "config.json", tiny.config)
+    if "cohort" in simulated:
+        (cohort / template.SIMULATED_NOTE).touch()
+    run = Run.load(new_run(tmp_path / "run", cohort, "--start-from", str(tiny.folder)))
+    assert run.is_simulated == all_simulated and bool(run.notice) == all_simulated
+
+
+@pytest.mark.parametrize("changed, expected", (
+    ({"spacing": 3.0}, "slices lie 1.4 mm apart from -8 mm, front unknown, but those of .* 3 mm apart"),
+    ({"lowest": -8.8}, " lie 1.4 mm apart from -8.8 mm, front unknown; leave out --start-from"),
+    ({"axes_known": True}, " lie 1.4 mm apart from -8 mm, front known; leave out"),
+    ({"spacing": 1.9, "lowest": -8.5}, None)))
+def test_slices_that_lie_elsewhere_are_refused(changed, expected, trained, tmp_path):
+    tiny = Run.load(shutil.copytree(trained / "runs" / "tiny", tmp_path / "tiny"))
+    geometry = tiny.geometry
+    tiny.config["data"]["geometry"].update(changed)
+    write_json(tiny.folder / "config.json", tiny.config)
+    arguments = train.parse_arguments(["--start-from", str(tiny.folder)])
+    models = splits_of(tiny), train.Settings()
+    def take_shapes():
+        return train.take_shapes(arguments, geometry, models[1], *train.model_arguments(*models))
+    if expected:
+        with pytest.raises(train.UserError, match=expected):
+            take_shapes()
+    else:
+        assert take_shapes()[0].folder == tiny.folder
+
+
+@pytest.mark.parametrize("variety", (1, 50))
+def test_a_person_acts_as_before_in_the_space_of_other_people(variety):
     rng = np.random.default_rng(0)
     pictures, mixing = rng.uniform(size=(5, 4, 16, 16)), np.eye(5) + 0.4 * rng.normal(size=(5, 5))
     mixing += (1 - mixing.sum(axis=1, keepdims=True)) / 5  # so that these people vary in the same directions
-    others = np.einsum("ij,j...->i...", mixing, pictures)
+    others = variety * np.einsum("ij,j...->i...", mixing, pictures)
     before, after = (modules.PixelCNN(4, 30, 4, num_filters=8, num_layers=1, person_size=4) for _ in range(2))
     before.fit_people(pictures)
     after.fit_people(others)
     after.copy_from(before)
-    first, second = (prior.encode_people(others) @ prior.person_embedding.kernel.numpy()
-                     for prior in (before, after))
-    np.testing.assert_allclose(second, first - first.mean(axis=0), atol=0.1)
-    assert first.std() > 0.4
+    first, *_ = np.linalg.lstsq(before.components.numpy().reshape(-1, 4),
+                                (others - others.mean(axis=0)).reshape(5, -1).T, rcond=None)
+    first = first.T @ before.person_embedding.kernel.numpy()
+    second = after.encode_people(others) @ after.person_embedding.kernel.numpy()
+    np.testing.assert_allclose(second, first, atol=0.1 * variety)
+    assert first.std() > 0.4 * variety
 
 
 def test_a_second_round_of_calibration_starts_from_what_the_first_corrected(monkeypatch):
