@@ -77,10 +77,10 @@ def cells(record, formats):
 
 def summary(results):
     """The first table of all: reconstruction, beside two pictures that need no model."""
-    rows = [["test images", "SSIM in its head (alone)", "SSIM in the brain", "PSNR",
-             "SSIM of the mean image", "of the blurred one",
+    rows = [["test images", "SSIM with neighbours (alone)", "SSIM in the brain", "PSNR",
+             "SSIM, mean image", "SSIM, blurred",
              "bytes: pixels, codes, ideally coded"]]
-    labels = {"real_slices": "**real people**", "pretrained": "the weights", "demo": "the demo"}
+    labels = {"real_slices": "**real people**", "pretrained": "the weights (simulated)", "demo": "the demo (simulated)"}
     for key, label in labels.items():
         row = results[key]
         formats = ("{ssim:.3f} ({ssim_alone:.3f})", "{ssim_foreground:.3f} ({ssim_foreground_alone:.3f})",
@@ -94,12 +94,14 @@ def summary(results):
 def heads(results):
     """What README says of sampled heads: of real people's run, and of the weights."""
     names = {"told_apart_slices": "told apart by slice", "told_apart_heads": "told apart by head",
-             "roughness_auc": "roughness from slice to slice", "membership": "membership, by code length",
+             "roughness_auc": "roughness (below 0.5: smoother)", "membership": "membership, by code length",
              "membership_reference": "membership, by a reference prior"}
     columns = {"real people": results["heads"], "chance": results["heads"],
-               "the weights": results["pretrained_heads"]}
+               "the weights (simulated)": results["pretrained_heads"]}
     rows = [["AUC", *columns]]
     for name, label in names.items():
+        if not any(name in record for record in columns.values()):
+            continue  # not every run was attacked by benchmarks/membership.py
         suffixes = [name + ("_floor" if heading == "chance" else "") for heading in columns]
         rows.append([label, *(figure(record, key) for record, key in zip(columns.values(), suffixes))])
     return rows
@@ -130,7 +132,7 @@ def before(results):
     """The recipe of an earlier commit and today's, on the real slices at 128 pixels, judged alike."""
     record = results["heads_128"]
     names = {"told_apart_slices": "told apart by slice", "told_apart_heads": "told apart by head",
-             "roughness_auc": "roughness from slice to slice", "membership": "membership, by code length"}
+             "roughness_auc": "roughness (below 0.5: smoother)", "membership": "membership, by code length"}
     return [["AUC", f"commit {record['commit_before'][:7]}", "now"],
             *([label, figure(record, f"{name}_before"), figure(record, name)]
               for name, label in names.items())]

@@ -89,7 +89,7 @@ def test_the_time_of_the_real_run_and_the_copies_that_chance_gives_are_those_of_
     minutes = sum(run["seconds"].values()) / 60
     assert f"Trained on {run['people']['train']} real people in {minutes:.0f} minutes" in ONE_LINE
     assert f"chance gives {heads['num_heads'] * heads['copies_false_alarms']:.0f}." in ONE_LINE
-    assert f"than {100 - 100 * heads['copies_false_alarms']:.0f} % of new people do" in ONE_LINE
+    assert f"than {100 - 100 * heads['copies_false_alarms']:.0f} % of people do" in ONE_LINE
     assert heads["copies_found"] == heads["copies_planted"]
 
 
