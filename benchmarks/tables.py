@@ -80,7 +80,8 @@ def summary(results):
     rows = [["test images", "SSIM with neighbours (alone)", "SSIM in the brain", "PSNR",
              "SSIM, mean image", "SSIM, blurred",
              "bytes: pixels, codes, ideally coded"]]
-    labels = {"real_slices": "**real people**", "pretrained": "the weights (simulated)", "demo": "the demo (simulated)"}
+    labels = {"real_slices": "**real people**", "pretrained": "the weights (simulated)",
+              "demo": "the demo (simulated)"}
     for key, label in labels.items():
         row = results[key]
         formats = ("{ssim:.3f} ({ssim_alone:.3f})", "{ssim_foreground:.3f} ({ssim_foreground_alone:.3f})",
