@@ -1,6 +1,6 @@
 """Trains the VQ-VAE on brain slices, then the PixelCNN prior on its codes.
 
-    python train.py                                  # OASIS if it is found, else the demo cohort (5 minutes)
+    python train.py                                  # OASIS if it is found, else the demo cohort (minutes)
     python train.py --data-dir DIR --run-dir runs/oasis
     python train.py --run-dir runs/oasis --resume    # goes on after the last finished epoch, or begins
     python train.py --data-dir DIR --start-from assets/pretrained    # fine-tunes trained weights

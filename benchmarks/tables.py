@@ -338,7 +338,7 @@ def minutes(results):
     gpu["decoder"] = gpu["vqvae"] * cpu["decoder"] / cpu["vqvae"]  # not measured: the share as on the CPU
     # The demo's whole time on the GPU is nearly all start and compilation, which each run has.
     start = results["gpu"]["demo_seconds"]["train.py"]
-    rows = [["`train.py` on", "two CPU cores", "one H200"],
+    rows = [["`train.py`", "two CPU cores: its stages", "one H200 (about: estimated)"],
             ["the demo", in_minutes(sum(results["demo"]["seconds"].values())), in_minutes(start)]]
     on_cpus = in_minutes(sum(real["seconds"].values())), f"about {in_minutes(estimate(OASIS, cpu))}"
     labels = f"real slices of {real['people']['train']} people", "OASIS"

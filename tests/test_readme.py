@@ -22,7 +22,7 @@ RUNS = {"real_slices", "heads", "real_128", "heads_128", "demo", "pretrained", "
 
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
 SENTENCES = (
-    "tell them from real ones (AUC {heads[told_apart_heads]:.2f}; 0.5 is guessing)",
+    "tell them from reconstructed people (AUC {heads[told_apart_heads]:.2f}; 0.5 is guessing)",
     "You should see `SSIM {demo[ssim]:.3f}`",
     "{demo[environment_gigabytes]:.0f} GB of disk",
     "{real_slices[people][train]} to train, {real_slices[people][validate]} to validate, "
@@ -30,6 +30,8 @@ SENTENCES = (
     "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by "
     "the prior for a slice alone, {real_slices[bits_per_code]:.2f} for a slice in its head",
     "Of {heads[num_heads]} heads sampled after training on real people, {heads[copies]} lie",
+    "at 128 pixels nearly always (AUC {heads_128[membership]:.2f})",
+    "batches of 128 leave PatternFlow's model {reconstruction[patternflow][steps]} steps",
     "Of the weights' heads {pretrained_heads[copies]} stand out",
 )
 
