@@ -288,6 +288,26 @@ def training(results):
     return rows
 
 
+def optimizers(results):
+    """benchmarks/optimizers.py: Muon beside Adam, both for the same seconds."""
+    record = results["optimizers"]
+    rows = [["", "learning rate, times `train.py`'s", "steps", "seconds", "reconstruction loss",
+             "bits per code", "`ssim`"]]
+    for stage, name in (("vqvae", "VQ-VAE"), ("pixelcnn", "PixelCNN")):
+        for optimizer, row in record["rows"][stage].items():
+            figures = [mean_and_range(row[key], digits) if key in row else NOT_APPLICABLE for key, digits
+                       in (("reconstruction_loss", 4), ("bits_per_code", 3), ("ssim", 3))]
+            seconds = f"{sum(row['seconds']) / len(row['seconds']):.1f}"
+            rows.append([f"{name}, {optimizer}", f"{row['factor']:.2g}", str(row["steps"]), seconds, *figures])
+    return rows
+
+
+def mean_and_range(values, digits):
+    """A list of numbers as their mean and their range."""
+    return "{:.{}f} ({:.{}f} to {:.{}f})".format(
+        sum(values) / len(values), digits, min(values), digits, max(values), digits)
+
+
 def ratio(summary):
     """A ratio of `common.ratio` with its range, or its verdict; empty if it was not measured in rounds."""
     if "verdict" in summary:
@@ -429,8 +449,8 @@ def machines(results):
 
 TABLES = {function.__name__: function for function in (
     summary, heads, judges, anatomy, before, runs, pretrained, reconstruction, utility, chain, codecs,
-    head_codecs, head_bytes, sampling, ventricles, loading, epochs, training, scaling, gpu, minutes, faults,
-    origins, machines)}
+    head_codecs, head_bytes, sampling, ventricles, loading, epochs, training, optimizers, scaling, gpu, minutes,
+    faults, origins, machines)}
 
 
 @exit_on_user_error

@@ -206,4 +206,6 @@ def test_the_table_shows_each_figure_once(judged, capsys):
     figures = [name for name in measured if not name.endswith("_interval") and not name.startswith("num_")]
     assert len(shown) == len(figures) - 1  # nothing is measured that no table shows, but for the next line
     judge.print_heads(measured)
-    assert capsys.readouterr().out.startswith("16 sampled heads beside 40 training people and 5 + 6 new ")
+    printed = capsys.readouterr().out
+    assert printed.startswith("16 sampled heads beside 40 training people and 5 + 6 new ")
+    assert printed.endswith("Stand out as copies: the heads 0, 1\n")

@@ -16,8 +16,8 @@ DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in tab
 README = DOCUMENTS["README.md"]
 ONE_LINE = " ".join(README.split())
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
-BENCHMARKS = {"codecs", "faults", "gpu", "loading", "reconstruction", "sampling", "scaling",
-              "training", "utility", "ventricles"}
+BENCHMARKS = {"codecs", "faults", "gpu", "loading", "optimizers", "reconstruction", "sampling",
+              "scaling", "training", "utility", "ventricles"}
 RUNS = {"real_slices", "heads", "real_128", "heads_128", "demo", "pretrained", "pretrained_heads"}
 
 # Numbers in running text: these sentences, filled from the results, have to stand in one of the documents.
