@@ -298,7 +298,8 @@ def optimizers(results):
             figures = [mean_and_range(row[key], digits) if key in row else NOT_APPLICABLE for key, digits
                        in (("reconstruction_loss", 4), ("bits_per_code", 3), ("ssim", 3))]
             seconds = f"{sum(row['seconds']) / len(row['seconds']):.1f}"
-            rows.append([f"{name}, {optimizer}", f"{row['factor']:.2g}", str(row["steps"]), seconds, *figures])
+            rows.append([f"{name}, {optimizer}", f"{row['factor']:.2g}", str(row["steps"]), seconds,
+                         *figures])
     return rows
 
 
@@ -449,8 +450,8 @@ def machines(results):
 
 TABLES = {function.__name__: function for function in (
     summary, heads, judges, anatomy, before, runs, pretrained, reconstruction, utility, chain, codecs,
-    head_codecs, head_bytes, sampling, ventricles, loading, epochs, training, optimizers, scaling, gpu, minutes,
-    faults, origins, machines)}
+    head_codecs, head_bytes, sampling, ventricles, loading, epochs, training, optimizers, scaling, gpu,
+    minutes, faults, origins, machines)}
 
 
 @exit_on_user_error
