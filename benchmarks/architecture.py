@@ -84,7 +84,7 @@ def _prior_steps(prior):
             f"{_steps(prior.context_blocks).count('residual block')} residual blocks for the slices below",
             f"{len(prior.blocks)} gated blocks: each sees {rows_up} row{'s' if rows_up > 1 else ''} above",
             f"and up to {codes_left} codes to the left",
-            f"{len(prior.attentions)} axial attentions",
+            f"{sum(map(bool, prior.attentions))} axial attentions",
             f"dense {', '.join(dense)}"]
 
 

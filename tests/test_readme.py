@@ -30,7 +30,6 @@ SENTENCES = (
     "{real_slices[code_entropy]:.2f} by the frequency of codes, {real_slices[bits_per_code_alone]:.2f} by "
     "the prior for a slice alone, {real_slices[bits_per_code]:.2f} for a slice in its head",
     "Of {heads[num_heads]} heads sampled after training on real people, {heads[copies]} lie",
-    "at 128 pixels nearly always (AUC {heads_128[membership]:.2f})",
     "batches of 128 leave PatternFlow's model {reconstruction[patternflow][steps]} steps",
     "Of the weights' heads {pretrained_heads[copies]} stand out",
 )
