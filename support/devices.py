@@ -17,7 +17,7 @@ import tensorflow as tf
 from support.cli import UserError
 
 PACKAGE = "brain_vqvae"  # the name under which Keras files the classes
-NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, Many devices"
+NO_CLUSTER = "to use this machine alone: unset TF_CONFIG; else see README, GPU and many machines"
 JOIN_TIMEOUT = 600  # seconds in which the other machines must start
 
 
