@@ -273,9 +273,8 @@ def near_codes(quantizer):
 
 
 def decoder_batches(codes, split, batch_size, seed=None, first_epoch=0):
-    """Batches for a decoder that sees neighbours, as `image_batches`: (images, int32 codes (B, 3, g, g)).
-
-    `codes`, (N, g, g), are the split's. In training, `ALONE_SHARE` of the slices have only their own."""
+    """Batches for a decoder that sees neighbours, as `image_batches`: (images, int32 codes (B, 3, g, g))."""
+    # `codes`, (N, g, g), are the split's. In training, `ALONE_SHARE` of the slices have only their own.
     around = neighbours(split.cases, split.positions)
     def look_up(rows):
         return split.images[rows], np.int32(codes[np.stack([rows, *around[:, rows]], axis=1)])
@@ -315,9 +314,8 @@ def context_indices(split, steps):
 
 
 def code_batches(coded, batch_size, seed=None, first_epoch=0):
-    """Batches for the prior, in the order of `image_batches`: dicts of `codes`, int32 (B, g, g); `positions`,
-    int32 (B,); `context`, int32 (B, S, g, g); `person`, float32 (B, P). In training each slice's version is
-    drawn, and its conditions are partly hidden (`CONDITION_DROPOUT`)."""
+    """Batches for the prior, in the order of `image_batches`: the inputs of `modules.PixelCNN.call`."""
+    # In training each slice's version is drawn, and its conditions are partly hidden (`CONDITION_DROPOUT`).
     def look_up(rows, version):
         context = coded.slices(coded.context[rows], version[:, np.newaxis])
         positions, persons = np.int32(coded.positions[rows]), np.float32(coded.persons[version, rows])
@@ -438,9 +436,9 @@ def show(splits):
         print(f"{name:10}{count:8,}{split.num_people:8}{f'{side}x{side}':>10}{mean:8.3f}{variance:10.4f}")
         for case in np.unique(split.cases)[:2]:
             own = np.flatnonzero(split.cases == case)
-            shown = own[spread(len(own), 8)]
-            rows.append((f"{name}\ncase {case}", split.images[shown],
-                         [f"slice {position}" for position in split.positions[shown]], figures.BYTES))
+            indices = own[spread(len(own), 8)]
+            rows.append((f"{name}\ncase {case}", split.images[indices],
+                         [f"slice {position}" for position in split.positions[indices]], figures.BYTES))
     path = Path("runs/contact_sheet.png")
     path.parent.mkdir(exist_ok=True)
     figures.draw_rows(rows)[0].savefig(path, dpi=2 * figures.DPI)  # twice the dots of a page: to zoom in

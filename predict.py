@@ -192,10 +192,10 @@ def predict_people(arguments, run, vqvae, prior):
         heads = decode_heads(vqvae, codes, prior.slice_positions)
         if persons is not None and count:
             sizes = run.read_ventricles()["quantiles"]
-            shown = judge.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"].mean()
-            shown = np.interp(shown, sizes, np.linspace(0, 1, len(sizes)))
+            size = judge.tissue_statistics(heads.reshape(-1, *heads.shape[2:]))["dark_fraction"].mean()
+            quantile = np.interp(size, sizes, np.linspace(0, 1, len(sizes)))
             print("Size of the ventricles, as a quantile of training people: asked for "
-                  f"{arguments.ventricles:.2f}, shown by the heads in the mean {shown:.2f}.")
+                  f"{arguments.ventricles:.2f}, shown by the heads in the mean {quantile:.2f}.")
         volumes.write_nifti_heads(heads[:arguments.heads], prior.slice_positions, run.geometry, new)
         shown, places, geometry = fill_gaps(heads[:min(arguments.heads, PICTURED_HEADS)],
                                             prior.slice_positions, run.geometry)

@@ -169,10 +169,8 @@ def inner_slices(count, wanted):
 
 
 def head_figure(heads, positions, geometry, path):
-    """Draws each head, uint8 (N, S, H, W), of S `positions`, as a row on black, in true proportions.
-
-    A whole brain is shown by three cuts through its middle in one scale, and six smaller axial slices; a slab
-    by five axial slices, and both cuts enlarged, one above the other."""
+    """Draws each head, uint8 (N, S, H, W), of S `positions`, as a row on black, in true proportions."""
+    # A whole brain: three cuts in one scale, six smaller slices. A slab: five slices, both cuts enlarged.
     name, heads = stack_name(geometry, len(positions)), heads[brain_box(heads, rim=2)]
     (_, _, width, height), (_, _, _, depth), _ = head_planes(heads[0], geometry)
     is_whole = is_whole_brain(geometry, len(positions)) and len(positions) > 7
