@@ -38,7 +38,7 @@ VALIDATION_PEOPLE = 5  # about, of the reference
 
 
 def every(split, step, first=0):
-    """The split of every so manyth person from the `first` one on."""
+    """The split of every `step`-th person, from the `first` one on."""
     return split.take(np.isin(split.cases, np.unique(split.cases)[first::step]))
 
 
