@@ -53,12 +53,13 @@ class Settings:
     batch_size: int = 8  # small batches train better per second on a CPU
     learning_rate: float = 2e-3  # at its peak
     autoencoder_steps: int = 60  # of plain autoencoding before the codebook starts
-    decoder_epochs: int = 4  # of the decoder alone, at the end: it then sees the codes of three slices
+    decoder_epochs: int = 8  # of the decoder alone, at the end: it then sees the codes of three slices
     decoder_learning_rate: float = 1e-3
     # stage 2, the PixelCNN
     prior_epochs: int = 20
     prior_batch_size: int = 8
     prior_learning_rate: float = 3e-3
+    prior_weight_decay: float = 0.1  # of its kernels, see `optimizers.Muon`
     prior_dropout: float = 0.1  # it costs 6 % of the time, and the few epochs of the demo do without
     calibration_heads: int = 64  # sampled in each round; no more than there are training people
     calibration_rounds: int = 2
@@ -382,7 +383,7 @@ class DecoderStage(stages.Stage):
 
 class PixelCNNStage(stages.Stage):
     title, name = "Stage 2 of 2: PixelCNN prior", "pixelcnn"
-    plan = itemgetter("prior_epochs", "prior_batch_size", "prior_learning_rate")
+    plan = itemgetter("prior_epochs", "prior_batch_size", "prior_learning_rate", "prior_weight_decay")
     monitor, better = "val_bits_per_code", min
     line = ("{val_bits_per_code:.3f} bits per code in a head, {val_bits_per_code_alone:.3f} in a slice "
             "alone, on validation people")

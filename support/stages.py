@@ -24,13 +24,13 @@ class Stage:
     orders them; and these attributes:
 
         title, name: printed at the start; "vqvae", "decoder" or "pixelcnn", of the files.
-        plan: gets (epochs, batch size, learning rate) from the settings.
+        plan: gets (epochs, batch size, learning rate), and weight decay if there is any, from the settings.
         monitor, better: the log that tells the best epoch; `max` or `min`, which values of it are better.
         line, advice: an epoch's logs in words, for `str.format`; what to do if the loss diverges."""
 
     def __init__(self, run, splits, vqvae=None):
         self.run, self.splits, self.vqvae = run, splits, vqvae
-        self.epochs, batch_size, self.learning_rate = self.plan(run.settings)
+        self.epochs, batch_size, *self.rates = self.plan(run.settings)
         self.batch_size = devices.global_batch(batch_size, len(splits["train"].images))
         self.steps_per_epoch = len(splits["train"].images) // self.batch_size
         self.precision = "mixed_bfloat16" if run.settings["mixed_precision"] else "float32"
@@ -69,8 +69,8 @@ class Stage:
     def build(self):
         with devices.new_scope():
             model = self.make_model()
-            model.compile(new_optimizer(self.learning_rate, self.run.settings["rising_steps"],
-                                        self.steps_before(self.epochs)),
+            model.compile(new_optimizer(self.run.settings["rising_steps"], self.steps_before(self.epochs),
+                                        *self.rates),
                           steps_per_execution=devices.steps_per_execution(self.steps_per_epoch))
             model.optimizer.build(model.trainable_variables)
         return model
@@ -118,12 +118,12 @@ class Stage:
                 Checkpoints(self, best)]
 
 
-def new_optimizer(peak, rising_steps, total_steps):
+def new_optimizer(rising_steps, total_steps, peak, weight_decay=None):
     """Muon, whose learning rate rises to `peak`, then falls to a fiftieth of it along a cosine."""
     rising = min(rising_steps, total_steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(
         peak / rising_steps, max(total_steps - rising, 1), 0.02, warmup_target=peak, warmup_steps=rising)
-    return optimizers.Muon(schedule, beta_2=0.99, global_clipnorm=1.0)
+    return optimizers.Muon(schedule, beta_2=0.99, global_clipnorm=1.0, weight_decay=weight_decay)
 
 
 class Epochs(keras.callbacks.Callback):

@@ -50,12 +50,12 @@ def test_orthogonalised_matrices_keep_their_singular_vectors_and_lose_their_sing
     np.testing.assert_allclose(between, expected[..., np.newaxis] * np.eye(values.shape[1]), atol=1e-3)
 
 
-def test_muon_moves_kernels_along_their_orthogonalised_momentum_and_the_rest_as_adam():
+def test_muon_moves_kernels_along_their_orthogonalised_momentum_and_decays_them_the_rest_as_adam():
     shapes = (6, 4), (6, 4), (3, 3, 2, 4), (7, 4), (4,), (4, 9)
     names = "kernel", "kernel", "kernel", "embeddings", "bias", "logits_kernel"
     variables, twins = make_variables(shapes, names), make_variables(shapes, names)
     values, momenta = [v.numpy().astype(float) for v in variables[:3]], [0, 0, 0]
-    muon, adam = (make(0.01, beta_2=0.99) for make in (optimizers.Muon, optimizers.Adam))
+    muon, adam = optimizers.Muon(0.01, beta_2=0.99, weight_decay=0.5), optimizers.Adam(0.01, beta_2=0.99)
     for gradients in gradients_of(shapes, 3):
         for optimizer, moved in (muon, variables), (adam, twins):
             optimizer.apply([tf.constant(gradient) for gradient in gradients], moved)
@@ -63,7 +63,8 @@ def test_muon_moves_kernels_along_their_orthogonalised_momentum_and_the_rest_as_
             momenta[index] = 0.95 * momenta[index] + gradients[index]
             ahead = (gradients[index] + 0.95 * momenta[index]).reshape(-1, shapes[index][-1])
             direction = np.reshape(optimizers.orthogonalise(tf.constant(ahead[np.newaxis])), shapes[index])
-            values[index] = values[index] - 0.01 * 0.2 * np.sqrt(max(ahead.shape)) * direction
+            step = 0.2 * np.sqrt(max(ahead.shape)) * direction + 0.5 * values[index]
+            values[index] = values[index] - 0.01 * step
             np.testing.assert_allclose(variables[index], values[index], atol=1e-5)
     for variable, twin in zip(variables[3:], twins[3:]):
         np.testing.assert_array_equal(variable, twin)

@@ -30,7 +30,7 @@ def callback(kind, *arguments, model=None):
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
-    optimizer = stages.new_optimizer(2.0, 100, 1100)
+    optimizer = stages.new_optimizer(100, 1100, 2.0)
     optimizer.build([keras.Variable(np.zeros(3))])
     rates = []
     for step in (0, 50, 100, 600, 1100, 2000):
