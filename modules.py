@@ -407,7 +407,7 @@ class PixelCNN(Network):
         self.context_blocks = keras.Model(around, x)
         self.position_embedding = layers.Embedding(self.num_positions, width)
         self.person_embedding = layers.Dense(width, use_bias=False)
-        # No bias: for a context without noise, as in sampling, it adds nothing.
+        # No bias: for a context without noise it adds nothing.
         self.noise_embedding = layers.Dense(width, use_bias=False) if self.settings["knows_noise"] else None
         self.place_embedding = layers.Embedding(self.grid_size ** 2, width)  # a place is a cell of the grid
         cycle = max(1, (self.grid_size - 1).bit_length())

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.tiny import TINY
 import modules
-from support import orientation
+from support import orientation, sampler
 from support.files import write_json
 import train
 
@@ -25,7 +25,7 @@ def small_vqvae(**kwargs):
 def small_prior(**kwargs):
     """A prior with random weights throughout: those that start at zero would hide mistakes."""
     prior = modules.PixelCNN(**{"grid_size": 6, "num_embeddings": 11, "num_positions": 4, "num_filters": 8,
-                                "num_layers": 3, **kwargs})
+                                "num_layers": 3, "knows_noise": True, **kwargs})
     rng = np.random.default_rng(2)
     for weight in prior.trainable_variables:
         weight.assign(weight + rng.normal(0, 0.4, weight.shape))
@@ -55,7 +55,8 @@ def check_sampled(codes, prior, positions, noise, temperature, context=None, per
 
     Its logits of a code depend on those before it alone: each is the right one if all before are.
     """
-    logits = prior.distribution(codes, positions, context, person).logits
+    noise_share = np.full(len(codes), sampler.CONTEXT_NOISE, np.float32)
+    logits = prior.distribution(codes, positions, context, person, noise_share).logits
     np.testing.assert_array_equal(codes, np.argmax(logits + temperature * noise, axis=-1))
 
 
