@@ -12,9 +12,9 @@ from support import people
 from support.devices import samples_at_once
 from support.images import neighbours
 
-# What the prior is told of sampled slices below: so large a share of their codes is wrong. It then trusts them
-# less, and folds do not smear from slice to slice.
-CONTEXT_NOISE = 0.1
+# So large a share of the codes of sampled slices below, the prior is told, is wrong: the largest in training.
+# It then trusts them less. Told nothing, it repeats too much of a slice in the next.
+CONTEXT_NOISE = 0.3
 
 
 def uniform(seed, stream, indices, shape, minval=0.0):
