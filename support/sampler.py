@@ -52,17 +52,18 @@ def steered_people(prior, ventricles, count, seed, quantile):
     return prior.person_shift.numpy() + prior.person_scale.numpy() * persons
 
 
-def sample_codes(prior, positions, noise, temperature, context=None, person=None):
+def sample_codes(prior, positions, noise, temperature, context=None, person=None, noise_share=0.0):
     """Samples codes, int32 (B, g, g), one by one: argmax(logits + temperature * noise), the Gumbel-max trick.
 
     The codes are those that the full network would give in float32, whatever it trained in; on a GPU, if
     TensorFloat-32 is off while it runs: see `Network.full_float32`. Only what is new is computed: the
     vertical stack once per row, the horizontal stack once per code, each on the last few features of every
-    layer. `noise` is that of `gumbel_noise`, the other arguments are those of `PixelCNN.call`."""
+    layer. `noise` is that of `gumbel_noise`; the others are those of `PixelCNN.call`, one `noise_share` for
+    all."""
     with prior.full_float32():
         size, batch, filters = prior.grid_size, tf.shape(positions)[0], prior.num_filters
-        noise_share = tf.fill(tf.shape(positions), CONTEXT_NOISE)
-        condition, grid_features = prior.condition_features(positions, context, person, noise_share)
+        noise_shares = tf.fill([batch], noise_share)
+        condition, grid_features = prior.condition_features(positions, context, person, noise_shares)
         def sample_row(row, previous, windows, keys, codes):
             rows = tf.gather(grid_features, [row], axis=1) + previous
             vertical, from_vertical, windows, keys = _vertical_row(prior, rows, condition, row, windows, keys)
@@ -97,9 +98,10 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
 def compiled_sampler(prior):
     """`sample_codes` of a prior under XLA, without TensorFloat-32; kept, for compiling it takes seconds."""
     compiled = tf.function(functools.partial(sample_codes, prior), jit_compile=True)
-    def sample(positions, noise, temperature, context, person):
+    def sample(positions, noise, temperature, context, person, noise_share=0.0):
+        temperature, noise_share = (tf.cast(value, tf.float32) for value in (temperature, noise_share))
         with prior.full_float32():
-            return compiled(positions, noise, tf.cast(temperature, tf.float32), context, person)
+            return compiled(positions, noise, temperature, context, person, noise_share)
     return sample
 
 
@@ -181,7 +183,8 @@ def _head_codes(prior, sample, indices, seed, temperature, persons, stream):
     for position in tqdm(prior.slice_positions, "Heads", unit=" slices", leave=False, disable=None):
         noise = gumbel_noise(prior, seed, stream, indices * prior.num_positions + position)
         context = tf.stack([sampled.get(position - step, no_slice) for step in prior.steps_below], axis=1)
-        sampled[position] = sample(tf.fill(tf.shape(indices), position), noise, temperature, context, persons)
+        positions = tf.fill(tf.shape(indices), position)
+        sampled[position] = sample(positions, noise, temperature, context, persons, CONTEXT_NOISE)
     return tf.stack(list(sampled.values()), axis=1)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.tiny import TINY
 import modules
-from support import orientation, sampler
+from support import orientation
 from support.files import write_json
 import train
 
@@ -50,13 +50,13 @@ def random_conditions(prior, count, seed=4):
     return context, rng.normal(size=(count, prior.person_size)).astype(np.float32)
 
 
-def check_sampled(codes, prior, positions, noise, temperature, context=None, person=None):
+def check_sampled(codes, prior, positions, noise, temperature, context=None, person=None, noise_share=0.0):
     """Asserts that codes are those of `sampler.sample_codes`, by the whole network.
 
     Its logits of a code depend on those before it alone: each is the right one if all before are.
     """
-    noise_share = np.full(len(codes), sampler.CONTEXT_NOISE, np.float32)
-    logits = prior.distribution(codes, positions, context, person, noise_share).logits
+    noise_shares = np.full(len(codes), noise_share, np.float32)
+    logits = prior.distribution(codes, positions, context, person, noise_shares).logits
     np.testing.assert_array_equal(codes, np.argmax(logits + temperature * noise, axis=-1))
 
 
