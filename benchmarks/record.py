@@ -2,10 +2,11 @@
 
     python benchmarks/record.py KEY --run-dir DIR --command "python train.py ..."
 
-KEY is `real_slices`, `demo`, `pretrained` (the weights in assets/pretrained) or `real_128` (the real slices
-at 128 pixels). What `predict.py --evaluate` measured on heads goes under `heads`, `pretrained_heads` and
-`heads_128`; with `--before RUN`, beside what it measured on a run of an earlier commit. The command is what
-was typed, for a run does not keep it. To be run on the machine of the training, which is recorded too.
+KEY is `real_slices`, `demo`, `pretrained` (the weights in assets/pretrained) or `two_cores` (the real slices,
+trained while nothing else ran: the README's minutes come from it). What `predict.py --evaluate` measured on
+heads goes under `heads` and `pretrained_heads`; with `--before RUN`, beside what it measured on a run of an
+earlier commit. The command is what was typed, for a run does not keep it. To be run on the machine of the
+training, which is recorded too.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ from support import cli, metrics
 from support.runs import Run
 
 # Where the figures of whole heads go.
-HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads", "real_128": "heads_128"}
+HEADS = {"real_slices": "heads", "pretrained": "pretrained_heads"}
 STAGES = "vqvae", "decoder", "pixelcnn"
 ORIGIN = "command", "commit", "date", "hardware", "machine"
 
@@ -40,8 +41,8 @@ def describe(run):
              "image_size": config["vqvae"]["image_size"],
              "num_embeddings": num_embeddings, "codes_per_image": codes,
              "bits_fixed": codes * math.log2(num_embeddings),
-             "seconds": {stage: float(run.read_history(stage)["seconds"].sum())
-                         for stage in STAGES if run.history_path(stage).exists()}}
+             "seconds": {stage: float(run.read_history(stage)["seconds"].sum()) for stage in STAGES},
+             "epochs": {stage: len(run.read_history(stage)) for stage in STAGES}}
     for path in (metrics_path, run.results_path("evaluation.json")):
         if path.exists():
             entry |= json.loads(path.read_text())
@@ -67,7 +68,7 @@ def baselines_of(data, limit):
 def main():
     """Records the run and prints what was recorded."""
     parser = cli.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("key", choices=("real_slices", "demo", "pretrained", "real_128"))
+    parser.add_argument("key", choices=("real_slices", "demo", "pretrained", "two_cores"))
     parser.add_argument("--run-dir", required=True, metavar="DIR")
     parser.add_argument("--command", required=True, metavar="TEXT", help="what was typed to train it")
     parser.add_argument("--before", metavar="DIR", help="a run of an earlier commit, judged as well")

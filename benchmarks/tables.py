@@ -130,8 +130,8 @@ def anatomy(results):
 
 
 def before(results):
-    """The recipe of an earlier commit and today's, on the real slices at 128 pixels, judged alike."""
-    record = results["heads_128"]
+    """The recipe of an earlier commit and today's, on the real slices, judged alike."""
+    record = results["heads"]
     names = {"told_apart_slices": "told apart by slice", "told_apart_heads": "told apart by head",
              "roughness_auc": "roughness (below 0.5: smoother)", "membership": "membership, by code length"}
     return [["AUC", f"commit {record['commit_before'][:7]}", "now"],
@@ -342,16 +342,16 @@ def gpu(results):
               for script, seconds in record["demo_seconds"].items())]
 
 
-OASIS = {"images": 9664, "heads": 64, "epochs": {"vqvae": 20, "decoder": 4, "pixelcnn": 20}}  # by default
+OASIS = {"images": 9664, "heads": 64, "epochs": {"vqvae": 20, "decoder": 8, "pixelcnn": 20}}  # by default
 CALIBRATION_SLICES = 2 * 32  # sampled of each head: two rounds
 
 
 def minutes(results):
     """How long train.py takes: measured, or "about" so long by the recorded speeds."""
-    real = results["real_slices"]
-    images, epochs = 32 * real["people"]["train"], epochs_of(real)
-    real_slices = {"images": images, "heads": OASIS["heads"], "epochs": epochs}
-    cpu = {stage: number * images / real["seconds"][stage] for stage, number in epochs.items()}
+    real, timed = results["real_slices"], results["two_cores"]
+    images = 32 * real["people"]["train"]
+    real_slices = {"images": images, "heads": OASIS["heads"], "epochs": real["epochs"]}
+    cpu = {stage: number * images / timed["seconds"][stage] for stage, number in timed["epochs"].items()}
     cpu["sampling"] = 1 / results["sampling"]["head_seconds_per_slice"]
     names = {"vqvae": "VQ-VAE, batches of 8", "pixelcnn": "PixelCNN, batches of 8",
              "sampling": "sampling, 64 heads at once"}
@@ -359,20 +359,13 @@ def minutes(results):
     gpu["decoder"] = gpu["vqvae"] * cpu["decoder"] / cpu["vqvae"]  # not measured: the share as on the CPU
     # The demo's whole time on the GPU is nearly all start and compilation, which each run has.
     start = results["gpu"]["demo_seconds"]["train.py"]
-    rows = [["`train.py`", "two CPU cores: its stages", "one H200 (about: estimated)"],
+    rows = [["`train.py` (about: estimated)", "two CPU cores", "one H200"],
             ["the demo", in_minutes(sum(results["demo"]["seconds"].values())), in_minutes(start)]]
-    on_cpus = in_minutes(sum(real["seconds"].values())), f"about {in_minutes(estimate(OASIS, cpu))}"
-    labels = f"real slices of {real['people']['train']} people", "OASIS"
-    for label, run, on_cpu in zip(labels, (real_slices, OASIS), on_cpus):
-        rows.append([f"{label}, {run['epochs']['vqvae']} + {run['epochs']['pixelcnn']} epochs", on_cpu,
+    for label, run in (f"real slices of {real['people']['train']} people", real_slices), ("OASIS", OASIS):
+        rows.append([f"{label}, {run['epochs']['vqvae']} + {run['epochs']['pixelcnn']} epochs",
+                     f"about {in_minutes(estimate(run, cpu))}",
                      f"about {in_minutes(start + estimate(run, gpu))}"])
     return rows
-
-
-def epochs_of(record):
-    """The epochs of a run whose command names them, a dict by stage."""
-    vqvae, pixelcnn = re.search(r"--epochs (\d+) --prior-epochs (\d+)", record["command"]).groups()
-    return {**OASIS["epochs"], "vqvae": int(vqvae), "pixelcnn": int(pixelcnn)}
 
 
 def estimate(run, speeds):
