@@ -371,22 +371,24 @@ class PixelCNN(Network):
         steps_below: how far below each of the S slices of the context lies.
         person_size: P, the length of the person vector.
         slice_positions: those that training people have; None for all. Others cannot be sampled.
-        knows_noise: whether it can be told how large a share of the context's codes is wrong."""
+        knows_noise: whether it can be told how large a share of the context's codes is wrong.
+        context_noise: the share that it is told of sampled slices. It then repeats less of them."""
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8,
                  kernel_size=3, dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24,
-                 slice_positions=None, knows_noise=False, **kwargs):
+                 slice_positions=None, knows_noise=False, context_noise=0.0, **kwargs):
         super().__init__(**kwargs)
         self.grid_size, self.num_positions = grid_size, num_positions
         self.num_embeddings, self.num_filters = num_embeddings, num_filters
         self.steps_below, self.person_size = tuple(steps_below), person_size
+        self.context_noise = context_noise
         self.slice_positions = tuple(range(num_positions) if slice_positions is None else slice_positions)
         self.settings = {
             "grid_size": grid_size, "num_embeddings": num_embeddings, "num_positions": num_positions,
             "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size,
             "dropout": dropout, "codebook_digest": codebook_digest, "steps_below": list(steps_below),
             "person_size": person_size, "slice_positions": list(self.slice_positions),
-            "knows_noise": knows_noise}
+            "knows_noise": knows_noise, "context_noise": context_noise}
         with devices.layers_of(self.dtype_policy):
             self._make_layers(num_layers, kernel_size, dropout)
         self.picture_to_grid = people.picture_to_grid(grid_size)

@@ -12,10 +12,6 @@ from support import people
 from support.devices import samples_at_once
 from support.images import neighbours
 
-# So large a share of the codes of sampled slices below, the prior is told, is wrong: the largest in training.
-# It then trusts them less. Told nothing, it repeats too much of a slice in the next.
-CONTEXT_NOISE = 0.3
-
 
 def uniform(seed, stream, indices, shape, minval=0.0):
     """Uniform numbers in [minval, 1), float32 (N, *shape), each item's by seed, stream and index alone."""
@@ -184,7 +180,7 @@ def _head_codes(prior, sample, indices, seed, temperature, persons, stream):
         noise = gumbel_noise(prior, seed, stream, indices * prior.num_positions + position)
         context = tf.stack([sampled.get(position - step, no_slice) for step in prior.steps_below], axis=1)
         positions = tf.fill(tf.shape(indices), position)
-        sampled[position] = sample(positions, noise, temperature, context, persons, CONTEXT_NOISE)
+        sampled[position] = sample(positions, noise, temperature, context, persons, prior.context_noise)
     return tf.stack(list(sampled.values()), axis=1)
 
 
