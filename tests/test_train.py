@@ -99,6 +99,9 @@ def test_a_run_that_starts_from_another_begins_where_that_ended(trained, tmp_pat
         assert run.settings["num_embeddings"] == 16 and run.settings["autoencoder_steps"] == 0
         started, stage = train.VQVAEStage(run, splits).begin(), train.PixelCNNStage(run, splits, vqvae)
         prior = stage.begin()
+        # Of stage 2's kernels alone; and the share of noise that heads are sampled with.
+        assert (started.optimizer.weight_decay, prior.optimizer.weight_decay) == (None, 0.1)
+        assert prior.context_noise == run.config["condition_dropout"]["noise"]
         bits = prior.evaluate(stage.batches(prior, "validate", 32), verbose=0, return_dict=True)
     images = dataset.normalise(splits["test"].images)[..., np.newaxis]
     np.testing.assert_allclose(started(images), vqvae(images), atol=1e-5)
