@@ -372,7 +372,8 @@ class PixelCNN(Network):
         person_size: P, the length of the person vector.
         slice_positions: those that training people have; None for all. Others cannot be sampled.
         knows_noise: whether it can be told how large a share of the context's codes is wrong.
-        context_noise: the share that it is told of sampled slices. It then repeats less of them."""
+        context_noise: the share that it is told of in sampling a head, so that it repeats less of the slices
+            below."""
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8,
                  kernel_size=3, dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24,

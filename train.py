@@ -182,7 +182,8 @@ def model_arguments(splits, settings):
              "data_variance": max(dataset.pixel_statistics(train.images)[1], 1e-6)}
     pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
                 "dropout": settings.prior_dropout, "knows_noise": True,
-                # Of 0, 5, 10, 20 and 30 %, the largest in training, this made the best heads.
+                # The most of training. Heads were told apart by slice at 0.79, at 0.71 if 10 % were told; by
+                # head 30 % were the best (128 pixels).
                 "context_noise": dataset.CONDITION_DROPOUT["noise"],
                 "num_positions": 1 + max(int(split.positions.max()) for split in splits.values()),
                 "slice_positions": np.unique(train.positions).tolist()}

@@ -2,9 +2,9 @@
 
     python benchmarks/optimizers.py [--budget 12] [--prior-budget 24] [--seeds 3]
 
-train.py's own stages on the demo cohort. Muon trains by train.py's rates. Adam is the same in all else,
-schedule, betas and clipping; its rate is the best of three, a third of train.py's, the same, and three times
-it, by validation people after a third of the budget. So the search is on Adam's side alone.
+train.py's own stages on the demo cohort. Muon trains by train.py's rates and weight decay. Adam has none, and
+the same schedule, betas and clipping; its rate is the best of three, a third of train.py's, the same, and
+three times it, by validation people after a third of the budget. So the search is on Adam's side alone.
 
 How many steps fit into the budget is measured first, in turns, on models that are thrown away; so compilation
 and the start of the codebook do not count. Then each optimiser trains with every seed, in turns, and is
@@ -49,8 +49,9 @@ class Trial:
 
         def build_with_adam():
             model = build()
-            # Muon is made of Adam, and of the same arguments.
-            model.compile(optimizers.Adam.from_config(model.optimizer.get_config()),
+            # Muon is made of Adam, and of the same arguments; but Keras' decay would be on all variables.
+            config = {**model.optimizer.get_config(), "weight_decay": None}
+            model.compile(optimizers.Adam.from_config(config),
                           steps_per_execution=model.steps_per_execution)
             model.optimizer.build(model.trainable_variables)
             return model

@@ -168,23 +168,18 @@ def runs(results):
     """What train.py reached on the real slices, on the demo cohort, and for the pretrained weights."""
     formats = ("{num_images}", "{ssim:.3f}", "{ssim_gaussian:.3f}", "{ssim_foreground:.3f}", "{psnr:.1f} dB",
                "{bytes_fixed:,.0f} / {bytes_per_image:.0f}",
-               "{codes_used} of {num_embeddings}, {perplexity:.0f}", "{time}")
+               "{codes_used} of {num_embeddings}, {perplexity:.0f}")
     rows = [["data", "command", "test images", "`ssim`", "`ssim_gaussian`", "`ssim_foreground`", "PSNR",
-             "bytes, fixed / by the prior", "codes used, perplexity", "time"]]
+             "bytes, fixed / by the prior", "codes used, perplexity"]]
     people = sum(results["real_slices"]["people"].values())
     labels = {"real_slices": f"real T1 slices of {people} people", "demo": "demo cohort (simulated)",
               "pretrained": "200 simulated people (the weights in assets/pretrained)"}
     for key, label in labels.items():
         row = results[key]
-        record = {**row, "bytes_fixed": row["bits_fixed"] / 8, "time": duration(row["seconds"])}
+        record = {**row, "bytes_fixed": row["bits_fixed"] / 8}
         command, = (part for part in row["command"].split(" && ") if "train.py" in part)
         rows.append([label, f"`{command}`", *cells(record, formats)])
     return rows
-
-
-def duration(seconds):
-    """The time of each stage."""
-    return " + ".join(f"{value / 60:.3g} min" for value in seconds.values())
 
 
 def reconstruction(results):

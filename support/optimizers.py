@@ -36,15 +36,15 @@ class Muon(Adam):
     Muon moves a kernel along its orthogonalised momentum: equally far in all directions, even in those of
     little gradient (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The step is as long as
     Adam's usually is (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so one learning rate serves both.
-    Embeddings and logits stay with Adam, as there. Keras' own Muon takes no kernels of convolutions.
-    `weight_decay`, per step and learning rate, is on the kernels that Muon moves alone."""
+    Tables of embeddings and the logits stay with Adam, as there. Keras' own Muon takes no kernels of
+    convolutions. `weight_decay` is on the kernels that Muon moves alone: ``rate * weight_decay`` a step."""
 
     def _is_kernel(self, variable):
         path = self._trainable_variables[self._get_variable_index(variable)].path
         return len(variable.shape) in (2, 4) and "embedding" not in path and "logits" not in path
 
     def _apply_weight_decay(self, variables):
-        """Nothing: `_update_kernels` does it, where it costs no operations of its own."""
+        """Nothing: `_update_kernels` does it."""
 
     def _distributed_tf_update_step(self, distribution, grads_and_vars, learning_rate):
         # Kernels of one shape together: many small products one by one would cost more than they gain.

@@ -43,7 +43,7 @@ def train_both(validate=False, **compile_options):
     # Without dropout, of which each device has its own
     prior = modules.PixelCNN(8, 16, 8, num_filters=8, num_layers=1, dropout=0.0)
     for model in (vqvae, prior):
-        model.compile(optimizers.Muon(1e-3, global_clipnorm=0.1), **compile_options)
+        model.compile(optimizers.Muon(1e-3, weight_decay=0.5, global_clipnorm=0.1), **compile_options)
         model.optimizer.build(model.trainable_variables)
     train.start_codebook(vqvae, dataset.image_batches(split, batch_size, 1), 2, fit_batches=2)
     vqvae.quantizer.restart_below = 0.9  # so that many codes restart

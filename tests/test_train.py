@@ -99,8 +99,8 @@ def test_a_run_that_starts_from_another_begins_where_that_ended(trained, tmp_pat
         assert run.settings["num_embeddings"] == 16 and run.settings["autoencoder_steps"] == 0
         started, stage = train.VQVAEStage(run, splits).begin(), train.PixelCNNStage(run, splits, vqvae)
         prior = stage.begin()
-        # Of stage 2's kernels alone; and the share of noise that heads are sampled with.
-        assert (started.optimizer.weight_decay, prior.optimizer.weight_decay) == (None, 0.1)
+        decoder = train.DecoderStage(run, splits, vqvae).build()
+        assert [model.optimizer.weight_decay for model in (started, decoder, prior)] == [None, None, 0.1]
         assert prior.context_noise == run.config["condition_dropout"]["noise"]
         bits = prior.evaluate(stage.batches(prior, "validate", 32), verbose=0, return_dict=True)
     images = dataset.normalise(splits["test"].images)[..., np.newaxis]
@@ -134,14 +134,16 @@ def test_slices_that_lie_elsewhere_are_refused(changed, expected, trained, tmp_p
     tiny.config["data"]["geometry"].update(changed)
     write_json(tiny.folder / "config.json", tiny.config)
     arguments = train.parse_arguments(["--start-from", str(tiny.folder)])
-    models = splits_of(tiny), train.Settings()
+    settings = train.Settings()
+    vqvae, pixelcnn = train.model_arguments(splits_of(tiny), settings)
     def take_shapes():
-        return train.take_shapes(arguments, geometry, models[1], *train.model_arguments(*models))
+        return train.take_shapes(arguments, geometry, settings, vqvae, {**pixelcnn, "context_noise": 0.1})
     if expected:
         with pytest.raises(train.UserError, match=expected):
             take_shapes()
     else:
-        assert take_shapes()[0].folder == tiny.folder
+        run, _, _, pixelcnn = take_shapes()
+        assert run.folder == tiny.folder and pixelcnn["context_noise"] == 0.1  # not that of the old run
 
 
 @pytest.mark.parametrize("variety", (1, 50))
