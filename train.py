@@ -183,7 +183,7 @@ def model_arguments(splits, settings):
     pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
                 "dropout": settings.prior_dropout, "knows_noise": True,
                 # The most of training. Heads were told apart by slice at 0.79, at 0.71 if 10 % were told; by
-                # head 30 % were the best (128 pixels).
+                # head 30 % were the best (at 128 pixels; not at 256).
                 "context_noise": dataset.CONDITION_DROPOUT["noise"],
                 "num_positions": 1 + max(int(split.positions.max()) for split in splits.values()),
                 "slice_positions": np.unique(train.positions).tolist()}
