@@ -343,10 +343,11 @@ CALIBRATION_SLICES = 2 * 32  # sampled of each head: two rounds
 
 def minutes(results):
     """How long train.py takes: measured, or "about" so long by the recorded speeds."""
-    real, timed = results["real_slices"], results["two_cores"]
+    real, both_cores = results["real_slices"], results["two_cores"]
     images = 32 * real["people"]["train"]
     real_slices = {"images": images, "heads": OASIS["heads"], "epochs": real["epochs"]}
-    cpu = {stage: number * images / timed["seconds"][stage] for stage, number in timed["epochs"].items()}
+    cpu = {stage: number * images / both_cores["seconds"][stage]
+           for stage, number in both_cores["epochs"].items()}
     cpu["sampling"] = 1 / results["sampling"]["head_seconds_per_slice"]
     names = {"vqvae": "VQ-VAE, batches of 8", "pixelcnn": "PixelCNN, batches of 8",
              "sampling": "sampling, 64 heads at once"}

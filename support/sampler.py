@@ -54,8 +54,7 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
     The codes are those that the full network would give in float32, whatever it trained in; on a GPU, if
     TensorFloat-32 is off while it runs: see `Network.full_float32`. Only what is new is computed: the
     vertical stack once per row, the horizontal stack once per code, each on the last few features of every
-    layer. `noise` is that of `gumbel_noise`; the others are those of `PixelCNN.call`, one `noise_share` for
-    all."""
+    layer. `noise` is that of `gumbel_noise`, `noise_share` a scalar; else see `PixelCNN.call`."""
     with prior.full_float32():
         size, batch, filters = prior.grid_size, tf.shape(positions)[0], prior.num_filters
         noise_shares = tf.fill([batch], noise_share)

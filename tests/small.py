@@ -25,8 +25,7 @@ def small_vqvae(**kwargs):
 def small_prior(**kwargs):
     """A prior with random weights throughout: those that start at zero would hide mistakes."""
     prior = modules.PixelCNN(**{"grid_size": 6, "num_embeddings": 11, "num_positions": 4, "num_filters": 8,
-                                "num_layers": 3, "knows_noise": True, "context_noise": 0.2,
-                                **kwargs})
+                                "num_layers": 3, "knows_noise": True, "context_noise": 0.2, **kwargs})
     rng = np.random.default_rng(2)
     for weight in prior.trainable_variables:
         weight.assign(weight + rng.normal(0, 0.4, weight.shape))
