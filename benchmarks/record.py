@@ -3,10 +3,10 @@
     python benchmarks/record.py KEY --run-dir DIR --command "python train.py ..."
 
 KEY is `real_slices`, `demo`, `pretrained` (the weights in assets/pretrained) or `two_cores` (the real slices,
-trained on both cores of a machine: the README's minutes come from it). What `predict.py --evaluate` measured on
-heads goes under `heads` and `pretrained_heads`; with `--before RUN`, beside what it measured on a run of an
-earlier commit. The command is what was typed, for a run does not keep it. To be run on the machine of the
-training, which is recorded too.
+trained on both cores: the README's minutes come from it). What `predict.py --evaluate` measured on heads goes
+under `heads` and `pretrained_heads`; with `--before RUN`, beside what it measured on a run of an earlier
+commit. The command is what was typed, for a run does not keep it. To be run on the machine of the training,
+which is recorded too.
 """
 
 from pathlib import Path

@@ -25,7 +25,7 @@ Match = namedtuple("Match", "front spacing lowest correlation margin")
 
 
 def match_template(slices, positions):
-    """The `Match` of mean slices (P, S, S), black 0, 256 mm wide, at positions (P,) with the MNI152 template."""
+    """The `Match` with MNI152 of mean slices (P, S, S), black 0, 256 mm wide, at positions (P,)."""
     # Each height, each side and some scales (the MNI's brain is larger than people's) are compared, inside
     # the template's brain without its rim, whose darkness any round thing shares. The spacing is uncertain by
     # about 5 % from 32 slices and 10 % from 8, the height by 1 to 2 mm.
