@@ -373,11 +373,13 @@ class PixelCNN(Network):
         slice_positions: those that training people have; None for all. Others cannot be sampled.
         knows_noise: whether it can be told how large a share of the context's codes is wrong.
         context_noise: the share that it is told of in sampling a head, so that it repeats less of the slices
-            below."""
+            below.
+        embedding_dim: D, length of the codes' vectors, if `movement` is to be fitted; steps_below then begins
+            with 1, 2. None, as before version 1.1: without."""
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8,
                  kernel_size=3, dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24,
-                 slice_positions=None, knows_noise=False, context_noise=0.0, **kwargs):
+                 slice_positions=None, knows_noise=False, context_noise=0.0, embedding_dim=None, **kwargs):
         super().__init__(**kwargs)
         self.grid_size, self.num_positions = grid_size, num_positions
         self.num_embeddings, self.num_filters = num_embeddings, num_filters
@@ -389,7 +391,7 @@ class PixelCNN(Network):
             "num_filters": num_filters, "num_layers": num_layers, "kernel_size": kernel_size,
             "dropout": dropout, "codebook_digest": codebook_digest, "steps_below": list(steps_below),
             "person_size": person_size, "slice_positions": list(self.slice_positions),
-            "knows_noise": knows_noise, "context_noise": context_noise}
+            "knows_noise": knows_noise, "context_noise": context_noise, "embedding_dim": embedding_dim}
         with devices.layers_of(self.dtype_policy):
             self._make_layers(num_layers, kernel_size, dropout)
         self.picture_to_grid = people.picture_to_grid(grid_size)
@@ -429,6 +431,10 @@ class PixelCNN(Network):
         self.quantiles = self.add_weight((people.NUM_QUANTILES, size), "zeros", name="quantiles", **fixed)
         self.person_shift = self.add_weight((size,), "zeros", name="person_shift", **fixed)
         self.person_scale = self.add_weight((size,), "ones", name="person_scale", **fixed)
+        if length := self.settings["embedding_dim"]:  # one vector more: of "no slice"
+            vectors = self.num_embeddings + 1, length
+            self.code_vectors = self.add_weight(vectors, "zeros", name="code_vectors", **fixed)
+            self.movement = self.add_weight((), "zeros", name="movement", **fixed)
 
     def condition_features(self, positions, context=None, person=None, noise_share=None):
         """What the slice's own codes do not change: a condition (B, 1, 1, F), grid features (B, g, g, F)."""
@@ -491,7 +497,25 @@ class PixelCNN(Network):
             vertical, from_vertical = block.vertical(vertical, window, condition)
             window = tf.pad(horizontal, [[0, 0], [0, 0], [left, 0], [0, 0]])
             horizontal = block.horizontal(horizontal, window, from_vertical, condition, training)
-        return self.logits(horizontal + vertical)
+        return self.logits(horizontal + vertical) + self.movement_logits(inputs.get("context"))
+
+    def movement_logits(self, context):
+        """What `movement` adds to the logits of a slice, float32 (B, g, g, K), or 0 without a context."""
+        if context is None or not self.settings["embedding_dim"]:
+            return 0.0
+        return self.movement * self.movement_scores(context)
+
+    def movement_scores(self, context):
+        """How far each code goes on in the way that the slices below change, float32 (B, g, g, K).
+
+        The products of the codes' vectors with the change of the vectors from two slices below to the one
+        below. From training people the network learns less of this than holds for new people: `movement`, one
+        number, is fitted afterwards, on validation people. 0 where one of the two slices is missing."""
+        below, further = context[:, 0], context[:, 1]
+        is_there = (below < self.num_embeddings) & (further < self.num_embeddings)
+        change = tf.gather(self.code_vectors, below) - tf.gather(self.code_vectors, further)
+        change = tf.where(is_there[..., tf.newaxis], change, 0.0)
+        return tf.matmul(change, self.code_vectors[:-1], transpose_b=True)
 
     def distribution(self, codes, positions, context=None, person=None, noise_share=None, training=False):
         """The codes' Categorical distribution (B, g, g), in `full_float32` unless `training`; see `call`."""

@@ -61,6 +61,9 @@ class Settings:
     prior_learning_rate: float = 3e-3
     prior_weight_decay: float = 0.1  # of its kernels, see `optimizers.Muon`
     prior_dropout: float = 0.1  # it costs 6 % of the time, and the few epochs of the demo do without
+    # The share of wrong codes that the prior is told of in sampling heads. 256 pixels, judged by slice and by
+    # head, with `movement` fitted for each: 0: SLICE0, HEAD0; 0.1: 0.59, 0.73; 0.2: 0.67, 0.86.
+    context_noise: float = 0.1
     calibration_heads: int = 64  # sampled in each round; no more than there are training people
     calibration_rounds: int = 2
     # both
@@ -181,10 +184,8 @@ def model_arguments(splits, settings):
              "num_embeddings": settings.num_embeddings, "embedding_dim": settings.embedding_dim,
              "data_variance": max(dataset.pixel_statistics(train.images)[1], 1e-6)}
     pixelcnn = {"grid_size": size // settings.downsample, "num_embeddings": settings.num_embeddings,
-                "dropout": settings.prior_dropout, "knows_noise": True,
-                # The largest share of training. At 128 pixels judges found slices with an AUC of 0.79 at a
-                # share of 0, of 0.73 at this one. At 256 pixels 0.1 was better by head, worse in roughness.
-                "context_noise": dataset.CONDITION_DROPOUT["noise"],
+                "dropout": settings.prior_dropout, "embedding_dim": settings.embedding_dim,
+                "knows_noise": True, "context_noise": settings.context_noise,
                 "num_positions": 1 + max(int(split.positions.max()) for split in splits.values()),
                 "slice_positions": np.unique(train.positions).tolist()}
     return vqvae, pixelcnn
@@ -419,6 +420,8 @@ def start_embeddings(prior, codebook, seed):
     rng, codebook = np.random.default_rng(seed), np.asarray(codebook)
     codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
     length = codebook.shape[1]
+    if prior.settings["embedding_dim"]:
+        prior.code_vectors.assign(np.pad(codebook, [[0, 1], [0, 0]]))
     for embedding in (prior.code_embedding, *prior.context_embeddings):
         projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, prior.num_filters))
         embedding.embeddings.assign(np.pad(projected, [[0, embedding.input_dim - len(codebook)], [0, 0]]))
@@ -428,6 +431,29 @@ def start_embeddings(prior, codebook, seed):
 
 
 # After the stages -----------------------------------------------------------------------------------------
+def fit_movement(prior, coded, max_slices=128, newton_steps=3):
+    """Fits the prior's `movement` to slices of a `dataset.CodedSplit` of new people by maximum likelihood."""
+    def derivatives(indices):
+        """Of slices' log-likelihood by `movement`, (B, 2): the first one, and minus the second one."""
+        codes, context = coded.slices(indices), coded.slices(coded.context[indices])
+        given = coded.positions[indices], context, coded.persons[0][indices]
+        noise_shares = tf.fill([len(indices)], prior.context_noise)
+        probabilities = prior.distribution(codes, *given, noise_shares).probs_parameter()
+        scores = prior.movement_scores(context)
+        mean = tf.reduce_sum(probabilities * scores, axis=-1)
+        variance = tf.reduce_sum(probabilities * scores ** 2, axis=-1) - mean ** 2
+        gradient = tf.gather(scores, codes, batch_dims=3) - mean
+        return tf.stack([tf.reduce_sum(part, axis=(1, 2)) for part in (gradient, variance)], axis=1)
+    prior.movement.assign(0.0)  # of a run stopped after this
+    indices = np.flatnonzero((coded.context[:, :2] < len(coded.positions)).all(axis=1))
+    if not len(indices):
+        return
+    indices = indices[spread(len(indices), max_slices)]
+    for _ in range(newton_steps):
+        gradient, variance = in_chunks(derivatives, indices, size=16).sum(axis=0)
+        prior.movement.assign_add(gradient / max(variance, 1e-8))
+
+
 def calibrate_prior(run, vqvae, prior, num_people):
     """Measures how strongly sampled heads follow their person, and corrects it: see `people.calibrate`."""
     # Each round's persons, corrected by the rounds before, lie further out: no longer in proportion there.
@@ -466,6 +492,8 @@ def fit_ventricles(run, prior, train, margin):
 def finish(run, vqvae, prior, splits):
     """Calibrates, saves, measures on the test people. A run with metrics.json, written last, is finished."""
     train, test = splits["train"], splits["test"]
+    if prior.settings["embedding_dim"]:  # not of a run to start from that was trained before version 1.1
+        fit_movement(prior, dataset.encode_split(vqvae, prior, splits["validate"]))
     calibrate_prior(run, vqvae, prior, train.num_people)
     fit_ventricles(run, prior, train, vqvae.margin)
     with whole_file(run.model_path("pixelcnn")) as new:

@@ -25,7 +25,8 @@ def small_vqvae(**kwargs):
 def small_prior(**kwargs):
     """A prior with random weights throughout: those that start at zero would hide mistakes."""
     prior = modules.PixelCNN(**{"grid_size": 6, "num_embeddings": 11, "num_positions": 4, "num_filters": 8,
-                                "num_layers": 3, "knows_noise": True, "context_noise": 0.2, **kwargs})
+                                "num_layers": 3, "knows_noise": True, "context_noise": 0.2,
+                                "embedding_dim": 3, **kwargs})
     rng = np.random.default_rng(2)
     for weight in prior.trainable_variables:
         weight.assign(weight + rng.normal(0, 0.4, weight.shape))
@@ -36,6 +37,9 @@ def small_prior(**kwargs):
         for weight in layer.trainable_variables:
             weight.assign(0.02 * weight)  # else they drown the codes
     prior.fit_people(rng.uniform(size=(5, prior.num_positions, 16, 16)))
+    if prior.settings["embedding_dim"]:
+        prior.code_vectors.assign(rng.normal(size=prior.code_vectors.shape))
+        prior.movement.assign(0.7)
     return prior
 
 

@@ -37,7 +37,8 @@ def test_noise_is_gumbel_noise_independent_between_streams_seeds_items_and_purpo
 
 
 @pytest.mark.parametrize("temperature, other", (
-    (1.0, {}), (0.0, {"kernel_size": 5, "knows_noise": False, "dtype": "mixed_bfloat16"})))
+    (1.0, {}),
+    (0.0, {"kernel_size": 5, "knows_noise": False, "embedding_dim": None, "dtype": "mixed_bfloat16"})))
 def test_cached_sampling_gives_the_codes_of_the_whole_network(prior, temperature, other):
     prior, positions = small_prior(**other) if other else prior, tf.constant([0, 1, 3])
     noise = sampler.gumbel_noise(prior, 7, "slices", tf.range(3))

@@ -80,13 +80,45 @@ def test_the_codebook_starts_at_the_clusters_of_the_encoders_vectors(monkeypatch
 
 
 def test_embeddings_start_as_like_as_the_codebook():
-    prior, codebook = modules.PixelCNN(4, 30, 2, num_filters=200, num_layers=1), random_vectors((30, 4))
+    prior = modules.PixelCNN(4, 30, 2, num_filters=200, num_layers=1, embedding_dim=4)
+    codebook = random_vectors((30, 4))
     train.start_embeddings(prior, codebook, seed=0)
+    standardised = (codebook - codebook.mean(axis=0)) / codebook.std()
+    np.testing.assert_allclose(prior.code_vectors[:-1], standardised, rtol=1e-5)
     expected = np.linalg.norm(codebook[:, np.newaxis] - codebook, axis=-1)
     for started in (prior.code_embedding.embeddings.numpy(), prior.logits.layers[-1].kernel.numpy().T,
                     prior.context_embeddings[1].embeddings.numpy()[:-1]):
         between = np.linalg.norm(started[:, np.newaxis] - started, axis=-1)
         assert np.corrcoef(between.ravel(), expected.ravel())[0, 1] > 0.95
+
+
+def test_movement_is_that_of_the_largest_likelihood():
+    """By the log-likelihood of the same slices, those without two below left out, at 41 other values."""
+    prior, rng = small_prior(num_positions=6), np.random.default_rng(0)
+    codes = rng.integers(0, 11, (1, 12, 6, 6), np.uint16)  # of two heads
+    numbers = np.arange(12)
+    below = numbers[:, np.newaxis] - np.array(prior.steps_below)
+    context = np.where(below >= numbers[:, np.newaxis] // 6 * 6, below, 12)
+    persons = rng.normal(size=(1, 12, prior.person_size)).astype(np.float32)
+    coded = dataset.CodedSplit(codes, np.int32(numbers % 6), context, persons, None, np.zeros((11, 1)))
+    # Codes that go on as those below do: without them the largest likelihood is at about 0.
+    vectors = prior.code_vectors.numpy()[:-1]
+    for row in (2, 3, 4, 5, 8, 9, 10, 11):
+        ahead = 2 * vectors[codes[0, row - 1]] - vectors[codes[0, row - 2]]
+        codes[0, row] = ((ahead[..., np.newaxis, :] - vectors) ** 2).sum(axis=-1).argmin(axis=-1)
+    train.fit_movement(prior, coded, newton_steps=8)
+    rows = np.flatnonzero(numbers % 6 >= 2)
+    def log_likelihood(movement):
+        prior.movement.assign(movement)
+        return prior.log_prob(coded.slices(rows), coded.positions[rows], coded.slices(context[rows]),
+                              persons[0, rows], np.full(8, prior.context_noise, np.float32)).numpy().sum()
+    fitted = float(prior.movement)
+    values = fitted + np.linspace(-0.2, 0.2, 41)
+    best = values[np.argmax([log_likelihood(value) for value in values])]
+    assert fitted > 0.3 and best == pytest.approx(fitted, abs=0.011)
+    coded = dataclasses.replace(coded, context=np.full_like(context, 12))
+    train.fit_movement(prior, coded)  # nobody has two slices below another
+    assert float(prior.movement) == 0
 
 
 def test_a_run_that_starts_from_another_begins_where_that_ended(trained, tmp_path):
@@ -101,7 +133,7 @@ def test_a_run_that_starts_from_another_begins_where_that_ended(trained, tmp_pat
         prior = stage.begin()
         decoder = train.DecoderStage(run, splits, vqvae).build()
         assert [model.optimizer.weight_decay for model in (started, decoder, prior)] == [None, None, 0.1]
-        assert prior.context_noise == run.config["condition_dropout"]["noise"]
+        assert prior.context_noise == run.settings["context_noise"]
         bits = prior.evaluate(stage.batches(prior, "validate", 32), verbose=0, return_dict=True)
     images = dataset.normalise(splits["test"].images)[..., np.newaxis]
     np.testing.assert_allclose(started(images), vqvae(images), atol=1e-5)
