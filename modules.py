@@ -26,6 +26,7 @@ from support.images import in_chunks, neighbours
 from support.pixelcnn_layers import AxialAttention, GatedBlock
 
 ATTENTION_EVERY = 3  # every third block of the PixelCNN has an attention before it
+SSIM_WEIGHT = 0.3  # of 1 - SSIM in the loss of a decoder that sees neighbours
 if (keras.backend.backend(), keras.config.image_data_format()) != ("tensorflow", "channels_last"):
     raise ImportError("The networks need Keras with backend tensorflow and image_data_format channels_last; "
                       "set both in keras.json, or before this import.")
@@ -225,12 +226,24 @@ def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
     return keras.Model(vectors, layers.Rescaling(1.0, -1.0, dtype="float32")(x), name="decoder")
 
 
+def mean_ssim(images, outputs, side=7, stride=4):
+    """`metrics.ssim` of images (B, S, S, 1) in [-1, 1], a scalar to train on, at every fourth place only."""
+    x, y = (images + 1) / 2, (tf.clip_by_value(outputs, -1.0, 1.0) + 1) / 2
+    means = tf.nn.avg_pool2d(tf.concat([x, y, x * x, y * y, x * y], axis=-1), side, stride, "VALID")
+    x, y, xx, yy, xy = tf.unstack(means, axis=-1)
+    unbiased = side ** 2 / (side ** 2 - 1)
+    luminance = (2 * x * y + 0.01 ** 2) / (x * x + y * y + 0.01 ** 2)
+    variances, covariance = unbiased * (xx - x * x + yy - y * y), unbiased * (xy - x * y)
+    return tf.reduce_mean(luminance * (2 * covariance + 0.03 ** 2) / (variances + 0.03 ** 2))
+
+
 @keras.saving.register_keras_serializable(devices.PACKAGE)
 class VQVAE(Network):
     """Compresses images to a grid of codes and back [1].
 
     The total loss is ``reconstruction_loss + vq_loss``: the mean squared error over `data_variance` (1
-    is what painting every pixel in the mean colour would cost), plus the quantiser's loss.
+    is what painting every pixel in the mean colour would cost), plus the quantiser's loss. That of a decoder
+    which sees neighbours is ``reconstruction_loss + SSIM_WEIGHT * (1 - SSIM)``.
 
     Args:
         image_size, margin: side of the square images, and their black border without codes, in pixels.
@@ -323,16 +336,16 @@ class VQVAE(Network):
     def batch_losses(self, images, codes, training=False):
         """The `trackers`' values for a batch as `train_step` takes it, a dict of scalars."""
         if self.sees_neighbours:
-            error = self._error(images, *tf.unstack(self._look_up(codes), axis=1))
-            return {"loss": error, "reconstruction_loss": error}
+            outputs = self._paint(*tf.unstack(self._look_up(codes), axis=1))
+            error, dissimilarity = self._error(images, outputs), 1 - mean_ssim(images, outputs)
+            return {"loss": error + SSIM_WEIGHT * dissimilarity, "reconstruction_loss": error}
         result = self.quantizer(self.encoder(images), training=training)
-        error = self._error(images, result["quantized"])
+        error = self._error(images, self._paint(result["quantized"]))
         return {"loss": error + result["loss"], "reconstruction_loss": error, "vq_loss": result["loss"],
                 "perplexity": result["perplexity"]}
 
-    def _error(self, images, *vectors):
-        """The reconstruction loss, a scalar, of images (B, S, S, 1) painted from vectors as by `decode`."""
-        outputs = self._paint(*vectors)
+    def _error(self, images, outputs):
+        """The reconstruction loss, a scalar, of images (B, S, S, 1) and outputs of `_paint`."""
         # Outputs are clipped to -1, so values below -1 on a black pixel are no error.
         errors = tf.where((images <= -1) & (outputs < -1), 0.0, outputs - images)
         return tf.reduce_mean(tf.square(errors)) / self.data_variance
@@ -340,7 +353,7 @@ class VQVAE(Network):
     def autoencoder_step(self, images):
         """One optimiser step on images (B, S, S, 1) as a plain autoencoder, without the codebook."""
         # It is returned because TensorFlow fuses other operations, with other last bits, if nobody reads it.
-        return self.minimise(lambda: {"loss": self._error(images, self.encoder(images))})
+        return self.minimise(lambda: {"loss": self._error(images, self._paint(self.encoder(images)))})
 
     def train_step(self, data):
         """One step on (images, positions); or (images, codes of them, below and above), if it sees those."""

@@ -62,7 +62,7 @@ class Settings:
     prior_weight_decay: float = 0.1  # of its kernels, see `optimizers.Muon`
     prior_dropout: float = 0.1  # it costs 6 % of the time, and the few epochs of the demo do without
     # The share of wrong codes that the prior is told of in sampling heads. 256 pixels, judged by slice and by
-    # head, with `movement` fitted for each: 0: SLICE0, HEAD0; 0.1: 0.59, 0.73; 0.2: 0.67, 0.86.
+    # head, with `movement` fitted for each: 0: 0.67, 0.82; 0.1: 0.59, 0.73; 0.2: 0.67, 0.86.
     context_noise: float = 0.1
     calibration_heads: int = 64  # sampled in each round; no more than there are training people
     calibration_rounds: int = 2
@@ -368,7 +368,7 @@ class Reconstructions(keras.callbacks.Callback):
 class DecoderStage(stages.Stage):
     title, name = "Stage 1, its end: the decoder sees three slices", "decoder"
     plan = itemgetter("decoder_epochs", "batch_size", "decoder_learning_rate")
-    monitor, better = "val_reconstruction_loss", min
+    monitor, better = "val_loss", min
     line = "error {val_reconstruction_loss:.4f} on validation people, each slice in its head"
     advice = "start again with a lower decoder_learning_rate in train.py"
 

@@ -6,6 +6,7 @@ from unittest import mock
 import keras
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 import tensorflow as tf
 
 import modules
@@ -155,6 +156,21 @@ def test_vqvae_is_encoder_quantizer_decoder_and_black_is_black_enough():
     losses = {name: float(value) for name, value in vqvae.test_step((images, np.zeros(3, np.int32))).items()}
     assert losses["reconstruction_loss"] == pytest.approx(np.mean(errors ** 2) / 0.5, rel=1e-4)
     assert losses["loss"] == pytest.approx(losses["reconstruction_loss"] + losses["vq_loss"], rel=1e-5)
+
+
+def test_a_decoder_that_sees_neighbours_learns_ssim_too():
+    """SSIM by scikit-image, at every fourth place."""
+    vqvae, images = small_vqvae(sees_neighbours=True, data_variance=0.5), random_images(3)
+    for weight in vqvae.decoder.trainable_variables:
+        weight.assign(weight * 4)  # beyond black and white
+    codes = np.random.default_rng(0).integers(0, 16, (3, 3, 8, 8))
+    outputs = vqvae.decode_codes(*codes.swapaxes(0, 1)).numpy()
+    assert outputs.min() == -1 and outputs.max() == 1
+    maps = [structural_similarity(*((pair[..., 0] + 1) / 2 for pair in pairs), data_range=1, full=True)[1]
+            for pairs in zip(images, outputs)]
+    losses = vqvae.batch_losses(images, codes)
+    expected = losses["reconstruction_loss"] + 0.3 * (1 - np.mean([ssim[3:-3:4, 3:-3:4] for ssim in maps]))
+    assert float(losses["loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_codes_code_lengths_and_samples_are_of_full_float32_whatever_the_model_trained_in(twins, monkeypatch):
