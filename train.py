@@ -54,7 +54,7 @@ class Settings:
     learning_rate: float = 2e-3  # at its peak
     autoencoder_steps: int = 60  # of plain autoencoding before the codebook starts
     decoder_epochs: int = 8  # of the decoder alone, at the end: it then sees the codes of three slices
-    decoder_learning_rate: float = 1e-3
+    decoder_learning_rate: float = 2e-3
     # stage 2, the PixelCNN
     prior_epochs: int = 20
     prior_batch_size: int = 8
