@@ -226,10 +226,13 @@ def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
     return keras.Model(vectors, layers.Rescaling(1.0, -1.0, dtype="float32")(x), name="decoder")
 
 
-def mean_ssim(images, outputs, side=7, stride=4):
-    """`metrics.ssim` of images (B, S, S, 1) in [-1, 1], a scalar to train on, at every fourth place only."""
+def mean_ssim(images, outputs):
+    """The mean SSIM of images (B, S, S, 1) in [-1, 1] and outputs of `_paint`, a scalar to train on.
+
+    As `metrics.ssim`, but with the data range 1, and at every fourth place only, which is much cheaper."""
+    side = 7
     x, y = (images + 1) / 2, (tf.clip_by_value(outputs, -1.0, 1.0) + 1) / 2
-    means = tf.nn.avg_pool2d(tf.concat([x, y, x * x, y * y, x * y], axis=-1), side, stride, "VALID")
+    means = tf.nn.avg_pool2d(tf.concat([x, y, x * x, y * y, x * y], axis=-1), side, 4, "VALID")
     x, y, xx, yy, xy = tf.unstack(means, axis=-1)
     unbiased = side ** 2 / (side ** 2 - 1)
     luminance = (2 * x * y + 0.01 ** 2) / (x * x + y * y + 0.01 ** 2)
@@ -387,8 +390,8 @@ class PixelCNN(Network):
         knows_noise: whether it can be told how large a share of the context's codes is wrong.
         context_noise: the share that it is told of in sampling a head, so that it repeats less of the slices
             below.
-        embedding_dim: D, length of the codes' vectors, if `movement` is to be fitted; steps_below then begins
-            with 1, 2. None, as before version 1.1: without."""
+        embedding_dim: D, length of the vectors of `movement_scores`, which `train.start_embeddings` sets;
+            steps_below begins with 1, 2 then. None: without them, as runs of version 1.0.0 are."""
 
     def __init__(self, grid_size=32, num_embeddings=512, num_positions=32, num_filters=64, num_layers=8,
                  kernel_size=3, dropout=0.1, codebook_digest=None, steps_below=(1, 2, 4, 8), person_size=24,
@@ -444,8 +447,8 @@ class PixelCNN(Network):
         self.quantiles = self.add_weight((people.NUM_QUANTILES, size), "zeros", name="quantiles", **fixed)
         self.person_shift = self.add_weight((size,), "zeros", name="person_shift", **fixed)
         self.person_scale = self.add_weight((size,), "ones", name="person_scale", **fixed)
-        if length := self.settings["embedding_dim"]:  # one vector more: of "no slice"
-            vectors = self.num_embeddings + 1, length
+        if length := self.settings["embedding_dim"]:
+            vectors = self.num_embeddings, length
             self.code_vectors = self.add_weight(vectors, "zeros", name="code_vectors", **fixed)
             self.movement = self.add_weight((), "zeros", name="movement", **fixed)
 
@@ -510,25 +513,27 @@ class PixelCNN(Network):
             vertical, from_vertical = block.vertical(vertical, window, condition)
             window = tf.pad(horizontal, [[0, 0], [0, 0], [left, 0], [0, 0]])
             horizontal = block.horizontal(horizontal, window, from_vertical, condition, training)
-        return self.logits(horizontal + vertical) + self.movement_logits(inputs.get("context"))
+        logits = self.logits(horizontal + vertical)
+        changes = None if training else self.changes_below(inputs.get("context"))  # in training it is 0
+        return logits if changes is None else logits + self.movement * self.movement_scores(changes)
 
-    def movement_logits(self, context):
-        """What `movement` adds to the logits of a slice, float32 (B, g, g, K), or 0 without a context."""
+    def changes_below(self, context):
+        """How the vectors of the context's codes change from two slices below to one below, (B, g, g, D).
+
+        0 where one of these slices is missing; None without a context, or if this prior has no `movement`."""
         if context is None or not self.settings["embedding_dim"]:
-            return 0.0
-        return self.movement * self.movement_scores(context)
-
-    def movement_scores(self, context):
-        """How far each code goes on in the way that the slices below change, float32 (B, g, g, K).
-
-        The products of the codes' vectors with the change of the vectors from two slices below to the one
-        below. From training people the network learns less of this than holds for new people: `movement`, one
-        number, is fitted afterwards, on validation people. 0 where one of the two slices is missing."""
+            return None
         below, further = context[:, 0], context[:, 1]
         is_there = (below < self.num_embeddings) & (further < self.num_embeddings)
-        change = tf.gather(self.code_vectors, below) - tf.gather(self.code_vectors, further)
-        change = tf.where(is_there[..., tf.newaxis], change, 0.0)
-        return tf.matmul(change, self.code_vectors[:-1], transpose_b=True)
+        one, two = (tf.gather(self.code_vectors, tf.where(is_there, codes, 0)) for codes in (below, further))
+        return one - two
+
+    def movement_scores(self, changes):
+        """How far each code goes on as the slices below change, (..., D): products with its vector, (..., K).
+
+        `movement` times this is added to the logits: a number fitted to validation people after training, for
+        the network learns too little of it."""
+        return tf.matmul(changes, self.code_vectors, transpose_b=True)
 
     def distribution(self, codes, positions, context=None, person=None, noise_share=None, training=False):
         """The codes' Categorical distribution (B, g, g), in `full_float32` unless `training`; see `call`."""

@@ -214,7 +214,7 @@ def take_shapes(arguments, geometry, settings, vqvae, pixelcnn):
     settings = dataclasses.replace(settings, autoencoder_steps=0, **{name: shapes[name] for name in SHAPE})
     vqvae = {**old_vqvae, "sees_neighbours": False, "data_variance": vqvae["data_variance"],
              "seed": settings.seed}
-    new_names = "dropout", "slice_positions", "context_noise"
+    new_names = "dropout", "slice_positions", "context_noise", "embedding_dim"
     pixelcnn = {**old_pixelcnn, **{name: pixelcnn[name] for name in new_names}}
     return run, settings, vqvae, pixelcnn
 
@@ -369,7 +369,7 @@ class DecoderStage(stages.Stage):
     title, name = "Stage 1, its end: the decoder sees three slices", "decoder"
     plan = itemgetter("decoder_epochs", "batch_size", "decoder_learning_rate")
     monitor, better = "val_loss", min
-    line = "error {val_reconstruction_loss:.4f} on validation people, each slice in its head"
+    line = "loss {val_loss:.4f} on validation people, each slice in its head"
     advice = "start again with a lower decoder_learning_rate in train.py"
 
     def make_model(self):
@@ -420,8 +420,7 @@ def start_embeddings(prior, codebook, seed):
     rng, codebook = np.random.default_rng(seed), np.asarray(codebook)
     codebook = (codebook - codebook.mean(axis=0)) / codebook.std()
     length = codebook.shape[1]
-    if prior.settings["embedding_dim"]:
-        prior.code_vectors.assign(np.pad(codebook, [[0, 1], [0, 0]]))
+    prior.code_vectors.assign(codebook)
     for embedding in (prior.code_embedding, *prior.context_embeddings):
         projected = codebook @ rng.normal(0, 0.3 / length ** 0.5, (length, prior.num_filters))
         embedding.embeddings.assign(np.pad(projected, [[0, embedding.input_dim - len(codebook)], [0, 0]]))
@@ -431,15 +430,16 @@ def start_embeddings(prior, codebook, seed):
 
 
 # After the stages -----------------------------------------------------------------------------------------
-def fit_movement(prior, coded, max_slices=128, newton_steps=3):
-    """Fits the prior's `movement` to slices of a `dataset.CodedSplit` of new people by maximum likelihood."""
+def fit_movement(prior, coded, max_slices=128):
+    """Fits the prior's `movement` to validation people, a `dataset.CodedSplit`, by maximum likelihood."""
     def derivatives(indices):
         """Of slices' log-likelihood by `movement`, (B, 2): the first one, and minus the second one."""
         codes, context = coded.slices(indices), coded.slices(coded.context[indices])
         given = coded.positions[indices], context, coded.persons[0][indices]
-        noise_shares = tf.fill([len(indices)], prior.context_noise)
-        probabilities = prior.distribution(codes, *given, noise_shares).probs_parameter()
-        scores = prior.movement_scores(context)
+        noise_shares = tf.fill([len(indices)], prior.context_noise)  # as it is told when heads are sampled
+        with prior.full_float32():
+            probabilities = prior.distribution(codes, *given, noise_shares).probs_parameter()
+            scores = prior.movement_scores(prior.changes_below(context))
         mean = tf.reduce_sum(probabilities * scores, axis=-1)
         variance = tf.reduce_sum(probabilities * scores ** 2, axis=-1) - mean ** 2
         gradient = tf.gather(scores, codes, batch_dims=3) - mean
@@ -447,11 +447,17 @@ def fit_movement(prior, coded, max_slices=128, newton_steps=3):
     prior.movement.assign(0.0)  # of a run stopped after this
     indices = np.flatnonzero((coded.context[:, :2] < len(coded.positions)).all(axis=1))
     if not len(indices):
-        return
-    indices = indices[spread(len(indices), max_slices)]
-    for _ in range(newton_steps):
-        gradient, variance = in_chunks(derivatives, indices, size=16).sum(axis=0)
-        prior.movement.assign_add(gradient / max(variance, 1e-8))
+        return  # nobody has a slice with two below it
+    indices = np.random.default_rng(0).permutation(indices)[:max_slices]
+    # Newton's method. The likelihood is concave: if its slope turns, the maximum lies between; so half a step.
+    limit, before = 1.0, 0.0
+    for _ in range(20):
+        slope, curvature = in_chunks(derivatives, indices, size=16).sum(axis=0)
+        limit /= 1 + (slope * before < 0)
+        step, before = np.clip(slope / max(curvature, 1e-8), -limit, limit), slope
+        prior.movement.assign_add(step)
+        if abs(step) < 1e-3:
+            break
 
 
 def calibrate_prior(run, vqvae, prior, num_people):
@@ -490,10 +496,10 @@ def fit_ventricles(run, prior, train, margin):
 
 
 def finish(run, vqvae, prior, splits):
-    """Calibrates, saves, measures on the test people. A run with metrics.json, written last, is finished."""
+    """Fits, calibrates, saves, measures on the test people. A run with metrics.json, written last, is finished."""
     train, test = splits["train"], splits["test"]
-    if prior.settings["embedding_dim"]:  # not of a run to start from that was trained before version 1.1
-        fit_movement(prior, dataset.encode_split(vqvae, prior, splits["validate"]))
+    print("Fitting the movement from slice to slice on validation people ...", flush=True)
+    fit_movement(prior, dataset.encode_split(vqvae, prior, splits["validate"]))
     calibrate_prior(run, vqvae, prior, train.num_people)
     fit_ventricles(run, prior, train, vqvae.margin)
     with whole_file(run.model_path("pixelcnn")) as new:
@@ -505,7 +511,8 @@ def finish(run, vqvae, prior, splits):
     draw_figures(run, vqvae, prior, splits, coded)
     with whole_file(run.model_path("vqvae")) as new:  # not before: `DecoderStage` begins with the one there
         vqvae.save(new)
-    write_json(run.folder / "metrics.json", measured | {"baselines": baselines})
+    write_json(run.folder / "metrics.json", measured | {"baselines": baselines,
+                                                       "movement": float(prior.movement)})
     shutil.rmtree(run.folder / "backup", ignore_errors=True)
     print(RESULTS.format(**measured, mean=baselines["mean_image"], blurred=baselines["blurred_original"],
                          people=test.num_people, pixels=vqvae.image_size ** 2), flush=True)

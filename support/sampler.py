@@ -58,7 +58,7 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
     with prior.full_float32():
         size, batch, filters = prior.grid_size, tf.shape(positions)[0], prior.num_filters
         noise_shares = tf.fill([batch], noise_share)
-        added = temperature * noise + prior.movement_logits(context)
+        changes = prior.changes_below(context)
         condition, grid_features = prior.condition_features(positions, context, person, noise_shares)
         def sample_row(row, previous, windows, keys, codes):
             rows = tf.gather(grid_features, [row], axis=1) + previous
@@ -72,7 +72,9 @@ def sample_codes(prior, positions, noise, temperature, context=None, person=None
                     above = tf.gather(features, [column], axis=2)
                     horizontal = block.horizontal(horizontal, window, above, condition)
                 logits = prior.logits(horizontal + tf.gather(vertical, [column], axis=2))[:, 0, 0]
-                code = tf.argmax(logits + added[:, row, column], axis=-1, output_type=tf.int32)
+                if changes is not None:
+                    logits += prior.movement * prior.movement_scores(changes[:, row, column])
+                code = tf.argmax(logits + temperature * noise[:, row, column], axis=-1, output_type=tf.int32)
                 previous = prior.code_embedding(code)[:, tf.newaxis, tf.newaxis]
                 return column + 1, previous, new_windows, row_codes.write(column, code)
             start = (0, tf.zeros((batch, 1, 1, filters)),

@@ -227,7 +227,8 @@ def test_every_code_depends_on_context_person_and_position(prior):
     assert (difference[-3:-1] > 0).all()
 
 
-def test_movement_adds_the_products_of_codes_with_the_change_below(prior):
+def test_movement_adds_the_products_of_codes_with_the_change_below():
+    prior = small_prior()
     (codes, positions), (context, person) = random_codes(3), random_conditions(prior, 3)
     context[0, 0], context[1, 1, 2, 4] = 11, 11  # no slice, in all places and in one
     inputs = {"codes": codes, "positions": positions, "context": context, "person": person}
@@ -240,7 +241,6 @@ def test_movement_adds_the_products_of_codes_with_the_change_below(prior):
             expected[item, row, column, code] = 0.7 * vectors[code] @ (vectors[below] - vectors[further])
     np.testing.assert_allclose(logits - prior(inputs).numpy(), expected, atol=1e-4)
     assert not expected[0].any() and expected[1].any()
-    prior.movement.assign(0.7)
 
 
 def test_log_prob_is_the_sum_of_log_softmax_given_no_slices_and_the_average_person_if_none_are(prior):
