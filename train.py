@@ -449,7 +449,7 @@ def fit_movement(prior, coded, max_slices=128):
     if not len(indices):
         return  # nobody has a slice with two below it
     indices = np.random.default_rng(0).permutation(indices)[:max_slices]
-    # Newton's method. The likelihood is concave: if its slope turns, the maximum lies between; so half a step.
+    # Newton's method, by shorter steps once the slope has changed its sign: then it went beyond the maximum.
     limit, before = 1.0, 0.0
     for _ in range(20):
         slope, curvature = in_chunks(derivatives, indices, size=16).sum(axis=0)
@@ -496,7 +496,7 @@ def fit_ventricles(run, prior, train, margin):
 
 
 def finish(run, vqvae, prior, splits):
-    """Fits, calibrates, saves, measures on the test people. A run with metrics.json, written last, is finished."""
+    """Fits, calibrates, saves, measures on the test people. The last file, metrics.json: it is finished."""
     train, test = splits["train"], splits["test"]
     print("Fitting the movement from slice to slice on validation people ...", flush=True)
     fit_movement(prior, dataset.encode_split(vqvae, prior, splits["validate"]))
