@@ -31,6 +31,7 @@ SENTENCES = (
     "the prior for a slice alone, {real_slices[bits_per_code]:.2f} for a slice in its head",
     "Of {heads[num_heads]} heads sampled after training on real people, {heads[copies]} lie",
     "batches of 128 leave PatternFlow's model {reconstruction[patternflow][steps]} steps",
+    "largest likelihood on validation people (here {real_slices[movement]:.2f})",
     "Of the weights' heads {pretrained_heads[copies]} stand out",
 )
 
