@@ -214,8 +214,9 @@ def take_shapes(arguments, geometry, settings, vqvae, pixelcnn):
     settings = dataclasses.replace(settings, autoencoder_steps=0, **{name: shapes[name] for name in SHAPE})
     vqvae = {**old_vqvae, "sees_neighbours": False, "data_variance": vqvae["data_variance"],
              "seed": settings.seed}
-    new_names = "dropout", "slice_positions", "context_noise", "embedding_dim"
-    pixelcnn = {**old_pixelcnn, **{name: pixelcnn[name] for name in new_names}}
+    new_names = "dropout", "slice_positions", "context_noise"
+    pixelcnn = {**old_pixelcnn, **{name: pixelcnn[name] for name in new_names},
+                "embedding_dim": settings.embedding_dim}  # a prior of version 1.0.0 has none
     return run, settings, vqvae, pixelcnn
 
 
