@@ -124,6 +124,7 @@ def test_predict_writes_pictures_and_the_metrics_that_training_wrote(evaluated, 
     del measured["heads"]
     trained_on = read_json(evaluated / "metrics.json")
     beside = trained_on.pop("baselines")
+    assert trained_on.pop("movement") != 0
     assert measured == pytest.approx(trained_on, rel=1e-4)
     assert measured["num_images"] == 16 and 0 < measured["bits_per_code"] < 6
     assert measured["bytes_per_image"] == pytest.approx(measured["bits_per_code"] * 64 / 8)
