@@ -229,7 +229,7 @@ def build_decoder(image_size=256, embedding_dim=16, downsample=8, margin=0, widt
 
 
 def _mean_ssim(images, outputs, side=7):
-    """`metrics.ssim`, by data range 1, of images (B, S, S, 1) in [-1, 1] and outputs of `_paint`, a scalar."""
+    """`metrics.ssim`, data range 1, of images (B, S, S, 1) in [-1, 1] and outputs of `_paint`: a scalar."""
     # In windows at every fourth place. `tf.image.ssim`, at every place, takes three times as long: 35 ms.
     x, y = (images + 1) / 2, (tf.clip_by_value(outputs, -1.0, 1.0) + 1) / 2
     means = tf.nn.avg_pool2d(tf.concat([x, y, x * x, y * y, x * y], axis=-1), side, 4, "VALID")
